@@ -1,0 +1,272 @@
+"""The command line. Everything heavy is imported inside the commands, so that `--help` answers at once."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
+
+if TYPE_CHECKING:
+    from popalign_core.config import PipelineConfig, RuntimeConfig
+    from storage.store import Store
+
+EXIT_CODES = """Exit codes: 0 done; 1 unexpected error (with its traceback); 2 wrong command line or configuration;
+3 wrong input data; 4 missing weights; 5 store unreadable, unwritable or damaged; 6 training cannot go on;
+7 a service does not answer; 130 interrupted (the same command again resumes)."""
+
+
+class Commands(TyperGroup):
+    """Turns the project's errors into one message and an exit code; other errors keep their traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except PopAlignError as error:
+            typer.echo(f"popalign: {error}", err=True)
+            raise typer.Exit(error.exit_code) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Makes a text-to-image model fair at the level of populations, and proves it.",
+    epilog=EXIT_CODES,
+)
+portraits = typer.Typer(no_args_is_help=True, help="The embedded model.", rich_markup_mode=None)
+app.add_typer(portraits, name="portraits")
+
+Preset = Annotated[str | None, typer.Option(help="A named configuration; 'portraits' when nothing is given.")]
+Config = Annotated[Path | None, typer.Option(help="A TOML file; see README.md for an example.")]
+Root = Annotated[str | None, typer.Option(help="Store: a folder or any fsspec URL; 'artifacts' when not given.")]
+Name = Annotated[str | None, typer.Option(help="Folder under runs/; the preset's or the file's name when not given.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Lay a value over the configuration; repeat at will."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Make a new version although there is one; the old one stays.")]
+
+
+@app.command()
+def run(
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    name: Name = None,
+    settings: Settings = None,
+    prefect: Annotated[bool, typer.Option("--prefect", help="As a flow run on the server at PREFECT_API_URL.")] = False,
+) -> None:
+    """Run the whole pipeline; stages already in the store are not run again."""
+    from flows.options import build_config, run_name
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    name = run_name(preset, config, name)
+    _announce(pipeline, runtime)
+    if prefect:
+        _run_as_flow(pipeline, runtime, name)
+    else:
+        _run_here(pipeline, runtime, name)
+    _conclude(pipeline, runtime, name)
+
+
+@app.command()
+def plan(preset: Preset = None, config: Config = None, root: Root = None, settings: Settings = None) -> None:
+    """Show each stage's key, whether it is in the store, and how much work it is."""
+    from flows.graph import plan as plan_nodes
+    from flows.options import build_config
+    from flows.tables import plan_lines
+
+    for line in plan_lines(plan_nodes(*build_config(preset, config, settings or [], root))):
+        typer.echo(line)
+
+
+@app.command()
+def stage(
+    node: Annotated[str, typer.Argument(metavar="NAME", help="As `popalign plan` lists it, such as 'train'.")],
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    settings: Settings = None,
+    force: Force = False,
+) -> None:
+    """Run one stage, and before it whatever it needs and is not in the store."""
+    from flows.graph import call_directly
+    from flows.options import build_config
+    from flows.progress import console_progress
+    from flows.runs import run_stage
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    with console_progress() as progress:
+        ref = run_stage(node, pipeline, runtime, call=call_directly(progress), force=force)
+    typer.echo(f"{node}: {ref} in {runtime.root}")
+
+
+@app.command()
+def report(
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    name: Name = None,
+    settings: Settings = None,
+    force: Force = False,
+) -> None:
+    """Write the report of a run that is in the store again, without running any other stage."""
+    from flows.graph import call_directly
+    from flows.graph import plan as plan_nodes
+    from flows.options import build_config, run_name
+    from flows.runs import run_stage
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    name = run_name(preset, config, name)
+    missing = [node.node for node in plan_nodes(pipeline, runtime) if not node.is_hit and node.node != "report"]
+    if missing:
+        raise InputError(f"{runtime.root} lacks {', '.join(missing)} of this configuration; `popalign run` makes them")
+    if force:
+        run_stage("report", pipeline, runtime, call=call_directly(), force=True)
+    _run_here(pipeline, runtime, name)
+    _conclude(pipeline, runtime, name)
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Diffusers folders, or 'portraits'.")],
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    settings: Settings = None,
+) -> None:
+    """Evaluate models that the leaderboard does not have yet, and print their rows."""
+    from flows.checkpoints import evaluate_checkpoints, named_checkpoints
+    from flows.graph import call_directly
+    from flows.options import build_config
+    from flows.progress import console_progress
+    from flows.tables import board_lines
+    from tasks.leaderboard import read_leaderboard
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    checkpoints = named_checkpoints(models)
+    with console_progress() as progress:
+        evaluate_checkpoints(checkpoints, pipeline, runtime, call=call_directly(progress))
+    board = read_leaderboard(runtime.root)
+    asked = board[board["model_hash"].isin([checkpoint.model_hash for checkpoint in checkpoints])]
+    for line in board_lines(asked.to_dict("records")):
+        typer.echo(line)
+
+
+@app.command()
+def verify(root: Root = None) -> None:
+    """Read every artifact in the store again and compare its checksums."""
+    store = _open(root)
+    problems = store.verify()
+    for problem in problems:
+        typer.echo(f"{problem.ref} {problem.file}: {problem.what}", err=True)
+    if problems:
+        raise StoreError(f"{len(problems)} problem(s) in {store.root}; delete the artifacts named and run again")
+    typer.echo(f"{len(store.list_artifacts())} artifact(s) in {store.root} are whole")
+
+
+@app.command()
+def gc(
+    root: Root = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+) -> None:
+    """Delete artifacts that no run refers to, and what killed runs left behind."""
+    from flows.tables import garbage_lines
+
+    for line in garbage_lines(_open(root).collect_garbage(dry_run=dry_run)):
+        typer.echo(line)
+
+
+@app.command()
+def doctor(root: Root = None) -> None:
+    """Say what is installed, which weights are where, which device there is, whether store and server answer."""
+    from flows.doctor import examine
+    from flows.options import DEFAULT_ROOT
+
+    worst = 0
+    for finding in examine(root or DEFAULT_ROOT):
+        typer.echo(f"{'ok' if finding.exit_code == 0 else 'NO':<3} {finding.subject:<38} {finding.detail}")
+        worst = worst or finding.exit_code
+    raise typer.Exit(worst)
+
+
+@portraits.command()
+def train(
+    data: Annotated[Path, typer.Option(help="Folder with portraits.parquet and things.parquet.")],
+    out: Annotated[Path, typer.Option(help="Folder for the weights.")],
+    work: Annotated[Path | None, typer.Option(help="Folder for checkpoints; OUT-work when not given.")] = None,
+) -> None:
+    """Train the embedded model from its data; the same command again resumes."""
+    missing = [name for name in ("portraits.parquet", "things.parquet") if not (data / name).is_file()]
+    if missing:
+        raise InputError(f"{data} lacks {', '.join(missing)}; give the folder with the data packs, see README.md")
+    from flows.progress import console_progress
+    from popalign_core.portraits.train import Recipe, train_portraits
+
+    recipe = Recipe()
+    with console_progress() as progress:
+
+        def on_step(part: str, step: int, values: dict[str, float]) -> None:
+            progress(part, step + 1, getattr(recipe, part.partition("-")[0]).steps)
+
+        train_portraits(data, out, work or out.with_name(f"{out.name}-work"), recipe=recipe, on_step=on_step)
+    typer.echo(f"The embedded model is in {out}")
+
+
+def main() -> None:
+    """Entry point of the command `popalign`."""
+    app()
+
+
+def _open(root: str | None) -> "Store":
+    from flows.options import DEFAULT_ROOT
+    from storage.store import Store
+
+    return Store(root or DEFAULT_ROOT)
+
+
+def _announce(config: "PipelineConfig", runtime: "RuntimeConfig") -> None:
+    from flows.graph import plan as plan_nodes
+
+    nodes = plan_nodes(config, runtime)
+    typer.echo(f"{len(nodes)} stages, {sum(node.is_hit for node in nodes)} of them in {runtime.root}", err=True)
+
+
+def _run_here(config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> None:
+    from flows.graph import call_directly
+    from flows.progress import console_progress
+    from flows.runs import run_pipeline
+
+    with console_progress() as progress:
+        run_pipeline(config, runtime, name, call=call_directly(progress))
+
+
+def _run_as_flow(config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> None:
+    import os
+
+    if not os.environ.get("PREFECT_API_URL"):
+        raise ConfigError("--prefect needs a server; set PREFECT_API_URL, for example http://127.0.0.1:4200/api")
+    from flows.pipeline import popalign
+
+    popalign(config=config, runtime=runtime, name=name)
+
+
+def _conclude(config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> None:
+    from flows.graph import plan as plan_nodes
+    from flows.tables import verdict_lines
+
+    refs = {node.node: node.ref for node in plan_nodes(config, runtime)}
+    store = _open(runtime.root)
+    rows = [
+        row
+        for system in ("base", "aligned")
+        for row in store.read_table(refs[f"evaluate:{system}"], "metrics").to_dict("records")
+    ]
+    for line in verdict_lines(rows):
+        typer.echo(line)
+    typer.echo(f"\nReport: {runtime.root.rstrip('/')}/runs/{name}/report.html")

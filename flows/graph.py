@@ -1,0 +1,216 @@
+"""The table of stages, and the plan: each node's key, hit or miss, and how much work it is. Imports no torch."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from typing import Any
+
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.errors import ConfigError
+from storage.store import ArtifactRef
+from tasks import attributes, evaluate, identities, preferences, prompts, report, sample, scores, train
+from tasks.stage import Request, open_store, reference
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with (node, done, total); done == total at once for a node that is a hit."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage at its place in a flow.
+
+    Attributes:
+        node: Name of the place, such as `sample` or `evaluate:base`.
+        run: The stage's function.
+        request: What the stage's key depends on.
+        inputs: Parameter of the stage -> node whose artifact it takes.
+        options: Further arguments of the stage.
+    """
+
+    node: str
+    run: Callable[..., ArtifactRef]
+    request: Callable[..., Request]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def arguments(self, refs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
+        """The stage's arguments besides configuration and runtime."""
+        return {name: refs[node] for name, node in self.inputs.items()} | dict(self.options)
+
+
+Call = Callable[[Step, dict[str, Any]], ArtifactRef]
+"""How a step's function is called: directly, or as a Prefect task."""
+
+
+def evaluation_steps(system: str, model: str | None = None) -> tuple[Step, ...]:
+    """The four steps that measure one system; `model` is the node of a trained model, None the configured one."""
+    images, faces, marks = f"sample-eval:{system}", f"attributes-eval:{system}", f"scores:{system}"
+    source = {"prompts": "identities"} | ({"model": model} if model else {})
+    measured = {"prompts": "identities", "sample": images}
+    statistics = {"attributes": faces, "scores": marks}
+    return (
+        Step(images, sample.sample_images, sample.request, source, {"purpose": "evaluation"}),
+        Step(faces, attributes.read_attributes, attributes.request, measured),
+        Step(marks, scores.score_images, scores.request, measured),
+        Step(
+            f"evaluate:{system}", evaluate.evaluate_system, evaluate.request, measured | statistics, {"system": system}
+        ),
+    )
+
+
+PROMPT_STEPS = (
+    Step("prompts", prompts.write_prompts, prompts.request),
+    Step("identities", identities.add_identities, identities.request, {"prompts": "prompts"}),
+)
+TRAINING_STEPS = (
+    Step("sample", sample.sample_images, sample.request, {"prompts": "identities"}, {"purpose": "preferences"}),
+    Step("attributes", attributes.read_attributes, attributes.request, {"prompts": "identities", "sample": "sample"}),
+    Step(
+        "preferences",
+        preferences.build_preferences,
+        preferences.request,
+        {"prompts": "identities", "sample": "sample", "attributes": "attributes"},
+    ),
+    Step("train", train.train_model, train.request, {"preferences": "preferences", "sample": "sample"}),
+)
+REPORT_STEP = Step(
+    "report",
+    report.write_report,
+    report.request,
+    {
+        "prompts": "identities",
+        "attributes": "attributes",
+        "preferences": "preferences",
+        "train": "train",
+    }
+    | {
+        f"{side}_{part}": f"{node}:{side}"
+        for side in ("base", "aligned")
+        for part, node in (
+            ("sample", "sample-eval"),
+            ("attributes", "attributes-eval"),
+            ("scores", "scores"),
+            ("metrics", "evaluate"),
+        )
+    },
+)
+PIPELINE = (
+    *PROMPT_STEPS,
+    *TRAINING_STEPS,
+    *evaluation_steps("base"),
+    *evaluation_steps("aligned", model="train"),
+    REPORT_STEP,
+)
+
+
+@dataclass(frozen=True)
+class PlannedNode:
+    """What a run would do at one node.
+
+    Attributes:
+        node: Name of the node.
+        ref: Stage and key of its artifact.
+        is_hit: Whether it is published already.
+        n_images: Images to draw, read or score; an estimate while prompts are still to be written.
+        n_steps: Training steps.
+    """
+
+    node: str
+    ref: ArtifactRef
+    is_hit: bool
+    n_images: int = 0
+    n_steps: int = 0
+
+
+def plan(
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+    steps: Iterable[Step] = PIPELINE,
+    given: Mapping[str, ArtifactRef] | None = None,
+) -> list[PlannedNode]:
+    """Every node's key, hit or miss and work, in the order of execution; runs nothing.
+
+    Args:
+        config: Of the pipeline.
+        runtime: Which store.
+        steps: Which nodes.
+        given: Artifacts that stand for nodes outside `steps`.
+
+    Raises:
+        MissingWeightsError: When the base model, whose hash is part of the keys, is not there.
+        StoreError: When the store cannot be opened.
+    """
+    store, refs, nodes = open_store(runtime), dict(given or {}), []
+    for step in steps:
+        ref = reference(store, step.request(config, **step.arguments(refs)))
+        refs[step.node] = ref
+        work = {
+            "n_images": expected_images(step, config),
+            "n_steps": config.training.n_steps if step.run is train.train_model else 0,
+        }
+        nodes.append(PlannedNode(step.node, ref, store.is_published(ref), **work))
+    return nodes
+
+
+def expected_images(step: Step, config: PipelineConfig) -> int:
+    """Images that a step draws, reads or scores; 0 for steps that see none."""
+    name = step.node.partition(":")[0]
+    if name not in ("sample", "attributes", "sample-eval", "attributes-eval", "scores"):
+        return 0
+    purpose: sample.Purpose = "preferences" if name in ("sample", "attributes") else "evaluation"
+    counts = sample.n_images(config, purpose)
+    written = config.prompts
+    people = len(written.eval_subjects)
+    if purpose == "preferences":
+        people = written.n_train if written.source == "llm" else len(written.train_subjects)
+    cells = prod(len(axis.classes) for axis in config.axes)
+    total = people * (counts["neutral"] + cells * counts["specific"])
+    return total + (0 if name == "attributes-eval" else len(written.generic_subjects) * counts.get("generic", 0))
+
+
+def needed_for(node: str, steps: tuple[Step, ...] = PIPELINE) -> tuple[Step, ...]:
+    """A node and all it needs, in order.
+
+    Raises:
+        ConfigError: For an unknown node.
+    """
+    by_name = {step.node: step for step in steps}
+    if node not in by_name:
+        raise ConfigError(f"there is no stage {node!r}; choose from {', '.join(by_name)}")
+    wanted, open_nodes = set[str](), [node]
+    while open_nodes:
+        name = open_nodes.pop()
+        if name not in wanted:
+            wanted.add(name)
+            open_nodes += by_name[name].inputs.values()
+    return tuple(step for step in steps if step.node in wanted)
+
+
+def run_steps(
+    steps: Iterable[Step],
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+    call: Call,
+    given: Mapping[str, ArtifactRef] | None = None,
+) -> dict[str, ArtifactRef]:
+    """Run steps in order; what is published is not run again.
+
+    Returns:
+        Each node's artifact, those given included.
+    """
+    refs = dict(given or {})
+    for step in steps:
+        refs[step.node] = call(step, step.arguments(refs) | {"config": config, "runtime": runtime})
+    return refs
+
+
+def call_directly(on_progress: OnProgress | None = None) -> Call:
+    """Call stages as plain functions, without Prefect."""
+
+    def call(step: Step, arguments: dict[str, Any]) -> ArtifactRef:
+        if on_progress is None:
+            return step.run(**arguments)
+        return step.run(**arguments, on_progress=partial(on_progress, step.node))
+
+    return call

@@ -1,0 +1,54 @@
+"""Flow `popalign`: all stages, from prompts to the report."""
+
+import base64
+
+from prefect import flow
+from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
+
+from flows.published import call_as_task, chosen_config, metrics_markdown, report_url
+from flows.runs import run_pipeline
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from storage.store import ArtifactRef
+from tasks.grid import draw_grid, read_pairs
+from tasks.publish import read_metrics
+from tasks.registered import artifact_key
+from tasks.stage import open_store
+
+
+@flow(name="popalign", flow_run_name="popalign {name}")
+def popalign(
+    preset: str = "portraits",
+    config: PipelineConfig | None = None,
+    runtime: RuntimeConfig = RuntimeConfig(),
+    name: str = "portraits",
+) -> dict[str, ArtifactRef]:
+    """Take a base model through all stages and publish the run under `<root>/runs/<name>/`.
+
+    Args:
+        preset: Name of the configuration.
+        config: A whole configuration, in place of the preset.
+        runtime: Store, device, batch size.
+        name: Of the run's folder.
+
+    Returns:
+        Each node's artifact.
+    """
+    refs = run_pipeline(chosen_config(preset, config), runtime, name, call=call_as_task)
+    _show(refs, runtime, name)
+    return refs
+
+
+def _show(refs: dict[str, ArtifactRef], runtime: RuntimeConfig, name: str) -> None:
+    """Publish the metrics, a before/after grid and a link to the report with the flow run."""
+    store = open_store(runtime)
+    create_markdown_artifact(
+        metrics_markdown(read_metrics(store, refs)), key=f"metrics-{artifact_key(name)}", description="Base and aligned"
+    )
+    prompts = store.read_table(refs["identities"], "prompts")
+    pairs = read_pairs(store, prompts, refs["sample-eval:base"], refs["sample-eval:aligned"], {"neutral": 6})
+    create_image_artifact(
+        f"data:image/png;base64,{base64.b64encode(draw_grid(pairs)).decode()}",
+        key=f"grid-{artifact_key(name)}",
+        description="Same prompts and seeds: base left, aligned right",
+    )
+    create_link_artifact(report_url(store.run_folder(name).url), key=f"report-{artifact_key(name)}", link_text="Report")

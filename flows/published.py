@@ -1,0 +1,73 @@
+"""The Prefect side of every flow: stages as tasks, and what a flow run shows as artifacts."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from flows.graph import Step
+from popalign_core.config import PipelineConfig
+from popalign_core.presets import preset as find_preset
+from storage.store import ArtifactRef, Manifest
+from tasks.registered import TASKS
+
+HEADLINES = (
+    "discrepancy_pooled",
+    "discrepancy_per_prompt",
+    "recall",
+    "no_face_share",
+    "clip_score",
+    "subject_accuracy",
+)
+"""The metrics a reader wants first; the report and metrics.parquet have them all."""
+
+
+def call_as_task(step: Step, arguments: dict[str, Any]) -> ArtifactRef:
+    """Run a step as a Prefect task under the node's name."""
+    ref: ArtifactRef = TASKS[step.run].with_options(task_run_name=step.node)(**arguments)
+    return ref
+
+
+def chosen_config(preset: str, config: PipelineConfig | None) -> PipelineConfig:
+    """The configuration given, else the preset's."""
+    return config or find_preset(preset)
+
+
+def metrics_markdown(metrics: pd.DataFrame) -> str:
+    """The headline metrics, a column a system, each with its interval."""
+    systems = list(dict.fromkeys(metrics["system"]))
+    chosen = metrics[metrics["metric"].isin(HEADLINES)]
+    rows = []
+    for (benchmark, metric, axis), group in chosen.groupby(["benchmark", "metric", "axis"], sort=False):
+        cells = {str(row.system): _cell(row.value, row.ci_low, row.ci_high) for row in group.itertuples()}
+        rows.append([benchmark, metric, axis, *(cells.get(system, "") for system in systems)])
+    return markdown_table(["benchmark", "metric", "axis", *systems], rows)
+
+
+def leaderboard_markdown(board: pd.DataFrame) -> str:
+    """The headline metrics of every checkpoint."""
+    named = board["checkpoint"] + " " + board["model_hash"].str[:8]
+    return metrics_markdown(board.assign(system=named))
+
+
+def report_url(run: str) -> str:
+    """A link to the report of a run's folder, which may be a relative path."""
+    folder = run if "://" in run else Path(run).resolve().as_uri()
+    return f"{folder}/report.html"
+
+
+def manifest_markdown(node: str, manifest: Manifest) -> str:
+    """Which artifact a node ended with, and its tables' sizes."""
+    rows = [[name, n] for name, n in manifest.rows.items()]
+    return f"`{node}` is `{manifest.stage}/{manifest.key}`\n\n{markdown_table(['table', 'rows'], rows)}"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A GitHub-flavoured table."""
+    lines = [list(header), ["---"] * len(header), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any, low: Any, high: Any) -> str:
+    return f"{value:.3f}" if pd.isna(low) or pd.isna(high) else f"{value:.3f} ({low:.3f} to {high:.3f})"

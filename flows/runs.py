@@ -1,0 +1,51 @@
+"""What the flows do, as plain functions: with Prefect tasks or, as `popalign run`, without Prefect at all."""
+
+from flows.graph import PIPELINE, Call, needed_for, plan, run_steps
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from storage.store import ArtifactRef
+from tasks.publish import publish_run, reserve_run
+from tasks.stage import open_store
+
+
+def run_pipeline(config: PipelineConfig, runtime: RuntimeConfig, name: str, *, call: Call) -> dict[str, ArtifactRef]:
+    """Run all stages and fill `<root>/runs/<name>/`: metrics, report, aligned model, run.json.
+
+    Args:
+        config: What decides the results.
+        runtime: Store, device, batch size.
+        name: Of the run's folder.
+        call: How a stage is called: `graph.call_directly(...)` or `tasks.registered.call_as_task`.
+
+    Returns:
+        Each node's artifact.
+    """
+    reserve_run((node.ref for node in plan(config, runtime)), runtime, name)
+    refs = run_steps(PIPELINE, config, runtime, call)
+    publish_run(refs, config, runtime, name)
+    return refs
+
+
+def run_stage(
+    node: str, config: PipelineConfig, runtime: RuntimeConfig, *, call: Call, force: bool = False
+) -> ArtifactRef:
+    """Run one node, and before it whatever it needs and is not published.
+
+    Args:
+        node: Such as `train` or `evaluate:aligned`.
+        config: What decides the results.
+        runtime: Store, device, batch size.
+        call: How a stage is called.
+        force: Make a new version of a node that is published already; the old one is kept.
+
+    Returns:
+        The node's artifact.
+
+    Raises:
+        ConfigError: For an unknown node.
+    """
+    steps = needed_for(node)
+    if force:
+        target = plan(config, runtime, steps)[-1]
+        if target.is_hit:
+            open_store(runtime).bump(target.ref.stage, target.ref.key)
+    return run_steps(steps, config, runtime, call)[node]

@@ -1,0 +1,37 @@
+"""Flow `popalign-stage`: one stage rerun from cache."""
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from flows.published import call_as_task, chosen_config, manifest_markdown
+from flows.runs import run_stage
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from storage.store import ArtifactRef
+from tasks.registered import artifact_key
+from tasks.stage import open_store
+
+
+@flow(name="popalign-stage", flow_run_name="stage {node}")
+def popalign_stage(
+    node: str = "evaluate:aligned",
+    preset: str = "portraits",
+    config: PipelineConfig | None = None,
+    runtime: RuntimeConfig = RuntimeConfig(),
+    force: bool = False,
+) -> ArtifactRef:
+    """Run one node of the pipeline, and before it only what it needs and is not published.
+
+    Args:
+        node: Such as `train` or `evaluate:aligned`; `popalign plan` lists them.
+        preset: Name of the configuration.
+        config: A whole configuration, in place of the preset.
+        runtime: Store, device, batch size.
+        force: Make a new version of a node that is published already.
+
+    Returns:
+        The node's artifact.
+    """
+    ref = run_stage(node, chosen_config(preset, config), runtime, call=call_as_task, force=force)
+    manifest = open_store(runtime).manifest(ref)
+    create_markdown_artifact(manifest_markdown(node, manifest), key=f"stage-{artifact_key(node)}", description=node)
+    return ref

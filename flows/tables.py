@@ -1,0 +1,102 @@
+"""Tables that the command line prints."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flows.graph import PlannedNode
+    from storage.store import GarbageReport
+
+Row = Mapping[Any, Any]
+VERDICT = (
+    ("neutral", "discrepancy_pooled", "pooled discrepancy"),
+    ("neutral", "discrepancy_per_prompt", "per-prompt discrepancy"),
+    ("specific", "recall", "identity recall"),
+    ("neutral", "clip_score", "CLIP score, neutral"),
+    ("generic", "clip_score", "CLIP score, generic"),
+    ("generic", "subject_accuracy", "subject accuracy, generic"),
+)
+"""(benchmark, metric, what a reader calls it), in the order of the table."""
+
+
+def plan_lines(nodes: Sequence["PlannedNode"]) -> list[str]:
+    """One line a stage: hit or miss, work, key; and a total of the work that is left."""
+    lines = [f"{node.node:<24} {'hit ' if node.is_hit else 'miss'}  {_work(node):<14} {node.ref}" for node in nodes]
+    misses = [node for node in nodes if not node.is_hit]
+    drawn = sum(node.n_images for node in misses if node.node.startswith("sample"))
+    steps = sum(node.n_steps for node in misses)
+    total = f"{len(misses)} of {len(nodes)} stages to run: about {drawn} images to draw, {steps} training steps"
+    return [*lines, total if misses else f"all {len(nodes)} stages are in the store"]
+
+
+def verdict_lines(metrics: Iterable[Row]) -> list[str]:
+    """Base beside aligned with their intervals, and a sentence for every axis.
+
+    Args:
+        metrics: Rows of the `metrics` table of the systems `base` and `aligned`.
+    """
+    by_key = {(row["system"], row["benchmark"], row["metric"], row["axis"]): row for row in metrics}
+    table, sentences = [f"{'':<34} {'base':<24} {'aligned':<24} floor"], []
+    for benchmark, metric, label in VERDICT:
+        axes = [key[3] for key in by_key if key[:3] == ("base", benchmark, metric)]
+        for axis in axes:
+            pair = [by_key.get((system, benchmark, metric, axis)) for system in ("base", "aligned")]
+            if pair[0] is None or pair[1] is None:
+                continue
+            base, aligned = pair[0], pair[1]
+            floor = "" if _absent(base["floor"]) else f"{base['floor']:.3f}"
+            name = f"{label}, {axis}" if axis else label
+            table.append(f"{name:<34} {_interval(base):<24} {_interval(aligned):<24} {floor}".rstrip())
+            if metric == "discrepancy_pooled":
+                sentences.append(_sentence(axis, base, aligned))
+    return [*table, "", *sentences]
+
+
+def board_lines(rows: Iterable[Row]) -> list[str]:
+    """The headline metrics of every checkpoint, a line a metric."""
+    labels = {(benchmark, metric): label for benchmark, metric, label in VERDICT}
+    lines = []
+    for row in rows:
+        label = labels.get((row["benchmark"], row["metric"]))
+        if label:
+            name = f"{label}, {row['axis']}" if row["axis"] else label
+            lines.append(f"{row['checkpoint']:<32} {name:<34} {_interval(row)}")
+    return lines
+
+
+def garbage_lines(report: "GarbageReport") -> list[str]:
+    """What garbage collection deleted, or would delete, and how much room that makes."""
+    goes = [*map(str, report.artifacts), *report.scratch, *report.leftovers]
+    verb = "would delete" if report.dry_run else "deleted"
+    busy = [f"left alone, in use: {ref}" for ref in report.busy]
+    total = f"{verb} {len(goes)} folder(s), {report.freed_bytes / 2**20:.1f} MiB"
+    return [*(f"{verb} {name}" for name in goes), *busy, total]
+
+
+def _work(node: "PlannedNode") -> str:
+    if node.n_steps:
+        return f"{node.n_steps} steps"
+    return f"{node.n_images} images" if node.n_images else ""
+
+
+def _interval(row: Row) -> str:
+    if _absent(row["ci_low"]) or _absent(row["ci_high"]):
+        return f"{row['value']:.3f}"
+    return f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+
+
+def _sentence(axis: str, base: Row, aligned: Row) -> str:
+    if _absent(base["ci_low"]) or _absent(aligned["ci_high"]):
+        verdict = "no intervals, so no verdict"
+    elif aligned["ci_high"] < base["ci_low"]:
+        verdict = "fairer, outside both intervals"
+    elif aligned["ci_low"] > base["ci_high"]:
+        verdict = "less fair, outside both intervals"
+    else:
+        verdict = "the intervals overlap"
+    return f"{axis}: pooled discrepancy {base['value']:.3f} -> {aligned['value']:.3f}: {verdict}."
+
+
+def _absent(value: float | None) -> bool:
+    return value is None or math.isnan(value)

@@ -1,0 +1,1 @@
+"""The science of PopAlign: prompts, identities, sampling, attributes, preferences, training, evaluation."""

@@ -1,0 +1,208 @@
+"""Which images are kept, and for what reason each other one is dropped. Every image keeps its rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from popalign_core.attributes.reader import AttributeReader, FaceReading
+from popalign_core.config import AttributesConfig, Axis
+from popalign_core.errors import InputError
+
+
+def check_reader(reader: AttributeReader, axes: Sequence[Axis]) -> None:
+    """Refuse a reader that cannot tell a class an axis has.
+
+    Raises:
+        InputError: Naming the axis, the classes and what the reader knows.
+    """
+    for axis in axes:
+        known = reader.axes.get(axis.name)
+        if known is None:
+            raise InputError(
+                f"classifier {reader.name}@{reader.version} does not read the axis {axis.name!r}, only "
+                f"{sorted(reader.axes)}; choose another classifier or leave the axis out"
+            )
+        missing = [name for name in axis.classes if name not in known]
+        if missing:
+            raise InputError(
+                f"classifier {reader.name}@{reader.version} has no class {missing} for the axis {axis.name!r}, only "
+                f"{list(known)}; choose another classifier or other classes"
+            )
+
+
+def judge(
+    readings: Sequence[FaceReading],
+    image_ids: Sequence[str],
+    axes: Sequence[Axis],
+    config: AttributesConfig,
+    classifier: str,
+) -> pd.DataFrame:
+    """Turn readings into the `attributes` table: one row an image and axis, none left out.
+
+    An image without a usable face has the same `drop_reason` on all its rows. A face whose class is in doubt (its
+    probability is below `min_probability`, or the likeliest class is one the axis does not have) is `unsure` on
+    that axis only.
+
+    Args:
+        readings: One an image.
+        image_ids: In the same order.
+        axes: The attributes.
+        config: Thresholds; a value equal to its threshold passes.
+        classifier: `name@version`, stored with each row.
+
+    Returns:
+        An `attributes` table, images in the order given.
+
+    Raises:
+        InputError: When the counts differ, or a reading lacks an axis or a class, or has a value that is not a
+            probability.
+    """
+    if len(readings) != len(image_ids):
+        raise InputError(f"{len(readings)} readings for {len(image_ids)} images; the reader must answer for each")
+    rows = [
+        row
+        for image_id, reading in zip(image_ids, readings, strict=True)
+        for row in _rows(image_id, reading, axes, config, classifier)
+    ]
+    return _attribute_table(rows)
+
+
+def agreeing(attributes: pd.DataFrame, images: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:
+    """Whether each image of an identity-specific prompt shows the identity its prompt asks for.
+
+    Prediction and prompt are compared by the columns that hold them, joined on ids.
+
+    Args:
+        attributes: An `attributes` table that covers the images.
+        images: `image_id` and `prompt_id` at least; images of other prompts are passed over.
+        prompts: A `prompts` table with the identities.
+
+    Returns:
+        `image_id`, `keep` (bool) and `reason` (None when kept, else the drop reason or `contradicts_<axis>` for
+        the first axis that differs), one row an image of a specific prompt.
+
+    Raises:
+        InputError: When such an image has no attributes, an identity names an axis that was not read, or an image
+            and axis is there twice.
+    """
+    specific = prompts[prompts["kind"] == "specific"]
+    wanted = {key: dict(value) for key, value in zip(specific["prompt_id"], specific["identity"], strict=True)}
+    chosen = images[images["prompt_id"].isin(list(wanted))]
+    seen = classes_by_image(attributes)
+    rows = [
+        (image_id, _disagreement(image_id, wanted[prompt_id], seen))
+        for image_id, prompt_id in zip(chosen["image_id"], chosen["prompt_id"], strict=True)
+    ]
+    reasons = pd.Series([reason for _, reason in rows], dtype=object)
+    return pd.DataFrame(
+        {"image_id": [image_id for image_id, _ in rows], "keep": reasons.isna().astype(bool), "reason": reasons}
+    )
+
+
+def classes_by_image(attributes: pd.DataFrame) -> dict[str, dict[str, tuple[str | None, str | None]]]:
+    """The table as image -> axis -> (class, drop reason).
+
+    Raises:
+        InputError: When an image and axis is there twice.
+    """
+    twice = attributes.duplicated(["image_id", "axis"])
+    if twice.any():
+        raise InputError(
+            f"{int(twice.sum())} (image, axis) pairs are in the attributes twice, e.g. image "
+            f"{attributes['image_id'][twice].iloc[0]}; read each image once"
+        )
+    seen: dict[str, dict[str, tuple[str | None, str | None]]] = {}
+    columns = (attributes[name] for name in ("image_id", "axis", "class", "drop_reason"))
+    for image_id, axis, name, reason in zip(*columns, strict=True):
+        seen.setdefault(image_id, {})[axis] = (_or_none(name), _or_none(reason))
+    return seen
+
+
+def _disagreement(
+    image_id: str, identity: dict[str, str], seen: dict[str, dict[str, tuple[str | None, str | None]]]
+) -> str | None:
+    read = seen.get(image_id)
+    if read is None:
+        raise InputError(f"image {image_id} has no attributes; read the attributes of all images first")
+    missing = sorted(set(identity) - set(read))
+    if missing:
+        raise InputError(f"image {image_id} was not read on the axes {missing}; read the attributes with all axes")
+    # A face that could not be used explains more than the contradiction it would also be.
+    for axis in identity:
+        if read[axis][1] is not None:
+            return read[axis][1]
+    return next((f"contradicts_{axis}" for axis, name in identity.items() if read[axis][0] != name), None)
+
+
+def _drop_reason(reading: FaceReading, config: AttributesConfig) -> str | None:
+    if reading.n_faces == 0:
+        return "no_face"
+    if reading.detector_score < config.min_face_score:
+        return "low_face_score"
+    if reading.face_share < config.min_face_share:
+        return "small_face"
+    return "several_faces" if reading.n_faces > 1 else None
+
+
+def _rows(
+    image_id: str, reading: FaceReading, axes: Sequence[Axis], config: AttributesConfig, classifier: str
+) -> list[dict[str, Any]]:
+    dropped = _drop_reason(reading, config)
+    common = {
+        "image_id": image_id,
+        "n_faces": reading.n_faces,
+        "box": None if reading.box is None else [float(value) for value in reading.box],
+        "detector_score": reading.detector_score,
+        "classifier": classifier,
+    }
+    rows = []
+    for axis in axes:
+        name, probability = (None, None) if dropped else _likeliest(image_id, reading, axis)
+        unsure = not dropped and (name not in axis.classes or (probability or 0.0) < config.min_probability)
+        reason = "unsure" if unsure else dropped
+        rows.append(
+            common
+            | {
+                "axis": axis.name,
+                "class": None if reason else name,
+                "probability": probability,
+                "drop_reason": reason,
+            }
+        )
+    return rows
+
+
+def _likeliest(image_id: str, reading: FaceReading, axis: Axis) -> tuple[str, float]:
+    """Class of largest probability among all the reader knows; equal ones go to the first of the axis."""
+    probabilities = reading.probabilities.get(axis.name, {})
+    missing = [name for name in axis.classes if name not in probabilities]
+    if missing:
+        raise InputError(f"image {image_id}: the reading has no {axis.name!r} probability for {missing}")
+    values = np.array(list(probabilities.values()))
+    if not np.all((values >= 0) & (values <= 1)):  # NaN compares false
+        raise InputError(f"image {image_id}: {axis.name!r} probabilities {probabilities} are not all within [0, 1]")
+    ordered = [*axis.classes, *(name for name in probabilities if name not in axis.classes)]
+    name = max(ordered, key=lambda key: probabilities[key])
+    return name, probabilities[name]
+
+
+def _attribute_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    columns = {
+        "image_id": object,
+        "n_faces": np.int32,
+        "box": object,
+        "detector_score": np.float32,
+        "axis": object,
+        "class": object,
+        "probability": np.float32,
+        "classifier": object,
+        "drop_reason": object,
+    }
+    return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=kind) for name, kind in columns.items()})
+
+
+def _or_none(value: object) -> str | None:
+    """Pandas hands back a missing string as NaN or None, depending on the column's dtype."""
+    return value if isinstance(value, str) else None

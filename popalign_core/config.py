@@ -1,0 +1,227 @@
+"""The configuration: one frozen model a stage, composed into `PipelineConfig`, the flows' only parameter.
+
+Everything here changes results and is hashed into artifact keys. What does not (batch size, workers, device)
+lives in `RuntimeConfig`, which is never hashed.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from popalign_core.errors import ConfigError
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Frozen(BaseModel):
+    """Immutable, and refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Axis(Frozen):
+    """An attribute whose distribution matters, as data: a user adds one without code."""
+
+    name: Text
+    classes: tuple[Text, ...] = Field(min_length=2, description="fixed class list; discrepancy is taken over all of it")
+    words: dict[str, str] = Field(default={}, description="class -> words in a prompt; the class's own name if absent")
+    target: dict[str, float] | None = Field(default=None, description="class -> share, sums to 1; None is uniform")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"axis {self.name!r} names a class twice: {self.classes}; name each once")
+        for field, mapping in (("words", self.words), ("target", self.target or {})):
+            unknown = sorted(set(mapping) - set(self.classes))
+            if unknown:
+                raise ValueError(f"axis {self.name!r}: {field} has {unknown}, which are not among {self.classes}")
+        if self.target is not None:
+            total = sum(self.target.values())
+            if abs(total - 1) > 1e-6 or min(self.target.values()) < 0:
+                raise ValueError(f"axis {self.name!r}: target sums to {total:g}; give shares >= 0 that sum to 1")
+        return self
+
+    def word(self, name: str) -> str:
+        """What a prompt says for a class."""
+        return self.words.get(name, name)
+
+    def shares(self) -> tuple[float, ...]:
+        """The target distribution in the order of `classes`."""
+        if self.target is None:
+            return (1 / len(self.classes),) * len(self.classes)
+        return tuple(self.target.get(name, 0.0) for name in self.classes)
+
+
+class LLMConfig(Frozen):
+    """An OpenAI-compatible endpoint. The key is read from the environment, never stored."""
+
+    base_url: Text = "http://127.0.0.1:8000/v1"
+    model: Text = "gpt-4o-mini"
+    api_key_env: Text = "OPENAI_API_KEY"
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    max_retries: int = Field(default=4, ge=0)
+    timeout_s: float = Field(default=60, gt=0)
+    max_calls: int = Field(default=100, ge=1)
+
+
+class PromptsConfig(Frozen):
+    """Where neutral and generic prompts come from."""
+
+    source: Literal["grammar", "llm"] = "grammar"
+    carrier: Text = Field(default="a photo of {}", description="one template for neutral and specific prompts alike")
+    train_subjects: tuple[Text, ...] = Field(default=(), description="grammar: occupations the preference data covers")
+    eval_subjects: tuple[Text, ...] = Field(default=(), description="occupations the evaluation uses; disjoint")
+    generic_subjects: tuple[Text, ...] = Field(default=(), description="objects and other prompts without people")
+    n_train: int = Field(default=0, ge=0, description="llm: how many training prompts to write")
+    llm: LLMConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "{}" not in self.carrier:
+            raise ValueError(f"carrier {self.carrier!r} has no {{}}; write for example 'a photo of {{}}'")
+        if self.source == "llm" and (self.llm is None or self.n_train == 0):
+            raise ValueError("source 'llm' needs an [prompts.llm] table and n_train > 0")
+        return self
+
+
+class ModelConfig(Frozen):
+    """A text-to-image model: the shipped `portraits`, a local diffusers folder, or a hub id with a revision."""
+
+    name: Text = Field(default="portraits", description="'portraits', a folder, or a hub id")
+    revision: str | None = Field(default=None, description="hub revision (commit); required for a hub id")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class SamplingConfig(Frozen):
+    """How images are drawn."""
+
+    n_steps: int = Field(default=16, ge=1, le=1000)
+    guidance_scale: float = Field(default=2.5, ge=1.0, description="1 is no guidance")
+    scheduler: Literal["dpmsolver++", "ddim", "euler"] = "dpmsolver++"
+    width: int = Field(default=64, ge=8, multiple_of=8, description="px")
+    height: int = Field(default=64, ge=8, multiple_of=8, description="px")
+    seed: int = Field(default=0, ge=0)
+
+
+class AttributesConfig(Frozen):
+    """Who looks at the faces, and when an image is dropped."""
+
+    classifier: Literal["portraits", "deepface"] = "portraits"
+    detector_backend: Literal["opencv", "fastmtcnn", "retinaface", "yunet", "skip"] = "opencv"
+    min_face_score: float = Field(default=0.5, ge=0, le=1)
+    min_face_share: float = Field(default=0.02, ge=0, le=1, description="smallest face box, share of the image area")
+    min_probability: float = Field(default=0.0, ge=0, le=1, description="smallest class probability; below: 'unsure'")
+
+
+class PreferencesConfig(Frozen):
+    """Set preferences."""
+
+    n_neutral: int = Field(default=24, ge=1, description="images a neutral prompt")
+    n_specific: int = Field(default=6, ge=1, description="images an identity-specific prompt")
+    set_size: int = Field(default=12, ge=1, description="images a set")
+    n_sets: int = Field(default=2, ge=1, description="set pairs a prompt")
+    seed: int = Field(default=0, ge=0)
+
+
+class TrainingConfig(Frozen):
+    """Population DPO (Eq. 11) and its rivals."""
+
+    objective: Literal["popalign", "diffusion-dpo", "sft"] = "popalign"
+    beta: float = Field(default=20.0, gt=0, description="on the mean squared error over C, H, W")
+    alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the preferred side in the normaliser")
+    normaliser: Literal["batch", "zero"] = "batch"
+    learning_rate: float = Field(default=1e-4, gt=0)
+    n_steps: int = Field(default=150, ge=1)
+    n_warmup_steps: int = Field(default=15, ge=0)
+    n_pairs: int = Field(default=32, ge=1, description="pairs a step; the two of a pair share timestep and noise")
+    empty_caption_rate: float = Field(default=0.1, ge=0, le=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    lora_rank: int = Field(default=0, ge=0, description="0 trains all weights")
+    seed: int = Field(default=0, ge=0)
+    checkpoint_every: int = Field(default=25, ge=1, description="steps")
+
+
+class EvaluationConfig(Frozen):
+    """Benchmarks on prompts the preference data never saw."""
+
+    n_neutral: int = Field(default=60, ge=2, description="images a neutral evaluation prompt")
+    n_specific: int = Field(default=4, ge=1, description="images an identity-specific evaluation prompt")
+    n_generic: int = Field(default=4, ge=1, description="images a generic prompt")
+    n_bootstrap: int = Field(default=2000, ge=100)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0, description="of the sampled evaluation images and of the bootstrap")
+
+
+class PipelineConfig(Frozen):
+    """Everything that decides the results of one run."""
+
+    model: ModelConfig = ModelConfig()
+    axes: tuple[Axis, ...] = Field(min_length=1)
+    prompts: PromptsConfig
+    sampling: SamplingConfig = SamplingConfig()
+    attributes: AttributesConfig = AttributesConfig()
+    preferences: PreferencesConfig = PreferencesConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [axis.name for axis in self.axes]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two axes share a name: {names}")
+        return self
+
+
+class RuntimeConfig(Frozen):
+    """What may differ between machines without changing a result; never hashed."""
+
+    root: Text = Field(default="artifacts", description="store root: a folder or any fsspec URL")
+    device: Text = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    batch_size: int = Field(default=32, ge=1, description="images a sampling batch")
+    n_threads: int = Field(default=0, ge=0, description="torch threads; 0 takes all cores")
+    shard_size: int = Field(default=128, ge=1, description="images a resumable shard")
+    scratch: str | None = Field(default=None, description="local folder for building; default beside the root")
+
+
+def load_config(path: Path) -> PipelineConfig:
+    """Read a TOML file; a `preset = "NAME"` line at the top starts from that preset.
+
+    Raises:
+        ConfigError: When the file is missing, is not TOML, or does not fit.
+    """
+    from popalign_core.presets import preset
+
+    try:
+        document = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}; give an existing TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}; see README.md for an example") from error
+    base = document.pop("preset", None)
+    if base is not None:
+        document = _merged(preset(base).model_dump(exclude_none=True), document)
+    return parse_config(document, origin=str(path))
+
+
+def parse_config(document: dict[str, Any], origin: str = "configuration") -> PipelineConfig:
+    """Validate a document.
+
+    Raises:
+        ConfigError: With one line for every problem, naming the field and the value.
+    """
+    try:
+        return PipelineConfig.model_validate(document)
+    except ValidationError as error:
+        problems = [f"  {'.'.join(map(str, item['loc'])) or '(top)'}: {item['msg']}" for item in error.errors()]
+        raise ConfigError(f"{origin} does not fit, {len(problems)} problem(s):\n" + "\n".join(problems)) from error
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if nested else value
+    return result

@@ -1,0 +1,53 @@
+"""One tree of errors. A message says what is wrong, the value, and what to do."""
+
+
+class PopAlignError(Exception):
+    """Root of every error this project raises on purpose.
+
+    Attributes:
+        exit_code: What the command line exits with.
+        stage: Stage and key the error belongs to, attached at the task border, or None.
+    """
+
+    exit_code = 1
+    stage: str | None = None
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"[{self.stage}] {message}" if self.stage else message
+
+
+class ConfigError(PopAlignError):
+    """The configuration, a preset's name or a command-line value is wrong."""
+
+    exit_code = 2
+
+
+class InputError(PopAlignError):
+    """Data handed to a stage is wrong: prompts, images, labels."""
+
+    exit_code = 3
+
+
+class MissingWeightsError(PopAlignError):
+    """Model weights are not where they should be."""
+
+    exit_code = 4
+
+
+class StoreError(PopAlignError):
+    """The artifact store cannot be read or written, or an artifact is damaged."""
+
+    exit_code = 5
+
+
+class TrainingError(PopAlignError):
+    """Training cannot go on: a loss or gradient is not finite."""
+
+    exit_code = 6
+
+
+class ServiceError(PopAlignError):
+    """A service that a stage needs (an LLM endpoint, a Prefect server) does not answer as it should."""
+
+    exit_code = 7

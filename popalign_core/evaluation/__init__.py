@@ -1,0 +1,1 @@
+"""Evaluation: images' statistics in, metrics with intervals out."""

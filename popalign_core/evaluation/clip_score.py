@@ -1,0 +1,240 @@
+"""CLIP score and zero-shot accuracy, from any `CLIPModel` folder in transformers' format.
+
+transformers 5's own CLIP image processor needs torchvision; the four steps it does are done here with PIL.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel
+
+from popalign_core.errors import InputError, MissingWeightsError
+
+CLIP_SCORE = "clip_score"
+"""Scorer name: 100 x cosine of image and prompt."""
+SUBJECT_ACCURACY = "subject_accuracy"
+"""Scorer name: 1 where an image is nearest to its own prompt among all, else 0."""
+
+_TEXT_BATCH = 256
+
+
+@dataclass(frozen=True)
+class ImagePreprocessing:
+    """What `preprocessor_config.json` says; a step that is None is not done.
+
+    Attributes:
+        shortest_edge: Bicubic (unless `resample` says otherwise) resize so that the shorter side has this, px.
+        crop: Height and width of the centre crop, px.
+        resample: PIL's number of the filter.
+        scale: Factor from 0..255.
+        mean: Per channel.
+        std: Per channel.
+    """
+
+    shortest_edge: int | None
+    crop: tuple[int, int] | None
+    resample: int
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def apply(self, pixels_u8: NDArray[np.uint8]) -> Tensor:
+        """`[H, W, 3]` uint8 to `[3, h, w]` float32."""
+        image = Image.fromarray(pixels_u8)
+        if self.shortest_edge is not None:
+            image = image.resize(_fitted(image.size, self.shortest_edge), Image.Resampling(self.resample))
+        if self.crop is not None:
+            height, width = self.crop
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
+        values = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() * self.scale
+        return (values - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+
+
+@dataclass(frozen=True)
+class ClipScorer:
+    """A CLIP model ready to score.
+
+    Attributes:
+        model: In evaluation mode, on its device.
+        tokenizer: Of its text tower.
+        preprocessing: Of its image tower.
+        version: Hash of weights and preprocessing; goes into the scores table.
+    """
+
+    model: CLIPModel
+    tokenizer: Any
+    preprocessing: ImagePreprocessing
+    version: str
+
+
+def load_clip(folder: Path, device: torch.device | str = "cpu") -> ClipScorer:
+    """Load a CLIP from a folder; nothing is downloaded.
+
+    Args:
+        folder: Holds config.json, model.safetensors, the tokenizer's files and preprocessor_config.json.
+        device: Where the model goes.
+
+    Raises:
+        MissingWeightsError: When the folder or one of the files is missing.
+        InputError: When the preprocessing is not CLIP's.
+    """
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            raise MissingWeightsError(
+                f"the CLIP folder {folder} has no {name}; give a folder saved by CLIPModel.save_pretrained, "
+                "with its tokenizer and preprocessor_config.json"
+            )
+    model = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    model.train(False).requires_grad_(False).to(torch.device(device))
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        digest.update((folder / name).read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return ClipScorer(model, tokenizer, _read_preprocessing(folder), digest.hexdigest()[:12])
+
+
+@torch.inference_mode()
+def embed_images(scorer: ClipScorer, batches: Iterable[NDArray[np.uint8]]) -> Tensor:
+    """Image embeddings.
+
+    Args:
+        scorer: The CLIP.
+        batches: Each `[B, H, W, 3]` uint8.
+
+    Returns:
+        `[N, D]` float32 on the CPU, length 1.
+    """
+    parts = [torch.empty(0, scorer.model.text_projection.out_features)]
+    for pixels_u8 in batches:
+        values = torch.stack([scorer.preprocessing.apply(image) for image in pixels_u8])
+        features = scorer.model.get_image_features(pixel_values=values.to(scorer.model.device, scorer.model.dtype))
+        parts.append(_unit(features.pooler_output))
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def embed_texts(scorer: ClipScorer, texts: Sequence[str]) -> Tensor:
+    """Text embeddings, each distinct text computed once.
+
+    Args:
+        scorer: The CLIP.
+        texts: Cut to the text tower's length.
+
+    Returns:
+        `[N, D]` float32 on the CPU, length 1.
+    """
+    distinct = list(dict.fromkeys(texts))
+    parts = [torch.empty(0, scorer.model.text_projection.out_features)]
+    for batch in _batched(distinct, _TEXT_BATCH):
+        tokens = scorer.tokenizer(
+            batch,
+            padding="max_length",
+            truncation=True,
+            max_length=scorer.model.text_model.config.max_position_embeddings,
+            return_tensors="pt",
+        ).to(scorer.model.device)
+        features = scorer.model.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        parts.append(_unit(features.pooler_output))
+    place = {text: number for number, text in enumerate(distinct)}
+    return torch.cat(parts)[[place[text] for text in texts]]
+
+
+def clip_scores(image_embeds: Tensor, text_embeds: Tensor) -> NDArray[np.float64]:
+    """100 x cosine of each image with its own text; both `[N, D]` of length 1, returns `[N]`."""
+    if image_embeds.shape != text_embeds.shape:
+        raise InputError(f"{len(image_embeds)} images but {len(text_embeds)} texts; give one text an image")
+    scores: NDArray[np.float64] = 100.0 * (image_embeds * text_embeds).sum(dim=1).double().numpy()
+    return scores
+
+
+def score_images(scorer: ClipScorer, batches: Iterable[NDArray[np.uint8]], texts: Sequence[str]) -> NDArray[np.float64]:
+    """CLIP score of each image with its prompt (Hessel et al. 2021, without the factor 2.5 and the cut at 0).
+
+    Args:
+        scorer: The CLIP.
+        batches: Each `[B, H, W, 3]` uint8, N images in all.
+        texts: N prompts.
+
+    Returns:
+        `[N]`, 100 x cosine.
+
+    Raises:
+        InputError: When there are not as many texts as images.
+    """
+    return clip_scores(embed_images(scorer, batches), embed_texts(scorer, texts))
+
+
+def subject_accuracy(image_embeds: Tensor, candidate_embeds: Tensor, answers: Sequence[int]) -> NDArray[np.float64]:
+    """Zero-shot accuracy: whether an image is nearer to its own prompt than to every other candidate.
+
+    Args:
+        image_embeds: `[N, D]`, from `embed_images`.
+        candidate_embeds: `[C, D]`, from `embed_texts` of all distinct generic prompts.
+        answers: `[N]` which candidate each image was asked for.
+
+    Returns:
+        `[N]`, 1 or 0.
+
+    Raises:
+        InputError: When the number of answers is not that of the images.
+    """
+    if len(answers) != len(image_embeds):
+        raise InputError(f"{len(image_embeds)} images but {len(answers)} answers; give one answer an image")
+    nearest = (image_embeds @ candidate_embeds.T).argmax(dim=1)
+    right: NDArray[np.float64] = (nearest == torch.tensor(answers)).double().numpy()
+    return right
+
+
+def _unit(features: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(features.float(), dim=1).cpu()
+
+
+def _batched(texts: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(texts), size):
+        yield texts[start : start + size]
+
+
+def _fitted(size: tuple[int, int], shortest_edge: int) -> tuple[int, int]:
+    # The longer side is cut to whole pixels, not rounded, as transformers does.
+    width, height = size
+    if width <= height:
+        return shortest_edge, int(shortest_edge * height / width)
+    return int(shortest_edge * width / height), shortest_edge
+
+
+def _read_preprocessing(folder: Path) -> ImagePreprocessing:
+    path = folder / "preprocessor_config.json"
+    try:
+        document = json.loads(path.read_text())
+        edge, crop = document.get("size"), document.get("crop_size")
+        return ImagePreprocessing(
+            shortest_edge=_edge(edge) if document.get("do_resize", True) else None,
+            crop=_sides(crop) if document.get("do_center_crop", True) else None,
+            resample=document.get("resample", int(Image.Resampling.BICUBIC)),
+            scale=document.get("rescale_factor", 1 / 255) if document.get("do_rescale", True) else 1.0,
+            mean=tuple(document["image_mean"]) if document.get("do_normalize", True) else (0.0, 0.0, 0.0),
+            std=tuple(document["image_std"]) if document.get("do_normalize", True) else (1.0, 1.0, 1.0),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a CLIP preprocessing ({type(error).__name__}: {error}); it needs size.shortest_edge, "
+            "crop_size, image_mean and image_std"
+        ) from error
+
+
+def _edge(size: Any) -> int:
+    return int(size["shortest_edge"] if isinstance(size, dict) else size)
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    return (int(size["height"]), int(size["width"])) if isinstance(size, dict) else (int(size), int(size))

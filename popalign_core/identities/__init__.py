@@ -1,0 +1,1 @@
+"""Identities: neutral prompts augmented with the classes of every axis."""

@@ -1,0 +1,1 @@
+"""Preferences: sets of images, one nearer the target distribution than the other."""

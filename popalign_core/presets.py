@@ -1,0 +1,90 @@
+"""Presets: whole configurations under a name."""
+
+from collections.abc import Callable
+
+from popalign_core.config import (
+    AttributesConfig,
+    Axis,
+    EvaluationConfig,
+    ModelConfig,
+    PipelineConfig,
+    PreferencesConfig,
+    PromptsConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
+from popalign_core.errors import ConfigError
+from popalign_core.portraits.occupations import EVAL_OCCUPATIONS, GENDERS, OCCUPATIONS, RACES, THINGS
+
+GENDER = Axis(name="gender", classes=GENDERS)
+PORTRAIT_RACE = Axis(name="race", classes=RACES)
+DEEPFACE_RACE = Axis(
+    name="race", classes=("white", "asian", "black", "latino hispanic", "indian", "middle eastern")
+)  # DeepFace's class names
+
+_TRAIN_OCCUPATIONS = tuple(o.name for o in OCCUPATIONS if o.name not in EVAL_OCCUPATIONS)
+
+
+def _portraits() -> PipelineConfig:
+    """The embedded model: the whole pipeline in minutes on two cores."""
+    return PipelineConfig(
+        axes=(GENDER, PORTRAIT_RACE),
+        prompts=PromptsConfig(
+            train_subjects=_TRAIN_OCCUPATIONS, eval_subjects=EVAL_OCCUPATIONS, generic_subjects=THINGS
+        ),
+    )
+
+
+def _smoke() -> PipelineConfig:
+    """The same stages on a handful of prompts and steps, for tests; its figures mean nothing."""
+    return PipelineConfig(
+        axes=(GENDER, PORTRAIT_RACE),
+        prompts=PromptsConfig(
+            train_subjects=("doctor", "nurse", "astronaut"),
+            eval_subjects=("judge", "dancer"),
+            generic_subjects=("tree", "cat", "car"),
+        ),
+        sampling=SamplingConfig(n_steps=4),
+        preferences=PreferencesConfig(n_neutral=6, n_specific=2, set_size=4, n_sets=1),
+        training=TrainingConfig(n_steps=4, n_warmup_steps=1, n_pairs=4, checkpoint_every=2),
+        evaluation=EvaluationConfig(n_neutral=6, n_specific=1, n_generic=1, n_bootstrap=200),
+    )
+
+
+def _sdxl() -> PipelineConfig:
+    """The paper's recipe for SDXL (Table 1): needs its weights, DeepFace's weights and a GPU."""
+    return PipelineConfig(
+        model=ModelConfig(
+            name="stabilityai/stable-diffusion-xl-base-1.0",
+            revision="462165984030d82259a11f4367a4eed129e94a7b",
+            dtype="bfloat16",
+        ),
+        axes=(GENDER, DEEPFACE_RACE),
+        prompts=PromptsConfig(
+            carrier="best quality, a realistic photo of {}",
+            train_subjects=_TRAIN_OCCUPATIONS,
+            eval_subjects=EVAL_OCCUPATIONS,
+            generic_subjects=THINGS,
+        ),
+        sampling=SamplingConfig(n_steps=50, guidance_scale=6.5, scheduler="euler", width=1024, height=1024),
+        attributes=AttributesConfig(classifier="deepface", detector_backend="retinaface"),
+        preferences=PreferencesConfig(n_neutral=100, n_specific=10, set_size=60, n_sets=1),
+        training=TrainingConfig(
+            beta=5000, learning_rate=5e-7, n_steps=750, n_warmup_steps=200, n_pairs=4, empty_caption_rate=0.2
+        ),
+        evaluation=EvaluationConfig(n_neutral=100, n_specific=10),
+    )
+
+
+PRESETS: dict[str, Callable[[], PipelineConfig]] = {"portraits": _portraits, "smoke": _smoke, "sdxl": _sdxl}
+
+
+def preset(name: str) -> PipelineConfig:
+    """The configuration of a preset.
+
+    Raises:
+        ConfigError: For an unknown name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}, or give a TOML file with --config")
+    return PRESETS[name]()

@@ -1,0 +1,98 @@
+"""Prompts without a language model: subjects from the configuration, put into one carrier template."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from popalign_core.config import PromptsConfig
+from popalign_core.ids import content_id
+
+PROMPT_COLUMNS = ("prompt_id", "text", "subject", "kind", "split", "identity", "parent_id", "template", "source")
+
+_DETERMINER = re.compile(r"(?:a|an|the|some|two|three|four|several|many)\s+", re.IGNORECASE)
+# Spelling and sound part ways: "an hour", "a unicycle", "a one-man band", "a ukulele".
+_SILENT_H = re.compile(r"(?:hour|honest|hono|heir)", re.IGNORECASE)
+_CONSONANT_SOUND = re.compile(
+    r"(?:uni(?![nmd])|us[eu]|uti|ubiq|ufo|ugand|ukul|ura|uro|eu|ewe|on(?:e|ce)\b)", re.IGNORECASE
+)
+_LETTERS_NAMED_WITH_A_VOWEL = "AEFHILMNORSX"
+
+
+def write_prompts(config: PromptsConfig) -> pd.DataFrame:
+    """Neutral prompts for training and evaluation, and generic ones for evaluation, offline.
+
+    Args:
+        config: Its three lists of subjects and its carrier.
+
+    Returns:
+        A `prompts` table in the order of the configuration. It is not checked: see `checks.check_prompts`.
+    """
+    wanted = (
+        ("neutral", "train", config.train_subjects),
+        ("neutral", "eval", config.eval_subjects),
+        ("generic", "eval", config.generic_subjects),
+    )
+    return prompt_table(
+        neutral_or_generic_row(subject, kind, split, config.carrier, "grammar")
+        for kind, split, subjects in wanted
+        for subject in subjects
+    )
+
+
+def neutral_or_generic_row(subject: str, kind: str, split: str, carrier: str, source: str) -> dict[str, Any]:
+    """One row of `prompts` that names no identity."""
+    text = fill(carrier, subject)
+    return {
+        "prompt_id": content_id("prompt", text, kind, split),
+        "text": text,
+        "subject": subject,
+        "kind": kind,
+        "split": split,
+        "identity": {},
+        "parent_id": None,
+        "template": carrier,
+        "source": source,
+    }
+
+
+def prompt_table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a `prompts` table; the columns are there even when no row is."""
+    frame = pd.DataFrame(list(rows), columns=list(PROMPT_COLUMNS))
+    # Without this a column of None alone or of strings and None changes dtype with its content.
+    frame["parent_id"] = frame["parent_id"].astype(object)
+    return frame
+
+
+def fill(carrier: str, subject: str, words: Sequence[str] = ()) -> str:
+    """Put a described subject into the carrier: `("a photo of {}", "doctor", ("black", "female"))`.
+
+    Args:
+        carrier: Template with one `{}`.
+        subject: Bare noun phrase, or one that brings its own determiner ("the moon").
+        words: Adjectives in reading order; a subject's own determiner gives way to them.
+
+    Returns:
+        The prompt, its article right: "a photo of a black female doctor".
+    """
+    subject = " ".join(subject.split())
+    if words:
+        subject = " ".join((*words, _DETERMINER.sub("", subject, count=1) if _DETERMINER.match(subject) else subject))
+    return carrier.replace("{}", with_article(subject))
+
+
+def with_article(phrase: str) -> str:
+    """Prefix "a" or "an" by sound, unless the phrase brings a determiner of its own."""
+    if not phrase or _DETERMINER.match(phrase):
+        return phrase
+    return f"{'an' if _starts_with_a_vowel_sound(phrase) else 'a'} {phrase}"
+
+
+def _starts_with_a_vowel_sound(phrase: str) -> bool:
+    word = re.split(r"[\s-]", phrase, maxsplit=1)[0]
+    if len(word) == 1 or (word.isupper() and len(word) <= 4):  # spelt out: "an MRI technician", "a UX designer"
+        return word[0].upper() in _LETTERS_NAMED_WITH_A_VOWEL
+    if _SILENT_H.match(phrase):
+        return True
+    return word[0].lower() in "aeiou" and not _CONSONANT_SOUND.match(phrase)

@@ -1,0 +1,72 @@
+"""What a report is made of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from popalign_core.config import Axis
+from popalign_core.errors import InputError
+
+Pictures = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Plain tables and pictures of a base and an aligned system on the same prompts and seeds.
+
+    Attributes:
+        title: Heading of the page.
+        base: Name of the base system, as in the tables.
+        aligned: Name of the aligned system.
+        axes: The axes, with classes and targets.
+        metrics: Metrics tables of both systems, one below the other.
+        comparison: From `evaluation.metrics.compare_systems`.
+        per_prompt: From `evaluation.metrics.per_prompt_table` of both systems, one below the other.
+        attributes: System name to its attributes table (no pixels needed); for what was dropped and why.
+        grids: Prompt to (before, after), each `[n, H, W, 3]` uint8; the i-th of both has the same seed.
+        training_log: step, name, value; may be empty.
+        drops: stage, reason, n of what the making of the training data left out; may be empty.
+        reproducibility: What to print so that the run can be repeated: keys, versions, the command.
+        notes: Further sentences for the section on limits.
+        confidence: Of the intervals in the tables.
+    """
+
+    title: str
+    base: str
+    aligned: str
+    axes: Sequence[Axis]
+    metrics: pd.DataFrame
+    comparison: pd.DataFrame
+    per_prompt: pd.DataFrame
+    attributes: Mapping[str, pd.DataFrame]
+    grids: Mapping[str, tuple[Pictures, Pictures]]
+    training_log: pd.DataFrame
+    drops: pd.DataFrame
+    reproducibility: Mapping[str, str]
+    notes: Sequence[str] = ()
+    confidence: float = 0.95
+
+
+def check_inputs(inputs: ReportInputs) -> None:
+    """Refuse what would give a wrong page.
+
+    Raises:
+        InputError: When a system has no metrics, the comparison is empty or a pair of grids does not match.
+    """
+    systems = set(inputs.metrics["system"])
+    for name in (inputs.base, inputs.aligned):
+        if name not in systems:
+            raise InputError(f"the metrics hold {sorted(systems)}, not {name!r}; evaluate it first")
+    if inputs.comparison.empty:
+        raise InputError("the comparison is empty; make it with evaluation.metrics.compare_systems")
+    for prompt, (before, after) in inputs.grids.items():
+        for pictures in (before, after):
+            if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
+                raise InputError(
+                    f"grid {prompt!r} must be [n, H, W, 3] uint8, got {pictures.shape} {pictures.dtype}; convert it"
+                )
+        if len(before) != len(after):
+            raise InputError(f"grid {prompt!r} has {len(before)} pictures before and {len(after)} after; pair them")

@@ -1,0 +1,96 @@
+"""What training reads: the sampler's latents, who is preferred, and the captions' embeddings."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from popalign_core.errors import InputError
+
+
+@dataclass(frozen=True)
+class PreferenceData:
+    """N samples in pairs of sets. Preferred and dispreferred samples of a pair carry the same (neutral) caption.
+
+    Attributes:
+        latents: [N, C, h, w] float32, the sampler's final latents in the UNet's scaled space: what `add_noise` takes.
+        preferred: [N] bool.
+        prompt_index: [N] int64, the caption, a row of `prompt_embeds`.
+        set_index: [N] int64, the pair of sets a sample belongs to.
+        prompt_embeds: [P, L, D] float32.
+        pooled_prompt_embeds: [P, D2] float32.
+        empty_prompt_embeds: [1, L, D] float32, of the empty caption.
+        empty_pooled: [1, D2] float32.
+    """
+
+    latents: Tensor
+    preferred: Tensor
+    prompt_index: Tensor
+    set_index: Tensor
+    prompt_embeds: Tensor
+    pooled_prompt_embeds: Tensor
+    empty_prompt_embeds: Tensor
+    empty_pooled: Tensor
+
+    def __post_init__(self) -> None:
+        n = len(self.latents)
+        if n == 0 or self.latents.ndim != 4:
+            raise InputError(
+                f"latents must be [N, C, h, w] with N > 0, got {tuple(self.latents.shape)}; no preferences?"
+            )
+        for name, dtype in (("preferred", torch.bool), ("prompt_index", torch.int64), ("set_index", torch.int64)):
+            tensor: Tensor = getattr(self, name)
+            if tensor.shape != (n,) or tensor.dtype != dtype:
+                raise InputError(f"{name} must be [{n}] {dtype}, got {tuple(tensor.shape)} {tensor.dtype}")
+        self._check_embeddings()
+        self._check_sets()
+
+    def _check_embeddings(self) -> None:
+        embeds, pooled = self.prompt_embeds, self.pooled_prompt_embeds
+        if embeds.shape[:1] != pooled.shape[:1]:
+            raise InputError(f"{len(embeds)} prompt_embeds but {len(pooled)} pooled_prompt_embeds; give one a prompt")
+        for name, full in (("empty_prompt_embeds", embeds), ("empty_pooled", pooled)):
+            empty: Tensor = getattr(self, name)
+            if empty.shape != (1, *full.shape[1:]):
+                raise InputError(f"{name} must be {(1, *full.shape[1:])}, got {tuple(empty.shape)}")
+        if int(self.prompt_index.min()) < 0 or int(self.prompt_index.max()) >= len(embeds):
+            raise InputError(
+                f"prompt_index reaches {int(self.prompt_index.max())}, but there are {len(embeds)} prompts"
+            )
+
+    def _check_sets(self) -> None:
+        names, pair = torch.unique(self.set_index, return_inverse=True)
+        for side, mask in (("preferred", self.preferred), ("dispreferred", ~self.preferred)):
+            lacking = names[torch.bincount(pair[mask], minlength=len(names)) == 0].tolist()
+            if lacking:
+                raise InputError(f"set pairs {lacking[:5]} have no {side} sample; drop them or give both sides")
+        first = torch.zeros_like(names).scatter_(0, pair, self.prompt_index)
+        mixed = self.set_index[first[pair] != self.prompt_index].unique().tolist()
+        if mixed:
+            raise InputError(f"set pairs {mixed[:5]} mix prompts; both sets of a pair carry one caption")
+
+
+def draw_pairs(data: PreferenceData, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw n pairs with replacement: a pair of sets uniformly, then one sample of each side uniformly.
+
+    Args:
+        data: The preferences.
+        n: Number of pairs.
+        generator: A CPU generator.
+
+    Returns:
+        Rows of the preferred [n] and of the dispreferred [n] samples, int64; row i of both is from one pair of sets.
+    """
+    _, pair = torch.unique(data.set_index, return_inverse=True)
+    n_sets = int(pair.max()) + 1
+    chosen = torch.randint(n_sets, (n,), generator=generator)
+    sides = []
+    for mask in (data.preferred, ~data.preferred):
+        rows = mask.nonzero().squeeze(1)
+        rows = rows[torch.argsort(pair[rows], stable=True)]
+        counts = torch.bincount(pair[rows], minlength=n_sets)
+        starts = counts.cumsum(0) - counts
+        # float64: a float32 draw times the count could round up to the count itself
+        within = (torch.rand(n, generator=generator, dtype=torch.float64) * counts[chosen]).long()
+        sides.append(rows[starts[chosen] + within])
+    return sides[0], sides[1]

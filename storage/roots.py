@@ -1,0 +1,193 @@
+"""The place of a store: a folder or any fsspec URL, with every failure as a `StoreError` that says what to do."""
+
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from popalign_core.errors import PopAlignError, StoreError
+from storage.manifest import MANIFEST, FileRecord
+
+TRASH = ".trash"
+PARTIAL = ".partial"
+"""How the name of a file ends while it is being written; nothing reads or publishes such a file."""
+
+_BLOCK = 1 << 20
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full; free some space and run the same command again, finished shards are kept",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again, finished shards are kept",
+    errno.EFBIG: "the file is larger than the system allows (see `ulimit -f`); raise the limit and run again",
+    errno.EACCES: "no permission; give another --root or let this user write there",
+    errno.EPERM: "no permission; give another --root or let this user write there",
+    errno.EROFS: "the file system is read-only; give another --root",
+    errno.ENOTDIR: "a file is where a folder should be; give another --root or move that file away",
+    errno.EEXIST: "a file is where a folder should be; give another --root or move that file away",
+}
+
+
+def explain(error: BaseException) -> str:
+    """What went wrong and what to do about it."""
+    number = errno.ENOSPC if is_disk_full(error) else error.errno if isinstance(error, OSError) else None
+    advice = _ADVICE.get(number or 0, "check the path, the credentials and the network, then run again")
+    return f"{type(error).__name__}: {error}; {advice}"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the cause is a disk without space; safetensors says so in its text only."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in str(error)
+
+
+@contextmanager
+def storage_errors(action: str) -> Iterator[None]:
+    """Turn whatever a backend raises into a `StoreError`; every fsspec backend has a family of its own."""
+    try:
+        yield
+    except PopAlignError:
+        raise
+    except Exception as error:
+        raise StoreError(f"cannot {action}: {explain(error)}") from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a local file whole or not at all, and flush it to the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def digest_file(path: Path) -> FileRecord:
+    """Size and sha256 of a local file."""
+    with path.open("rb") as file:
+        return FileRecord(hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size)
+
+
+class Root:
+    """Files below one fsspec URL, by paths relative to it.
+
+    Attributes:
+        url: As given.
+        path: The same for the file system: absolute when local.
+        local: Whether it is a folder of this machine.
+    """
+
+    def __init__(self, url: str) -> None:
+        from fsspec.core import url_to_fs
+        from fsspec.implementations.local import LocalFileSystem
+
+        self.url = url
+        with storage_errors(f"open the store root {url!r}"):
+            # Another process may publish at any moment, so no listing may be remembered.
+            filesystem, path = url_to_fs(url, use_listings_cache=False)
+            self._fs: Any = filesystem
+            self.path = str(path).rstrip("/") or "/"
+            self.local = isinstance(filesystem, LocalFileSystem)
+            name = f".probe-{uuid.uuid4().hex}"
+            self.write(name, b"popalign")
+            self._fs.rm_file(self.at(name))
+
+    def at(self, path: str) -> str:
+        """The path as the file system knows it."""
+        return f"{self.path}/{path}" if path else self.path
+
+    def read(self, path: str) -> bytes | None:
+        """A file's bytes; None when there is no such file."""
+        with storage_errors(f"read {self.at(path)}"):
+            try:
+                return bytes(self._fs.cat_file(self.at(path)))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file whole or not at all."""
+        with storage_errors(f"write {self.at(path)}"):
+            if self.local:
+                write_atomic(Path(self.at(path)), data)
+            else:
+                self._fs.pipe_file(self.at(path), data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write an object that must not exist yet; False when another writer was first."""
+        with storage_errors(f"write {self.at(path)}"):
+            try:
+                self._fs.pipe_file(self.at(path), data, mode="create")
+            except OSError:
+                # Backends name a lost race differently; what counts is whether the object is there.
+                if self._fs.exists(self.at(path)):
+                    return False
+                raise
+            return True
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder."""
+        with storage_errors(f"look for {self.at(path)}"):
+            return bool(self._fs.exists(self.at(path)))
+
+    def folders(self, path: str) -> list[str]:
+        """Names of the folders right below a folder, sorted; hidden ones are left out."""
+        with storage_errors(f"list {self.at(path)}"):
+            if not self._fs.isdir(self.at(path)):
+                return []
+            entries = self._fs.ls(self.at(path), detail=True)
+            names = {entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"}
+            return sorted(name for name in names if not name.startswith("."))
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """Every file below a folder, by its path from there, with its size in bytes."""
+        with storage_errors(f"list {self.at(path)}"):
+            found = self._fs.find(self.at(path), detail=True)
+            start = len(self.at(path)) + 1
+            return {name[start:]: int(entry["size"]) for name, entry in sorted(found.items())}
+
+    def digest(self, path: str) -> FileRecord:
+        """Size and sha256 of a file, read block by block."""
+        digest, size = hashlib.sha256(), 0
+        with storage_errors(f"read {self.at(path)}"), self._fs.open(self.at(path), "rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                size += len(block)
+        return FileRecord(digest.hexdigest(), size)
+
+    def upload(self, source: Path, path: str) -> None:
+        """Copy a local file here."""
+        with storage_errors(f"upload {source} to {self.at(path)}"):
+            self._fs.put_file(str(source), self.at(path))
+
+    def download(self, path: str, target: Path) -> None:
+        """Copy a file to this machine; it appears there whole or not at all."""
+        with storage_errors(f"download {self.at(path)} to {target}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PARTIAL}")
+            try:
+                self._fs.get_file(self.at(path), str(partial))
+                os.replace(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def remove_tree(self, path: str) -> None:
+        """Delete a folder so that no reader ever sees a manifest without its files."""
+        with storage_errors(f"delete {self.at(path)}"):
+            if self.local:
+                trash = Path(self.at(TRASH)) / uuid.uuid4().hex
+                trash.parent.mkdir(exist_ok=True)
+                os.rename(self.at(path), trash)
+                shutil.rmtree(trash, ignore_errors=True)  # what stays is garbage collection's
+                return
+            manifest = self.at(f"{path}/{MANIFEST}")
+            if self._fs.exists(manifest):
+                self._fs.rm_file(manifest)
+            if self._fs.exists(self.at(path)):
+                self._fs.rm(self.at(path), recursive=True)

@@ -1,0 +1,127 @@
+"""The pyarrow schemas of every table, each with a version. Change a schema: raise its number, note it in CHANGELOG."""
+
+import json
+from typing import Any, Final
+
+import pyarrow as pa
+
+TABLE_KEY: Final = b"popalign.table"
+VERSION_KEY: Final = b"popalign.schema_version"
+
+# What HF `datasets` looks for: it then shows the column `image` as PIL images.
+_HF_FEATURES: Final = {b"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}}).encode()}
+
+_TEXT = pa.string()
+_I32, _I64, _F32, _F64 = pa.int32(), pa.int64(), pa.float32(), pa.float64()
+
+
+def _schema(
+    name: str,
+    version: int,
+    columns: dict[str, Any],
+    *,
+    optional: tuple[str, ...] = (),
+    extra: dict[bytes, bytes] | None = None,
+) -> pa.Schema:
+    fields = [pa.field(column, kind, nullable=column in optional) for column, kind in columns.items()]
+    return pa.schema(fields, {TABLE_KEY: name.encode(), VERSION_KEY: str(version).encode()} | (extra or {}))
+
+
+_METRICS = {
+    "system": _TEXT,
+    "benchmark": _TEXT,
+    "metric": _TEXT,
+    "axis": _TEXT,
+    "value": _F64,
+    "ci_low": _F64,
+    "ci_high": _F64,
+    "n": _I64,
+    "floor": _F64,
+    "scorer": _TEXT,
+}
+_METRICS_OPTIONAL = ("ci_low", "ci_high", "floor")
+
+SCHEMAS: Final[dict[str, pa.Schema]] = {
+    "prompts": _schema(
+        "prompts",
+        1,
+        {
+            "prompt_id": _TEXT,
+            "text": _TEXT,
+            "subject": _TEXT,
+            "kind": _TEXT,  # neutral, specific, generic
+            "split": _TEXT,  # train, eval
+            "identity": pa.map_(_TEXT, _TEXT),  # axis -> class
+            "parent_id": _TEXT,
+            "template": _TEXT,
+            "source": _TEXT,
+        },
+        optional=("parent_id",),
+    ),
+    "images": _schema(
+        "images",
+        1,
+        {
+            "image_id": _TEXT,
+            "prompt_id": _TEXT,
+            "index": _I32,
+            "seed": _I64,
+            "width": _I32,  # px
+            "height": _I32,  # px
+            "image": pa.struct([("bytes", pa.binary()), ("path", _TEXT)]),  # PNG; nullable, or `datasets` refuses it
+            "latents_file": _TEXT,
+            "latents_row": _I32,
+        },
+        optional=("image",),
+        extra=_HF_FEATURES,
+    ),
+    "attributes": _schema(
+        "attributes",
+        1,
+        {
+            "image_id": _TEXT,
+            "n_faces": _I32,
+            "box": pa.list_(_F32),  # x, y, w, h in px
+            "detector_score": _F32,
+            "axis": _TEXT,
+            "class": _TEXT,
+            "probability": _F32,
+            "classifier": _TEXT,  # name@version
+            "drop_reason": _TEXT,
+        },
+        optional=("box", "class", "probability", "drop_reason"),
+    ),
+    "preferences": _schema(
+        "preferences",
+        1,
+        {
+            "set_id": _TEXT,
+            "prompt_id": _TEXT,
+            "role": _TEXT,  # preferred, dispreferred
+            "image_id": _TEXT,
+            "slot": _I32,
+            "target": pa.map_(_TEXT, _F64),  # "axis=class" -> share
+            "discrepancy": _F64,
+            "balance": _F64,
+        },
+    ),
+    "scores": _schema("scores", 1, {"image_id": _TEXT, "scorer": _TEXT, "version": _TEXT, "value": _F64}),
+    "metrics": _schema("metrics", 1, _METRICS, optional=_METRICS_OPTIONAL),
+    "comparison": _schema("comparison", 1, _METRICS, optional=_METRICS_OPTIONAL),
+    "training_log": _schema("training_log", 1, {"step": _I64, "name": _TEXT, "value": _F64}),
+    "drops": _schema("drops", 1, {"stage": _TEXT, "reason": _TEXT, "n": _I64}),
+    "rejected": _schema("rejected", 1, {"text": _TEXT, "reason": _TEXT}),
+}
+"""Table -> schema; its name and version are in the schema's metadata and go into the Parquet file."""
+
+
+def schema_version(schema: pa.Schema) -> int | None:
+    """The version in a schema's metadata; None when this program did not write it."""
+    text = (schema.metadata or {}).get(VERSION_KEY, b"")
+    return int(text) if text.isdigit() else None
+
+
+def table_name(schema: pa.Schema) -> str | None:
+    """The table's name in a schema's metadata; None when this program did not write it."""
+    name = (schema.metadata or {}).get(TABLE_KEY)
+    return name.decode() if name else None

@@ -1,0 +1,49 @@
+"""The end of a run: `<root>/runs/<name>/`, the few files a person wants, and the list of artifacts behind them."""
+
+import json
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from storage.store import ArtifactRef, Store
+from tasks.stage import open_store
+
+SYSTEMS = ("base", "aligned")
+
+
+def publish_run(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime: RuntimeConfig, name: str) -> None:
+    """Write metrics.parquet, metrics.json, report.html, model/ and, last, run.json.
+
+    Args:
+        refs: Each node's artifact, of a whole pipeline.
+        config: The run's, kept in run.json.
+        runtime: Which store.
+        name: Of the run's folder; an earlier run of that name is replaced.
+    """
+    store = open_store(runtime)
+    metrics = read_metrics(store, refs)
+    folder = store.run_folder(name)
+    folder.write_table("metrics", metrics)
+    folder.write_text("metrics.json", metrics_json(metrics))
+    folder.write_text("report.html", store.localize(refs["report"], "report.html").read_text(encoding="utf-8"))
+    folder.copy_tree(store.localize(refs["train"], "model"), "model")
+    nodes = {node: str(ref) for node, ref in refs.items()}
+    folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
+
+
+def reserve_run(refs: Iterable[ArtifactRef], runtime: RuntimeConfig, name: str) -> None:
+    """Keep garbage collection away from what a run that now starts will use or make."""
+    open_store(runtime).run_folder(name).reserve(refs)
+
+
+def read_metrics(store: Store, refs: Mapping[str, ArtifactRef]) -> pd.DataFrame:
+    """The metrics of both systems, one table."""
+    tables = [store.read_table(refs[f"evaluate:{system}"], "metrics") for system in SYSTEMS]
+    return pd.concat(tables, ignore_index=True)
+
+
+def metrics_json(metrics: pd.DataFrame) -> str:
+    """The rows of a metrics table as a JSON list; what is absent is null."""
+    rows = metrics.astype(object).where(metrics.notna(), None).to_dict("records")
+    return json.dumps(rows, indent=1, allow_nan=False) + "\n"

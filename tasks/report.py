@@ -1,0 +1,111 @@
+"""Stage `report`: the paired comparison of base and aligned model, and one self-contained page."""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from storage.store import ArtifactRef, Build, Store
+from tasks.prompts import DELIVERY
+from tasks.stage import Progress, Request, no_progress, produce
+
+if TYPE_CHECKING:
+    from popalign_core.evaluation.metrics import SystemFrames
+    from popalign_core.report.inputs import ReportInputs
+
+STAGE = "report"
+VERSION = "1"
+
+SYSTEMS = ("base", "aligned")
+N_PROMPTS = {"neutral": 6, "specific": 3, "generic": 3}
+"""Prompts shown before and after, by kind."""
+
+Inputs = Mapping[str, ArtifactRef]
+
+
+def request(config: PipelineConfig, **inputs: ArtifactRef) -> Request:
+    """What the key depends on: the whole configuration, which the page shows, without the model's path."""
+    return Request(STAGE, VERSION, _shown(config), {name: ref.key for name, ref in inputs.items()})
+
+
+def write_report(
+    *, config: PipelineConfig, runtime: RuntimeConfig, on_progress: Progress = no_progress, **inputs: ArtifactRef
+) -> ArtifactRef:
+    """Publish table `comparison` (aligned minus base, paired) and `report.html`.
+
+    Args:
+        config: Of the pipeline.
+        runtime: Which store.
+        on_progress: Told when the page is written.
+        inputs: `prompts, attributes, preferences, train`, and for both systems
+            `base_sample, base_attributes, base_scores, base_metrics` and the same with `aligned_`.
+
+    Raises:
+        InputError: When the two systems were not drawn with the same prompts and seeds.
+    """
+
+    def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
+        from popalign_core.report.page import build_report
+
+        page = gather_inputs(store, inputs, config)
+        build.write_table("comparison", page.comparison)
+        (build.folder / "report.html").write_text(build_report(page), encoding="utf-8")
+        on_progress(1, 1)
+
+    return produce(request(config, **inputs), runtime, fill)
+
+
+def gather_inputs(store: Store, inputs: Inputs, config: PipelineConfig) -> "ReportInputs":
+    """Read everything the page shows."""
+    from popalign_core.evaluation.metrics import compare_systems, per_prompt_table
+    from popalign_core.report.inputs import ReportInputs
+    from tasks.grid import read_pairs
+
+    prompts = store.read_table(inputs["prompts"], "prompts")
+    frames = [_frames(store, system, inputs) for system in SYSTEMS]
+    by_prompt = [per_prompt_table(f.name, prompts, f.images, f.attributes, config.axes) for f in frames]
+    return ReportInputs(
+        title="PopAlign report",
+        base=SYSTEMS[0],
+        aligned=SYSTEMS[1],
+        axes=config.axes,
+        metrics=pd.concat([store.read_table(inputs[f"{s}_metrics"], "metrics") for s in SYSTEMS], ignore_index=True),
+        comparison=compare_systems(prompts, frames[0], frames[1], config.axes, config.evaluation),
+        per_prompt=pd.concat(by_prompt, ignore_index=True),
+        attributes={frame.name: frame.attributes for frame in frames},
+        grids=read_pairs(store, prompts, inputs["base_sample"], inputs["aligned_sample"], N_PROMPTS),
+        training_log=store.read_table(inputs["train"], "training_log"),
+        drops=pd.concat(
+            [store.read_table(inputs[s], "drops") for s in ("attributes", "preferences")], ignore_index=True
+        ),
+        reproducibility=_reproducibility(store, inputs, config),
+        confidence=config.evaluation.confidence,
+    )
+
+
+def _frames(store: Store, system: str, inputs: Inputs) -> "SystemFrames":
+    from popalign_core.evaluation.metrics import SystemFrames
+    from tasks.tables import read_images
+
+    return SystemFrames(
+        system,
+        read_images(store, inputs[f"{system}_sample"]),
+        store.read_table(inputs[f"{system}_attributes"], "attributes"),
+        store.read_table(inputs[f"{system}_scores"], "scores"),
+    )
+
+
+def _reproducibility(store: Store, inputs: Inputs, config: PipelineConfig) -> dict[str, str]:
+    """Artifacts behind the page, versions that trained the model, and the configuration."""
+    libraries = store.manifest(inputs["train"]).libraries
+    return {
+        **{name.replace("_", " "): str(ref) for name, ref in inputs.items()},
+        "versions": ", ".join(f"{name} {version}" for name, version in sorted(libraries.items())),
+        "configuration": json.dumps(_shown(config), sort_keys=True),
+    }
+
+
+def _shown(config: PipelineConfig) -> dict[str, object]:
+    return config.model_dump(mode="json", exclude={"model": {"name"}, "prompts": DELIVERY})

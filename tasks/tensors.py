@@ -1,0 +1,39 @@
+"""Tensor files beside the tables: safetensors, written whole or not at all."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from popalign_core.sampling.engine import PromptEmbeddings
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors under their names; the file appears complete or not at all."""
+    partial = path.with_suffix(".partial")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, dict(metadata or {}))
+    os.replace(partial, path)
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of a file."""
+    with safe_open(path, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+    return tensor
+
+
+def write_embeddings(path: Path, prompt_ids: Sequence[str], embeddings: PromptEmbeddings) -> None:
+    """Write P prompts' embeddings with their ids; by custom the last is the empty caption, id ""."""
+    tensors = {"prompt_embeds": embeddings.prompt_embeds, "pooled_prompt_embeds": embeddings.pooled_prompt_embeds}
+    write_tensors(path, tensors, {"prompt_ids": json.dumps(list(prompt_ids))})
+
+
+def read_embeddings(path: Path) -> tuple[list[str], PromptEmbeddings]:
+    """The prompt ids and embeddings of a file."""
+    with safe_open(path, framework="pt") as file:
+        ids: list[str] = json.loads(file.metadata()["prompt_ids"])
+        return ids, PromptEmbeddings(file.get_tensor("prompt_embeds"), file.get_tensor("pooled_prompt_embeds"))

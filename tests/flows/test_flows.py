@@ -1,0 +1,61 @@
+"""The three flows on tiny models, against a temporary Prefect database."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import ArtifactSort
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.evaluate import popalign_evaluate
+from flows.pipeline import popalign
+from flows.stage import popalign_stage
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from tasks.leaderboard import read_leaderboard
+from tasks.stage import open_store
+
+
+@pytest.fixture(scope="module")
+def prefect_database() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def artifacts() -> dict[str, Any]:
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(sort=ArtifactSort.UPDATED_DESC, limit=100)
+    return {artifact.key: artifact for artifact in reversed(found)}
+
+
+@pytest.mark.usefixtures("prefect_database")
+def test_the_pipeline_flow_runs_each_stage_as_a_task_and_shows_its_results(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    refs = popalign(config=tiny_config, runtime=tiny_runtime, name="tiny")
+    shown = artifacts()
+    assert "| neutral | discrepancy_pooled | gender |" in shown["metrics-tiny"].data
+    assert shown["grid-tiny"].data.startswith("data:image/png;base64,")
+    assert "runs/tiny/report.html" in shown["report-tiny"].data
+    assert shown["progress-sample"].data == 100.0
+    assert shown["progress-train"].data == 100.0
+    # one stage from cache: nothing but the stage itself is made
+    before = set(open_store(tiny_runtime).list_artifacts())
+    ref = popalign_stage(node="evaluate:aligned", config=tiny_config, runtime=tiny_runtime, force=True)
+    assert set(open_store(tiny_runtime).list_artifacts()) - before == {ref}
+    assert ref != refs["evaluate:aligned"]
+
+
+@pytest.mark.usefixtures("prefect_database")
+def test_the_evaluation_flow_does_nothing_when_nothing_is_new(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tiny_weights: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_weights / "pipeline", tmp_path / "watch" / "step-100")
+    arguments = {"watch": str(tmp_path / "watch"), "config": tiny_config, "runtime": tiny_runtime}
+    assert popalign_evaluate(**arguments) == ["step-100"]
+    n_rows = len(read_leaderboard(tiny_runtime.root))
+    assert popalign_evaluate(**arguments) == []
+    assert len(read_leaderboard(tiny_runtime.root)) == n_rows
+    assert "step-100" in artifacts()["leaderboard"].data

@@ -1,0 +1,64 @@
+"""The plan: all keys without running anything, hits and misses, work, and no torch."""
+
+import subprocess
+import sys
+
+import pytest
+
+from flows.graph import PIPELINE, call_directly, needed_for, plan, run_steps
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.errors import ConfigError
+
+NODES = [
+    *("prompts", "identities", "sample", "attributes", "preferences", "train"),
+    *("sample-eval:base", "attributes-eval:base", "scores:base", "evaluate:base"),
+    *("sample-eval:aligned", "attributes-eval:aligned", "scores:aligned", "evaluate:aligned"),
+    "report",
+]
+
+
+def test_the_plan_lists_every_node_in_order(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
+    nodes = plan(tiny_config, tiny_runtime)
+    assert [node.node for node in nodes] == NODES
+    assert not any(node.is_hit for node in nodes)
+    assert len({node.ref for node in nodes}) == len(nodes)
+
+
+def test_the_work_is_estimated(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
+    work = {node.node: (node.n_images, node.n_steps) for node in plan(tiny_config, tiny_runtime)}
+    assert work["prompts"] == (0, 0)
+    assert work["sample"] == work["attributes"] == (2 * (6 + 2 * 6), 0)
+    assert work["train"] == (0, 4)
+    assert work["sample-eval:base"] == work["scores:aligned"] == (2 * (6 + 2 * 3) + 2 * 2, 0)
+    assert work["attributes-eval:base"] == (2 * (6 + 2 * 3), 0)
+
+
+def test_planned_keys_are_the_ones_a_run_publishes(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
+    planned = {node.node: node.ref for node in plan(tiny_config, tiny_runtime)}
+    refs = run_steps(needed_for("preferences"), tiny_config, tiny_runtime, call_directly())
+    assert refs == {node: planned[node] for node in NODES[:5]}
+    assert [node.is_hit for node in plan(tiny_config, tiny_runtime)] == [True] * 5 + [False] * 10
+
+
+def test_a_node_brings_what_it_needs_and_nothing_else() -> None:
+    assert [step.node for step in needed_for("evaluate:base")] == ["prompts", "identities", *NODES[6:10]]
+    assert [step.node for step in needed_for("report")] == NODES
+
+
+def test_an_unknown_node_is_an_error_that_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match="no stage 'trian'; choose from prompts, identities"):
+        needed_for("trian")
+
+
+def test_the_base_and_the_aligned_model_are_measured_alike() -> None:
+    by_node = {step.node: step for step in PIPELINE}
+    for part in ("attributes-eval", "scores", "evaluate"):
+        assert by_node[f"{part}:base"].run is by_node[f"{part}:aligned"].run
+    assert dict(by_node["sample-eval:aligned"].inputs) == {"prompts": "identities", "model": "train"}
+
+
+def test_planning_and_hits_import_neither_torch_nor_prefect() -> None:
+    heavy = ("torch", "prefect", "diffusers")
+    code = f"import sys, flows.runs, flows.checkpoints; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,70 @@
+"""Command-line words become a configuration, or a message that names what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.options import build_config, run_name
+from popalign_core.errors import ConfigError
+
+
+def test_settings_lie_over_the_preset() -> None:
+    base, _ = build_config("smoke", None, [], None)
+    config, runtime = build_config("smoke", None, ["training.beta=30", "training.objective=sft"], "elsewhere")
+    assert (config.training.beta, config.training.objective) == (30.0, "sft")
+    assert config.model_copy(update={"training": base.training}) == base
+    assert runtime.root == "elsewhere"
+
+
+def test_runtime_settings_leave_the_configuration_alone() -> None:
+    base, _ = build_config("smoke", None, [], None)
+    config, runtime = build_config("smoke", None, ["runtime.batch_size=7", "runtime.device=cpu"], None)
+    assert config == base
+    assert (runtime.batch_size, runtime.device) == (7, "cpu")
+
+
+def test_a_file_may_start_from_a_preset_and_settings_lie_over_both(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('preset = "smoke"\n[training]\nbeta = 11\nn_steps = 3\n', encoding="utf-8")
+    config, _ = build_config(None, path, ["training.beta=12"], None)
+    assert (config.training.beta, config.training.n_steps) == (12.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "message"),
+    [
+        ("nope", [], "nope"),
+        ("smoke", ["training.betaa=3"], r"training\.betaa: Extra inputs"),
+        ("smoke", ["training.beta=-3"], r"training\.beta: .*greater than 0"),
+        ("smoke", ["training.beta"], "not field=value"),
+        ("smoke", ["training..beta=3"], "not field=value"),
+        ("smoke", ["training.beta.deep=3"], "'beta' is not a table"),
+        ("smoke", ["runtime.batch=3"], r"runtime\.batch: Extra inputs"),
+    ],
+)
+def test_a_bad_word_is_named(preset: str, settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_config(preset, None, settings, None)
+
+
+def test_a_preset_and_a_file_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="exclude each other"):
+        build_config("smoke", tmp_path / "mine.toml", [], None)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read configuration .*gone\.toml"):
+        build_config(None, tmp_path / "gone.toml", [], None)
+
+
+def test_run_names() -> None:
+    assert run_name(None, None, None) == "portraits"
+    assert run_name("smoke", None, None) == "smoke"
+    assert run_name(None, Path("a/mine.toml"), None) == "mine"
+    assert run_name("smoke", None, "third-try") == "third-try"
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "a\\b", "two words"])
+def test_a_run_name_is_one_folder(name: str) -> None:
+    with pytest.raises(ConfigError, match="not a folder name"):
+        run_name(None, None, name)

@@ -1,0 +1,66 @@
+"""The whole pipeline on tiny models, without Prefect: results, hits, one stage alone, a forced new version."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flows.graph import call_directly, plan
+from flows.runs import run_pipeline, run_stage
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from tasks.stage import open_store
+
+
+def test_a_run_ends_with_its_folder_and_the_next_is_all_hits(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    seen: list[tuple[str, int, int]] = []
+    call = call_directly(lambda node, done, total: seen.append((node, done, total)))
+    refs = run_pipeline(tiny_config, tiny_runtime, "first", call=call)
+    folder = Path(tiny_runtime.root) / "runs" / "first"
+    rows = json.loads((folder / "metrics.json").read_text())
+    assert {row["system"] for row in rows} == {"base", "aligned"}
+    assert len(rows) == len(pd.read_parquet(folder / "metrics.parquet"))
+    assert (folder / "model" / "model_index.json").is_file()
+    page = (folder / "report.html").read_text()
+    assert "a photo of a judge" in page
+    assert page.count("data:image/png") == 2 * (2 * 6 + 3 * 3 + 2 * 2)
+    comparison = open_store(tiny_runtime).read_table(refs["report"], "comparison")
+    assert set(comparison["system"]) == {"aligned - base"}
+    recorded = json.loads((folder / "run.json").read_text())["artifacts"]
+    assert sorted(map(tuple, recorded)) == sorted({(ref.stage, ref.key) for ref in refs.values()})
+    assert seen[-1][0] == "report"
+    seen.clear()
+    assert run_pipeline(tiny_config, tiny_runtime, "first", call=call) == refs
+    assert seen == []
+    assert all(node.is_hit for node in plan(tiny_config, tiny_runtime))
+
+
+def test_a_forced_stage_gets_a_new_version_and_the_old_one_stays(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    call = call_directly()
+    first = run_stage("identities", tiny_config, tiny_runtime, call=call)
+    assert run_stage("identities", tiny_config, tiny_runtime, call=call) == first
+    second = run_stage("identities", tiny_config, tiny_runtime, call=call, force=True)
+    third = run_stage("identities", tiny_config, tiny_runtime, call=call, force=True)
+    assert len({first.key, second.key, third.key}) == 3
+    store = open_store(tiny_runtime)
+    assert all(store.is_published(ref) for ref in (first, second, third))
+    assert run_stage("identities", tiny_config, tiny_runtime, call=call) == third
+
+
+def test_force_on_a_stage_that_was_never_run_just_runs_it(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    planned = plan(tiny_config, tiny_runtime)[0].ref
+    assert run_stage("prompts", tiny_config, tiny_runtime, call=call_directly(), force=True) == planned
+
+
+def test_only_the_node_and_what_it_needs_is_run(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_stage("sample-eval:base", tiny_config, tiny_runtime, call=call_directly())
+    hits = {node.node for node in plan(tiny_config, tiny_runtime) if node.is_hit}
+    assert hits == {"prompts", "identities", "sample-eval:base"}

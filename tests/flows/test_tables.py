@@ -1,0 +1,80 @@
+"""Tables of the command line, from numbers worked out by hand."""
+
+from flows.graph import PlannedNode
+from flows.tables import Row, board_lines, garbage_lines, plan_lines, verdict_lines
+from storage.store import ArtifactRef, GarbageReport
+
+NAN = float("nan")
+
+
+def row(system: str, metric: str, axis: str, value: float, low: float, high: float, **more: object) -> Row:
+    fixed = {"benchmark": "neutral", "floor": None, "checkpoint": "a/b"}
+    found = {"system": system, "metric": metric, "axis": axis, "value": value, "ci_low": low, "ci_high": high}
+    return found | fixed | more
+
+
+def test_the_verdict_puts_base_beside_aligned_and_says_who_is_fairer() -> None:
+    lines = verdict_lines(
+        [
+            row("base", "discrepancy_pooled", "gender", 0.42, 0.38, 0.46, floor=0.031),
+            row("base", "clip_score", "", 26.5, NAN, NAN),
+            row("base", "share:male", "gender", 0.8, 0.7, 0.9),
+            row("aligned", "discrepancy_pooled", "gender", 0.11, 0.07, 0.15, floor=0.031),
+            row("aligned", "clip_score", "", 26.25, NAN, NAN),
+        ]
+    )
+    assert lines[1].split("  ")[0] == "pooled discrepancy, gender"
+    assert "0.420 [0.380, 0.460]" in lines[1]
+    assert "0.110 [0.070, 0.150]" in lines[1]
+    assert lines[1].endswith("0.031")
+    assert lines[2].split() == ["CLIP", "score,", "neutral", "26.500", "26.250"]
+    assert lines[-1] == "gender: pooled discrepancy 0.420 -> 0.110: fairer, outside both intervals."
+    assert len(lines) == 5
+
+
+def test_overlapping_intervals_are_no_verdict_and_a_loss_is_called_one() -> None:
+    base = row("base", "discrepancy_pooled", "race", 0.40, 0.30, 0.50)
+    near = row("aligned", "discrepancy_pooled", "race", 0.35, 0.25, 0.45)
+    worse = row("aligned", "discrepancy_pooled", "race", 0.70, 0.60, 0.80)
+    unknown = row("aligned", "discrepancy_pooled", "race", 0.70, NAN, NAN)
+    assert verdict_lines([base, near])[-1].endswith("the intervals overlap.")
+    assert verdict_lines([base, worse])[-1].endswith("less fair, outside both intervals.")
+    assert verdict_lines([base, unknown])[-1].endswith("no intervals, so no verdict.")
+
+
+def test_the_plan_counts_what_is_left() -> None:
+    nodes = [
+        PlannedNode("prompts", ArtifactRef("prompts", "prompts-v1-aa"), is_hit=True),
+        PlannedNode("sample", ArtifactRef("sample", "sample-v1-bb"), is_hit=False, n_images=96),
+        PlannedNode("attributes", ArtifactRef("attributes", "attributes-v1-cc"), is_hit=False, n_images=96),
+        PlannedNode("train", ArtifactRef("train", "train-v1-dd"), is_hit=False, n_steps=40),
+    ]
+    lines = plan_lines(nodes)
+    assert lines[0].split() == ["prompts", "hit", "prompts/prompts-v1-aa"]
+    assert lines[1].split() == ["sample", "miss", "96", "images", "sample/sample-v1-bb"]
+    # Images are drawn once, however many stages read them.
+    assert lines[-1] == "3 of 4 stages to run: about 96 images to draw, 40 training steps"
+    assert plan_lines(nodes[:1])[-1] == "all 1 stages are in the store"
+
+
+def test_the_leaderboard_shows_headlines_only() -> None:
+    lines = board_lines(
+        [
+            row("checkpoint", "discrepancy_per_prompt", "race", 0.5, 0.4, 0.6),
+            row("checkpoint", "share:black", "race", 0.1, 0.0, 0.2),
+        ]
+    )
+    assert [line.split() for line in lines] == [
+        ["a/b", "per-prompt", "discrepancy,", "race", "0.500", "[0.400,", "0.600]"]
+    ]
+
+
+def test_garbage_is_listed_with_what_it_frees() -> None:
+    old, busy = ArtifactRef("train", "train-v1-aa"), ArtifactRef("sample", "sample-v1-bb")
+    report = GarbageReport(True, artifacts=[old], scratch=["/s/x"], busy=[busy], freed_bytes=3 * 2**20)
+    assert garbage_lines(report) == [
+        "would delete train/train-v1-aa",
+        "would delete /s/x",
+        "left alone, in use: sample/sample-v1-bb",
+        "would delete 2 folder(s), 3.0 MiB",
+    ]

@@ -1,0 +1,287 @@
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from popalign_core.config import Axis, EvaluationConfig
+from popalign_core.errors import InputError
+from popalign_core.evaluation.fairness import discrepancy_floor
+from popalign_core.evaluation.metrics import (
+    COLUMNS,
+    SystemFrames,
+    compare_systems,
+    compute_metrics,
+    per_prompt_table,
+)
+
+GENDER = Axis(name="gender", classes=("male", "female"))
+RACE = Axis(name="race", classes=("white", "black", "asian"))
+CONFIG = EvaluationConfig(n_bootstrap=300)
+NO_SCORES = pd.DataFrame({"image_id": [], "scorer": [], "version": [], "value": []})
+
+
+def _prompt(prompt_id: str, kind: str, identity: dict[str, str] | None = None, parent: str | None = None) -> Any:
+    return {
+        "prompt_id": prompt_id,
+        "text": f"a photo of {prompt_id}",
+        "subject": prompt_id,
+        "kind": kind,
+        "split": "eval",
+        "identity": identity or {},
+        "parent_id": parent,
+        "template": "a photo of {}",
+        "source": "test",
+    }
+
+
+def _images(system: str, sizes: dict[str, int]) -> pd.DataFrame:
+    rows = [(f"{system}-{prompt}-{i}", prompt, i, 100 + i) for prompt, n in sizes.items() for i in range(n)]
+    return pd.DataFrame(rows, columns=["image_id", "prompt_id", "index", "seed"])
+
+
+def _attributes(images: pd.DataFrame, read: dict[str, list[tuple[str, ...] | str]], axes: Any) -> pd.DataFrame:
+    """`read`: prompt -> one class a axis for each image, or the drop reason."""
+    rows = []
+    for image in images.itertuples():
+        if image.prompt_id not in read:
+            continue
+        answer = read[image.prompt_id][image.index]
+        for number, axis in enumerate(axes):
+            dropped = isinstance(answer, str)
+            label, reason = (None, answer) if dropped else (answer[number], None)
+            rows.append((image.image_id, axis.name, label, reason, "reader@1"))
+    return pd.DataFrame(rows, columns=["image_id", "axis", "class", "drop_reason", "classifier"])
+
+
+def _scores(images: pd.DataFrame, value: float, scorer: str = "clip_score") -> pd.DataFrame:
+    values = value + images["index"].to_numpy() % 2
+    return pd.DataFrame({"image_id": images["image_id"], "scorer": scorer, "version": "v1", "value": values})
+
+
+def _value(metrics: pd.DataFrame, benchmark: str, metric: str, axis: str = "") -> pd.Series:
+    chosen = metrics[(metrics["benchmark"] == benchmark) & (metrics["metric"] == metric) & (metrics["axis"] == axis)]
+    assert len(chosen) == 1
+    return chosen.iloc[0]
+
+
+PROMPTS = pd.DataFrame(
+    [
+        _prompt("nurse", "neutral"),
+        _prompt("engineer", "neutral"),
+        _prompt("male nurse", "specific", {"gender": "male"}, "nurse"),
+        _prompt("female engineer", "specific", {"gender": "female"}, "engineer"),
+        _prompt("apple", "generic"),
+        _prompt("chair", "generic"),
+        _prompt("unused", "neutral"),
+    ]
+)
+SIZES = {"nurse": 100, "engineer": 100, "male nurse": 4, "female engineer": 4, "apple": 2, "chair": 2}
+BIASED: dict[str, list[Any]] = {
+    "nurse": [("male",)] * 5 + [("female",)] * 95,
+    "engineer": [("male",)] * 95 + [("female",)] * 5,
+    "male nurse": [("male",), ("male",), ("female",), "no_face"],
+    "female engineer": [("female",)] * 4,
+}
+FAIR = {**BIASED, "nurse": [("male",), ("female",)] * 50, "engineer": [("male",), ("female",)] * 50}
+
+
+def _frames(name: str, read: dict[str, list[Any]], clip: float = 30.0) -> SystemFrames:
+    images = _images(name, SIZES)
+    return SystemFrames(name, images, _attributes(images, read, [GENDER]), _scores(images, clip))
+
+
+def _metrics(frames: SystemFrames, axes: Any = (GENDER,), **change: Any) -> pd.DataFrame:
+    tables = {"images": frames.images, "attributes": frames.attributes, "scores": frames.scores, **change}
+    confusion = tables.pop("confusion", None)
+    return compute_metrics(frames.name, PROMPTS, axes=axes, config=CONFIG, confusion=confusion, **tables)
+
+
+def test_nurse_and_engineer_pool_to_zero_but_not_per_prompt() -> None:
+    metrics = _metrics(_frames("base", BIASED))
+    assert tuple(metrics.columns) == COLUMNS
+    pooled = _value(metrics, "neutral", "discrepancy_pooled", "gender")
+    assert pooled["value"] == 0.0
+    assert pooled["floor"] == pytest.approx(discrepancy_floor(200, 2))
+    assert pooled["n"] == 200
+    assert pooled["scorer"] == "reader@1"
+    each = _value(metrics, "neutral", "discrepancy_per_prompt", "gender")
+    assert each["value"] == pytest.approx(0.636, abs=5e-4)
+    assert each["floor"] == pytest.approx(discrepancy_floor(100, 2))
+    assert each["ci_low"] <= each["value"] <= each["ci_high"]
+    assert _value(metrics, "neutral", "discrepancy_worst10", "gender")["value"] == pytest.approx(each["value"])
+    assert _value(metrics, "neutral", "discrepancy_joint", "all")["value"] == 0.0
+    # D^2 = 0, less (1 - .5) / 199
+    assert _value(metrics, "neutral", "discrepancy_unbiased", "gender")["value"] == pytest.approx(-0.5 / 199)
+    assert _value(metrics, "neutral", "share:male", "gender")["value"] == 0.5
+    assert _value(metrics, "neutral", "no_face_share")["value"] == 0.0
+
+
+def test_specific_prompts_count_a_missing_face_as_a_miss() -> None:
+    metrics = _metrics(_frames("base", BIASED))
+    assert _value(metrics, "specific", "recall", "gender")["value"] == pytest.approx(6 / 8)
+    assert _value(metrics, "specific", "recall:male", "gender")["value"] == pytest.approx(2 / 4)
+    assert _value(metrics, "specific", "recall:female", "gender")["value"] == 1.0
+    assert _value(metrics, "specific", "recall", "all")["n"] == 8
+    assert _value(metrics, "specific", "no_face_share")["value"] == pytest.approx(1 / 8)
+
+
+def test_scores_are_averaged_by_benchmark() -> None:
+    frames = _frames("base", BIASED)
+    generic = frames.images[frames.images["prompt_id"].isin(["apple", "chair"])]
+    scores = pd.concat([frames.scores, _scores(generic, 0.0, "subject_accuracy")])
+    metrics = _metrics(frames, scores=scores)
+    for benchmark in ("neutral", "specific", "generic"):
+        row = _value(metrics, benchmark, "clip_score")
+        assert row["value"] == pytest.approx(30.5)
+        assert row["scorer"] == "clip_score@v1"
+        assert np.isnan(row["floor"])
+    assert _value(metrics, "generic", "subject_accuracy")["value"] == pytest.approx(0.5)
+    assert "subject_accuracy" not in set(metrics.loc[metrics["benchmark"] == "neutral", "metric"])
+
+
+def test_joint_of_two_axes_sees_what_each_hides() -> None:
+    # Every man white, every woman asian: gender is fair; race is (.5, 0, .5); joint is 2 of 6 cells.
+    prompts = PROMPTS[PROMPTS["prompt_id"].isin(["nurse", "engineer"])]
+    images = _images("base", {"nurse": 4, "engineer": 4})
+    read: dict[str, list[Any]] = {p: [("male", "white"), ("female", "asian")] * 2 for p in ("nurse", "engineer")}
+    axes = (GENDER, RACE)
+    metrics = compute_metrics("base", prompts, images, _attributes(images, read, axes), NO_SCORES, axes, CONFIG)
+    assert _value(metrics, "neutral", "discrepancy_pooled", "gender")["value"] == 0.0
+    assert _value(metrics, "neutral", "discrepancy_pooled", "race")["value"] == pytest.approx(np.sqrt(1 / 6))
+    assert _value(metrics, "neutral", "discrepancy_joint", "all")["value"] == pytest.approx(np.sqrt(1 / 2 - 1 / 6))
+    assert _value(metrics, "neutral", "discrepancy_joint", "all")["floor"] == pytest.approx(discrepancy_floor(8, 6))
+
+
+def test_dropped_faces_leave_the_shares_and_are_counted() -> None:
+    read = {**BIASED, "nurse": ["no_face"] * 40 + ["unsure"] * 10 + [("female",)] * 50}
+    metrics = _metrics(_frames("base", read))
+    assert _value(metrics, "neutral", "no_face_share")["value"] == pytest.approx(40 / 200)
+    assert _value(metrics, "neutral", "discrepancy_pooled", "gender")["n"] == 150
+    assert _value(metrics, "neutral", "share:female", "gender")["value"] == pytest.approx(55 / 150)
+
+
+def test_target_is_what_counts_as_fair() -> None:
+    axis = Axis(name="gender", classes=("male", "female"), target={"male": 0.05, "female": 0.95})
+    table = per_prompt_table("base", PROMPTS, *_tables(_frames("base", BIASED)), (axis,))
+    by_prompt = table.set_index("prompt_id")["discrepancy"]
+    assert by_prompt["nurse"] == pytest.approx(0.0)
+    assert by_prompt["engineer"] == pytest.approx(0.9 * np.sqrt(2))
+
+
+def test_confusion_adds_corrected_shares() -> None:
+    read = {**BIASED, "nurse": [("male",)] * 76 + [("female",)] * 24, "engineer": [("male",)] * 76 + [("female",)] * 24}
+    metrics = _metrics(_frames("base", read), confusion={"gender": [[0.966, 0.034], [0.555, 0.445]]})
+    assert _value(metrics, "neutral", "share:male", "gender")["value"] == pytest.approx(0.76)
+    assert _value(metrics, "neutral", "share_corrected:male", "gender")["value"] == pytest.approx(0.5, abs=0.002)
+    assert _value(metrics, "neutral", "discrepancy_corrected", "gender")["value"] == pytest.approx(0.0, abs=0.003)
+
+
+def test_comparison_is_the_difference_with_its_own_interval() -> None:
+    base, aligned = _frames("base", BIASED), _frames("aligned", FAIR, clip=29.0)
+    change = compare_systems(PROMPTS, base, aligned, (GENDER,), CONFIG)
+    assert set(change["system"]) == {"aligned - base"}
+    row = _value(change, "neutral", "discrepancy_per_prompt", "gender")
+    assert row["value"] == pytest.approx(-0.6364, abs=1e-4)
+    assert row["ci_high"] < 0
+    assert np.isnan(row["floor"])
+    # Every image lost exactly one point: paired, that is certain, though the scores themselves are not.
+    clip = _value(change, "generic", "clip_score")
+    assert (clip["value"], clip["ci_low"], clip["ci_high"]) == pytest.approx((-1.0, -1.0, -1.0))
+    same = _value(change, "specific", "recall", "gender")
+    assert (same["value"], same["ci_low"], same["ci_high"]) == (0.0, 0.0, 0.0)
+    both = [_metrics(frames) for frames in (base, aligned)]
+    keys = ["benchmark", "metric", "axis"]
+    joined = both[0].merge(both[1], on=keys, suffixes=("_0", "_1")).merge(change, on=keys)
+    assert len(joined) == len(change) == len(both[0])
+    np.testing.assert_allclose(joined["value"], joined["value_1"] - joined["value_0"], atol=1e-12)
+
+
+def test_same_seed_same_table_and_another_seed_another_interval() -> None:
+    frames = _frames("base", BIASED)
+    pd.testing.assert_frame_equal(_metrics(frames), _metrics(frames))
+    other = compute_metrics(
+        "base", PROMPTS, *_tables(frames), frames.scores, (GENDER,), EvaluationConfig(n_bootstrap=300, seed=1)
+    )
+    assert not other["ci_low"].equals(_metrics(frames)["ci_low"])
+
+
+def test_order_of_rows_changes_nothing() -> None:
+    frames = _frames("base", BIASED)
+    shuffled = {
+        name: getattr(frames, name).sample(frac=1, random_state=3) for name in ("images", "attributes", "scores")
+    }
+    pd.testing.assert_frame_equal(_metrics(frames), _metrics(frames, **shuffled))
+
+
+def test_one_prompt_has_no_interval() -> None:
+    frames = _frames("base", BIASED)
+    images = frames.images[frames.images["prompt_id"].isin(["nurse", "apple"])]
+    metrics = _metrics(frames, images=images)
+    assert metrics["ci_low"].isna().all()
+    assert _value(metrics, "neutral", "discrepancy_pooled", "gender")["value"] == pytest.approx(0.6364, abs=1e-4)
+
+
+def test_specific_prompts_of_one_occupation_are_one_cluster() -> None:
+    frames = _frames("base", BIASED)
+    images = frames.images[frames.images["prompt_id"].isin(["male nurse"])]
+    assert _metrics(frames, images=images)["ci_low"].isna().all()
+
+
+def test_per_prompt_table_names_the_leading_class() -> None:
+    read = {**BIASED, "nurse": ["no_face"] * 100}
+    table = per_prompt_table("base", PROMPTS, *_tables(_frames("base", read)), (GENDER,)).set_index("prompt_id")
+    engineer = table.loc["engineer"]
+    assert (engineer["leading"], engineer["leading_share"], engineer["n"]) == ("male", 0.95, 100)
+    assert engineer["text"] == "a photo of engineer"
+    assert np.isnan(table.loc["nurse", "discrepancy"])
+    assert (table.loc["nurse", "n"], table.loc["nurse", "n_images"]) == (0, 100)
+
+
+def _tables(frames: SystemFrames) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return frames.images, frames.attributes
+
+
+def test_bad_tables_are_refused_with_the_reason() -> None:
+    frames = _frames("base", BIASED)
+    with pytest.raises(InputError, match="no usable face"):
+        _metrics(_frames("base", {**BIASED, "nurse": ["no_face"] * 100, "engineer": ["no_face"] * 100}))
+    kept = ~frames.attributes["image_id"].str.startswith("base-male nurse")
+    with pytest.raises(InputError, match="4 images have no row in the attributes"):
+        _metrics(frames, attributes=frames.attributes[kept])
+    with pytest.raises(InputError, match="not among the prompts"):
+        _metrics(frames, images=frames.images.assign(prompt_id="gone"))
+    with pytest.raises(InputError, match="twice"):
+        _metrics(frames, images=pd.concat([frames.images, frames.images.head(1)]))
+    with pytest.raises(InputError, match="no class 'robot'"):
+        _metrics(frames, attributes=frames.attributes.assign(**{"class": "robot"}))
+    mixed = pd.concat([frames.attributes, frames.attributes.head(1).assign(classifier="other@2")])
+    with pytest.raises(InputError, match="several classifiers"):
+        _metrics(frames, attributes=mixed)
+    with pytest.raises(InputError, match="two rows for axis 'gender'"):
+        _metrics(frames, attributes=pd.concat([frames.attributes, frames.attributes.head(1)]))
+    with pytest.raises(InputError, match="no image to evaluate"):
+        _metrics(frames, images=frames.images.head(0), scores=NO_SCORES)
+
+
+def test_bad_scores_are_refused_with_the_reason() -> None:
+    frames = _frames("base", BIASED)
+    with pytest.raises(InputError, match="no finite score for 1 of 200"):
+        _metrics(frames, scores=frames.scores.iloc[1:])
+    with pytest.raises(InputError, match="no finite score"):
+        _metrics(frames, scores=frames.scores.assign(value=np.nan))
+    with pytest.raises(InputError, match="several versions"):
+        _metrics(frames, scores=pd.concat([frames.scores.iloc[1:], frames.scores.iloc[:1].assign(version="v2")]))
+
+
+def test_unpaired_systems_are_refused() -> None:
+    base, aligned = _frames("base", BIASED), _frames("aligned", FAIR)
+    moved = SystemFrames("aligned", aligned.images.assign(seed=7), aligned.attributes, aligned.scores)
+    with pytest.raises(InputError, match="of which 0 share prompt, index and seed"):
+        compare_systems(PROMPTS, base, moved, (GENDER,), CONFIG)
+    unscored = SystemFrames("aligned", aligned.images, aligned.attributes, aligned.scores.assign(version="v2"))
+    with pytest.raises(InputError, match="same scorers and versions"):
+        compare_systems(PROMPTS, base, unscored, (GENDER,), CONFIG)
+    reread = SystemFrames("aligned", aligned.images, aligned.attributes.assign(classifier="b@1"), aligned.scores)
+    with pytest.raises(InputError, match="different classifiers"):
+        compare_systems(PROMPTS, base, reread, (GENDER,), CONFIG)

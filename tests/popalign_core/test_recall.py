@@ -1,0 +1,49 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from popalign_core.config import Axis
+from popalign_core.evaluation.counts import UNREAD
+from popalign_core.evaluation.recall import hits, recall_measures
+
+GENDER = Axis(name="gender", classes=("male", "female"))
+RACE = Axis(name="race", classes=("white", "black", "asian"))
+AXES = (GENDER, RACE)
+
+CELLS = pd.DataFrame(
+    [
+        # asked gender, asked race, read gender, read race, images
+        (1, 1, 1, 1, 6),  # a black woman as asked
+        (1, 1, 0, 1, 2),  # a black man instead
+        (0, 2, 0, 0, 3),  # a white man for an asian man
+        (0, 2, UNREAD, UNREAD, 1),  # no face: a miss
+        (0, UNREAD, 0, 1, 8),  # "a male doctor": race was not asked
+    ],
+    columns=["asked:gender", "asked:race", "read:gender", "read:race", "images"],
+)
+
+
+def test_recall_by_hand() -> None:
+    counts = CELLS["images"].to_numpy(dtype=float)[None, :]
+    found = {(m.metric, m.axis): (float(m.statistic(counts)), m.n(counts)) for m in recall_measures(CELLS, AXES)}
+    assert found == {
+        ("recall", "gender"): (pytest.approx((6 + 3 + 8) / 20), 20),
+        ("recall", "race"): (pytest.approx((6 + 2) / 12), 12),
+        ("recall", "all"): (pytest.approx((6 + 8) / 20), 20),
+        ("recall:male", "gender"): (pytest.approx(11 / 12), 12),
+        ("recall:female", "gender"): (pytest.approx(6 / 8), 8),
+        ("recall:black", "race"): (1.0, 8),
+        ("recall:asian", "race"): (0.0, 4),
+    }
+
+
+def test_male_inside_female_is_no_hit() -> None:
+    labels = pd.DataFrame({"asked:gender": [1], "read:gender": [0]})
+    assert not hits(labels, (GENDER,))["gender", "hit"].iloc[0]
+
+
+def test_joint_recall_is_at_most_each() -> None:
+    found = hits(CELLS, AXES)
+    both_asked = (CELLS["asked:race"] != UNREAD).to_numpy()
+    joint = found["all", "hit"].to_numpy()[both_asked]
+    np.testing.assert_array_equal(joint, (found["gender", "hit"] & found["race", "hit"]).to_numpy()[both_asked])

@@ -1,0 +1,176 @@
+import io
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from popalign_core.errors import StoreError
+from storage.parquet import decode, encode, group_tables, to_frame
+from storage.schemas import SCHEMAS, VERSION_KEY
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "prompts": [
+        {
+            **{"prompt_id": "p", "text": "a photo of a doctor", "subject": "doctor", "kind": "neutral", "split": "train"},
+            **{"identity": {}, "parent_id": None, "template": "a photo of {}", "source": "grammar"},
+        },
+        {
+            **{"prompt_id": "q", "text": "a photo of a female doctor", "subject": "doctor", "kind": "specific"},
+            **{"split": "train", "identity": {"race": "black", "gender": "female"}, "parent_id": "p"},
+            **{"template": "a photo of {}", "source": "grammar"},
+        },
+    ],
+    "images": [
+        {
+            **{"image_id": "i", "prompt_id": "p", "index": 0, "seed": 2**63 - 1, "width": 64, "height": 64},
+            **{"image": {"bytes": b"png", "path": None}, "latents_file": "latents-00000.safetensors", "latents_row": 0},
+        }
+    ],
+    "attributes": [
+        {
+            **{"image_id": "i", "n_faces": 1, "box": [1.0, 2.0, 30.0, 40.0], "detector_score": 0.5, "axis": "gender"},
+            **{"class": "female", "probability": 0.75, "classifier": "portraits@1", "drop_reason": None},
+        },
+        {
+            **{"image_id": "j", "n_faces": 0, "box": None, "detector_score": 0.0, "axis": "gender"},
+            **{"class": None, "probability": None, "classifier": "portraits@1", "drop_reason": "no_face"},
+        },
+    ],
+    "preferences": [
+        {
+            **{"set_id": "s", "prompt_id": "p", "role": "preferred", "image_id": "i", "slot": 0},
+            **{"target": {"gender=male": 0.5, "gender=female": 0.5}, "discrepancy": 0.0, "balance": 1.0},
+        }
+    ],
+    "scores": [{"image_id": "i", "scorer": "clip", "version": "1", "value": 31.25}],
+    "metrics": [
+        {
+            **{"system": "base", "benchmark": "neutral", "metric": "discrepancy_pooled", "axis": "gender", "value": 0.5},
+            **{"ci_low": None, "ci_high": None, "n": 10, "floor": 0.25, "scorer": "portraits@1"},
+        }
+    ],
+    "training_log": [{"step": 0, "name": "loss", "value": 0.5}],
+    "drops": [{"stage": "attributes", "reason": "no_face", "n": 3}],
+    "rejected": [{"text": "a waitress", "reason": "identity"}],
+}
+ROWS["comparison"] = ROWS["metrics"]
+
+
+def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMAS))
+def test_every_table_comes_back_as_it_was(name: str) -> None:
+    frame = pd.DataFrame(ROWS[name])
+    assert plain(to_frame([decode(name, encode(name, frame), "here")])) == ROWS[name]
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMAS))
+def test_a_table_without_rows_keeps_its_types(name: str) -> None:
+    data = encode(name, pd.DataFrame(columns=SCHEMAS[name].names))
+    assert pq.read_schema(io.BytesIO(data)).equals(SCHEMAS[name])
+    assert len(to_frame([decode(name, data, "here")])) == 0
+
+
+def test_equal_rows_are_equal_bytes() -> None:
+    frame = pd.DataFrame(ROWS["prompts"])
+    turned = frame[frame.columns[::-1]].set_axis([7, 3])
+    turned["identity"] = [{}, dict(reversed(ROWS["prompts"][1]["identity"].items()))]
+    assert encode("prompts", turned) == encode("prompts", frame)
+
+
+def test_no_pandas_metadata_and_no_time_are_in_a_table() -> None:
+    metadata = pq.read_metadata(io.BytesIO(encode("scores", pd.DataFrame(ROWS["scores"])))).metadata
+    assert set(metadata) == {b"popalign.table", b"popalign.schema_version", b"ARROW:schema"}
+    assert metadata[VERSION_KEY] == b"1"
+    assert b"pandas" not in encode("scores", pd.DataFrame(ROWS["scores"]))
+
+
+def test_shards_are_one_table() -> None:
+    frame = pd.DataFrame(ROWS["attributes"])
+    shards = [decode("attributes", encode("attributes", part), "here") for part in (frame.iloc[:1], frame.iloc[1:])]
+    whole = to_frame(shards)
+    assert list(whole["image_id"]) == ["i", "j"]
+    assert whole["box"].tolist() == [[1.0, 2.0, 30.0, 40.0], None]
+    assert whole["probability"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: frame.drop(columns="value"), r"missing columns \['value'\], unknown columns \[\]"),
+        (lambda frame: frame.assign(extra=1), r"missing columns \[\], unknown columns \['extra'\]"),
+        (lambda frame: frame.assign(value="high"), "table 'scores' does not fit its schema: .*high"),
+        (lambda frame: frame.assign(value=float("nan")), "does not fit its schema: .*value.* non-nullable"),
+        (lambda frame: frame.assign(image_id=None), "does not fit its schema: .*image_id.* non-nullable"),
+    ],
+)
+def test_a_frame_that_does_not_fit_is_refused(change: Any, message: str) -> None:
+    with pytest.raises(StoreError, match=message):
+        encode("scores", change(pd.DataFrame(ROWS["scores"])))
+
+
+def test_a_map_column_must_hold_maps() -> None:
+    with pytest.raises(StoreError, match="table 'prompts' does not fit its schema"):
+        encode("prompts", pd.DataFrame(ROWS["prompts"]).assign(identity=None))
+
+
+def test_an_unknown_table_is_refused() -> None:
+    with pytest.raises(StoreError, match=r"there is no table 'votes'; .*'scores'"):
+        encode("votes", pd.DataFrame())
+
+
+def rewritten(data: bytes, change: Any) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(change(pq.read_table(io.BytesIO(data))), sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda table: table.replace_schema_metadata({**table.schema.metadata, VERSION_KEY: b"2"}),
+            r"old\.parquet: table 'scores' has schema version 2, this program reads version 1; .*--force",
+        ),
+        (lambda table: table.replace_schema_metadata({}), r"old\.parquet is not a table 'scores' .*it says None"),
+        (lambda table: table.drop_columns("value"), r"old\.parquet: table 'scores' has not the columns of schema version 1"),
+    ],
+)
+def test_another_schema_says_so(change: Any, message: str) -> None:
+    data = rewritten(encode("scores", pd.DataFrame(ROWS["scores"])), change)
+    with pytest.raises(StoreError, match=message):
+        decode("scores", data, "old.parquet")
+
+
+def test_another_table_says_so() -> None:
+    with pytest.raises(StoreError, match=r"not a table 'drops' of this program \(it says 'scores'\)"):
+        decode("drops", encode("scores", pd.DataFrame(ROWS["scores"])), "drops.parquet")
+
+
+def test_what_is_not_parquet_says_so() -> None:
+    with pytest.raises(StoreError, match=r"torn\.parquet cannot be read as Parquet"):
+        decode("scores", encode("scores", pd.DataFrame(ROWS["scores"]))[:-20], "torn.parquet")
+
+
+def test_schemas_carry_their_name() -> None:
+    assert {schema.metadata[b"popalign.table"].decode() for schema in SCHEMAS.values()} == set(SCHEMAS)
+    assert all(isinstance(schema, pa.Schema) for schema in SCHEMAS.values())
+
+
+def test_files_are_grouped_by_table() -> None:
+    files = ["images-00001.parquet", "drops.parquet", "images-00000.parquet", "model/x.parquet", "notes.txt"]
+    assert group_tables(files) == {
+        "drops": ["drops.parquet"],
+        "images": ["images-00000.parquet", "images-00001.parquet"],
+    }
+
+
+@pytest.mark.parametrize("files", [["t-00001.parquet"], ["t.parquet", "t-00000.parquet"]])
+def test_a_missing_shard_is_an_error(files: list[str]) -> None:
+    with pytest.raises(StoreError, match=r"expected t\.parquet alone or shards from 00000 on"):
+        group_tables(files)

@@ -1,0 +1,99 @@
+"""What each stage's key depends on, and what it does not."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.presets import preset
+from storage.store import ArtifactRef
+from tasks import attributes, evaluate, identities, preferences, prompts, sample, train
+from tasks.stage import open_store, reference
+
+P, S, A, C = (ArtifactRef(stage, f"{stage}-key") for stage in ("identities", "sample", "attributes", "scores"))
+
+
+def changed(config: PipelineConfig, **fields: Any) -> PipelineConfig:
+    """A copy with `section__field=value`."""
+    document = config.model_dump()
+    for name, value in fields.items():
+        section, _, field = name.partition("__")
+        document[section] = document[section] | {field: value} if field else value
+    return PipelineConfig.model_validate(document)
+
+
+def with_target(config: PipelineConfig) -> PipelineConfig:
+    axis = config.axes[0].model_copy(update={"target": {"male": 0.25, "female": 0.75}})
+    return config.model_copy(update={"axes": (axis, *config.axes[1:])})
+
+
+def test_the_key_is_pinned(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
+    """Another key here means that everybody's artifacts are made again: bump VERSION and say so in CHANGELOG."""
+    request = prompts.request(tiny_config)
+    assert reference(open_store(tiny_runtime), request).key == "prompts-v1-?"
+    assert replace(request, version="2") != request
+
+
+def test_a_runtime_knob_is_in_no_request(tiny_config: PipelineConfig) -> None:
+    knobs = set(RuntimeConfig.model_fields)
+    assert knobs.isdisjoint(sample.request(tiny_config, prompts=P, purpose="evaluation").config)
+
+
+def test_a_target_reaches_the_preferences_and_the_metrics_but_no_image(tiny_config: PipelineConfig) -> None:
+    moved = with_target(tiny_config)
+    assert prompts.request(moved) == prompts.request(tiny_config)
+    assert identities.request(moved, prompts=P) == identities.request(tiny_config, prompts=P)
+    assert attributes.request(moved, prompts=P, sample=S) == attributes.request(tiny_config, prompts=P, sample=S)
+    one, other = (preferences.request(c, prompts=P, sample=S, attributes=A) for c in (tiny_config, moved))
+    assert one != other
+    one, other = (
+        evaluate.request(c, prompts=P, sample=S, attributes=A, scores=C, system="base") for c in (tiny_config, moved)
+    )
+    assert one != other
+
+
+def test_training_settings_leave_the_images_alone(tiny_config: PipelineConfig) -> None:
+    moved = changed(tiny_config, training__beta=99.0)
+    images = [sample.request(c, prompts=P, purpose="preferences") for c in (tiny_config, moved)]
+    assert images[0] == images[1]
+    assert train.request(moved, preferences=A, sample=S) != train.request(tiny_config, preferences=A, sample=S)
+
+
+@pytest.mark.parametrize("field", ["preferences__n_neutral", "preferences__n_specific", "sampling__n_steps"])
+def test_what_draws_other_images_changes_their_key(tiny_config: PipelineConfig, field: str) -> None:
+    moved = changed(tiny_config, **{field: 9})
+    assert sample.request(moved, prompts=P, purpose="preferences") != sample.request(
+        tiny_config, prompts=P, purpose="preferences"
+    )
+
+
+def test_evaluation_images_have_a_seed_of_their_own(tiny_config: PipelineConfig) -> None:
+    moved = changed(tiny_config, evaluation__seed=5)
+    assert sample.request(moved, prompts=P, purpose="preferences") == sample.request(
+        tiny_config, prompts=P, purpose="preferences"
+    )
+    assert sample.request(moved, prompts=P, purpose="evaluation").config["sampling"]["seed"] == 5
+
+
+def test_a_model_counts_by_its_weights_not_by_its_path(tiny_config: PipelineConfig, tmp_path: Any) -> None:
+    import shutil
+
+    shutil.copytree(tiny_config.model.name, tmp_path / "copy")
+    moved = changed(tiny_config, model__name=str(tmp_path / "copy"))
+    assert sample.request(moved, prompts=P, purpose="evaluation") == sample.request(
+        tiny_config, prompts=P, purpose="evaluation"
+    )
+    trained = sample.request(tiny_config, prompts=P, purpose="evaluation", model=ArtifactRef("train", "train-key"))
+    assert trained.inputs == {"prompts": "identities-key", "model": "train-key"}
+    assert "hash" not in trained.config["model"]
+
+
+def test_where_the_language_model_answers_does_not_matter() -> None:
+    def asking(url: str, temperature: float) -> PipelineConfig:
+        llm = {"base_url": url, "temperature": temperature}
+        return changed(preset("smoke"), prompts__source="llm", prompts__n_train=5, prompts__llm=llm)
+
+    here, there, warmer = asking("http://a/v1", 1.0), asking("http://b/v1", 1.0), asking("http://a/v1", 1.5)
+    assert prompts.request(here) == prompts.request(there)
+    assert prompts.request(here) != prompts.request(warmer)

@@ -1,0 +1,71 @@
+"""Set members meet their latents and captions; training ends with a model and a log; a stop resumes."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from flows.graph import call_directly, needed_for, run_steps
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.errors import InputError
+from storage.store import ArtifactRef
+from tasks.stage import Request, open_store, produce
+from tasks.tensors import read_tensor
+from tasks.train import read_preferences, train_model
+
+
+@pytest.fixture
+def inputs(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> dict[str, ArtifactRef]:
+    return run_steps(needed_for("preferences"), tiny_config, tiny_runtime, call_directly())
+
+
+def test_each_member_brings_its_own_latents_and_the_neutral_caption(
+    inputs: dict[str, ArtifactRef], tiny_runtime: RuntimeConfig
+) -> None:
+    store = open_store(tiny_runtime)
+    data = read_preferences(store, inputs["preferences"], inputs["sample"])
+    members = store.read_table(inputs["preferences"], "preferences")
+    images = store.read_table(inputs["sample"], "images").set_index("image_id")
+    assert len(data.latents) == len(members) > 0
+    assert data.preferred.tolist() == (members["role"] == "preferred").tolist()
+    for row, image_id in enumerate(members["image_id"]):
+        file, place = images.loc[image_id, ["latents_file", "latents_row"]]
+        expected = read_tensor(store.localize(inputs["sample"], file), "latents")[int(place)]
+        assert torch.equal(data.latents[row], expected)
+    captions = {(int(p), members["prompt_id"][row]) for row, p in enumerate(data.prompt_index)}
+    assert len(captions) == len(data.prompt_embeds) == members["prompt_id"].nunique()
+
+
+def test_no_preferences_is_an_error(inputs: dict[str, ArtifactRef], tiny_runtime: RuntimeConfig) -> None:
+    empty = open_store(tiny_runtime).read_table(inputs["preferences"], "preferences").head(0)
+    request = Request("preferences", "1", {"case": "empty"}, {})
+    ref = produce(request, tiny_runtime, lambda store, build, ref: build.write_table("preferences", empty))
+    with pytest.raises(InputError, match="there are no preferences to train on"):
+        read_preferences(open_store(tiny_runtime), ref, inputs["sample"])
+
+
+def test_a_stopped_training_goes_on_and_ends_the_same(
+    inputs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
+) -> None:
+    arguments = {"config": tiny_config, "runtime": tiny_runtime}
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_model(inputs["preferences"], inputs["sample"], **arguments, on_progress=stop)
+    seen: list[int] = []
+    ref = train_model(
+        inputs["preferences"], inputs["sample"], **arguments, on_progress=lambda done, total: seen.append(done)
+    )
+    assert seen == [3, 4]
+    whole = tiny_runtime.model_copy(update={"root": str(tmp_path / "undisturbed")})
+    refs = run_steps(needed_for("train"), tiny_config, whole, call_directly())
+    assert refs["train"] == ref
+    ours, theirs = (open_store(runtime) for runtime in (tiny_runtime, whole))
+    pd.testing.assert_frame_equal(ours.read_table(ref, "training_log"), theirs.read_table(ref, "training_log"))
+    weights = "model/unet/diffusion_pytorch_model.safetensors"
+    assert ours.localize(ref, weights).read_bytes() == theirs.localize(ref, weights).read_bytes()
+    assert not [name for name in ours.manifest(ref).files if name.startswith("checkpoints")]

@@ -1,0 +1,73 @@
+"""What `pip install` gets: metadata, the lock, the command."""
+
+import re
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+LOCK = {
+    name.lower(): version
+    for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
+}
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    project = PYPROJECT["project"]
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    return [Requirement(line) for line in lines]
+
+
+def locked(name: str) -> str | None:
+    """The pinned version; names compare as packaging says: case, '-', '_' and '.' are one."""
+    spelled = {re.sub(r"[-_.]+", "-", key): version for key, version in LOCK.items()}
+    return spelled.get(re.sub(r"[-_.]+", "-", name.lower()))
+
+
+def test_the_lock_pins_every_direct_dependency_inside_its_range() -> None:
+    outside = [
+        f"{requirement}: locked at {locked(requirement.name)}"
+        for requirement in requirements("dev")
+        if (version := locked(requirement.name)) is None or Version(version) not in requirement.specifier
+    ]
+    assert outside == []
+
+
+def test_the_lock_names_no_machine_and_no_gpu_wheel() -> None:
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert [line for line in pins if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+    assert [line for line in pins if line.startswith(("nvidia", "triton", "torchvision"))] == []
+
+
+def test_installed_versions_are_the_locked_ones() -> None:
+    """`make setup` gave what the lock says (a CPU build of torch carries +cpu)."""
+    different = [
+        f"{name}: installed {metadata.version(name)}, locked {version}"
+        for name, version in LOCK.items()
+        if name in {"torch", "diffusers", "transformers", "prefect", "fastapi", "pyarrow", "pandas", "deepface"}
+        and metadata.version(name).split("+")[0] != version
+    ]
+    assert different == []
+
+
+def test_the_command_points_at_the_command_line() -> None:
+    assert PYPROJECT["project"]["scripts"] == {"popalign": "flows.cli:main"}
+    from flows.cli import main
+
+    assert callable(main)
+
+
+def test_the_license_is_apache_2() -> None:
+    text = (REPOSITORY / "LICENSE").read_text(encoding="utf-8")
+    assert PYPROJECT["project"]["license"] == "Apache-2.0"
+    assert text.split()[:4] == ["Apache", "License", "Version", "2.0,"]
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_version_is_in_the_changelog() -> None:
+    assert f"## {PYPROJECT['project']['version']}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
