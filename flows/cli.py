@@ -1,5 +1,6 @@
 """The command line. Everything heavy is imported inside the commands, so that `--help` answers at once."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 EXIT_CODES = """Exit codes: 0 done; 1 unexpected error (with its traceback); 2 wrong command line or configuration;
 3 wrong input data; 4 missing weights; 5 store unreadable, unwritable or damaged; 6 training cannot go on;
 7 a service does not answer; 130 interrupted (the same command again resumes)."""
+QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
 
 
 class Commands(TyperGroup):
@@ -220,6 +222,9 @@ def train(
 
 def main() -> None:
     """Entry point of the command `popalign`."""
+    # The libraries' own bars and advice would run through ours; whoever wants them sets the variable.
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     app()
 
 
@@ -247,8 +252,6 @@ def _run_here(config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> 
 
 
 def _run_as_flow(config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> None:
-    import os
-
     if not os.environ.get("PREFECT_API_URL"):
         raise ConfigError("--prefect needs a server; set PREFECT_API_URL, for example http://127.0.0.1:4200/api")
     from flows.pipeline import popalign

@@ -152,7 +152,7 @@ class Build:
         Raises:
             StoreError: When a file was altered after its shard was marked.
         """
-        for marker in sorted(self._markers.iterdir()):
+        for marker in sorted(self._markers.glob("*.json")):
             for file, record in self._marked_files(marker).items():
                 if records.get(file) != record:
                     raise StoreError(
@@ -163,7 +163,7 @@ class Build:
     def sum_counts(self) -> dict[str, int]:
         """What the shards counted, summed over the shards."""
         total: dict[str, int] = {}
-        for marker in sorted(self._markers.iterdir()):
+        for marker in sorted(self._markers.glob("*.json")):
             content = _read_json(marker)
             for name, n in (content["counts"] if isinstance(content, dict) else {}).items():
                 total[name] = total.get(name, 0) + n

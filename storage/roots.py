@@ -39,9 +39,9 @@ def explain(error: BaseException) -> str:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the cause is a disk without space; safetensors says so in its text only."""
+    """Whether the cause is a disk without space; safetensors and shutil say so in their text only."""
     number = error.errno if isinstance(error, OSError) else None
-    return number in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in str(error)
+    return number in (errno.ENOSPC, errno.EDQUOT) or any(sign in str(error) for sign in ("(os error 28)", "[Errno 28]"))
 
 
 @contextmanager

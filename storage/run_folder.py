@@ -99,11 +99,14 @@ class RunFolder:
         Raises:
             StoreError: When a record is damaged.
         """
-        records = [self._read_json(file) or {"artifacts": []} for file in (RECORD, RESERVED)]
+        return self._listed(RECORD) | self._listed(RESERVED)
+
+    def _listed(self, file: str) -> set[ArtifactRef]:
+        content = self._read_json(file)
         try:
-            return {ArtifactRef(stage, key) for record in records for stage, key in record["artifacts"]}
+            return set() if content is None else {ArtifactRef(stage, key) for stage, key in content["artifacts"]}
         except (KeyError, TypeError, ValueError) as error:
-            raise self._damaged(RECORD) from error
+            raise self._damaged(file) from error
 
     def _write_json(self, file: str, content: Mapping[str, Any]) -> None:
         self.write_text(file, json.dumps(content, indent=1, sort_keys=True) + "\n")

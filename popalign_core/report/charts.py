@@ -88,11 +88,11 @@ def prompt_bars(title: str, rows: Sequence[tuple[str, float, float]], floor: flo
         for shift, value, fill in ((1, base, BASE_FILL), (14, aligned, ALIGNED_FILL)):
             if value == value:
                 parts.append(_rect(LEFT, y + shift, max(x(value) - LEFT, 1.0), 11, fill))
-            shown = f"{value:.2f}" if value == value else "no face"
-            parts.append(_text((x(value) if value == value else LEFT) + 4, y + shift + 9.5, shown, "start", "value"))
+            end = x(value) if value == value else LEFT
+            parts.append(_text(end + 4, y + shift + 9.5, _spoken(value), "start", "value"))
     parts.append(_line(x(floor), first - 3, x(floor), height, "target"))
     parts.append(_line(LEFT, first - 3, LEFT, height, "axis"))
-    spoken = ", ".join(f"{prompt} {base:.2f} before, {aligned:.2f} after" for prompt, base, aligned in rows)
+    spoken = ", ".join(f"{name} {_spoken(base)} before, {_spoken(aligned)} after" for name, base, aligned in rows)
     return _svg(height, f"{title}: {spoken}", parts)
 
 
@@ -115,6 +115,10 @@ def curve(title: str, steps: Sequence[float], values: Sequence[float]) -> str:
     parts.append(_text(left, bottom + 16, f"step {steps[0]:g}", "start", "soft"))
     parts.append(_text(WIDTH - 2, bottom + 16, f"step {steps[-1]:g}", "end", "soft"))
     return _svg(height, f"{title}: from {mean[0]:.3g} to {mean[-1]:.3g} over {len(values)} steps", parts)
+
+
+def _spoken(value: float) -> str:
+    return f"{value:.2f}" if value == value else "no face"
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:

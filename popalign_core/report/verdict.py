@@ -93,6 +93,8 @@ def judge(inputs: ReportInputs) -> Verdict:
         status = "worse"
         headline = f"Less fair on {_listed([name for name, s in by_axis.items() if s == 'worse'])}"
         headline += f"; fairer on {_listed(fairer)}" if fairer else ""
+    elif all(part == "unmeasured" for part in by_axis.values()):
+        status, headline = "unmeasured", "Fairness cannot be judged: there is no interval, use more prompts"
     else:
         status, headline = "unclear", "No clear change in fairness" + (", and other measures got worse" if lost else "")
     sentences = [_axis_sentence(found, axis.name) for axis in inputs.axes]

@@ -32,9 +32,9 @@ def test_equal_seeds_give_equal_resamples_and_blocks_change_nothing(monkeypatch:
 
 def test_two_thousand_resamples_take_well_under_a_second() -> None:
     counts = np.random.default_rng(0).multinomial(60, [0.6, 0.3, 0.1], size=14)
-    start = time.perf_counter()
+    start = time.process_time()
     values = discrepancies(_all(counts, 2000, seed=0).sum(axis=1))
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert values.shape == (2000,)
 
 

@@ -21,8 +21,8 @@ def test_golden_key(store: Store) -> None:
         '{"config":{"axes":["gender","race"],"guidance_scale":2.5,"n_steps":16,"revision":null},'
         '"inputs":{"prompts":"prompts-v1-0123456789abcdef0123456789abcdef"},"stage":"sample","version":"3"}'
     )
-    assert store.key("sample", "3", CONFIG, INPUTS) == "sample-v3-3a3e0a5fd0f5ff8d2d3b6d9d9bd6f9ce"
-    assert hashlib.sha256(text.encode()).hexdigest()[:32] == "3a3e0a5fd0f5ff8d2d3b6d9d9bd6f9ce"
+    assert store.key("sample", "3", CONFIG, INPUTS) == "sample-v3-ac86bf549cd213e5c0d79b2fbec53736"
+    assert hashlib.sha256(text.encode()).hexdigest()[:32] == "ac86bf549cd213e5c0d79b2fbec53736"
 
 
 def test_the_order_of_fields_and_the_kind_of_sequence_do_not_matter(store: Store) -> None:
@@ -37,7 +37,9 @@ def test_root_and_scratch_do_not_matter(store: Store, tmp_path: Path) -> None:
 
 def test_no_runtime_knob_is_part_of_what_is_hashed() -> None:
     def fields(model: Any) -> set[str]:
-        nested = [field.annotation for field in model.model_fields.values() if hasattr(field.annotation, "model_fields")]
+        nested = [
+            field.annotation for field in model.model_fields.values() if hasattr(field.annotation, "model_fields")
+        ]
         return set(model.model_fields).union(*(fields(each) for each in nested))
 
     assert fields(PipelineConfig) & set(RuntimeConfig.model_fields) == set()

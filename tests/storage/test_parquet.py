@@ -14,7 +14,13 @@ from storage.schemas import SCHEMAS, VERSION_KEY
 ROWS: dict[str, list[dict[str, Any]]] = {
     "prompts": [
         {
-            **{"prompt_id": "p", "text": "a photo of a doctor", "subject": "doctor", "kind": "neutral", "split": "train"},
+            **{
+                "prompt_id": "p",
+                "text": "a photo of a doctor",
+                "subject": "doctor",
+                "kind": "neutral",
+                "split": "train",
+            },
             **{"identity": {}, "parent_id": None, "template": "a photo of {}", "source": "grammar"},
         },
         {
@@ -48,7 +54,13 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "scores": [{"image_id": "i", "scorer": "clip", "version": "1", "value": 31.25}],
     "metrics": [
         {
-            **{"system": "base", "benchmark": "neutral", "metric": "discrepancy_pooled", "axis": "gender", "value": 0.5},
+            **{
+                "system": "base",
+                "benchmark": "neutral",
+                "metric": "discrepancy_pooled",
+                "axis": "gender",
+                "value": 0.5,
+            },
             **{"ci_low": None, "ci_high": None, "n": 10, "floor": 0.25, "scorer": "portraits@1"},
         }
     ],
@@ -138,7 +150,10 @@ def rewritten(data: bytes, change: Any) -> bytes:
             r"old\.parquet: table 'scores' has schema version 2, this program reads version 1; .*--force",
         ),
         (lambda table: table.replace_schema_metadata({}), r"old\.parquet is not a table 'scores' .*it says None"),
-        (lambda table: table.drop_columns("value"), r"old\.parquet: table 'scores' has not the columns of schema version 1"),
+        (
+            lambda table: table.drop_columns("value"),
+            r"old\.parquet: table 'scores' has not the columns of schema version 1",
+        ),
     ],
 )
 def test_another_schema_says_so(change: Any, message: str) -> None:
