@@ -141,16 +141,28 @@ def plan(
         MissingWeightsError: When the base model, whose hash is part of the keys, is not there.
         StoreError: When the store cannot be opened.
     """
-    store, refs, nodes = open_store(runtime), dict(given or {}), []
-    for step in steps:
-        ref = reference(store, step.request(config, **step.arguments(refs)))
-        refs[step.node] = ref
+    store, nodes = open_store(runtime), []
+    for step, ref in references(config, runtime, steps, given):
         work = {
             "n_images": expected_images(step, config),
             "n_steps": config.training.n_steps if step.run is train.train_model else 0,
         }
         nodes.append(PlannedNode(step.node, ref, store.is_published(ref), **work))
     return nodes
+
+
+def references(
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+    steps: Iterable[Step],
+    given: Mapping[str, ArtifactRef] | None = None,
+) -> list[tuple[Step, ArtifactRef]]:
+    """Each step with where its artifact is or will be, in order; does not look whether it is there."""
+    store, refs, found = open_store(runtime), dict(given or {}), []
+    for step in steps:
+        refs[step.node] = reference(store, step.request(config, **step.arguments(refs)))
+        found.append((step, refs[step.node]))
+    return found
 
 
 def expected_images(step: Step, config: PipelineConfig) -> int:

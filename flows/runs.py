@@ -1,7 +1,8 @@
 """What the flows do, as plain functions: with Prefect tasks or, as `popalign run`, without Prefect at all."""
 
-from flows.graph import PIPELINE, Call, needed_for, plan, run_steps
+from flows.graph import PIPELINE, Call, needed_for, plan, references, run_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.errors import StoreError
 from storage.store import ArtifactRef
 from tasks.publish import publish_run, reserve_run
 from tasks.stage import open_store
@@ -35,7 +36,7 @@ def run_stage(
         config: What decides the results.
         runtime: Store, device, batch size.
         call: How a stage is called.
-        force: Make a new version of a node that is published already; the old one is kept.
+        force: Make a new version of a node that is published already, whole or damaged; the old one is kept.
 
     Returns:
         The node's artifact.
@@ -45,7 +46,16 @@ def run_stage(
     """
     steps = needed_for(node)
     if force:
-        target = plan(config, runtime, steps)[-1]
-        if target.is_hit:
-            open_store(runtime).bump(target.ref.stage, target.ref.key)
+        _retire(references(config, runtime, steps)[-1][1], runtime)
     return run_steps(steps, config, runtime, call)[node]
+
+
+def _retire(ref: ArtifactRef, runtime: RuntimeConfig) -> None:
+    """Make the next key of a published artifact a new one; a damaged artifact is as good a reason as a whole one."""
+    store = open_store(runtime)
+    try:
+        is_there = store.is_published(ref)
+    except StoreError:
+        is_there = True
+    if is_there:
+        store.bump(ref.stage, ref.key)

@@ -86,5 +86,6 @@ def preset(name: str) -> PipelineConfig:
         ConfigError: For an unknown name.
     """
     if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}, or give a TOML file with --config")
+        known = ", ".join(PRESETS)
+        raise ConfigError(f"unknown preset {name!r}; choose from {known}, or give a TOML file with --config")
     return PRESETS[name]()

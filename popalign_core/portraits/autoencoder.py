@@ -28,15 +28,22 @@ def make_autoencoder() -> AutoencoderTiny:
     )
 
 
-def to_unit_range(pixels_u8: NDArray, channels_last: bool = True) -> Tensor:
+def to_unit_range(pixels_u8: NDArray[np.uint8], channels_last: bool = True) -> Tensor:
     """`[B, H, W, 3]` uint8 to `[B, 3, H, W]` float32 in [-1, 1]."""
     images = torch.from_numpy(np.array(pixels_u8)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return images.contiguous(memory_format=torch.channels_last) if channels_last else images
 
 
+def gradient_size(error: Tensor) -> Tensor:
+    """Mean absolute difference of neighbours, along rows plus along columns, of `[B, C, H, W]`; a scalar."""
+    across = (error[..., 1:] - error[..., :-1]).abs().mean()
+    down = (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    return across + down
+
+
 def train_autoencoder(
     autoencoder: AutoencoderTiny,
-    pixels_u8: NDArray,
+    pixels_u8: NDArray[np.uint8],
     config: LoopConfig,
     folder: Path,
     *,
@@ -57,14 +64,13 @@ def train_autoencoder(
     def loss_fn(model: nn.Module, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
         index = torch.randint(len(pixels_u8), (batch_size,), generator=generator)
         images = to_unit_range(pixels_u8[index.numpy()])
-        latents = model.encoder(images)
+        latents = model.get_submodule("encoder")(images)
         noise = torch.randn(latents.shape, generator=generator)
-        decoded = model.decoder(latents + LATENT_NOISE * noise)
+        decoded = model.get_submodule("decoder")(latents + LATENT_NOISE * noise)
         error = decoded - images
-        gradient = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
         mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
         unit = mean.square().mean() + (deviation - 1).square().mean()
-        loss = error.abs().mean() + 0.5 * gradient + 0.02 * unit
+        loss = error.abs().mean() + 0.5 * gradient_size(error) + 0.02 * unit
         psnr = -10 * torch.log10(error.detach().square().mean() / 4)
         return loss, {"psnr": float(psnr), "unit": float(unit.detach())}
 
@@ -72,7 +78,7 @@ def train_autoencoder(
 
 
 @torch.no_grad()
-def encode_pictures(autoencoder: AutoencoderTiny, pixels_u8: NDArray, batch_size: int = 64) -> Tensor:
+def encode_pictures(autoencoder: AutoencoderTiny, pixels_u8: NDArray[np.uint8], batch_size: int = 64) -> Tensor:
     """`[N, 64, 64, 3]` uint8 to `[N, 12, 8, 8]` float32 latents."""
     chunks = [pixels_u8[i : i + batch_size] for i in range(0, len(pixels_u8), batch_size)]
     return torch.cat([autoencoder.encoder(to_unit_range(chunk)).contiguous() for chunk in chunks])

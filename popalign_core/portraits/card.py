@@ -1,6 +1,7 @@
 """The model card: what the embedded model does, measured, with sample grids and loss curves."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,9 +71,12 @@ def measure_model(
     readings = reader.read(pixels)
     rows["face"] = [reading.n_faces > 0 for reading in readings]
     for axis in ("gender", "race"):
-        read = [max(r.probabilities[axis], key=r.probabilities[axis].__getitem__) if r.n_faces else None for r in readings]
-        rows[axis] = read
+        rows[axis] = [_likeliest(reading.probabilities[axis]) if reading.n_faces else None for reading in readings]
     return Measurement(rows, pixels)
+
+
+def _likeliest(probabilities: Mapping[str, float]) -> str:
+    return max(probabilities, key=probabilities.__getitem__)
 
 
 def _prompt(ask: tuple[str, str, str | None, str | None]) -> str:
@@ -104,7 +108,10 @@ def save_grids(measurement: Measurement, folder: Path) -> None:
         pixels[((rows["asked_gender"] == gender) & (rows["asked_race"] == race)).to_numpy()][:16]
         for gender, race in IDENTITIES
     ]
-    neutral = [pixels[((rows["kind"] == "neutral") & (rows["occupation"] == o.name)).to_numpy()][:16] for o in OCCUPATIONS]
+    neutral = [
+        pixels[((rows["kind"] == "neutral") & (rows["occupation"] == occupation.name)).to_numpy()][:16]
+        for occupation in OCCUPATIONS
+    ]
     for name, grid in (("identities", asked), ("neutral", neutral)):
         width = min(map(len, grid))
         picture = np.concatenate([np.concatenate(list(row[:width]), axis=1) for row in grid])
@@ -114,11 +121,15 @@ def save_grids(measurement: Measurement, folder: Path) -> None:
 def write_card(figures: dict[str, float], confusion: pd.DataFrame, curves: dict[str, list[dict[str, float]]]) -> str:
     """The model card in Markdown."""
     parts = [_ABOUT, "## Measured\n", _table(["figure", "value"], [[k, f"{v:g}"] for k, v in figures.items()])]
-    parts.append("\n`discrepancy_*` is the pooled L2 distance to equal shares over faces found; `recall_*` the share of "
-                 "identity prompts whose picture the classifier reads as asked (no face counts as a miss).\n")  # fmt: skip
+    parts.append(
+        "\n`discrepancy_*` is the pooled L2 distance to equal shares over faces found; `recall_*` the share of "
+        "identity prompts whose picture the classifier reads as asked (no face counts as a miss).\n"
+    )
     parts.append("## The classifier on people it never saw\n")
-    parts.append("`holdout`: the shipped network on the 40 held-out identities. `out-of-fold`: three networks, each on "
-                 "training identities it did not see.\n")  # fmt: skip
+    parts.append(
+        "`holdout`: the shipped network on the 40 held-out identities. `out-of-fold`: two networks, each on "
+        "training identities it did not see.\n"
+    )
     columns = ["source", "head", "true", "read", "n", "n_identities"]
     parts.append(_table(columns, confusion[columns].astype(str).values.tolist()))
     parts.append("\n## Loss curves\n")
@@ -127,7 +138,8 @@ def write_card(figures: dict[str, float], confusion: pd.DataFrame, curves: dict[
         if rows[-1] not in picked:
             picked = [*picked, rows[-1]]
         columns = list(rows[-1])
-        parts.append(f"{name}\n\n" + _table(columns, [[f"{row.get(c, float('nan')):g}" for c in columns] for row in picked]) + "\n")
+        cells = [[f"{row.get(column, float('nan')):g}" for column in columns] for row in picked]
+        parts.append(f"{name}\n\n" + _table(columns, cells) + "\n")
     return "\n".join(parts) + "\n![identities](identities.png)\n\n![neutral prompts](neutral.png)\n"
 
 

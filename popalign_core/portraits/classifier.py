@@ -142,19 +142,27 @@ def augment(pixels_u8: NDArray[np.uint8], generator: torch.Generator) -> Tensor:
     images = images.lerp(blurred, torch.rand(n, 1, 1, 1, generator=generator))
     images = images * (1 + 0.16 * (torch.rand(n, 1, 1, 1, generator=generator) - 0.5))
     images = images + 0.12 * (torch.rand(n, 3, 1, 1, generator=generator) - 0.5)
-    images = images + 0.06 * torch.randn(images.shape, generator=generator) * torch.rand(n, 1, 1, 1, generator=generator)
+    noise = torch.randn(images.shape, generator=generator)
+    images = images + 0.06 * noise * torch.rand(n, 1, 1, 1, generator=generator)
     x, y = (int(v) for v in torch.randint(0, 52, (2,), generator=generator))
     images[: n // 3, :, y : y + 12, x : x + 12] = 0
     return images
 
 
 @torch.no_grad()
-def predict_logits(classifier: ResNetForImageClassification, pixels_u8: NDArray[np.uint8], batch_size: int = 128) -> Tensor:
-    """`[N, 64, 64, 3]` uint8 to `[N, 7]` float32 logits, averaged over the picture and its mirror image."""
+def predict_logits(
+    classifier: ResNetForImageClassification, pixels_u8: NDArray[np.uint8], batch_size: int = 128
+) -> Tensor:
+    """`[N, 64, 64, 3]` uint8 to `[N, 7]` float32 logits, averaged over the picture and its mirror image.
+
+    The pictures go to the classifier's device, the logits come back to the CPU.
+    """
+    device = next(classifier.parameters()).device
     chunks = []
     for i in range(0, len(pixels_u8), batch_size):
         images = torch.from_numpy(np.array(pixels_u8[i : i + batch_size])).permute(0, 3, 1, 2).float() / 127.5 - 1
-        chunks.append((classifier(images).logits + classifier(images.flip(-1)).logits) / 2)
+        images = images.to(device)
+        chunks.append(((classifier(images).logits + classifier(images.flip(-1)).logits) / 2).cpu())
     return torch.cat(chunks)
 
 
@@ -178,9 +186,8 @@ def confusion_rows(logits: Tensor, labels: Labels, source: str) -> list[dict[str
             people = {str(who) for who in labels.identity[truth == i] if who is not None}
             for j, read_name in enumerate(HEADS[head]):
                 n = int(((truth == i) & (read == j)).sum())
-                rows.append(
-                    {"head": head, "true": true_name, "read": read_name, "n": n, "n_identities": len(people), "source": source}
-                )
+                row = {"head": head, "true": true_name, "read": read_name, "n": n, "n_identities": len(people)}
+                rows.append({**row, "source": source})
     return rows
 
 

@@ -123,8 +123,11 @@ def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 @torch.no_grad()
-def image_text_cosine(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels_u8: NDArray[np.uint8], texts: list[str]) -> Tensor:
+def image_text_cosine(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels_u8: NDArray[np.uint8], texts: list[str]
+) -> Tensor:
     """Cosine of every picture with every text, `[N, T]` float32."""
     images = torch.from_numpy(np.array(pixels_u8)).permute(0, 3, 1, 2).float() / 127.5 - 1
     logits = clip(input_ids=tokenise(tokenizer, texts), pixel_values=images).logits_per_image
-    return logits / clip.logit_scale.exp()
+    cosine: Tensor = logits / clip.logit_scale.exp()
+    return cosine

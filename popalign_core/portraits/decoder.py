@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from popalign_core.portraits.autoencoder import LATENT_NOISE, to_unit_range
+from popalign_core.portraits.autoencoder import LATENT_NOISE, gradient_size, to_unit_range
 from popalign_core.portraits.loop import LoopConfig, fit
 
 BATCH_SIZE = 12
@@ -31,7 +32,7 @@ def make_discriminator() -> nn.Sequential:
 
 def train_decoder(
     autoencoder: AutoencoderTiny,
-    pixels_u8: NDArray,
+    pixels_u8: NDArray[np.uint8],
     latents: Tensor,
     config: LoopConfig,
     folder: Path,
@@ -51,25 +52,26 @@ def train_decoder(
         folder: Where checkpoint and log go.
         on_step: Progress.
     """
-    discriminator = make_discriminator()
-    players = nn.ModuleDict({"decoder": autoencoder.decoder, "discriminator": discriminator})
+    players = nn.ModuleDict({"decoder": autoencoder.decoder, "discriminator": make_discriminator()})
 
     def loss_fn(model: nn.Module, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
+        decoder, discriminator = model.get_submodule("decoder"), model.get_submodule("discriminator")
         index = torch.randint(len(pixels_u8), (BATCH_SIZE,), generator=generator)
         real = to_unit_range(pixels_u8[index.numpy()])
         clean = latents[index]
         noise = torch.randn(clean.shape, generator=generator)
-        fake = model["decoder"](clean + LATENT_NOISE * noise)
+        fake = decoder(clean + LATENT_NOISE * noise)
         error = fake - real
-        gradient = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
         # Detached weights: the decoder is pushed, the discriminator is not pulled along.
-        frozen = {name: value.detach() for name, value in model["discriminator"].named_parameters()}
-        opinion = functional_call(model["discriminator"], frozen, (fake,))
-        judged_real, judged_fake = model["discriminator"](real), model["discriminator"](fake.detach())
+        frozen = {name: value.detach() for name, value in discriminator.named_parameters()}
+        opinion = functional_call(discriminator, frozen, (fake,))
+        judged_real, judged_fake = discriminator(real), discriminator(fake.detach())
         hinge = functional.relu(1 - judged_real).mean() + functional.relu(1 + judged_fake).mean()
         weight = ADVERSARIAL_WEIGHT if step >= ADVERSARIAL_START else 0.0
-        loss = error.abs().mean() + 0.5 * gradient - weight * opinion.mean() + hinge
+        loss = error.abs().mean() + 0.5 * gradient_size(error) - weight * opinion.mean() + hinge
         psnr = -10 * torch.log10(error.detach().square().mean() / 4)
         return loss, {"psnr": float(psnr), "hinge": float(hinge.detach())}
 
-    fit("decoder", players.to(memory_format=torch.channels_last), loss_fn, config, folder, on_step)
+    # torch's stub of Module.to leaves out the documented memory_format.
+    players.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fit("decoder", players, loss_fn, config, folder, on_step)

@@ -102,7 +102,7 @@ def train_denoiser(
         prompt_embeds, pooled = encode_tokens(model.text_encoder, model.text_encoder_2, caption_ids(index, generator))
         added = {"text_embeds": pooled, "time_ids": time_ids}
         noisy = schedule.add_noise(clean, noise, timesteps)
-        model_pred = model.unet(noisy, timesteps, prompt_embeds, added_cond_kwargs=added).sample
+        model_pred = model.get_submodule("unet")(noisy, timesteps, prompt_embeds, added_cond_kwargs=added).sample
         loss = (model_pred - schedule.get_velocity(clean, noise, timesteps)).square().mean()
         return loss, {}
 

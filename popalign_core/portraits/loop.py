@@ -62,7 +62,9 @@ def fit(
     Raises:
         FloatingPointError: When the loss is not finite; the last checkpoint stays.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, (0.9, 0.98), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, (0.9, 0.98), weight_decay=config.weight_decay
+    )
     ema = {key: value.detach().clone() for key, value in model.state_dict().items()}
     path, log_path = folder / f"{name}.checkpoint", folder / f"{name}.jsonl"
     step = 0
@@ -80,9 +82,11 @@ def fit(
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         loss, terms = loss_fn(model, generator, step)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}; lower learning_rate and run again")
+            raise FloatingPointError(
+                f"{name}: the loss is {loss.item()} at step {step}; lower learning_rate and run again"
+            )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
@@ -91,13 +95,15 @@ def fit(
             averages[key] = value if key not in averages else 0.98 * averages[key] + 0.02 * value
         if step % 50 == 0:
             with log_path.open("a") as log:
-                log.write(json.dumps({"step": step, **{key: round(value, 5) for key, value in averages.items()}}) + "\n")
+                rounded = {key: round(value, 5) for key, value in averages.items()}
+                log.write(json.dumps({"step": step, **rounded}) + "\n")
         if on_step and (time.monotonic() - reported > 2 or step == config.steps):
             on_step(name, step, averages)
             reported = time.monotonic()
         if step % config.checkpoint_every == 0 or step == config.steps:
             temporary = path.with_suffix(".tmp")
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema, "step": step}, temporary)
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema, "step": step}
+            torch.save(state, temporary)
             os.replace(temporary, path)
     model.load_state_dict(ema)
     model.eval()

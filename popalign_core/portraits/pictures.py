@@ -84,7 +84,9 @@ def load_things(data_dir: Path) -> list[Thing]:
 def _pack(data_dir: Path, name: str) -> Path:
     path = data_dir / name
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; see 'The embedded model' in README.md for where the packs come from")
+        raise FileNotFoundError(
+            f"{path} is missing; see 'The embedded model' in README.md for where the packs come from"
+        )
     return path
 
 
@@ -102,12 +104,13 @@ def cut_out(pixels_u8: U8) -> F32:
     mask[112:, 40:88] = cv2.GC_FGD
     background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.setRNGSeed(0)
-    cv2.grabCut(pixels_u8[..., ::-1].copy(), mask, None, background, foreground, 6, cv2.GC_INIT_WITH_MASK)
+    no_box = (0, 0, 0, 0)
+    cv2.grabCut(pixels_u8[..., ::-1].copy(), mask, no_box, background, foreground, 6, cv2.GC_INIT_WITH_MASK)
     person = np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
-    person = cv2.morphologyEx(person, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    person = np.asarray(cv2.morphologyEx(person, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)), np.uint8)
     _, labels = cv2.connectedComponents(person)
     person = (labels == labels[66, 64]).astype(np.uint8)
-    person = cv2.morphologyEx(person, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8))
+    person = np.asarray(cv2.morphologyEx(person, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8)), np.uint8)
     return np.asarray(cv2.GaussianBlur(person.astype(np.float32), (0, 0), 1.2))
 
 
@@ -124,9 +127,10 @@ def draw_portrait(portrait: Portrait, occupation: Occupation, rng: np.random.Gen
         `[64, 64, 3]` uint8 RGB.
     """
     warp = _random_affine(rng)
-    person = cv2.warpAffine(portrait.pixels_u8, warp, (SOURCE_SIZE, SOURCE_SIZE), borderMode=cv2.BORDER_REPLICATE)
-    alpha = cv2.warpAffine(portrait.foreground, warp, (SOURCE_SIZE, SOURCE_SIZE), borderMode=cv2.BORDER_REPLICATE)
-    person = _jitter(person.astype(np.float32), rng)
+    size = (SOURCE_SIZE, SOURCE_SIZE)
+    pixels = cv2.warpAffine(portrait.pixels_u8, warp, size, borderMode=cv2.BORDER_REPLICATE)
+    alpha = np.asarray(cv2.warpAffine(portrait.foreground, warp, size, borderMode=cv2.BORDER_REPLICATE), np.float32)
+    person = _jitter(pixels.astype(np.float32), rng)
     person = _dress(person, np.asarray(COLOURS[occupation.clothing], np.float32), rng)
     if covered and occupation.cover:
         _draw_cover(person, alpha, occupation.cover, warp)
@@ -142,7 +146,7 @@ def draw_thing(thing: Thing, rng: np.random.Generator) -> U8:
     """One augmented picture of an object before a random plain backdrop, `[64, 64, 3]` uint8 RGB."""
     warp = _random_affine(rng, scale=0.82, spread=0.08)
     rgba = cv2.warpAffine(thing.pixels_u8, warp, (SOURCE_SIZE, SOURCE_SIZE))
-    alpha = rgba[..., 3].astype(np.float32) / 255
+    alpha = np.asarray(rgba[..., 3].astype(np.float32) / 255, np.float32)
     colour = list(BACKDROPS.values())[rng.integers(len(BACKDROPS))]
     return _over(_jitter(rgba[..., :3].astype(np.float32), rng), alpha, _backdrop(colour, rng))
 
@@ -208,8 +212,9 @@ def _draw_cover(person: F32, alpha: F32, cover: str, warp: NDArray[np.float64]) 
     elif cover == "mesh":
         ellipse((40, 50), (150, 152, 158))
         for offset in range(-36, 37, 8):
-            cv2.line(person, (centre[0] + offset, centre[1] - 44), (centre[0] + offset, centre[1] + 44), (96, 98, 104), 2)
-            cv2.line(person, (centre[0] - 36, centre[1] + offset), (centre[0] + 36, centre[1] + offset), (96, 98, 104), 2)
+            column, row = centre[0] + offset, centre[1] + offset
+            cv2.line(person, (column, centre[1] - 44), (column, centre[1] + 44), (96, 98, 104), 2)
+            cv2.line(person, (centre[0] - 36, row), (centre[0] + 36, row), (96, 98, 104), 2)
     elif cover == "veil":
         ellipse((42, 50), (172, 168, 150), dy=6)
         ellipse((34, 36), (112, 110, 98), dy=8)

@@ -69,7 +69,7 @@ def build_pool(
     cells = {cell: [p for p in portraits if (p.gender, p.race) == cell] for cell in IDENTITIES}
     plan = ["neutral"] * n_neutral + ["identity"] * n_identity + ["extra"] * n_extra + ["thing"] * n_things
     pixels = np.empty((len(plan), 64, 64, 3), np.uint8)
-    rows = []
+    rows: list[dict[str, object]] = []
     for index, draw in enumerate(plan):
         rng = np.random.default_rng([seed, index])
         if draw == "thing":
@@ -96,7 +96,7 @@ def _draw_person(
         people = cells[IDENTITIES[rng.choice(len(IDENTITIES), p=p)]]
         portrait = people[rng.integers(len(people))]
     covered = is_covered(occupation, rng)
-    row = {
+    row: dict[str, object] = {
         "draw": draw,
         "portrait_id": portrait.portrait_id,
         "occupation": occupation.name,

@@ -84,4 +84,5 @@ def tokenise(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
     encoded = tokenizer(
         list(captions), padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
     )
-    return encoded.input_ids
+    input_ids: Tensor = encoded.input_ids
+    return input_ids

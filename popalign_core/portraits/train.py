@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from popalign_core.config import SamplingConfig
 from popalign_core.portraits.autoencoder import (
     decode_latents,
     encode_pictures,
     make_autoencoder,
     train_autoencoder,
 )
+from popalign_core.portraits.card import measure_model, save_card
 from popalign_core.portraits.classifier import (
     Labels,
     confusion_rows,
@@ -37,7 +39,7 @@ from popalign_core.portraits.pool import Pool, build_pool, vocabulary
 from popalign_core.portraits.text import make_tokenizer
 
 OnStep = Callable[[str, int, dict[str, float]], None]
-N_FOLDS = 3
+N_FOLDS = 2
 
 
 @dataclass(frozen=True)
@@ -49,24 +51,29 @@ class Recipe:
     n_extra: int = 3000
     n_things: int = 3600
     n_holdout: int = 1600
-    autoencoder: LoopConfig = LoopConfig(steps=5000, learning_rate=2e-3, ema_decay=0.995)
+    autoencoder: LoopConfig = field(default_factory=lambda: LoopConfig(steps=5000, learning_rate=2e-3, ema_decay=0.995))
     autoencoder_batch: int = 16
-    decoder: LoopConfig = LoopConfig(steps=1600, learning_rate=4e-4, ema_decay=0.995, weight_decay=0.0, seed=4)
-    denoiser: LoopConfig = LoopConfig(steps=8000, learning_rate=1.2e-3, seed=1)
+    decoder: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1600, learning_rate=4e-4, ema_decay=0.995, weight_decay=0.0, seed=4))
+    denoiser: LoopConfig = field(default_factory=lambda: LoopConfig(steps=8000, learning_rate=1.2e-3, seed=1))
     denoiser_batch: int = 64
-    classifier: LoopConfig = LoopConfig(steps=900, learning_rate=1e-3, ema_decay=0.99, weight_decay=0.05, seed=2)
-    clip: LoopConfig = LoopConfig(steps=1500, learning_rate=1e-3, weight_decay=0.05, seed=3)
+    classifier: LoopConfig = field(default_factory=lambda: LoopConfig(steps=700, learning_rate=1e-3, ema_decay=0.99, weight_decay=0.05, seed=2))
+    clip: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1500, learning_rate=1e-3, weight_decay=0.05, seed=3))
 
 
 def load_pool(data_dir: Path, work_dir: Path, recipe: Recipe, split: str = "train") -> Pool:
     """Render the pool of a split, or read it back from `work_dir`."""
     pixels, rows = work_dir / f"pool-{split}.npy", work_dir / f"pool-{split}.parquet"
     if not rows.exists():
-        counts = {"n_neutral": recipe.n_neutral, "n_identity": recipe.n_identity, "n_extra": recipe.n_extra}
-        if split == "holdout":
-            counts = {"n_neutral": 0, "n_identity": recipe.n_holdout, "n_extra": recipe.n_holdout // 2}
-        n_things = recipe.n_things if split == "train" else recipe.n_holdout // 4
-        pool = build_pool(data_dir, split=split, **counts, n_things=n_things, seed=1 if split == "train" else 2)
+        train = split == "train"
+        pool = build_pool(
+            data_dir,
+            split=split,
+            n_neutral=recipe.n_neutral if train else 0,
+            n_identity=recipe.n_identity if train else recipe.n_holdout,
+            n_extra=recipe.n_extra if train else recipe.n_holdout // 2,
+            n_things=recipe.n_things if train else recipe.n_holdout // 4,
+            seed=1 if train else 2,
+        )
         np.save(pixels, pool.pixels_u8)
         pool.rows.to_parquet(rows)
     return Pool(np.load(pixels, mmap_mode="r"), pd.read_parquet(rows))
@@ -162,7 +169,8 @@ def load_clip(
     tokenizer = make_tokenizer(vocabulary(data_dir))
     torch.manual_seed(3)
     clip = make_clip(tokenizer)
-    train_clip(clip, tokenizer, captioned(load_pool(data_dir, work_dir, recipe)), recipe.clip, work_dir, on_step=on_step)
+    pool = captioned(load_pool(data_dir, work_dir, recipe))
+    train_clip(clip, tokenizer, pool, recipe.clip, work_dir, on_step=on_step)
     return clip, tokenizer
 
 
@@ -210,7 +218,7 @@ def _fit_classifier(
     on_step: OnStep | None,
 ) -> nn.Module:
     torch.manual_seed(2)
-    network = make_classifier()
+    network: nn.Module = make_classifier()
     mask = torch.from_numpy(inside)
     part = Labels({head: values[mask] for head, values in labels.classes.items()}, labels.identity[inside])
     pictures = [pool.pixels_u8[inside], seen[inside]]
@@ -272,3 +280,32 @@ def save_weights(data_dir: Path, work_dir: Path, out_dir: Path, recipe: Recipe) 
         for name in ("autoencoder", "decoder", "denoiser", "clip", "classifier")
     }
     (out_dir / "curves.json").write_text(json.dumps(curves) + "\n")
+
+
+def train_portraits(
+    data_dir: Path, out_dir: Path, work_dir: Path, *, recipe: Recipe | None = None, on_step: OnStep | None = None
+) -> dict[str, float]:
+    """The whole recipe: train every part, write the weights, measure them and write the model card.
+
+    Args:
+        data_dir: Folder with `portraits.parquet` and `things.parquet`.
+        out_dir: Where the weights go.
+        work_dir: Where pools, checkpoints and logs are kept; the same call again resumes from them.
+        recipe: Sizes and loops; None takes the shipped weights' own.
+        on_step: Called with (part, step, averages).
+
+    Returns:
+        The measured figures of the model card.
+
+    Raises:
+        FileNotFoundError: When a data pack is missing.
+    """
+    from popalign_core.attributes.embedded import PortraitsReader
+
+    recipe = recipe or Recipe()
+    train_parts(data_dir, work_dir, recipe, ("autoencoder", "decoder", "denoiser", "clip", "classifier"), on_step)
+    save_weights(data_dir, work_dir, out_dir, recipe)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(out_dir / "pipeline").to(torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    reader = PortraitsReader(folder=out_dir / "classifier")
+    return save_card(measure_model(pipeline, reader, SamplingConfig()), out_dir)

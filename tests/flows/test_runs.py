@@ -9,6 +9,7 @@ import pytest
 from flows.graph import call_directly, plan
 from flows.runs import run_pipeline, run_stage
 from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.errors import StoreError
 from tasks.stage import open_store
 
 
@@ -64,3 +65,14 @@ def test_only_the_node_and_what_it_needs_is_run(
     run_stage("sample-eval:base", tiny_config, tiny_runtime, call=call_directly())
     hits = {node.node for node in plan(tiny_config, tiny_runtime) if node.is_hit}
     assert hits == {"prompts", "identities", "sample-eval:base"}
+
+
+def test_force_replaces_a_damaged_artifact(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
+    call = call_directly()
+    first = run_stage("prompts", tiny_config, tiny_runtime, call=call)
+    (Path(tiny_runtime.root) / first.stage / first.key / "prompts.parquet").unlink()
+    with pytest.raises(StoreError, match=r"prompts\.parquet"):
+        run_stage("prompts", tiny_config, tiny_runtime, call=call)
+    second = run_stage("prompts", tiny_config, tiny_runtime, call=call, force=True)
+    assert second != first
+    assert len(open_store(tiny_runtime).read_table(second, "prompts")) > 0
