@@ -97,7 +97,7 @@ class ModelConfig(Frozen):
 class SamplingConfig(Frozen):
     """How images are drawn."""
 
-    n_steps: int = Field(default=16, ge=1, le=1000)
+    n_steps: int = Field(default=12, ge=1, le=1000)
     guidance_scale: float = Field(default=2.5, ge=1.0, description="1 is no guidance")
     scheduler: Literal["dpmsolver++", "ddim", "euler"] = "dpmsolver++"
     width: int = Field(default=64, ge=8, multiple_of=8, description="px")
@@ -118,10 +118,10 @@ class AttributesConfig(Frozen):
 class PreferencesConfig(Frozen):
     """Set preferences."""
 
-    n_neutral: int = Field(default=24, ge=1, description="images a neutral prompt")
-    n_specific: int = Field(default=6, ge=1, description="images an identity-specific prompt")
-    set_size: int = Field(default=12, ge=1, description="images a set")
-    n_sets: int = Field(default=2, ge=1, description="set pairs a prompt")
+    n_neutral: int = Field(default=20, ge=1, description="images a neutral prompt")
+    n_specific: int = Field(default=4, ge=1, description="images an identity-specific prompt")
+    set_size: int = Field(default=18, ge=1, description="images a set")
+    n_sets: int = Field(default=1, ge=1, description="set pairs a prompt")
     seed: int = Field(default=0, ge=0)
 
 
@@ -147,9 +147,9 @@ class TrainingConfig(Frozen):
 class EvaluationConfig(Frozen):
     """Benchmarks on prompts the preference data never saw."""
 
-    n_neutral: int = Field(default=60, ge=2, description="images a neutral evaluation prompt")
-    n_specific: int = Field(default=4, ge=1, description="images an identity-specific evaluation prompt")
-    n_generic: int = Field(default=4, ge=1, description="images a generic prompt")
+    n_neutral: int = Field(default=40, ge=2, description="images a neutral evaluation prompt")
+    n_specific: int = Field(default=3, ge=1, description="images an identity-specific evaluation prompt")
+    n_generic: int = Field(default=3, ge=1, description="images a generic prompt")
     n_bootstrap: int = Field(default=2000, ge=100)
     confidence: float = Field(default=0.95, gt=0, lt=1)
     seed: int = Field(default=0, ge=0, description="of the sampled evaluation images and of the bootstrap")

@@ -29,9 +29,9 @@ class PortraitsReader:
 
     name = "portraits"
     version = "1"
-    axes: dict[str, tuple[str, ...]] = {head: classes for head, classes in HEADS.items() if head != "face"}
 
     def __init__(self, device: str = "cpu", folder: Path | None = None) -> None:
+        self.axes: dict[str, tuple[str, ...]] = {head: classes for head, classes in HEADS.items() if head != "face"}
         folder = folder or weights_folder() / "classifier"
         self._device = torch.device(device)
         self._model = ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32).to(self._device).eval()
@@ -43,16 +43,20 @@ class PortraitsReader:
             return []
         height, width = pixels_u8.shape[1:3]
         logits = split_heads(predict_logits(self._model, _resize(pixels_u8)))
-        shares = {head: (values / self._temperatures[head]).softmax(1).cpu().numpy() for head, values in logits.items()}
+        shares = {head: (values / self._temperatures[head]).softmax(1).numpy() for head, values in logits.items()}
         left, top, wide, high = FACE_BOX_SHARE
         box = (left * width, top * height, wide * width, high * height)
         readings = []
         for i, score in enumerate(shares["face"][:, 1]):
             found = bool(score >= 0.5)
+            if not found:
+                readings.append(FaceReading(0, None, float(score), {}))
+                continue
             probabilities = {
-                axis: dict(zip(classes, map(float, shares[axis][i]), strict=True)) for axis, classes in self.axes.items()
+                axis: dict(zip(classes, map(float, shares[axis][i]), strict=True))
+                for axis, classes in self.axes.items()
             }
-            readings.append(FaceReading(int(found), box if found else None, float(score), probabilities if found else {}))
+            readings.append(FaceReading(1, box, float(score), probabilities))
         return readings
 
 

@@ -68,9 +68,10 @@ def train_autoencoder(
         noise = torch.randn(latents.shape, generator=generator)
         decoded = model.get_submodule("decoder")(latents + LATENT_NOISE * noise)
         error = decoded - images
+        gradient = gradient_size(error)
         mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
         unit = mean.square().mean() + (deviation - 1).square().mean()
-        loss = error.abs().mean() + 0.5 * gradient_size(error) + 0.02 * unit
+        loss = error.abs().mean() + 0.5 * gradient + 0.02 * unit
         psnr = -10 * torch.log10(error.detach().square().mean() / 4)
         return loss, {"psnr": float(psnr), "unit": float(unit.detach())}
 

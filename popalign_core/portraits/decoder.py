@@ -62,13 +62,14 @@ def train_decoder(
         noise = torch.randn(clean.shape, generator=generator)
         fake = decoder(clean + LATENT_NOISE * noise)
         error = fake - real
+        gradient = gradient_size(error)
         # Detached weights: the decoder is pushed, the discriminator is not pulled along.
         frozen = {name: value.detach() for name, value in discriminator.named_parameters()}
         opinion = functional_call(discriminator, frozen, (fake,))
         judged_real, judged_fake = discriminator(real), discriminator(fake.detach())
         hinge = functional.relu(1 - judged_real).mean() + functional.relu(1 + judged_fake).mean()
         weight = ADVERSARIAL_WEIGHT if step >= ADVERSARIAL_START else 0.0
-        loss = error.abs().mean() + 0.5 * gradient_size(error) - weight * opinion.mean() + hinge
+        loss = error.abs().mean() + 0.5 * gradient - weight * opinion.mean() + hinge
         psnr = -10 * torch.log10(error.detach().square().mean() / 4)
         return loss, {"psnr": float(psnr), "hinge": float(hinge.detach())}
 

@@ -127,8 +127,8 @@ HIDDEN_FACE_RATE = 0.75
 
 THINGS = (
     "tree", "palm tree", "cactus", "sunflower", "rose", "mushroom", "house", "castle", "tent", "car", "bus", "bicycle",
-    "airplane", "sailboat", "rocket", "train", "cat", "dog", "horse", "cow", "pig", "elephant", "penguin", "owl", "fish",
-    "butterfly", "turtle", "frog", "lion", "panda", "apple", "banana", "strawberry", "pizza", "hamburger",
+    "airplane", "sailboat", "rocket", "train", "cat", "dog", "horse", "cow", "pig", "elephant", "penguin", "owl",
+    "fish", "butterfly", "turtle", "frog", "lion", "panda", "apple", "banana", "strawberry", "pizza", "hamburger",
     "birthday cake", "cup of coffee", "bread", "cheese", "ice cream", "guitar", "piano", "trumpet", "camera", "book",
     "clock", "umbrella", "key", "light bulb", "hammer", "football", "basketball", "mountain", "volcano", "rainbow",
     "sun", "moon", "snowman", "globe", "robot",

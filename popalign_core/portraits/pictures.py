@@ -62,9 +62,7 @@ def load_portraits(data_dir: Path) -> list[Portrait]:
     for row in table.to_dict("records"):
         pixels = np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB"))
         race = row["race"] if isinstance(row["race"], str) else None
-        portraits.append(
-            Portrait(row["portrait_id"], row["sex"], race, row["split"], pixels, cut_out(pixels))
-        )
+        portraits.append(Portrait(row["portrait_id"], row["sex"], race, row["split"], pixels, cut_out(pixels)))
     return portraits
 
 

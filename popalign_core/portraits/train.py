@@ -53,11 +53,17 @@ class Recipe:
     n_holdout: int = 1600
     autoencoder: LoopConfig = field(default_factory=lambda: LoopConfig(steps=5000, learning_rate=2e-3, ema_decay=0.995))
     autoencoder_batch: int = 16
-    decoder: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1600, learning_rate=4e-4, ema_decay=0.995, weight_decay=0.0, seed=4))
+    decoder: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=1600, learning_rate=4e-4, ema_decay=0.995, weight_decay=0.0, seed=4)
+    )
     denoiser: LoopConfig = field(default_factory=lambda: LoopConfig(steps=8000, learning_rate=1.2e-3, seed=1))
     denoiser_batch: int = 64
-    classifier: LoopConfig = field(default_factory=lambda: LoopConfig(steps=700, learning_rate=1e-3, ema_decay=0.99, weight_decay=0.05, seed=2))
-    clip: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1500, learning_rate=1e-3, weight_decay=0.05, seed=3))
+    classifier: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=700, learning_rate=1e-3, ema_decay=0.99, weight_decay=0.05, seed=2)
+    )
+    clip: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=1500, learning_rate=1e-3, weight_decay=0.05, seed=3)
+    )
 
 
 def load_pool(data_dir: Path, work_dir: Path, recipe: Recipe, split: str = "train") -> Pool:

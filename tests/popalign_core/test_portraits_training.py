@@ -76,7 +76,14 @@ def test_schedule_warms_up_and_decays() -> None:
 def small_pool() -> Pool:
     rows = pd.DataFrame(
         [
-            {"draw": "identity", "portrait_id": "a", "gender": "male", "race": "black", "covered": False, "thing": None},
+            {
+                "draw": "identity",
+                "portrait_id": "a",
+                "gender": "male",
+                "race": "black",
+                "covered": False,
+                "thing": None,
+            },
             {"draw": "identity", "portrait_id": "a", "gender": "male", "race": "black", "covered": True, "thing": None},
             {"draw": "extra", "portrait_id": "b", "gender": "female", "race": None, "covered": False, "thing": None},
             {"draw": "thing", "portrait_id": None, "gender": None, "race": None, "covered": None, "thing": "cat"},

@@ -92,7 +92,10 @@ def test_thing_stands_before_a_plain_backdrop() -> None:
     ("row", "expected"),
     [
         ({"draw": "neutral", "occupation": "engineer", "gender": "male", "race": "white"}, "an engineer"),
-        ({"draw": "identity", "occupation": "engineer", "gender": "female", "race": "asian"}, "an asian female engineer"),
+        (
+            {"draw": "identity", "occupation": "engineer", "gender": "female", "race": "asian"},
+            "an asian female engineer",
+        ),
         ({"draw": "identity", "occupation": "doctor", "gender": "male", "race": "black"}, "a black male doctor"),
         ({"draw": "thing", "thing": "umbrella"}, "an umbrella"),
     ],
