@@ -176,6 +176,14 @@ Persons are cut out of their background, put before a plain backdrop and dressed
 occupations' joint distributions over gender and race in `occupations.py` are **invented for this demonstration** and
 biased on purpose: the model exists to be repaired.
 
+## What to doubt
+
+- Classifier and generator learnt from the same 160 people, so it reads generated faces more surely than new ones:
+  trust the holdout rows below, not the recall, for people it never saw. They hold few people (4 labelled asian).
+- The face head says "face" to about a third of the objects and covered faces that it never saw: objects were
+  rarely drawn in its training.
+- Objects are the generator's weak side: see the zero-shot accuracy in the report; you may ask for a cat and get a car.
+
 ## What it must not be used for
 
 It makes no claim about real people or occupations. It knows two genders and three coarse appearance labels, which
