@@ -16,23 +16,26 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMScheduler
 from torch import Tensor
 
-from popalign_core.config import ModelConfig, SamplingConfig, TrainingConfig
+from popalign_core.config import ModelConfig, RuntimeConfig, SamplingConfig, TrainingConfig
 from popalign_core.portraits.pictures import to_unit_range
 from popalign_core.sampling.engine import embed_prompts, sample_images, time_ids
 from popalign_core.sampling.models import load_pipeline, resolve_device
-from popalign_core.training.batch import Batch, draw_batch, training_scheduler
+from popalign_core.training.batch import Batch, draw_batch
 from popalign_core.training.data import PreferenceData
 from popalign_core.training.objective import Running, compute_loss
-from popalign_core.training.trainer import _add_adapter, _update
+from popalign_core.training.trainer import _Run
 
 BETA = 20.0
 CAPTIONS = ("a photo of a doctor", "a photo of a nurse", "a photo of a florist", "a photo of an engineer")
@@ -183,17 +186,16 @@ def peer_step(
     optimizer.zero_grad(set_to_none=True)
 
 
-def our_step(
-    pipeline: Any, scheduler: Any, work: Work, config: TrainingConfig, step: int, optimizer: Any, clock: Clock
-) -> None:
-    """One step of this trainer."""
-    batch = draw_batch(work.data, scheduler, config, work.time_ids, step, pipeline.unet.device)
-    weights = [weight for weight in pipeline.unet.parameters() if weight.requires_grad]
-    loss, _ = clock.measure("unet", lambda: compute_loss(pipeline.unet, None, batch, config, Running()))
-    backward = loss.backward
-    # `_update` calls backward; the clock takes it from there
-    loss.backward = lambda: clock.measure("unet", backward)
-    _update(optimizer, weights, loss, step, config)
+def our_run(
+    pipeline: Any, work: Work, config: TrainingConfig, clock: Clock, device: torch.device, folder: Path
+) -> _Run:
+    """This trainer, its forwards and backwards timed."""
+    runtime = RuntimeConfig(device=str(device), trackers=())
+    run = _Run(pipeline.unet, pipeline.scheduler, work.data, config, folder, work.time_ids, runtime, None, None)
+    measure, backward = run._measure, run.accelerator.backward
+    run._measure = lambda part: clock.measure("unet", lambda: measure(part))  # type: ignore[method-assign]
+    run.accelerator.backward = lambda loss: clock.measure("unet", lambda: backward(loss))
+    return run
 
 
 def losses_agree(pipeline: Any, batch: Batch, config: TrainingConfig) -> tuple[float, float]:
@@ -224,10 +226,11 @@ def main() -> None:
         objective="diffusion-dpo", beta=BETA, lora_rank=8, n_pairs=options.pairs, empty_caption_rate=0
     )
     work = make_work(pipeline, SamplingConfig(n_steps=4, width=options.px, height=options.px), 16)
-    _add_adapter(pipeline.unet, config)
-    scheduler = training_scheduler(pipeline.scheduler)
-    optimizer = torch.optim.AdamW([w for w in pipeline.unet.parameters() if w.requires_grad], lr=1e-4)
     clocks = {"peer": Clock(device), "popalign": Clock(device)}
+    with tempfile.TemporaryDirectory() as folder:
+        ours = our_run(pipeline, work, config, clocks["popalign"], device, Path(folder))
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    optimizer = torch.optim.AdamW([w for w in pipeline.unet.parameters() if w.requires_grad], lr=1e-4)
     rates: dict[str, list[float]] = {"peer": [], "popalign": []}
     for round_number in range(options.rounds + 1):
         for name in rates:
@@ -236,13 +239,14 @@ def main() -> None:
                 if name == "peer":
                     peer_step(pipeline, scheduler, work, options.pairs, optimizer, clocks[name])
                 else:
-                    our_step(pipeline, scheduler, work, config, step, optimizer, clocks[name])
+                    ours._take_step(step)
             rates[name].append(options.steps * options.pairs / (time.perf_counter() - start))
         if round_number == 0:  # warm-up
             rates = {name: [] for name in rates}
-            clocks = {name: Clock(device) for name in clocks}
-    batch = draw_batch(work.data, scheduler, config, work.time_ids, 1, device)
-    ours, peers = losses_agree(pipeline, batch, config)
+            for clock in clocks.values():
+                clock.seconds.clear()
+    batch = draw_batch(work.data, ours.process, config, work.time_ids, 1).to(device)
+    our_loss, peer_loss = losses_agree(pipeline, batch, config)
     seconds = {
         name: options.rounds * options.steps * options.pairs / statistics.harmonic_mean(rates[name]) for name in rates
     }
@@ -253,11 +257,11 @@ def main() -> None:
             name: {part: round(spent / seconds[name], 3) for part, spent in clock.seconds.items()}
             for name, clock in clocks.items()
         },
-        "loss_on_one_batch": {"popalign": ours, "peer": peers},
+        "loss_on_one_batch": {"popalign": our_loss, "peer": peer_loss},
         "settings": vars(options) | {"device": str(device), "torch": torch.__version__},
     }
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
-    if abs(ours - peers) > 1e-5 * max(1.0, abs(peers)):
+    if abs(our_loss - peer_loss) > 1e-5 * max(1.0, abs(peer_loss)):
         raise SystemExit("the losses differ: the two do not do the same work")
 
 

@@ -72,7 +72,12 @@ TRAINING_STEPS = (
         preferences.request,
         {"prompts": "identities", "sample": "sample", "attributes": "attributes"},
     ),
-    Step("train", train.train_model, train.request, {"preferences": "preferences", "sample": "sample"}),
+    Step(
+        "train",
+        train.train_model,
+        train.request,
+        {"preferences": "preferences", "sample": "sample", "prompts": "identities", "attributes": "attributes"},
+    ),
 )
 REPORT_STEP = Step(
     "report",

@@ -42,9 +42,19 @@ class StoreError(PopAlignError):
 
 
 class TrainingError(PopAlignError):
-    """Training cannot go on: a loss or gradient is not finite."""
+    """Training cannot go on."""
 
     exit_code = 6
+
+
+class DivergedError(TrainingError):
+    """A loss or a gradient is not finite, or the preferred error runs away."""
+
+
+class PreemptedError(PopAlignError):
+    """SIGTERM came while training: all is saved, and the same command goes on."""
+
+    exit_code = 143
 
 
 class ServiceError(PopAlignError):

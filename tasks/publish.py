@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.training.card import model_card
 from storage.store import ArtifactRef, Store
 from tasks.stage import open_store
 
@@ -28,6 +29,9 @@ def publish_run(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime
     folder.write_text("metrics.json", metrics_json(metrics))
     folder.write_text("report.html", store.localize(refs["report"], "report.html").read_text(encoding="utf-8"))
     folder.copy_tree(store.localize(refs["train"], "model"), "model")
+    log = store.read_table(refs["train"], "training_log").to_dict("records")
+    keys = {node: refs[node].key for node in ("sample", "attributes", "preferences", "train")}
+    folder.write_text("model/README.md", model_card(config, keys, log, metrics.to_dict("records")))
     nodes = {node: str(ref) for node, ref in refs.items()}
     folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
 

@@ -19,8 +19,6 @@ from tasks.stage import Progress, Request, no_progress, produce, set_threads
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffusers import StableDiffusionXLPipeline
-
     from popalign_core.sampling.engine import PromptEmbeddings
 
 STAGE = "sample"
@@ -174,7 +172,7 @@ def _draw_shards(
 
 
 def _draw(
-    pipeline: "StableDiffusionXLPipeline",
+    pipeline: Any,
     embeddings: "PromptEmbeddings",
     index: list[int],
     seeds: list[int],
@@ -214,9 +212,7 @@ def _write_shard(build: Build, number: int, shard: pd.DataFrame, pixels: Any, la
     build.mark_shard(number, {"images": len(shard)})
 
 
-def _embeddings(
-    build: Build, pipeline: "StableDiffusionXLPipeline", prompts: pd.DataFrame, batch_size: int
-) -> "PromptEmbeddings":
+def _embeddings(build: Build, pipeline: Any, prompts: pd.DataFrame, batch_size: int) -> "PromptEmbeddings":
     """Embeddings of the prompts and, last, of the empty caption; kept, so that a resumed run reads the same ones."""
     from popalign_core.sampling.engine import embed_prompts
     from tasks.tensors import read_embeddings, write_embeddings

@@ -1,5 +1,7 @@
 """Stage `train`: population DPO on the sampler's own latents; a killed run goes on from its last checkpoint."""
 
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -7,118 +9,96 @@ import pandas as pd
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
 from tasks.stage import Progress, Request, no_progress, produce, set_threads
+from tasks.training_inputs import TrainingRefs
 
 if TYPE_CHECKING:
-    import torch
-
-    from popalign_core.training.data import PreferenceData
+    pass
 
 STAGE = "train"
-VERSION = "1"
+VERSION = "2"
 
 
-def request(config: PipelineConfig, *, preferences: ArtifactRef, sample: ArtifactRef) -> Request:
-    """What the key depends on; the base model enters with the sample."""
-    inputs = {"preferences": preferences.key, "sample": sample.key}
+def request(
+    config: PipelineConfig,
+    *,
+    preferences: ArtifactRef,
+    sample: ArtifactRef,
+    prompts: ArtifactRef | None = None,
+    attributes: ArtifactRef | None = None,
+) -> Request:
+    """What the key depends on; the base model enters with the sample, the axes' targets with the preferences."""
+    given = {"preferences": preferences, "sample": sample, "prompts": prompts, "attributes": attributes}
+    inputs = {name: ref.key for name, ref in given.items() if ref is not None}
     return Request(STAGE, VERSION, {"training": config.training.model_dump(mode="json")}, inputs)
 
 
 def train_model(
     preferences: ArtifactRef,
     sample: ArtifactRef,
+    prompts: ArtifactRef | None = None,
+    attributes: ArtifactRef | None = None,
     *,
     config: PipelineConfig,
     runtime: RuntimeConfig,
     on_progress: Progress = no_progress,
 ) -> ArtifactRef:
-    """Publish `model/`, a folder that `StableDiffusionXLPipeline` loads, and table `training_log`.
+    """Publish `model/`, a folder that diffusers loads, with its card; `lora/` when an adapter was trained; table
+    `training_log`; `tensorboard/`.
+
+    Args:
+        preferences: Table `preferences`, and table `retained`.
+        sample: Latents and embeddings of the images.
+        prompts: Their texts, for the probe's CLIP score.
+        attributes: Their classes, for the objectives that need them.
+        config: Of the pipeline.
+        runtime: Store, device, processes.
+        on_progress: Told (step, n_steps).
 
     Raises:
-        InputError: When there are no preferences.
-        TrainingError: When a loss or gradient is not finite.
+        InputError: When there are no preferences, or they do not fit model and objective.
+        TrainingError: When training diverges.
+        PreemptedError: On SIGTERM, after a checkpoint was written.
     """
+    refs = TrainingRefs(preferences, sample, prompts, attributes)
 
     def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        _train(build, read_preferences(store, preferences, sample), config, runtime, on_progress)
+        _train(store, build, refs, config, runtime, on_progress)
 
-    return produce(request(config, preferences=preferences, sample=sample), runtime, fill)
-
-
-def read_preferences(store: Store, preferences: ArtifactRef, sample: ArtifactRef) -> "PreferenceData":
-    """Join set members, their latents and their captions' embeddings.
-
-    An image in two sets is two rows. Both sides of a pair carry the neutral prompt.
-
-    Raises:
-        InputError: When there are no preferences.
-    """
-    import torch
-
-    from popalign_core.errors import InputError
-    from popalign_core.training.data import PreferenceData
-    from tasks.tables import read_images
-    from tasks.tensors import read_embeddings
-
-    members = store.read_table(preferences, "preferences")
-    if members.empty:
-        raise InputError("there are no preferences to train on; see the drops of stage preferences, draw more images")
-    places = read_images(store, sample)[["image_id", "latents_file", "latents_row"]]
-    members = members.merge(places, on="image_id")
-    retained = store.read_table(preferences, "retained").merge(places, on="image_id")
-    ids, embeddings = read_embeddings(store.localize(sample, "embeddings.safetensors"))
-    captions = sorted({*members["prompt_id"], *retained["prompt_id"]})
-    rows = torch.tensor([ids.index(prompt_id) for prompt_id in captions])
-    empty = ids.index("")
-    return PreferenceData(
-        latents=_read_latents(store, sample, members),
-        preferred=torch.tensor((members["role"] == "preferred").tolist()),
-        prompt_index=torch.tensor([captions.index(prompt_id) for prompt_id in members["prompt_id"]]),
-        set_index=torch.tensor(pd.factorize(members["set_id"])[0]),
-        prompt_embeds=embeddings.prompt_embeds[rows],
-        pooled_prompt_embeds=embeddings.pooled_prompt_embeds[rows],
-        empty_prompt_embeds=embeddings.prompt_embeds[empty : empty + 1],
-        empty_pooled=embeddings.pooled_prompt_embeds[empty : empty + 1],
-        retained_latents=_read_latents(store, sample, retained),
-        retained_prompt_index=torch.tensor([captions.index(prompt_id) for prompt_id in retained["prompt_id"]]),
-        retained_generic=torch.tensor((retained["kind"] == "generic").tolist()),
-    )
-
-
-def _read_latents(store: Store, sample: ArtifactRef, members: pd.DataFrame) -> "torch.Tensor":
-    """[N, C, h, w] in the order of `members`; each file is read once."""
-    import torch
-
-    from tasks.tensors import read_tensor
-
-    latents: list[torch.Tensor] = [torch.empty(0)] * len(members)
-    files = members["latents_file"].to_numpy()
-    rows = members["latents_row"].to_numpy()
-    for name in sorted(set(files)):
-        tensor = read_tensor(store.localize(sample, name), "latents")
-        for position in (files == name).nonzero()[0]:
-            latents[position] = tensor[int(rows[position])].clone()
-    return torch.stack(latents)
+    asked = request(config, preferences=preferences, sample=sample, prompts=prompts, attributes=attributes)
+    return produce(asked, runtime, fill)
 
 
 def _train(
-    build: Build, data: "PreferenceData", config: PipelineConfig, runtime: RuntimeConfig, on_progress: Progress
+    store: Store,
+    build: Build,
+    refs: TrainingRefs,
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+    on_progress: Progress,
 ) -> None:
-    from popalign_core.sampling.engine import time_ids
-    from popalign_core.sampling.models import load_pipeline, resolve_device
-    from popalign_core.training.trainer import save_model, train_preferences
+    from popalign_core.training.card import model_card
+    from popalign_core.training.output import save_lora, save_model
+    from tasks.launch import launch_training
+    from tasks.training_inputs import run_training
 
     set_threads(runtime)
-    device = resolve_device(runtime.device)
-    pipeline = load_pipeline(config.model, device=device)
-    log = train_preferences(
-        pipeline.unet,
-        pipeline.scheduler,
-        data,
-        config.training,
-        build.work / "checkpoints",
-        time_ids=time_ids(config.sampling),
-        device=device,
-        on_step=lambda step, *_: on_progress(step, config.training.n_steps),
-    )
+    work = build.work / "checkpoints"
+    if runtime.n_processes > 1 or runtime.accelerate_config:
+        pipeline, log = launch_training(refs, config, runtime, work, on_progress)
+    else:
+        pipeline, log = run_training(store, refs, config, runtime, work, on_progress)
+    if config.training.lora_rank > 0:
+        save_lora(pipeline, build.folder / "lora")
     save_model(pipeline, build.folder / "model")
+    card = model_card(config, refs.keys(), log)
+    (build.folder / "model" / "README.md").write_text(card, encoding="utf-8")
+    _keep_events(work, build.folder / "tensorboard")
     build.write_table("training_log", pd.DataFrame(log, columns=["step", "name", "value"]))
+
+
+def _keep_events(work: Path, folder: Path) -> None:
+    """TensorBoard's files, so that they can be looked at when the work folder is gone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in sorted(work.rglob("events.out.tfevents.*")):
+        folder.mkdir(exist_ok=True)
+        shutil.copy2(path, folder / path.name)

@@ -1,6 +1,6 @@
-"""The sampling engine: one UNet forward a step for the guided and the unguided half of a batch.
+"""The sampling engine: one forward a step for the guided and the unguided half of a batch.
 
-Latents are in the UNet's (scaled) space: what the sampler ends with is what training hands to `add_noise`.
+Latents are in the denoiser's (scaled) space: what the sampler ends with is what training hands to `add_noise`.
 Decoding leaves that space: it divides by the VAE's `scaling_factor` (and applies `latents_mean`/`latents_std`
 where the VAE has them).
 
@@ -20,13 +20,14 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
-    StableDiffusionXLPipeline,
+    FlowMatchEulerDiscreteScheduler,
 )
 from numpy.typing import NDArray
 from torch import Tensor
 
 from popalign_core.config import SamplingConfig
-from popalign_core.errors import InputError
+from popalign_core.denoisers import Conditions, Family, family_of, find_denoiser, predict
+from popalign_core.errors import ConfigError, InputError
 
 # One decode of the VAE holds at most this many pixels: 4 images of 1024 x 1024, 1024 of 64 x 64.
 MAX_DECODED_PIXELS = 2**22
@@ -38,7 +39,7 @@ class PromptEmbeddings:
 
     Attributes:
         prompt_embeds: [P, L, D] float32, both text encoders' token states.
-        pooled_prompt_embeds: [P, D2] float32, the second encoder's pooled state.
+        pooled_prompt_embeds: [P, D2] float32, the pooled state; D2 is 0 for a family without.
     """
 
     prompt_embeds: Tensor
@@ -53,14 +54,14 @@ class PromptEmbeddings:
 
 
 @torch.inference_mode()
-def embed_prompts(pipeline: StableDiffusionXLPipeline, texts: Sequence[str], batch_size: int) -> PromptEmbeddings:
-    """Encode prompts with both text encoders.
+def embed_prompts(pipeline: Any, texts: Sequence[str], batch_size: int) -> PromptEmbeddings:
+    """Encode prompts with all of the pipeline's text encoders.
 
     The empty text "" is the unconditional prompt. Pipelines with `force_zeros_for_empty_prompt` (SDXL's own) were
     trained with zeros in its place, so there it becomes zeros, as in the stock pipeline.
 
     Args:
-        pipeline: A loaded SDXL pipeline.
+        pipeline: A loaded pipeline of a known family.
         texts: P prompts.
         batch_size: Prompts a forward.
 
@@ -74,22 +75,28 @@ def embed_prompts(pipeline: StableDiffusionXLPipeline, texts: Sequence[str], bat
         raise InputError("no prompt to embed: the list of texts is empty; give at least one")
     parts = [_encode(pipeline, list(texts[start : start + batch_size])) for start in range(0, len(texts), batch_size)]
     prompt_embeds, pooled = (torch.cat(column) for column in zip(*parts, strict=True))
-    if pipeline.config.force_zeros_for_empty_prompt:
+    if getattr(pipeline.config, "force_zeros_for_empty_prompt", False):
         empty = torch.tensor([text == "" for text in texts])
         prompt_embeds[empty] = 0.0
         pooled[empty] = 0.0
     return PromptEmbeddings(prompt_embeds, pooled)
 
 
-def _encode(pipeline: StableDiffusionXLPipeline, texts: list[str]) -> tuple[Tensor, Tensor]:
-    device = pipeline.text_encoder_2.device
-    embeds, _, pooled, _ = pipeline.encode_prompt(texts, device=device, do_classifier_free_guidance=False)
+def _encode(pipeline: Any, texts: list[str]) -> tuple[Tensor, Tensor]:
+    denoiser = find_denoiser(pipeline)
+    options: dict[str, Any] = {"device": pipeline.text_encoder.device, "do_classifier_free_guidance": False}
+    family = family_of(denoiser)
+    if not family.has_pooled:
+        embeds, _ = pipeline.encode_prompt(texts, num_images_per_prompt=1, **options)
+        return embeds.float().cpu(), torch.zeros((len(texts), 0))
+    more = {} if family.has_sizes else {"prompt_2": None, "prompt_3": None}
+    embeds, _, pooled, _ = pipeline.encode_prompt(texts, **more, **options)
     return embeds.float().cpu(), pooled.float().cpu()
 
 
 @torch.inference_mode()
 def sample_images(
-    pipeline: StableDiffusionXLPipeline,
+    pipeline: Any,
     embeddings: PromptEmbeddings,
     unconditional: PromptEmbeddings,
     prompt_index: Sequence[int],
@@ -99,7 +106,7 @@ def sample_images(
     """Draw one image for each (prompt, seed).
 
     Args:
-        pipeline: A loaded SDXL pipeline; its own scheduler is left untouched.
+        pipeline: A loaded pipeline; its own scheduler is left untouched.
         embeddings: P prompts.
         unconditional: One prompt, the empty one.
         prompt_index: [B] rows of `embeddings`.
@@ -115,20 +122,19 @@ def sample_images(
             not one prompt, or the size does not fit the VAE.
     """
     _check_batch(pipeline, embeddings, unconditional, prompt_index, seeds, config)
-    unet = pipeline.unet
+    denoiser = find_denoiser(pipeline)
     rows = torch.as_tensor(prompt_index, dtype=torch.int64)
-    latents = initial_noise(pipeline, seeds, config).to(unet.device)
-    prompt_embeds, added = _conditions(embeddings, unconditional, rows, config, unet)
-    latents = denoise(
-        unet, make_scheduler(pipeline.scheduler.config, config.scheduler), latents, prompt_embeds, added, config
-    )
+    latents = initial_noise(pipeline, seeds, config).to(denoiser.device)
+    conditions = _conditions(embeddings, unconditional, rows, config, denoiser)
+    scheduler = make_scheduler(pipeline.scheduler, config.scheduler)
+    latents = denoise(denoiser, family_of(denoiser), scheduler, latents, conditions, config)
     return decode_latents(pipeline.vae, latents), latents.cpu()
 
 
-def initial_noise(pipeline: StableDiffusionXLPipeline, seeds: Sequence[int], config: SamplingConfig) -> Tensor:
+def initial_noise(pipeline: Any, seeds: Sequence[int], config: SamplingConfig) -> Tensor:
     """Unit noise, one CPU generator an image: [B, C, h, w] float32."""
     factor = pipeline.vae_scale_factor
-    shape = (pipeline.unet.config.in_channels, config.height // factor, config.width // factor)
+    shape = (find_denoiser(pipeline).config.in_channels, config.height // factor, config.width // factor)
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])
 
 
@@ -138,8 +144,17 @@ def time_ids(config: SamplingConfig) -> Tensor:
     return torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32)
 
 
-def make_scheduler(config: Any, name: str) -> Any:
-    """A fresh deterministic sampler on the noise schedule and prediction type the model was trained with."""
+def make_scheduler(scheduler: Any, name: str) -> Any:
+    """A fresh deterministic sampler on the noise schedule and prediction type of a model's own scheduler.
+
+    Raises:
+        ConfigError: For a flow model with another sampler than Euler's.
+    """
+    config = scheduler.config
+    if "FlowMatch" in type(scheduler).__name__:
+        if name != "euler":
+            raise ConfigError(f"sampling.scheduler is {name!r}, but this is a flow model: choose euler")
+        return FlowMatchEulerDiscreteScheduler.from_config(config)
     if name == "dpmsolver++":
         return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++")
     if name == "ddim":
@@ -149,16 +164,16 @@ def make_scheduler(config: Any, name: str) -> Any:
 
 
 def denoise(
-    unet: Any, scheduler: Any, latents: Tensor, prompt_embeds: Tensor, added: dict[str, Tensor], config: SamplingConfig
+    denoiser: Any, family: Family, scheduler: Any, latents: Tensor, conditions: Conditions, config: SamplingConfig
 ) -> Tensor:
     """Classifier-free guided sampling (Ho & Salimans 2022, arXiv:2207.12598, Eq. 6).
 
     Args:
-        unet: The denoiser.
+        denoiser: UNet or transformer.
+        family: Of the denoiser.
         scheduler: Deterministic; stepped `config.n_steps` times.
-        latents: [B, C, h, w] float32 unit noise on the UNet's device.
-        prompt_embeds: [2B, L, D], unconditional half first; [B, L, D] when the guidance scale is 1.
-        added: `text_embeds` and `time_ids` of the same length.
+        latents: [B, C, h, w] float32 unit noise on the denoiser's device.
+        conditions: Of 2B, the unconditional half first; of B when the guidance scale is 1.
         config: Steps and guidance scale.
 
     Returns:
@@ -171,16 +186,13 @@ def denoise(
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     guided = config.guidance_scale > 1
-    latents = latents * scheduler.init_noise_sigma
+    latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
     for timestep in scheduler.timesteps:
-        noisy = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
-        model_pred = unet(
-            noisy.to(unet.dtype),
-            timestep,
-            encoder_hidden_states=prompt_embeds,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0].float()
+        noisy = torch.cat([latents, latents]) if guided else latents
+        if hasattr(scheduler, "scale_model_input"):
+            noisy = scheduler.scale_model_input(noisy, timestep)
+        times = timestep.expand(len(noisy))
+        model_pred = predict(denoiser, family, noisy.to(denoiser.dtype), times, conditions).float()
         if guided:
             unguided, conditional = model_pred.chunk(2)
             model_pred = unguided + config.guidance_scale * (conditional - unguided)
@@ -204,24 +216,26 @@ def _unscaled(vae: Any, latents: Tensor) -> Tensor:
     latents = latents / vae.config.scaling_factor
     if mean is not None and std is not None:
         latents = latents * latents.new_tensor(std).view(1, -1, 1, 1) + latents.new_tensor(mean).view(1, -1, 1, 1)
+    if (shift := getattr(vae.config, "shift_factor", None)) is not None:
+        latents = latents + shift
     return latents.to(device=vae.device, dtype=vae.dtype)
 
 
 def _conditions(
-    embeddings: PromptEmbeddings, unconditional: PromptEmbeddings, rows: Tensor, config: SamplingConfig, unet: Any
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The UNet's conditions of a batch, the unconditional half first; only the conditional one without guidance."""
+    embeddings: PromptEmbeddings, unconditional: PromptEmbeddings, rows: Tensor, config: SamplingConfig, denoiser: Any
+) -> Conditions:
+    """The denoiser's conditions of a batch, the unconditional half first; only the conditional one without guidance."""
     prompt_embeds, pooled = embeddings.prompt_embeds[rows], embeddings.pooled_prompt_embeds[rows]
     if config.guidance_scale > 1:
         prompt_embeds = torch.cat([unconditional.prompt_embeds.expand_as(prompt_embeds), prompt_embeds])
         pooled = torch.cat([unconditional.pooled_prompt_embeds.expand_as(pooled), pooled])
-    place = {"device": unet.device, "dtype": unet.dtype}
+    place = {"device": denoiser.device, "dtype": denoiser.dtype}
     sizes = time_ids(config).expand(len(pooled), 6)
-    return prompt_embeds.to(**place), {"text_embeds": pooled.to(**place), "time_ids": sizes.to(**place)}
+    return Conditions(prompt_embeds.to(**place), pooled.to(**place), sizes.to(**place))
 
 
 def _check_batch(
-    pipeline: StableDiffusionXLPipeline,
+    pipeline: Any,
     embeddings: PromptEmbeddings,
     unconditional: PromptEmbeddings,
     prompt_index: Sequence[int],

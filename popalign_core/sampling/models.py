@@ -10,7 +10,6 @@ from popalign_core.errors import ConfigError, MissingWeightsError
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionXLPipeline
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Weights and everything that decides what they compute: configs, tokenizer vocabularies and merges.
@@ -87,9 +86,7 @@ def resolve_device(name: str) -> "torch.device":
     return device
 
 
-def load_pipeline(
-    model: ModelConfig, *, device: "torch.device", folder: Path | None = None
-) -> "StableDiffusionXLPipeline":
+def load_pipeline(model: ModelConfig, *, device: "torch.device", folder: Path | None = None) -> Any:
     """Load a pipeline for sampling and training. Nothing is downloaded: a hub id is read from the local hub cache.
 
     The VAE of a half-precision pipeline is kept in float32 where it asks for that (`force_upcast`: SDXL's overflows).
@@ -107,7 +104,7 @@ def load_pipeline(
         MissingWeightsError: Naming what is missing and how to get it.
     """
     import torch
-    from diffusers import StableDiffusionXLPipeline
+    from diffusers import DiffusionPipeline
 
     source = _checked(folder, "give a folder that training wrote") if folder is not None else local_folder(model)
     options: dict[str, Any] = {
@@ -116,8 +113,8 @@ def load_pipeline(
         "local_files_only": True,
     }
     try:
-        pipeline = StableDiffusionXLPipeline.from_pretrained(
-            source or model.name, revision=None if source else model.revision, add_watermarker=False, **options
+        pipeline = DiffusionPipeline.from_pretrained(
+            source or model.name, revision=None if source else model.revision, **options
         )
     except OSError as error:
         what = str(source or f"{model.name}@{model.revision}")

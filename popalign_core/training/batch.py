@@ -1,33 +1,36 @@
 """The samples of a training step: everything random of it, from (seed, step) alone."""
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from popalign_core.config import TrainingConfig
-from popalign_core.errors import ConfigError
-from popalign_core.training.data import PreferenceData, draw_pairs, draw_retained
+from popalign_core.denoisers import Conditions
+from popalign_core.training.data import PreferenceData, class_priors, draw_pairs, draw_retained
+from popalign_core.training.noising import ForwardProcess, draw_timesteps
 
 
 @dataclass(frozen=True)
 class Batch:
-    """S samples of a step: M that are compared, n preferred and then their n dispreferred partners (SFT: the n
-    preferred alone); then, where they are needed, n retained images under their own captions.
+    """S samples of n pairs in blocks of n: M = 2n that are compared, n preferred and then their n dispreferred partners
+    (SFT: M = n, the preferred alone); then, where they are needed, n retained images under their own captions.
 
     Attributes:
         noisy_latents: [S, C, h, w] float32; the two of a pair share noise and timestep.
-        timesteps: [S] int64.
-        target: [S, C, h, w] float32, noise or velocity.
+        timesteps: [S], in the model's own numbers.
+        target: [S, C, h, w] float32: noise, velocity or flow.
         prompt_embeds: [S, L, D]; the empty caption where the pair's was dropped.
         pooled_prompt_embeds: [S, D2].
         time_ids: [S, 6].
         preferred: [M] bool.
         set_index: [M] int64, the pair of sets of each compared sample.
+        bins: [M] int64, range of timesteps, of `normaliser_bins`.
+        classes: [M] int64; empty unless the objective calibrates.
+        priors: [M] float32, the reference's share of that class; empty likewise.
         generic: [S - M] bool, which retained images are of generic prompts; empty without retained images.
+        n_pairs: n.
     """
 
     noisy_latents: Tensor
@@ -38,18 +41,32 @@ class Batch:
     time_ids: Tensor
     preferred: Tensor
     set_index: Tensor
+    bins: Tensor
+    classes: Tensor
+    priors: Tensor
     generic: Tensor
+    n_pairs: int
 
+    @property
+    def conditions(self) -> Conditions:
+        """What the denoiser reads besides noisy latents and timesteps."""
+        return Conditions(self.prompt_embeds, self.pooled_prompt_embeds, self.time_ids)
 
-def training_scheduler(scheduler: Any, min_timestep: int = 0) -> Any:
-    """The model's forward process, whichever sampler it came with (Euler's `add_noise` works in sigma space)."""
-    kind = scheduler.config.prediction_type
-    if kind not in ("epsilon", "v_prediction"):
-        raise ConfigError(f"prediction type {kind!r} cannot be trained; use a model with epsilon or v_prediction")
-    n_timesteps = scheduler.config.num_train_timesteps
-    if min_timestep >= n_timesteps:
-        raise ConfigError(f"training.min_timestep is {min_timestep}, the model has {n_timesteps} timesteps; give less")
-    return DDPMScheduler.from_config(scheduler.config)
+    def part(self, number: int, n_parts: int) -> "Batch":
+        """Pairs of the given part of n_parts equal ones, every block cut alike."""
+        size = self.n_pairs // n_parts
+        rows = slice(number * size, (number + 1) * size)
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "n_pairs"}
+        cut = {
+            name: tensor.unflatten(0, (-1, self.n_pairs))[:, rows].flatten(0, 1) if len(tensor) else tensor
+            for name, tensor in tensors.items()
+        }
+        return replace(self, **cut, n_pairs=size)
+
+    def to(self, device: torch.device) -> "Batch":
+        """All tensors on a device."""
+        tensors = (field.name for field in fields(self) if field.name != "n_pairs")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
 
 def uses_anchors(config: TrainingConfig) -> bool:
@@ -63,20 +80,21 @@ def needs_retained(config: TrainingConfig) -> bool:
 
 
 def draw_batch(
-    data: PreferenceData, scheduler: Any, config: TrainingConfig, time_ids: Tensor, step: int, device: torch.device
+    data: PreferenceData, process: ForwardProcess, config: TrainingConfig, time_ids: Tensor, step: int
 ) -> Batch:
-    """Everything random of a step, from a CPU generator that depends on (seed, step) only."""
+    """Everything random of a step, for all processes together, from a CPU generator of (seed, step) only."""
     digest = hashlib.sha256(f"train/{config.seed}/{step}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     n = config.n_pairs
-    preferred, dispreferred = draw_pairs(data, n, generator)
+    preferred, dispreferred = draw_pairs(data, n, generator, pairs_per_set=config.pairs_per_set)
     noise = torch.randn((n, *data.latents.shape[1:]), generator=generator)
-    timesteps = torch.randint(config.min_timestep, scheduler.config.num_train_timesteps, (n,), generator=generator)
+    timesteps = draw_timesteps(process, config, n, generator)
     dropped = torch.rand(n, generator=generator) < config.empty_caption_rate
     rows = preferred if config.objective == "sft" else torch.cat([preferred, dispreferred])
     n_compared = len(rows)
     n_sides = n_compared // n
     noise, timesteps, dropped = noise.repeat(n_sides, 1, 1, 1), timesteps.repeat(n_sides), dropped.repeat(n_sides)
+    bins = timesteps * config.normaliser_bins // process.n_timesteps
     latents, prompts = data.latents[rows], data.prompt_index[rows]
     generic = torch.zeros(0, dtype=torch.bool)
     if needs_retained(config):
@@ -87,19 +105,22 @@ def draw_batch(
         # the preferred samples' noise and timesteps once more
         noise, timesteps = torch.cat([noise, noise[:n]]), torch.cat([timesteps, timesteps[:n]])
         dropped = torch.cat([dropped, torch.zeros(n, dtype=torch.bool)])
-    velocity = scheduler.config.prediction_type == "v_prediction"
+    classes, priors = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    if config.objective == "cgm-relax" and data.classes is not None:
+        classes, priors = data.classes[rows], class_priors(data)[rows]
+    noised = process.add_noise(latents, noise, timesteps)
     return Batch(
-        noisy_latents=scheduler.add_noise(latents, noise, timesteps).to(device),
-        timesteps=timesteps.to(device),
-        target=(scheduler.get_velocity(latents, noise, timesteps) if velocity else noise).to(device),
-        prompt_embeds=torch.where(dropped[:, None, None], data.empty_prompt_embeds, data.prompt_embeds[prompts]).to(
-            device
-        ),
-        pooled_prompt_embeds=torch.where(dropped[:, None], data.empty_pooled, data.pooled_prompt_embeds[prompts]).to(
-            device
-        ),
-        time_ids=time_ids.expand(len(latents), -1).to(device),
-        preferred=(torch.arange(n_compared) < n).to(device),
-        set_index=data.set_index[rows].to(device),
-        generic=generic.to(device),
+        noisy_latents=noised.noisy_latents,
+        timesteps=noised.timesteps,
+        target=noised.target,
+        prompt_embeds=torch.where(dropped[:, None, None], data.empty_prompt_embeds, data.prompt_embeds[prompts]),
+        pooled_prompt_embeds=torch.where(dropped[:, None], data.empty_pooled, data.pooled_prompt_embeds[prompts]),
+        time_ids=time_ids.expand(len(latents), -1),
+        preferred=torch.arange(n_compared) < n,
+        set_index=data.set_index[rows],
+        bins=bins,
+        classes=classes,
+        priors=priors,
+        generic=generic,
+        n_pairs=n,
     )

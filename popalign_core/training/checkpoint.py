@@ -1,5 +1,6 @@
-"""One training checkpoint: trained weights, optimiser, log and step in one file that is replaced whole."""
+"""Training checkpoints: trained weights, optimiser, log and step in one file, written whole; the newest are kept."""
 
+import logging
 import os
 import zipfile
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from popalign_core.errors import InputError, TrainingError
 
-CHECKPOINT_NAME = "checkpoint.pt"
 LogRow = dict[str, Any]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,56 +22,85 @@ class Checkpoint:
 
     Attributes:
         step: Optimiser steps done.
-        weights: Trained parameters by name.
+        weights: Trained parameters by name, float32.
         optimizer: The optimiser's state dict.
+        scaler: The gradient scaler's, for float16; else empty.
+        ema: The moving mean of the weights, by name; empty without one.
         running: Fields of `objective.Running`.
         log: training_log rows so far.
-        fingerprint: Configuration and data this belongs to.
+        fingerprint: Configuration, data and base weights this belongs to.
     """
 
     step: int
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    ema: dict[str, Tensor]
     running: dict[str, Any]
     log: list[LogRow]
     fingerprint: str
 
+    def final_weights(self) -> dict[str, Tensor]:
+        """What the trained model gets: the moving mean where there is one."""
+        return self.ema or self.weights
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write beside, then replace: a kill at any moment leaves the old or the new file, never half of one."""
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"checkpoint-{step:07d}.pt"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints, newest first."""
+    return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 1) -> None:
+    """Write beside, rename, then delete all but the newest `keep`: a kill at any moment leaves a whole newest one."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{CHECKPOINT_NAME}.partial"
+    path = checkpoint_path(folder, checkpoint.step)
+    partial = path.with_suffix(".partial")
     fields = {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
     with partial.open("wb") as file:
         torch.save(fields, file)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(folder / CHECKPOINT_NAME)
+    partial.replace(path)
+    for old in list_checkpoints(folder)[keep:]:
+        old.unlink()
+    for torn in folder.glob("checkpoint-*.partial"):
+        torn.unlink()
 
 
 def load_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
-    """The folder's checkpoint, or None when there is none.
+    """The folder's newest whole checkpoint, or None when there is none.
 
     Raises:
-        InputError: When it belongs to another configuration or other data.
-        TrainingError: When the file is damaged.
+        InputError: When it belongs to another configuration, other data or another base.
+        TrainingError: When there are checkpoints and every one is damaged.
     """
-    path = folder / CHECKPOINT_NAME
-    if not path.exists():
-        return None
-    _check_whole(path)
-    checkpoint = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
-    if checkpoint.fingerprint != fingerprint:
-        raise InputError(f"{path} belongs to another configuration or other data; give an empty folder, or delete it")
-    return checkpoint
+    damages = []
+    for path in list_checkpoints(folder):
+        if damage := _damage(path):
+            damages.append(f"{path} ({damage})")
+            continue
+        if damages:
+            _log.warning("checkpoint %s is damaged; going on from %s", ", ".join(damages), path.name)
+        checkpoint = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+        if checkpoint.fingerprint != fingerprint:
+            raise InputError(
+                f"{path} belongs to another configuration or other data; give an empty folder, or delete it"
+            )
+        return checkpoint
+    if damages:
+        raise TrainingError(f"checkpoint {', '.join(damages)} is damaged; delete it to train from the start")
+    return None
 
 
-def _check_whole(path: Path) -> None:
+def _damage(path: Path) -> str | None:
     """A torch file is a zip archive with a checksum a tensor: truncation and flipped bits show before it is read."""
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            return archive.testzip()
     except zipfile.BadZipFile as error:
-        damaged = str(error)
-    if damaged is not None:
-        raise TrainingError(f"checkpoint {path} is damaged ({damaged}); delete it to train from the start")
+        return str(error)

@@ -1,11 +1,54 @@
 """What training reads: the sampler's latents, who is preferred, and the captions' embeddings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from popalign_core.errors import InputError
+
+
+class Latents(Protocol):
+    """A tensor [N, C, h, w], or what stands for one: rows are taken from it by number."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, h, w)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
+
+
+class StoredLatents:
+    """Rows of safetensors files, read when they are asked for: SDXL's 36,000 latents are 9 GB that need no memory."""
+
+    def __init__(self, files: Sequence[Path], places: Sequence[tuple[int, int]]) -> None:
+        """Row i is row `places[i][1]` of tensor `latents` of file number `places[i][0]`."""
+        self._files, self._places = list(files), list(places)
+        self._open: dict[int, Any] = {}
+        size = self._slice(0).get_shape()[1:] if self._files else (0, 0, 0)
+        self.shape = torch.Size((len(self._places), *size))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        if not len(rows):
+            return torch.zeros((0, *self.shape[1:]))
+        taken = (self._places[row] for row in rows.tolist())
+        return torch.cat([self._slice(file)[row : row + 1] for file, row in taken]).float()
+
+    def _slice(self, file: int) -> Any:
+        if file not in self._open:
+            opened: Any = safe_open(self._files[file], framework="pt")
+            self._open[file] = opened.get_slice("latents")
+        return self._open[file]
 
 
 @dataclass(frozen=True)
@@ -24,9 +67,11 @@ class PreferenceData:
         retained_latents: [R, C, h, w] float32: images that retention holds under their own captions; R may be 0.
         retained_prompt_index: [R] int64, those captions.
         retained_generic: [R] bool, whether the caption is a generic one, else it names an identity.
+        classes: [N] int64, the class of each sample among those of `target`; None where nobody knows.
+        target: [K] float32, the distribution to calibrate to; None where nobody gave one.
     """
 
-    latents: Tensor
+    latents: Latents
     preferred: Tensor
     prompt_index: Tensor
     set_index: Tensor
@@ -34,13 +79,15 @@ class PreferenceData:
     pooled_prompt_embeds: Tensor
     empty_prompt_embeds: Tensor
     empty_pooled: Tensor
-    retained_latents: Tensor
+    retained_latents: Latents
     retained_prompt_index: Tensor
     retained_generic: Tensor
+    classes: Tensor | None = None
+    target: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.latents)
-        if n == 0 or self.latents.ndim != 4:
+        if n == 0 or len(self.latents.shape) != 4:
             raise InputError(
                 f"latents must be [N, C, h, w] with N > 0, got {tuple(self.latents.shape)}; no preferences?"
             )
@@ -60,6 +107,15 @@ class PreferenceData:
                 raise InputError(f"{name} must be [{size}] {dtype}, got {tuple(tensor.shape)} {tensor.dtype}")
         self._check_embeddings()
         self._check_sets()
+        if (self.classes is None) != (self.target is None):
+            raise InputError("classes and target go together: give both, or neither")
+        if self.classes is not None and self.target is not None:
+            reach = (int(self.classes.min()), int(self.classes.max())) if self.classes.shape == (n,) else None
+            if reach is None or reach[0] < 0 or reach[1] >= len(self.target):
+                raise InputError(
+                    f"classes must be [{n}] within the target's {len(self.target)}, "
+                    f"got {tuple(self.classes.shape)} reaching {reach}"
+                )
 
     def _check_embeddings(self) -> None:
         embeds, pooled = self.prompt_embeds, self.pooled_prompt_embeds
@@ -86,19 +142,38 @@ class PreferenceData:
             raise InputError(f"set pairs {mixed[:5]} mix prompts; both sets of a pair carry one caption")
 
 
-def draw_pairs(data: PreferenceData, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw n pairs with replacement: a pair of sets uniformly, then one sample of each side uniformly.
+def class_priors(data: PreferenceData) -> Tensor:
+    """[N] float32: the share that the reference gives, under a sample's prompt, to the sample's own class.
+
+    Counted over the dispreferred images, which are what the reference draws, with half an image added to each class:
+    a class that was not seen is rare, not impossible.
+    """
+    assert data.classes is not None
+    assert data.target is not None
+    names, pair = torch.unique(data.set_index, return_inverse=True)
+    counts = torch.full((len(names), len(data.target)), 0.5)
+    drawn = ~data.preferred
+    counts.index_put_((pair[drawn], data.classes[drawn]), torch.ones(int(drawn.sum())), accumulate=True)
+    return (counts / counts.sum(1, keepdim=True))[pair, data.classes]
+
+
+def draw_pairs(
+    data: PreferenceData, n: int, generator: torch.Generator, *, pairs_per_set: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Draw n pairs with replacement: a pair of sets uniformly, then samples of each side uniformly.
 
     Args:
         data: The preferences.
         n: Number of pairs.
         generator: A CPU generator.
+        pairs_per_set: How many pairs each chosen pair of sets gives; divides n.
 
     Returns:
         Rows of the preferred [n] and of the dispreferred [n] samples, int64; row i of both is from one pair of sets.
     """
     _, pair = torch.unique(data.set_index, return_inverse=True)
-    chosen = torch.randint(int(pair.max()) + 1, (n,), generator=generator)
+    chosen = torch.randint(int(pair.max()) + 1, (n // pairs_per_set,), generator=generator)
+    chosen = chosen.repeat_interleave(pairs_per_set)
     sides = [mask.nonzero().squeeze(1) for mask in (data.preferred, ~data.preferred)]
     preferred, dispreferred = (_draw_within(rows, pair[rows], chosen, generator) for rows in sides)
     return preferred, dispreferred

@@ -30,6 +30,8 @@ def retention_loss(policy_pred: Tensor, reference_pred: Tensor) -> Tensor:
 def batch_normaliser(policy_mse: Tensor, reference_mse: Tensor, preferred: Tensor, *, alpha: float = 0.5) -> Tensor:
     """Z of Eq. 11: `alpha * mean(g | preferred) + (1 - alpha) * mean(g | dispreferred)`, detached.
 
+    Over the *global* batch: hand in every process's errors.
+
     Args:
         policy_mse: [B] float32.
         reference_mse: [B] float32.
@@ -49,6 +51,32 @@ def batch_normaliser(policy_mse: Tensor, reference_mse: Tensor, preferred: Tenso
         raise InputError(f"batch of {len(preferred)} has no {side} sample; the normaliser needs both sides")
     g = (reference_mse - policy_mse).detach()
     return alpha * g[preferred].mean() + (1 - alpha) * g[~preferred].mean()
+
+
+def binned_normaliser(
+    policy_mse: Tensor, reference_mse: Tensor, preferred: Tensor, bins: Tensor, *, alpha: float = 0.5
+) -> Tensor:
+    """`batch_normaliser` within each bin (of timesteps, whose errors differ by an order of magnitude).
+
+    Args:
+        policy_mse: [B] float32.
+        reference_mse: [B] float32.
+        preferred: [B] bool.
+        bins: [B] int64, any numbers; the two of a pair share timestep and so bin.
+        alpha: Weight of the preferred side.
+
+    Returns:
+        [B] without gradient: each sample's Z.
+
+    Raises:
+        InputError: On wrong shapes, or when a bin lacks a side.
+    """
+    _check(policy_mse, reference_mse, preferred)
+    z = torch.empty_like(policy_mse)
+    for number in torch.unique(bins).tolist():
+        rows = bins == number
+        z[rows] = batch_normaliser(policy_mse[rows], reference_mse[rows], preferred[rows], alpha=alpha)
+    return z
 
 
 def anchor_normaliser(policy_mse: Tensor, reference_mse: Tensor) -> Tensor:
@@ -88,7 +116,7 @@ def popalign_loss(
         preferred: [B] bool.
         beta: Divergence penalty, on the mean squared error.
         alpha: Weight of the preferred side in Z.
-        normaliser: Z itself (0 for none, an EMA, ...); None takes it from this batch.
+        normaliser: Z itself, one or one a sample (0 for none, an EMA, ...); None takes it from this batch.
 
     Returns:
         [B] float32; log 2 where policy and reference agree and Z = 0.
@@ -188,6 +216,51 @@ def diffusion_kto_loss(policy_mse: Tensor, reference_mse: Tensor, preferred: Ten
     return 1 - torch.sigmoid(sign * (beta * g - point))
 
 
+def cgm_relax_loss(
+    log_ratio: Tensor, classes: Tensor, priors: Tensor, set_index: Tensor, target: Tensor, *, kl_weight: float
+) -> Tensor:
+    """Calibration to a target distribution, one value a prompt (CGM-relax, Smith et al. 2025, arXiv:2510.10020).
+
+    `||p - target||^2 + kl_weight * KL(policy || reference)`, p the policy's share of each class. The paper takes both
+    from samples of the policy. Here they come from stored samples of the reference, stratified by class: with
+    `exp(log_ratio)` the density ratio of policy and reference, a sample of class k has the weight
+    `prior_k / n_k * exp(log_ratio)`, normalised over the prompt.
+
+    Args:
+        log_ratio: [B] float32, log of policy over reference; on a diffusion model its bound, `beta * g`.
+        classes: [B] int64 in [0, K).
+        priors: [B] float32, the reference's share, under this prompt, of the sample's own class.
+        set_index: [B] int64, which samples are of one prompt; any numbers.
+        target: [K] float32, sums to 1.
+        kl_weight: lambda of the paper, >= 0.
+
+    Returns:
+        [n_prompts] float32, in the order of ascending set index.
+
+    Raises:
+        InputError: On different lengths, or a class outside the target.
+    """
+    lengths = [len(log_ratio), len(classes), len(priors), len(set_index)]
+    if len(set(lengths)) != 1 or not lengths[0]:
+        raise InputError(f"log_ratio, classes, priors and set_index must share one length > 0, got {lengths}")
+    if int(classes.min()) < 0 or int(classes.max()) >= len(target):
+        raise InputError(f"classes reach from {int(classes.min())} to {int(classes.max())}, target has {len(target)}")
+    names, prompt = torch.unique(set_index, return_inverse=True)
+    cell = prompt * len(target) + classes
+    n_cells = len(names) * len(target)
+    in_cell = torch.bincount(cell, minlength=n_cells)[cell]
+    log_base = torch.log(priors / in_cell)
+    # normalise weights over each prompt in log space
+    log_weight = log_base + log_ratio
+    log_total = torch.stack([torch.logsumexp(log_weight[prompt == i], 0) for i in range(len(names))])
+    log_known = torch.stack([torch.logsumexp(log_base[prompt == i], 0) for i in range(len(names))])
+    weight = torch.exp(log_weight - log_total[prompt])
+    shares = weight.new_zeros(n_cells).index_add(0, cell, weight).view(len(names), len(target))
+    log_density = log_ratio - (log_total - log_known)[prompt]
+    divergence = weight.new_zeros(len(names)).index_add(0, prompt, weight * log_density)
+    return (shares - target).square().sum(1) + kl_weight * divergence
+
+
 def preserving_scale(preferred_error: Tensor, dispreferred_error: Tensor, *, slack: float = 0.0) -> Tensor:
     """Diffusion-SDPO's factor for the dispreferred gradient (arXiv:2511.03317, its closed-form safe scale).
 
@@ -210,8 +283,12 @@ def preserving_scale(preferred_error: Tensor, dispreferred_error: Tensor, *, sla
         shapes = tuple(preferred_error.shape), tuple(dispreferred_error.shape)
         raise InputError(f"both errors must have one shape and slack be in [0, 1], got {shapes} and {slack}")
     won, lost = preferred_error.detach().float(), dispreferred_error.detach().float()
-    together = (won * lost).sum()
-    scale = (1 - slack) * won.square().sum() / together.clamp(min=torch.finfo(torch.float32).tiny)
+    return safe_scale(won.square().sum(), (won * lost).sum(), slack=slack)
+
+
+def safe_scale(won_square: Tensor, together: Tensor, *, slack: float = 0.0) -> Tensor:
+    """`preserving_scale` from its two sums, `||e_w||^2` and `<e_w, e_l>`, which may come from several processes."""
+    scale = (1 - slack) * won_square / together.clamp(min=torch.finfo(torch.float32).tiny)
     return torch.where(together > 0, scale, torch.ones_like(scale)).clamp(max=1)
 
 

@@ -1,4 +1,10 @@
-"""From a batch to its loss: the configured objective, and what retention adds."""
+"""From a batch to its loss, over micro-batches and processes: the configured objective, and what retention adds.
+
+Every objective may couple all samples of the *global* batch: Z is a mean over it, a set's margin a sum, KTO's
+reference point a mean. So each process first learns everybody's errors, then puts its own, with their gradient, in
+their place and computes the whole loss. What flows back is the exact gradient of the global loss by its own samples;
+summed over processes and micro-batches it is the gradient of one big batch.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,16 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from popalign_core.config import TrainingConfig
+from popalign_core.denoisers import Family, family_of, predict
 from popalign_core.training.batch import Batch
 from popalign_core.training.losses import (
     anchor_normaliser,
     batch_normaliser,
+    binned_normaliser,
+    cgm_relax_loss,
     diffusion_dpo_loss,
     diffusion_kto_loss,
     mean_squared_error,
     popalign_loss,
-    preserving_scale,
     retention_loss,
+    safe_scale,
     scale_gradient,
     set_dpo_loss,
 )
@@ -30,10 +39,48 @@ class Running:
     Attributes:
         normaliser: The last Z.
         n_steps: Steps that Z has seen.
+        beta: What `beta = "auto"` has found.
+        error_ratio: Moving mean of the preferred error over the reference's.
+        learning_rate_scale: Halved by every rollback.
+        n_rollbacks: How many there were.
+        clip_score: The base's, by the probe before the first step.
+        stopped: Why the probe ended the training; empty while it goes on.
     """
 
     normaliser: float = 0.0
     n_steps: int = 0
+    beta: float = 0.0
+    error_ratio: float = 1.0
+    learning_rate_scale: float = 1.0
+    n_rollbacks: int = 0
+    clip_score: float = 0.0
+    stopped: str = ""
+
+
+Errors = dict[str, Tensor]
+"""What the models make of n pairs: name -> [n, k] float32, a row a pair; k = 0 where the objective has no use for it.
+
+`policy`, `reference`: mean squared errors, a column a side. `retained_policy`, `retained_reference`: on the retained
+images. `departure`: their squared distance there. `won_square`, `together`: squared norm of the preferred error and its
+product with the dispreferred one, for `preserve_preferred`. One's own `policy` and `departure` carry gradient.
+"""
+
+
+def pack(errors: Errors) -> Tensor:
+    """[n, F] without gradient: what processes exchange, in one message."""
+    return torch.cat(list(errors.values()), dim=1).detach()
+
+
+def unpack(packed: Tensor, like: Errors) -> Errors:
+    """The columns by name again, as many as `like` has."""
+    widths = [columns.shape[1] for columns in like.values()]
+    return dict(zip(like, packed.split(widths, dim=1), strict=True))
+
+
+def put_own(everyone: Errors, own: Errors, first: int) -> Errors:
+    """Everyone's errors with one's own, gradient and all, from row `first` on."""
+    last = first + len(own["policy"])
+    return {name: torch.cat([rows[:first], own[name], rows[last:]]) for name, rows in everyone.items()}
 
 
 def needs_reference(config: TrainingConfig) -> bool:
@@ -41,85 +88,152 @@ def needs_reference(config: TrainingConfig) -> bool:
     return config.objective != "sft" or config.retention > 0
 
 
+def is_coupled(config: TrainingConfig) -> bool:
+    """Whether the loss of a sample depends on other samples than its own partner."""
+    if config.preserve_preferred or config.objective in ("set-dpo", "diffusion-kto", "cgm-relax"):
+        return True
+    return config.objective == "popalign" and config.normaliser != "zero"
+
+
 def compute_loss(
-    unet: Any, frozen: nn.Module | None, batch: Batch, config: TrainingConfig, running: Running
+    model: Any,
+    frozen: nn.Module | None,
+    batch: Batch,
+    config: TrainingConfig,
+    running: Running,
+    target: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Mean loss of a batch with what retention adds, and its logged terms; `running` is brought up to date."""
+    """`measure` and `objective_loss` of a batch that one process takes in one forward."""
+    errors = measure(model, model, frozen, family_of(model), batch, config)
+    loss, terms = objective_loss(errors, batch, target, config, running)
+    return loss, to_floats(terms)
+
+
+def to_floats(terms: dict[str, Tensor]) -> dict[str, float]:
+    """One transfer from the device a step."""
+    return dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+
+
+def forward(model: Any, family: Family, batch: Batch) -> Tensor:
+    """What a model predicts for a batch: [S, C, h, w]."""
+    return predict(model, family, batch.noisy_latents, batch.timesteps, batch.conditions)
+
+
+def measure(
+    policy: Any, reference: Any, frozen: nn.Module | None, family: Family, batch: Batch, config: TrainingConfig
+) -> Errors:
+    """Both models on a batch.
+
+    Args:
+        policy: What is called for the policy, a wrapper for several processes perhaps.
+        reference: The bare model, which carries the adapter.
+        frozen: The reference's frozen copy, None with an adapter.
+        family: Of the model.
+        batch: On the model's device.
+        config: Objective.
+    """
     reference_pred = None
     if needs_reference(config):
         # the reference goes first: switching the adapter off and on again must not touch the policy's graph
-        with reference_weights(unet, frozen) as reference:
-            reference_pred = predict(reference, batch)
-    policy_pred = predict(unet, batch)
-    if config.objective == "sft" or reference_pred is None:
-        loss = mean_squared_error(policy_pred, batch.target)[: len(batch.preferred)].mean()
+        with reference_weights(reference, frozen) as bare:
+            reference_pred = forward(bare, family, batch)
+    policy_pred = forward(policy, family, batch)
+    n, m = batch.n_pairs, len(batch.preferred)
+
+    def columns(values: Tensor) -> Tensor:
+        return values.view(-1, n).T
+
+    policy_mse = mean_squared_error(policy_pred, batch.target)
+    none = policy_mse.new_zeros((n, 0))
+    errors = dict.fromkeys(
+        ("reference", "retained_policy", "retained_reference", "departure", "won_square", "together"), none
+    )
+    errors = {"policy": columns(policy_mse[:m])} | errors
+    if reference_pred is not None:
+        reference_mse = mean_squared_error(reference_pred, batch.target)
+        errors["reference"] = columns(reference_mse[:m])
+        if len(batch.generic):
+            errors["retained_policy"] = columns(policy_mse[m:].detach())
+            errors["retained_reference"] = columns(reference_mse[m:])
+            errors["departure"] = columns(retention_loss(policy_pred[m:], reference_pred[m:]))
+    if config.preserve_preferred:
+        won, lost = (policy_pred[:m].detach().float() - batch.target[:m]).flatten(1).chunk(2)
+        errors["won_square"] = won.square().sum(1, keepdim=True)
+        errors["together"] = (won * lost).sum(1, keepdim=True)
+    return errors
+
+
+def objective_loss(
+    errors: Errors, batch: Batch, target: Tensor | None, config: TrainingConfig, running: Running
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean loss of the global batch with what retention adds, and its logged terms; brings `running` up to date.
+
+    Args:
+        errors: Of the global batch.
+        batch: The global batch; its latents are not read.
+        target: [K] distribution to calibrate to, for `cgm-relax`.
+        config: Objective.
+        running: Beta when it is automatic, and the Z of the steps before.
+    """
+    if config.objective == "sft":
+        loss = errors["policy"].mean()
         terms = {"loss": loss.detach(), "policy_mse_preferred": loss.detach()}
     else:
-        loss, terms = _preference_loss(policy_pred, reference_pred, batch, config, running)
-    if config.retention > 0 and reference_pred is not None:
-        n = len(batch.preferred)
-        retained = retention_loss(policy_pred[n:], reference_pred[n:]).mean()
-        loss = loss + config.retention * retained
-        terms |= {"loss": loss.detach(), "retention": retained.detach()}
-    # one transfer from the device a step
-    return loss, dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+        losses, terms = _preference_losses(errors, batch, target, config, running)
+        loss = losses.mean()
+        terms = {"loss": loss.detach()} | terms
+    if config.retention > 0:
+        departure = errors["departure"].mean()
+        loss = loss + config.retention * departure
+        terms |= {"loss": loss.detach(), "retention": departure.detach()}
+    return loss, terms
 
 
-def predict(unet: Any, batch: Batch) -> Tensor:
-    """[S, C, h, w]."""
-    model_pred: Tensor = unet(
-        batch.noisy_latents,
-        batch.timesteps,
-        encoder_hidden_states=batch.prompt_embeds,
-        added_cond_kwargs={"text_embeds": batch.pooled_prompt_embeds, "time_ids": batch.time_ids},
-        return_dict=False,
-    )[0]
-    return model_pred
-
-
-def _preference_loss(
-    policy_pred: Tensor, reference_pred: Tensor, batch: Batch, config: TrainingConfig, running: Running
+def _preference_losses(
+    errors: Errors, batch: Batch, target: Tensor | None, config: TrainingConfig, running: Running
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    n = len(batch.preferred)
-    all_policy, all_reference = (mean_squared_error(pred, batch.target) for pred in (policy_pred, reference_pred))
-    policy_mse, reference_mse = all_policy[:n], all_reference[:n]
+    policy_mse, reference_mse = errors["policy"].T.flatten(), errors["reference"].T.flatten()
     terms = _terms(policy_mse.detach(), reference_mse)
     if config.preserve_preferred:
-        won, lost = (policy_pred[:n] - batch.target[:n]).chunk(2)
-        scale = preserving_scale(won, lost)
+        scale = safe_scale(errors["won_square"].sum(), errors["together"].sum())
         terms["preserving_scale"] = scale
         kept, scaled = policy_mse.chunk(2)
         policy_mse = torch.cat([kept, scale_gradient(scaled, scale)])
-    beta = config.beta
+    beta, preferred = running.beta if config.beta == "auto" else config.beta, batch.preferred
     if config.objective == "diffusion-dpo":
         losses = diffusion_dpo_loss(policy_mse, reference_mse, beta=beta)
     elif config.objective == "set-dpo":
-        losses = set_dpo_loss(policy_mse, reference_mse, batch.preferred, batch.set_index, beta=beta)
+        losses = set_dpo_loss(policy_mse, reference_mse, preferred, batch.set_index, beta=beta)
     elif config.objective == "diffusion-kto":
-        losses = diffusion_kto_loss(policy_mse, reference_mse, batch.preferred, beta=beta)
+        losses = diffusion_kto_loss(policy_mse, reference_mse, preferred, beta=beta)
+    elif config.objective == "cgm-relax":
+        assert target is not None
+        log_ratio = beta * (reference_mse - policy_mse)
+        losses = cgm_relax_loss(
+            log_ratio, batch.classes, batch.priors, batch.set_index, target, kl_weight=config.kl_weight
+        )
     else:
-        z = _normaliser(all_policy.detach(), all_reference, batch, config, running)
-        losses = popalign_loss(policy_mse, reference_mse, batch.preferred, beta=beta, normaliser=z)
-        terms["normaliser"] = z
-    loss = losses.mean()
-    return loss, {"loss": loss.detach()} | terms
+        z = _normaliser(errors, batch, config, running)
+        losses = popalign_loss(policy_mse, reference_mse, preferred, beta=beta, normaliser=z)
+        terms["normaliser"] = z.mean()
+    return losses, terms
 
 
-def _normaliser(
-    policy_mse: Tensor, reference_mse: Tensor, batch: Batch, config: TrainingConfig, running: Running
-) -> Tensor:
-    """Z of Eq. 11 as configured; policy and reference errors are those of the whole batch, [S]."""
-    n = len(batch.preferred)
+def _normaliser(errors: Errors, batch: Batch, config: TrainingConfig, running: Running) -> Tensor:
+    """Z of Eq. 11 as configured: a scalar, or with bins one a sample, [M]."""
+    policy_mse, reference_mse = errors["policy"].detach().T.flatten(), errors["reference"].T.flatten()
     if config.normaliser == "zero":
         return policy_mse.new_zeros(())
+    if config.normaliser_bins > 1:
+        return binned_normaliser(policy_mse, reference_mse, batch.preferred, batch.bins, alpha=config.alpha)
     if config.normaliser == "anchor":
-        policy_mse, reference_mse = policy_mse[n:][batch.generic], reference_mse[n:][batch.generic]
-        # a small batch may hold no anchor: the last Z stands
-        found = anchor_normaliser(policy_mse, reference_mse) if len(policy_mse) else None
+        anchors = [errors[name].flatten()[batch.generic] for name in ("retained_policy", "retained_reference")]
+        if not len(anchors[0]):
+            # a small batch may hold no anchor: the last Z stands
+            return policy_mse.new_tensor(running.normaliser)
+        found = anchor_normaliser(*anchors)
     else:
-        found = batch_normaliser(policy_mse[:n], reference_mse[:n], batch.preferred, alpha=config.alpha)
-    if found is None:
-        return policy_mse.new_tensor(running.normaliser)
+        found = batch_normaliser(policy_mse, reference_mse, batch.preferred, alpha=config.alpha)
     if config.normaliser == "ema" and running.n_steps > 0:
         found = config.normaliser_decay * running.normaliser + (1 - config.normaliser_decay) * found
     running.normaliser, running.n_steps = float(found), running.n_steps + 1
@@ -128,8 +242,14 @@ def _normaliser(
 
 def _terms(policy_mse: Tensor, reference_mse: Tensor) -> dict[str, Tensor]:
     won, lost = (reference_mse - policy_mse).chunk(2)
+    terms = {
+        "implicit_accuracy": 0.5 + 0.5 * torch.sign(won - lost).mean(),
+        "g_preferred": won.mean(),
+        "g_dispreferred": lost.mean(),
+        # beta times this is of order one where the loss still asks for something
+        "g_spread": torch.cat([won, lost]).std(correction=0),
+    }
     sides = zip(("preferred", "dispreferred"), policy_mse.chunk(2), reference_mse.chunk(2), strict=True)
-    terms = {"implicit_accuracy": 0.5 + 0.5 * torch.sign(won - lost).mean()}
     for side, policy, reference in sides:
         terms |= {f"policy_mse_{side}": policy.mean(), f"reference_mse_{side}": reference.mean()}
     return terms

@@ -1,117 +1,460 @@
-"""The training loop: Eq. 11 on the sampler's latents, and its rivals (pairwise Diffusion-DPO, SFT)."""
+"""The training loop, one for all objectives and model families, on one process or many (Accelerate)."""
 
 import hashlib
 import math
-import shutil
+import time
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from popalign_core.config import TrainingConfig
-from popalign_core.errors import ConfigError, InputError, TrainingError
-from popalign_core.training.batch import draw_batch, training_scheduler, uses_anchors
-from popalign_core.training.checkpoint import Checkpoint, LogRow, load_checkpoint, save_checkpoint
+from popalign_core.config import RuntimeConfig, TrainingConfig
+from popalign_core.denoisers import family_of
+from popalign_core.errors import ConfigError, DivergedError, InputError, PreemptedError, TrainingError
+from popalign_core.training.batch import Batch, draw_batch, uses_anchors
+from popalign_core.training.checkpoint import Checkpoint, LogRow, list_checkpoints, load_checkpoint, save_checkpoint
 from popalign_core.training.data import PreferenceData
-from popalign_core.training.objective import Running, compute_loss, needs_reference
+from popalign_core.training.noising import forward_process
+from popalign_core.training.objective import (
+    Running,
+    is_coupled,
+    measure,
+    needs_reference,
+    objective_loss,
+    pack,
+    put_own,
+    to_floats,
+    unpack,
+)
+from popalign_core.training.optimizers import learning_rate, make_optimizer
+from popalign_core.training.preemption import watch_preemption
+from popalign_core.training.processes import full_tensor, make_accelerator, mean_over_processes, shard_like
 from popalign_core.training.reference import frozen_copy
+from popalign_core.training.trained import choose_weights, trained_weights
 
-CONDITIONING = (".attn2.", "add_embedding.")
-"""Where the caption enters an SDXL UNet: cross-attention, and the embedding of pooled text and sizes."""
-LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-ADAPTER_NAME = "popalign"
+MAX_ROLLBACKS = 3
+MAX_SKIPPED = 20
+"""Steps in a row that float16's gradient scaler may skip."""
+ERROR_DECAY = 0.9
+N_CALIBRATION = 10
+CALIBRATION_BETA = 1e-3
+
 OnStep = Callable[[int, dict[str, float]], None]
+Probe = Callable[[], dict[str, float]]
+"""Looks at the population that the model draws now: `discrepancy/AXIS` for each axis, and `clip_score`."""
 
 
 def train_preferences(
-    unet: Any,
+    model: Any,
     noise_scheduler: Any,
     data: PreferenceData,
     config: TrainingConfig,
     folder: Path,
     *,
     time_ids: Tensor,
-    device: torch.device,
+    runtime: RuntimeConfig,
     on_step: OnStep | None = None,
+    probe: Probe | None = None,
+    is_orphaned: Callable[[], bool] | None = None,
 ) -> list[LogRow]:
-    """Train the UNet in place. The same call on the same base UNet and folder resumes, bit for bit.
+    """Train a denoiser in place. The same call on the same base model and folder resumes, bit for bit.
 
-    The UNet's own weights, all or those that read the caption (reference: a frozen copy), or, when `lora_rank > 0`,
-    a LoRA adapter (reference: the adapter off).
-    Trained weights are float32; a bfloat16 UNet computes under autocast and is cast back at the end.
+    What trains is the model's own weights, all or those that read the caption (reference: a frozen copy), or, when
+    `lora_rank > 0`, a LoRA adapter (reference: the adapter off). Trained weights are float32; a bfloat16 or float16
+    model computes under autocast and is cast back at the end.
+
+    Under `accelerate launch` each process calls this with the same arguments. The loss is that of the global batch,
+    so that the number of processes, like `runtime.micro_pairs`, changes no result beyond rounding.
 
     Args:
-        unet: The base `UNet2DConditionModel`, `text_time` conditioned.
-        noise_scheduler: Any diffusers scheduler; its noise schedule and prediction type are read.
-        data: Latents in the UNet's scaled space, and who is preferred.
+        model: The base denoiser: SDXL's or SD 1/2's `UNet2DConditionModel`, or an `SD3Transformer2DModel`.
+        noise_scheduler: Any diffusers scheduler of the model; its noise schedule and prediction type are read.
+        data: Latents in the model's scaled space, and who is preferred.
         config: Objective and optimiser.
-        folder: Where the checkpoint lies.
-        time_ids: [1, 6] micro-conditioning the latents were sampled with.
-        device: Where to train.
-        on_step: Called after each step with its number (from 1) and its logged terms.
+        folder: Where checkpoints and the trackers' files lie.
+        time_ids: [1, 6] micro-conditioning the latents were sampled with; only SDXL reads it.
+        runtime: Device, micro-batches, memory and speed options, trackers.
+        on_step: Called after each step with its number (from 1), its logged terms, `samples_per_s` and `eta_s`.
+        probe: Called every `config.probe.every` steps, and once before the first.
+        is_orphaned: Asked after each step; True ends the training as SIGTERM does.
 
     Returns:
-        training_log rows (step, name, value): loss, squared errors of policy and reference on both sides,
-        implicit_accuracy (share of pairs whose preferred sample has the larger g; a tie is half), grad_norm,
-        learning_rate, and with retention its mean before the weight.
+        training_log rows (step, name, value): loss; squared errors of policy and reference, and their difference g,
+        on both sides; g_spread, its standard deviation; implicit_accuracy, the share of pairs whose preferred sample
+        has the larger g (a tie is half); normaliser, grad_norm, learning_rate; beta when it is automatic; with
+        retention its mean before the weight; what the probe saw; rollbacks.
 
     Raises:
-        TrainingError: When loss or gradient is not finite (the last checkpoint stays), or the checkpoint is damaged.
-        InputError: When the folder's checkpoint belongs to other data, configuration or base weights.
-        ConfigError: For a prediction type other than epsilon and v_prediction, a float16 UNet, or a `min_timestep`
-            beyond the model's timesteps.
+        DivergedError: When loss or gradient is not finite, or the preferred error runs away; the last checkpoint stays.
+        TrainingError: When every checkpoint is damaged.
+        PreemptedError: On SIGTERM, after a checkpoint was written.
+        InputError: When the folder's checkpoint belongs to other data, configuration or base weights, or the data
+            does not fit model or objective.
+        ConfigError: When model, configuration and machine do not fit together.
     """
-    scheduler = training_scheduler(noise_scheduler, config.min_timestep)
-    _check_retained(data, config)
-    fingerprint = _fingerprint(unet, data, config)
-    dtype = unet.dtype
-    frozen = _prepare(unet, config, device)
-    trained = {name: weight for name, weight in unet.named_parameters() if weight.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    start, log, running = _restore(folder, fingerprint, trained, optimizer)
-    saved = start
-    for step in range(start + 1, config.n_steps + 1):
-        batch = draw_batch(data, scheduler, config, time_ids, step, device)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            loss, terms = compute_loss(unet, frozen, batch, config, running)
+    run = _Run(model, noise_scheduler, data, config, folder, time_ids, runtime, on_step, probe)
+    with watch_preemption() as preemption:
+        run.train(lambda: preemption.requested or (is_orphaned is not None and is_orphaned()))
+    return run.log
+
+
+def load_trained(model: Any, folder: Path, config: TrainingConfig) -> list[LogRow]:
+    """Give a base model the weights that other processes trained in `folder`; returns the log.
+
+    Raises:
+        TrainingError: When there is no checkpoint of a finished training.
+    """
+    dtype = model.dtype
+    choose_weights(model, config)
+    paths = list_checkpoints(folder)
+    checkpoint = Checkpoint(**torch.load(paths[0], map_location="cpu", weights_only=True)) if paths else None
+    if checkpoint is None or (checkpoint.step < config.n_steps and not checkpoint.running["stopped"]):
+        raise TrainingError(f"{folder} holds no finished training; run the same command again, it goes on")
+    _finish(model, checkpoint.final_weights(), config, dtype)
+    return checkpoint.log
+
+
+class _Run:
+    """One training: what its steps share."""
+
+    def __init__(
+        self,
+        model: Any,
+        noise_scheduler: Any,
+        data: PreferenceData,
+        config: TrainingConfig,
+        folder: Path,
+        time_ids: Tensor,
+        runtime: RuntimeConfig,
+        on_step: OnStep | None,
+        probe: Probe | None,
+    ) -> None:
+        self.process = forward_process(noise_scheduler, config)
+        self.family = family_of(model)
+        _check(model, data, config)
+        self.data, self.config, self.folder, self.time_ids = data, config, folder, time_ids
+        self.runtime, self.on_step, self.probe = runtime, on_step, probe
+        self.fingerprint = _fingerprint(model, data, config)
+        self.dtype = model.dtype
+        self.accelerator = make_accelerator(runtime, self.dtype, folder)
+        self.n_micro = _micro_batches(config, runtime, self.accelerator.num_processes)
+        device = self.accelerator.device
+        model.to(device)
+        self.frozen: nn.Module | None = None
+        if config.lora_rank == 0 and needs_reference(config):
+            self.frozen = frozen_copy(model)
+        choose_weights(model, config)
+        if runtime.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        if runtime.compile:
+            for each in filter(None, (model, self.frozen)):
+                each.compile_repeated_blocks()
+        optimizer = make_optimizer(trained_weights(model).values(), config)
+        self.policy, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model = self.accelerator.unwrap_model(self.policy, keep_torch_compile=True)
+        self.trained = trained_weights(self.model)
+        self.target = None if data.target is None else data.target.to(device)
+        self.step, self.log, self.running = 0, list[LogRow](), Running()
+        self.ema: dict[str, Tensor] = {}
+        if config.ema_decay > 0:
+            self.ema = {name: weight.detach().clone() for name, weight in self.trained.items()}
+        self.saved = 0
+        self.n_skipped = 0
+
+    def train(self, is_preempted: Callable[[], bool]) -> None:
+        """To the last step, or until the probe or SIGTERM ends it."""
+        self._restore()
+        if self.step == 0:
+            self._begin()
+        trackers = _Trackers(self.accelerator, self.config, self.step)
+        started, first = time.perf_counter(), self.step
+        while self.step < self.config.n_steps and not self.running.stopped:
+            try:
+                terms = self._take_step(self.step + 1)
+            except DivergedError as error:
+                self._roll_back(error)
+                continue
+            self.step += 1
+            terms |= self._look()
+            self._note(terms)
+            preempted = is_preempted()
+            if self.accelerator.num_processes > 1:
+                # all must save at the same step
+                preempted = mean_over_processes(self.accelerator, preempted) > 0
+            last = self.step == self.config.n_steps or bool(self.running.stopped)
+            if self.step % self.config.checkpoint_every == 0 or last or preempted:
+                self._save()
+            seconds = (time.perf_counter() - started) / (self.step - first) if self.step > first else 0.0
+            speed = {
+                "samples_per_s": 2 * self.config.n_pairs / max(seconds, 1e-9),
+                "eta_s": seconds * (self.config.n_steps - self.step),
+            }
+            trackers.log(terms | speed, self.step)
+            if self.on_step is not None:
+                self.on_step(self.step, terms | speed)
+            if preempted and not last:
+                trackers.finish()
+                raise PreemptedError(
+                    f"SIGTERM at step {self.step} of {self.config.n_steps}: {self.folder} keeps its checkpoint; "
+                    "the same command goes on from there"
+                )
+        trackers.finish()
+        final = self.ema or {name: weight.detach() for name, weight in self.trained.items()}
+        if not any(hasattr(weight, "full_tensor") for weight in final.values()):
+            _finish(self.model, final, self.config, self.dtype)
+
+    def _begin(self) -> None:
+        """Before the first step: what the base draws, and beta."""
+        if self.config.beta == "auto":
+            self.running.beta = self._calibrate()
+        if self.probe is not None and self.config.probe is not None:
+            seen = self._probe()
+            self.running.clip_score = seen.get("probe/clip_score", 0.0)
+            self._note(seen)
+        if self.config.on_divergence == "rollback":
+            self._save()
+
+    def _take_step(self, step: int) -> dict[str, float]:
+        """Forward, backward, clip, step; no weight is changed when loss or gradient is not finite."""
+        terms = self._backward(step)
+        advice = f"check the latents, or lower learning_rate ({self.config.learning_rate:g}) or beta ({self._beta:g})"
+        if not math.isfinite(terms["loss"]):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise DivergedError(f"loss is {terms['loss']} at step {step}: {advice}")
+        norm = self.accelerator.clip_grad_norm_(list(self.trained.values()), self.config.max_grad_norm)
+        grad_norm = float(full_tensor(norm))
+        is_scaled = self.accelerator.scaler is not None
+        self.n_skipped = 0 if math.isfinite(grad_norm) else self.n_skipped + 1
+        if self.n_skipped > (MAX_SKIPPED if is_scaled else 0):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise DivergedError(f"gradient norm is {grad_norm} at step {step}: {advice}")
+        rate = learning_rate(self.config, step) * self.running.learning_rate_scale
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self._watch_error(terms, step, advice)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._average(step)
+        terms |= {"grad_norm": grad_norm, "learning_rate": rate}
+        return terms | ({"beta": self._beta} if self.config.beta == "auto" else {})
+
+    def _backward(self, step: int) -> dict[str, float]:
+        """Gradients of the global batch's loss, and its terms."""
+        batch = draw_batch(self.data, self.process, self.config, self.time_ids, step)
+        world, n_parts = self.accelerator.num_processes, self.accelerator.num_processes * self.n_micro
+        first = self.accelerator.process_index * self.n_micro
+        device = self.accelerator.device
+        parts = [
+            batch.part(first + i, n_parts).to(device) if n_parts > 1 else batch.to(device) for i in range(self.n_micro)
+        ]
+        everyone, known = {}, None
+        if is_coupled(self.config) and n_parts > 1:
+            with torch.no_grad() if self.n_micro > 1 else nullcontext():
+                measured = [self._measure(part) for part in parts]
+            packed = self.accelerator.gather(torch.cat([pack(errors) for errors in measured]))
+            everyone = unpack(packed, measured[0])
+            known = measured[0] if self.n_micro == 1 else None
+            batch = batch.to(device)
+        collected: list[dict[str, Tensor]] = []
+        before = self.running
+        for i, part in enumerate(parts):
+            is_last = i == len(parts) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.policy):
+                errors = known if known is not None else self._measure(part)
+                running = replace(before)
+                if everyone:
+                    # DDP takes the mean over processes of what is a sum: hence times their number
+                    own = put_own(everyone, errors, (first + i) * part.n_pairs)
+                    loss, terms = objective_loss(own, batch, self.target, self.config, running)
+                    self.accelerator.backward(loss * world)
+                else:
+                    loss, terms = objective_loss(errors, part, self.target, self.config, running)
+                    self.accelerator.backward(loss / self.n_micro if self.n_micro > 1 else loss)
+                collected.append(terms)
+        self.running = running
+        means = {name: torch.stack([terms[name] for terms in collected]).mean() for name in collected[0]}
+        if not everyone and world > 1:
+            stacked = self.accelerator.reduce(torch.stack(list(means.values())), reduction="mean")
+            means = dict(zip(means, stacked, strict=True))
+        return to_floats(means)
+
+    def _measure(self, part: Batch) -> dict[str, Tensor]:
+        with torch.autocast(self.accelerator.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return measure(self.policy, self.model, self.frozen, self.family, part, self.config)
+
+    @property
+    def _beta(self) -> float:
+        return self.running.beta if self.config.beta == "auto" else float(self.config.beta)
+
+    def _calibrate(self) -> float:
+        """The beta at which `beta * (g - Z)` is of order one: 1 / RMS of g - Z after a few steps along the limit of
+        small beta, where the direction of the gradient no longer depends on it. The weights are put back.
+        """
+        start = {name: weight.detach().clone() for name, weight in self.trained.items()}
+        whole, running = self.config, self.running
+        self.config = whole.model_copy(
+            update={"beta": CALIBRATION_BETA, "retention": 0.0, "n_warmup_steps": 0, "max_grad_norm": 1e9}
+        )
+        spreads = []
+        for step in range(1, N_CALIBRATION + 1):
+            terms = self._backward(step)
+            spreads.append(terms["g_spread"])
+            for group in self.optimizer.param_groups:
+                group["lr"] = whole.learning_rate
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.config, self.running = whole, running
+        self._put(start)
+        self.optimizer.optimizer.state.clear()
+        if not spreads[-1] > 0:
+            raise DivergedError("beta 'auto': the trained weights do not move g at all; give beta a number")
+        return 1 / spreads[-1]
+
+    def _watch_error(self, terms: dict[str, float], step: int, advice: str) -> None:
+        """The preferred error may rise a little (the loss asks for a difference only), but not run away."""
+        reference = terms.get("reference_mse_preferred", 0.0)
+        if reference <= 0:
+            return
+        ratio = terms["policy_mse_preferred"] / reference
+        self.running.error_ratio = ERROR_DECAY * self.running.error_ratio + (1 - ERROR_DECAY) * ratio
+        if self.running.error_ratio > self.config.max_error_ratio:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise DivergedError(
+                f"the preferred error is {self.running.error_ratio:.2f} times the reference's at step {step}, beyond "
+                f"max_error_ratio {self.config.max_error_ratio:g}: the policy unlearns what it should prefer; {advice}"
+            )
+
+    def _roll_back(self, error: DivergedError) -> None:
+        if self.config.on_divergence == "stop" or self.running.n_rollbacks >= MAX_ROLLBACKS:
+            raise DivergedError(f"{error}; {self.folder} keeps the checkpoint of step {self.saved}") from error
+        scale, n = self.running.learning_rate_scale / 2, self.running.n_rollbacks + 1
+        self._restore()
+        self.running.learning_rate_scale, self.running.n_rollbacks, self.running.error_ratio = scale, n, 1.0
+        self._note({"rollback": scale})
+        self._save()
+
+    def _average(self, step: int) -> None:
+        """The weights' moving mean, its decay growing from 0.1 so that the first weights are soon forgotten."""
+        if self.ema:
+            decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for name, weight in self.trained.items():
+                    self.ema[name].lerp_(weight, 1 - decay)
+
+    def _look(self) -> dict[str, float]:
+        """Every so often, what the population looks like, and whether that ends the training."""
+        settings = self.config.probe
+        if self.probe is None or settings is None or self.step % settings.every:
+            return {}
+        seen = self._probe()
+        fair = [value for name, value in seen.items() if name.startswith("probe/discrepancy/")]
+        if settings.stop_discrepancy is not None and fair and max(fair) <= settings.stop_discrepancy:
+            self.running.stopped = f"every discrepancy is at most {settings.stop_discrepancy:g}"
+        lowest = self.running.clip_score * (1 - (settings.stop_clip_drop or 0))
+        if settings.stop_clip_drop is not None and seen["probe/clip_score"] < lowest:
+            self.running.stopped = f"CLIP score {seen['probe/clip_score']:.2f} is below {lowest:.2f}"
+        return seen
+
+    def _probe(self) -> dict[str, float]:
+        assert self.probe is not None
+        kept = {name: weight.detach().clone() for name, weight in self.trained.items()} if self.ema else {}
+        if self.ema:
+            self._put(self.ema)
         try:
-            terms |= _update(optimizer, list(trained.values()), loss, step, config)
-        except TrainingError as error:
-            raise TrainingError(f"{error}; {folder} keeps the checkpoint of step {saved}") from error
-        log += [{"step": step, "name": name, "value": value} for name, value in terms.items()]
-        if step % config.checkpoint_every == 0 or step == config.n_steps:
-            weights = {name: weight.detach() for name, weight in trained.items()}
-            state = Checkpoint(step, weights, optimizer.state_dict(), asdict(running), log, fingerprint)
-            save_checkpoint(folder, state)
-            saved = step
-        if on_step is not None:
-            on_step(step, terms)
-    if config.lora_rank == 0:
-        unet.to(dtype)
-    unet.requires_grad_(False)
-    return log
+            with torch.autocast(self.accelerator.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+                return {f"probe/{name}": value for name, value in self.probe().items()}
+        finally:
+            self._put(kept)
+
+    def _note(self, terms: dict[str, float]) -> None:
+        self.log += [{"step": self.step, "name": name, "value": value} for name, value in terms.items()]
+
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                self.trained[name].copy_(shard_like(weight, self.trained[name]))
+
+    def _save(self) -> None:
+        optimizer = self.optimizer.state_dict()
+        state = Checkpoint(
+            step=self.step,
+            weights={name: full_tensor(weight.detach()) for name, weight in self.trained.items()},
+            optimizer={
+                **optimizer,
+                "state": {
+                    key: {name: full_tensor(value) for name, value in moments.items()}
+                    for key, moments in optimizer["state"].items()
+                },
+            },
+            scaler={} if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+            ema={name: full_tensor(mean) for name, mean in self.ema.items()},
+            running=asdict(self.running),
+            log=self.log,
+            fingerprint=self.fingerprint,
+        )
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.folder, state, self.runtime.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+        self.saved = self.step
+
+    def _restore(self) -> None:
+        checkpoint = load_checkpoint(self.folder, self.fingerprint)
+        if checkpoint is None:
+            return
+        self._put(checkpoint.weights)
+        weights = list(self.trained.values())
+        state = {
+            number: {name: shard_like(value, weights[number]) for name, value in moments.items()}
+            for number, moments in checkpoint.optimizer["state"].items()
+        }
+        self.optimizer.load_state_dict({**checkpoint.optimizer, "state": state})
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.scaler)
+        self.ema = {name: shard_like(mean, self.trained[name]).clone() for name, mean in checkpoint.ema.items()}
+        self.step, self.log, self.running = checkpoint.step, list(checkpoint.log), Running(**checkpoint.running)
+        self.saved = self.step
 
 
-def save_model(pipeline: Any, folder: Path) -> None:
-    """Write the whole pipeline as safetensors that `StableDiffusionXLPipeline` loads, in the dtype it has.
+class _Trackers:
+    """TensorBoard, W&B: whatever Accelerate was told to log with."""
 
-    A LoRA adapter is first merged into the pipeline's UNet. The folder is renamed into place when it is complete.
-    """
-    if getattr(pipeline.unet, "peft_config", None):
-        pipeline.unet.fuse_lora()
-        pipeline.unet.unload_lora()
-    partial = folder.with_name(folder.name + ".partial")
-    for stale in (partial, folder):
-        if stale.exists():
-            shutil.rmtree(stale)
-    pipeline.save_pretrained(partial, safe_serialization=True)
-    partial.rename(folder)
+    def __init__(self, accelerator: Any, config: TrainingConfig, start: int) -> None:
+        self._accelerator = accelerator
+        if accelerator.log_with:
+            # after a resume the steps since the checkpoint come again: the old ones are dropped
+            options = {"tensorboard": {"purge_step": start + 1}}
+            accelerator.init_trackers("popalign", init_kwargs=options)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        if self._accelerator.log_with:
+            self._accelerator.log(values, step=step)
+
+    def finish(self) -> None:
+        if self._accelerator.log_with:
+            self._accelerator.end_training()
 
 
-def _check_retained(data: PreferenceData, config: TrainingConfig) -> None:
+def _finish(model: Any, weights: dict[str, Tensor], config: TrainingConfig, dtype: torch.dtype) -> None:
+    """Put the final weights in place, in the dtype the model came with."""
+    with torch.no_grad():
+        for name, weight in trained_weights(model).items():
+            weight.copy_(weights[name])
+    if config.lora_rank == 0 and model.dtype != dtype:
+        model.to(dtype)
+    model.requires_grad_(False)
+
+
+def _check(model: Any, data: PreferenceData, config: TrainingConfig) -> None:
+    channels, width = model.config.in_channels, data.latents.shape[1]
+    if channels != width:
+        raise InputError(
+            f"the latents have {width} channels, the model reads {channels}: they come from another model's VAE; "
+            "sample with this model again"
+        )
     if config.retention > 0 and len(data.retained_latents) == 0:
         raise InputError(
             f"training.retention is {config.retention:g}, but the data holds no retained image; set it to 0"
@@ -121,87 +464,30 @@ def _check_retained(data: PreferenceData, config: TrainingConfig) -> None:
             "training.normaliser is 'anchor', but no image of a generic training prompt was drawn; "
             "give prompts.retained_subjects, or choose batch, ema or zero"
         )
+    if config.objective == "cgm-relax" and data.classes is None:
+        raise InputError("training.objective is 'cgm-relax', but nobody knows the images' classes; choose another")
 
 
-def _prepare(unet: Any, config: TrainingConfig, device: torch.device) -> nn.Module | None:
-    """Set what trains and in which precision; the frozen copy for full training, None for LoRA."""
-    if unet.dtype == torch.float16:
-        raise ConfigError("a float16 UNet cannot be trained without loss scaling; load it as bfloat16 or float32")
-    # eval: a dropout would draw from the global generator, which a resume does not restore
-    unet.to(device).eval()
-    frozen = None
-    if config.lora_rank == 0:
-        frozen = frozen_copy(unet) if needs_reference(config) else None
-        unet.to(torch.float32).requires_grad_(False)
-        for name, weight in unet.named_parameters():
-            if config.trained_weights == "all" or any(part in name for part in CONDITIONING):
-                weight.requires_grad_(True)
-    else:
-        _add_adapter(unet, config)
-    return frozen
+def _micro_batches(config: TrainingConfig, runtime: RuntimeConfig, n_processes: int) -> int:
+    """Forwards a process and step."""
+    own, rest = divmod(config.n_pairs, n_processes)
+    if rest or (runtime.micro_pairs and own % runtime.micro_pairs):
+        raise ConfigError(
+            f"training.n_pairs is {config.n_pairs}: {n_processes} processes with micro_pairs {runtime.micro_pairs} "
+            "do not divide it; choose numbers that do"
+        )
+    return own // runtime.micro_pairs if runtime.micro_pairs else 1
 
 
-def _add_adapter(unet: Any, config: TrainingConfig) -> None:
-    from peft import LoraConfig
-
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_rank,
-        init_lora_weights="gaussian",
-        target_modules=list(LORA_TARGETS),
-    )
-    unet.requires_grad_(False)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        unet.add_adapter(lora, adapter_name=ADAPTER_NAME)
-    for weight in unet.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
-
-
-def _restore(
-    folder: Path, fingerprint: str, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[int, list[LogRow], Running]:
-    checkpoint = load_checkpoint(folder, fingerprint)
-    if checkpoint is None:
-        return 0, [], Running()
-    with torch.no_grad():
-        for name, weight in trained.items():
-            weight.copy_(checkpoint.weights[name])
-    optimizer.load_state_dict(checkpoint.optimizer)
-    return checkpoint.step, list(checkpoint.log), Running(**checkpoint.running)
-
-
-def _update(
-    optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], loss: Tensor, step: int, config: TrainingConfig
-) -> dict[str, float]:
-    """Backward, clip, warm up, step; nothing is changed when loss or gradient is not finite."""
-    advice = f"check the latents, or lower learning_rate ({config.learning_rate:g}) or beta ({config.beta:g})"
-    if not math.isfinite(value := float(loss.detach())):
-        raise TrainingError(f"loss is {value} at step {step}: {advice}")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm))
-    if not math.isfinite(grad_norm):
-        raise TrainingError(f"gradient norm is {grad_norm} at step {step}: {advice}")
-    learning_rate = config.learning_rate * min(1.0, step / max(1, config.n_warmup_steps))
-    if config.learning_rate_schedule == "linear":
-        learning_rate *= 1 - (step - 1) / config.n_steps
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.step()
-    return {"grad_norm": grad_norm, "learning_rate": learning_rate}
-
-
-def _fingerprint(unet: Any, data: PreferenceData, config: TrainingConfig) -> str:
+def _fingerprint(model: Any, data: PreferenceData, config: TrainingConfig) -> str:
     """What a checkpoint belongs to. A sample of the values is enough to tell mistakes, at no cost for large models."""
-    if getattr(unet, "peft_config", None):
-        raise InputError("the UNet already carries an adapter; merge it (save_model) or load the base model again")
     digest = hashlib.sha256(config.model_dump_json().encode())
-    compared = (data.latents, data.preferred, data.prompt_index, data.set_index, data.prompt_embeds)
-    retained = (data.retained_latents, data.retained_prompt_index, data.retained_generic)
-    tensors = (*compared, *retained, *unet.parameters())
-    for tensor in tensors:
+    compared = (data.preferred, data.prompt_index, data.set_index, data.prompt_embeds)
+    retained = (data.retained_prompt_index, data.retained_generic)
+    latents = [
+        part[torch.arange(0, len(part), max(1, len(part) // 64))] for part in (data.latents, data.retained_latents)
+    ]
+    for tensor in (*latents, *compared, *retained, *model.parameters()):
         flat = tensor.detach().flatten()
         picked = flat[:: max(1, len(flat) // 256)].float().cpu().numpy().tobytes()
         digest.update(f"{tuple(tensor.shape)}".encode() + picked)

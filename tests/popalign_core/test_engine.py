@@ -37,7 +37,7 @@ def test_samples_equal_the_stock_pipeline(
     prompts, empty = split(embeddings)
     pixels, latents = sample_images(tiny_pipeline, prompts, empty, rows, seeds, config)
 
-    tiny_pipeline.scheduler = engine.make_scheduler(tiny_pipeline.scheduler.config, scheduler)
+    tiny_pipeline.scheduler = engine.make_scheduler(tiny_pipeline.scheduler, scheduler)
     noise = engine.initial_noise(tiny_pipeline, seeds, config)
     stock = {
         "prompt_embeds": prompts.prompt_embeds[rows],
@@ -98,12 +98,12 @@ def test_batch_size_and_neighbours_do_not_matter(tiny_pipeline: Any, embeddings:
 
 def test_scheduler_keeps_noise_schedule_and_prediction_type(tiny_pipeline: Any) -> None:
     for name in ("dpmsolver++", "ddim", "euler"):
-        scheduler = engine.make_scheduler(tiny_pipeline.scheduler.config, name)
+        scheduler = engine.make_scheduler(tiny_pipeline.scheduler, name)
         assert scheduler.config.prediction_type == "v_prediction"
         assert scheduler.config.beta_schedule == "scaled_linear"
     # from a config that says nothing of clip_sample, as Euler's and DPM-Solver's do
-    config = DPMSolverMultistepScheduler(prediction_type="v_prediction").config
-    assert engine.make_scheduler(config, "ddim").config.clip_sample is False
+    silent = DPMSolverMultistepScheduler(prediction_type="v_prediction")
+    assert engine.make_scheduler(silent, "ddim").config.clip_sample is False
 
 
 def test_decoding_leaves_the_scaled_space(tiny_pipeline: Any) -> None:

@@ -7,28 +7,27 @@ from typing import Any
 
 import pytest
 import torch
+from training_runs import TIME_IDS, errors, run
 
 from popalign_core.config import TrainingConfig
 from popalign_core.errors import InputError
-from popalign_core.training.batch import Batch, draw_batch, training_scheduler
+from popalign_core.training.batch import Batch, draw_batch
 from popalign_core.training.data import PreferenceData
 from popalign_core.training.losses import (
     anchor_normaliser,
     batch_normaliser,
     diffusion_kto_loss,
-    mean_squared_error,
     popalign_loss,
     set_dpo_loss,
 )
-from popalign_core.training.objective import Running, compute_loss, predict
-from popalign_core.training.trainer import train_preferences
+from popalign_core.training.noising import forward_process
+from popalign_core.training.objective import Running, compute_loss
 
-TIME_IDS = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
-CPU = torch.device("cpu")
+SETTINGS = {"n_pairs": 8, "n_steps": 12, "learning_rate": 2e-3}
 
 
 def config(**changes: Any) -> TrainingConfig:
-    return TrainingConfig(**{"n_pairs": 8, "n_steps": 12, "learning_rate": 2e-3, "n_warmup_steps": 2, **changes})
+    return TrainingConfig.model_validate(SETTINGS | changes)
 
 
 @pytest.fixture
@@ -43,20 +42,18 @@ def moved(make_pipeline: Callable[[], Any]) -> Any:
 
 
 def draw(pipeline: Any, data: PreferenceData, settings: TrainingConfig) -> Batch:
-    return draw_batch(data, training_scheduler(pipeline.scheduler), settings, TIME_IDS, 1, CPU)
+    return draw_batch(data, forward_process(pipeline.scheduler, settings), settings, TIME_IDS, 1)
 
 
-def errors(policy: Any, reference: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    with torch.no_grad():
-        first, second = (mean_squared_error(predict(each.unet, batch), batch.target) for each in (policy, reference))
-    return first, second
+def both_errors(policy: Any, reference: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    return errors(policy, batch), errors(reference, batch)
 
 
 def test_set_dpo_and_kto_are_the_losses_of_the_batch(moved: Any, tiny_pipeline: Any, data: PreferenceData) -> None:
     for objective in ("set-dpo", "diffusion-kto"):
         settings = config(objective=objective, beta=3)
         batch = draw(moved, data, settings)
-        policy_mse, reference_mse = errors(moved, tiny_pipeline, batch)
+        policy_mse, reference_mse = both_errors(moved, tiny_pipeline, batch)
         loss, terms = compute_loss(moved.unet, tiny_pipeline.unet, batch, settings, Running())
         if objective == "set-dpo":
             assert set(batch.set_index.tolist()) == {0, 1}
@@ -72,7 +69,7 @@ def test_set_dpo_and_kto_are_the_losses_of_the_batch(moved: Any, tiny_pipeline: 
 def test_normalisers(moved: Any, tiny_pipeline: Any, data: PreferenceData, normaliser: str) -> None:
     settings = config(normaliser=normaliser, retention=1e-9, normaliser_decay=0.75, beta=3)
     batch = draw(moved, data, settings)
-    policy_mse, reference_mse = errors(moved, tiny_pipeline, batch)
+    policy_mse, reference_mse = both_errors(moved, tiny_pipeline, batch)
     mine = batch_normaliser(policy_mse[:16], reference_mse[:16], batch.preferred)
     assert 0 < int(batch.generic.sum()) < 8
     anchors = anchor_normaliser(policy_mse[16:][batch.generic], reference_mse[16:][batch.generic])
@@ -106,10 +103,7 @@ def test_a_batch_without_anchors_keeps_the_last_one(moved: Any, tiny_pipeline: A
 def test_anchors_need_generic_images(tiny_pipeline: Any, data: PreferenceData, tmp_path: Path) -> None:
     bare = replace(data, retained_generic=torch.zeros_like(data.retained_generic))
     with pytest.raises(InputError, match=r"normaliser is 'anchor'.*give prompts\.retained_subjects"):
-        train_preferences(
-            tiny_pipeline.unet, tiny_pipeline.scheduler, bare, config(normaliser="anchor"), tmp_path,
-            time_ids=TIME_IDS, device=CPU,
-        )  # fmt: skip
+        run(tiny_pipeline, bare, tmp_path, **SETTINGS | {"normaliser": "anchor"})
 
 
 def test_preserving_the_preferred_scales_the_other_side_alone(
@@ -134,9 +128,6 @@ def test_preserving_the_preferred_scales_the_other_side_alone(
 
 @pytest.mark.parametrize("objective", ["popalign", "set-dpo", "diffusion-dpo", "diffusion-kto", "sft"])
 def test_every_objective_learns(tiny_pipeline: Any, data: PreferenceData, tmp_path: Path, objective: str) -> None:
-    log = train_preferences(
-        tiny_pipeline.unet, tiny_pipeline.scheduler, data, config(objective=objective, beta=10), tmp_path,
-        time_ids=TIME_IDS, device=CPU,
-    )  # fmt: skip
+    log = run(tiny_pipeline, data, tmp_path, **SETTINGS | {"objective": objective, "beta": 10})
     losses = [row["value"] for row in log if row["name"] == "loss"]
     assert sum(losses[-3:]) < sum(losses[:3])

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from popalign_core.config import TrainingConfig
 from popalign_core.training.reference import frozen_copy, reference_weights
-from popalign_core.training.trainer import _add_adapter
+from popalign_core.training.trained import choose_weights
 
 
 def predict(unet: Any) -> Tensor:
@@ -20,7 +20,7 @@ def predict(unet: Any) -> Tensor:
 @pytest.fixture
 def adapted(tiny_pipeline: Any) -> Any:
     """A UNet with a LoRA adapter that changes what it predicts."""
-    _add_adapter(tiny_pipeline.unet, TrainingConfig(lora_rank=2))
+    choose_weights(tiny_pipeline.unet, TrainingConfig(lora_rank=2))
     for name, weight in tiny_pipeline.unet.named_parameters():
         if "lora_B" in name:
             nn.init.constant_(weight, 0.1)

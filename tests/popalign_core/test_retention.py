@@ -8,39 +8,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from training_runs import draw, run
 
-from popalign_core.config import TrainingConfig
+from popalign_core.denoisers import SDXL
 from popalign_core.errors import InputError
-from popalign_core.training.batch import Batch, draw_batch, training_scheduler
+from popalign_core.training.batch import Batch
 from popalign_core.training.data import PreferenceData
 from popalign_core.training.losses import retention_loss
-from popalign_core.training.objective import predict
-from popalign_core.training.trainer import train_preferences
-
-TIME_IDS = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
-CPU = torch.device("cpu")
-
-
-def config(**changes: Any) -> TrainingConfig:
-    fields = {"n_steps": 16, "n_pairs": 4, "n_warmup_steps": 2, "learning_rate": 1e-3, "checkpoint_every": 16}
-    return TrainingConfig(**{**fields, **changes})
+from popalign_core.training.objective import forward
 
 
 def train(pipeline: Any, data: PreferenceData, folder: Path, **changes: Any) -> list[dict[str, Any]]:
-    log = train_preferences(
-        pipeline.unet, pipeline.scheduler, data, config(**changes), folder, time_ids=TIME_IDS, device=CPU
-    )
-    return [dict(row) for row in log]
-
-
-def draw(pipeline: Any, data: PreferenceData, **changes: Any) -> Batch:
-    scheduler = training_scheduler(pipeline.scheduler)
-    return draw_batch(data, scheduler, config(n_pairs=32, **changes), TIME_IDS, 1, CPU)
+    return run(pipeline, data, folder, **{"n_steps": 16, "empty_caption_rate": 0.1, "checkpoint_every": 16, **changes})
 
 
 def predictions(pipeline: Any, batch: Batch) -> Tensor:
     with torch.no_grad():
-        return predict(pipeline.unet, batch)
+        return forward(pipeline.unet, SDXL, batch)
 
 
 def test_is_the_mean_square_between_policy_and_reference() -> None:
@@ -59,8 +43,8 @@ def pipeline_alphas(pipeline: Any, batch: Batch) -> Tensor:
 
 
 def test_retained_images_join_the_batch_under_their_own_captions(tiny_pipeline: Any, data: PreferenceData) -> None:
-    plain = draw(tiny_pipeline, data, empty_caption_rate=1)
-    batch = draw(tiny_pipeline, data, empty_caption_rate=1, retention=1)
+    plain = draw(tiny_pipeline, data, n_pairs=32, empty_caption_rate=1)
+    batch = draw(tiny_pipeline, data, n_pairs=32, empty_caption_rate=1, retention=1)
     for name in ("noisy_latents", "timesteps", "prompt_embeds", "pooled_prompt_embeds", "time_ids"):
         assert torch.equal(getattr(batch, name)[:64], getattr(plain, name)), name
     assert torch.equal(batch.target[:64], plain.target)
@@ -89,7 +73,7 @@ def test_holds_the_retained_captions_and_still_learns(
     drift, loss = {}, {}
     for weight in (0.0, 50.0):
         pipeline = make_pipeline()
-        batch = draw(pipeline, data, retention=1)
+        batch = draw(pipeline, data, n_pairs=32, retention=1)
         before = predictions(pipeline, batch)
         log = train(
             pipeline, data, tmp_path / f"{weight:g}", retention=weight, lora_rank=rank, normaliser="zero",

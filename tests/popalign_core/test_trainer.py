@@ -1,33 +1,24 @@
 import itertools
 import math
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
-from torch import Tensor
+from diffusers import StableDiffusionXLPipeline
+from training_runs import draw, errors, run, values
 
-from popalign_core.config import TrainingConfig
-from popalign_core.errors import ConfigError, InputError, TrainingError
+from popalign_core.errors import ConfigError, InputError
 from popalign_core.training import objective, trainer
-from popalign_core.training.batch import Batch, draw_batch, training_scheduler
-from popalign_core.training.checkpoint import CHECKPOINT_NAME
+from popalign_core.training.checkpoint import checkpoint_path
 from popalign_core.training.data import PreferenceData
-from popalign_core.training.losses import mean_squared_error
-from popalign_core.training.objective import predict
-from popalign_core.training.trainer import save_model, train_preferences
+from popalign_core.training.output import save_model
 
-TIME_IDS = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
-CONFIG = TrainingConfig(
-    n_steps=6, n_pairs=4, n_warmup_steps=2, learning_rate=1e-3, beta=20, empty_caption_rate=0.25, checkpoint_every=2
-)
 LOG_NAMES = {
+    "g_preferred",
+    "g_dispreferred",
+    "g_spread",
     "loss",
     "implicit_accuracy",
     "policy_mse_preferred",
@@ -38,78 +29,10 @@ LOG_NAMES = {
     "learning_rate",
     "normaliser",
 }
-KILLED = """
-import json, os, signal, sys, torch
-from pathlib import Path
-from diffusers import StableDiffusionXLPipeline
-from popalign_core.config import TrainingConfig
-from popalign_core.training.data import PreferenceData
-from popalign_core.training.losses import mean_squared_error
-from popalign_core.training.trainer import train_preferences
-
-work = Path(sys.argv[1])
-torch.set_num_threads(int(sys.argv[2]))
-pipeline = StableDiffusionXLPipeline.from_pretrained(sys.argv[3], add_watermarker=False)
-
-def on_step(step, terms):
-    if step == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-train_preferences(
-    pipeline.unet, pipeline.scheduler, PreferenceData(**torch.load(work / "data.pt")),
-    TrainingConfig.model_validate_json((work / "config.json").read_text()), work / "run",
-    time_ids=torch.tensor([[64.0, 64, 0, 0, 64, 64]]), device=torch.device("cpu"), on_step=on_step,
-)
-"""
-
-
-def run(
-    pipeline: Any, data: PreferenceData, folder: Path, on_step: trainer.OnStep | None = None, **changes: Any
-) -> Any:
-    """Train a pipeline's UNet on the CPU; returns the log."""
-    config = TrainingConfig.model_validate({**CONFIG.model_dump(), **changes})
-    return train_preferences(
-        pipeline.unet,
-        pipeline.scheduler,
-        data,
-        config,
-        folder,
-        time_ids=TIME_IDS,
-        device=torch.device("cpu"),
-        on_step=on_step,
-    )
-
-
-def draw(pipeline: Any, data: PreferenceData, **changes: Any) -> Batch:
-    config = TrainingConfig.model_validate({**CONFIG.model_dump(), "n_pairs": 64, **changes})
-    scheduler = training_scheduler(pipeline.scheduler)
-    return draw_batch(data, scheduler, config, TIME_IDS, 1, torch.device("cpu"))
-
-
-def errors(pipeline: Any, batch: Batch) -> Tensor:
-    with torch.no_grad():
-        return mean_squared_error(predict(pipeline.unet, batch), batch.target)
 
 
 def load(folder: Path) -> Any:
     return StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
-
-
-def values(log: list[dict[str, Any]], name: str) -> list[float]:
-    return [row["value"] for row in log if row["name"] == name]
-
-
-def same_weights(first: Any, second: Any) -> bool:
-    theirs = second.state_dict()
-    return all(torch.equal(weight, theirs[name]) for name, weight in first.state_dict().items())
-
-
-def stop_at(last: int) -> trainer.OnStep:
-    def on_step(step: int, terms: dict[str, float]) -> None:
-        if step == last:
-            raise KeyboardInterrupt
-
-    return on_step
 
 
 def test_learns_the_preference(
@@ -186,164 +109,6 @@ def test_sft_leaves_the_reference_steadily(
     assert all(after > before for before, after in itertools.pairwise(distances))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"lora_rank": 2},
-        {"objective": "sft"},
-        {"objective": "diffusion-dpo", "weight_decay": 0.1},
-        {"normaliser": "ema", "retention": 1},
-        {"normaliser": "anchor", "preserve_preferred": True},
-    ],
-    ids=["popalign", "lora", "sft", "diffusion-dpo", "ema", "anchor"],
-)
-def test_resuming_changes_no_bit(
-    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    whole, stopped, resumed = (make_pipeline() for _ in range(3))
-    expected = run(whole, data, tmp_path / "whole", **changes)
-    with pytest.raises(KeyboardInterrupt):
-        run(stopped, data, tmp_path / "run", stop_at(3), **changes)
-    steps: list[int] = []
-    torch.manual_seed(99)  # the global generator has no say
-    log = run(resumed, data, tmp_path / "run", lambda step, _: steps.append(step), **changes)
-    assert steps == [3, 4, 5, 6]
-    assert log == expected
-    assert same_weights(whole.unet, resumed.unet)
-
-
-def test_a_finished_run_is_not_run_again(
-    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
-) -> None:
-    first, again = make_pipeline(), make_pipeline()
-    steps: list[int] = []
-    log = run(first, data, tmp_path)
-    assert run(again, data, tmp_path, lambda step, _: steps.append(step)) == log
-    assert steps == []
-    assert same_weights(first.unet, again.unet)
-
-
-def test_kill_9_and_resume_changes_no_bit(
-    tiny_pipeline_folder: Path, make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
-) -> None:
-    torch.save(asdict(data), tmp_path / "data.pt")
-    (tmp_path / "config.json").write_text(CONFIG.model_dump_json())
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(torch.get_num_threads()), str(tiny_pipeline_folder)]
-    repository = Path(__file__).parents[2]
-    killed = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False, timeout=280)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    # what a kill in the middle of a write leaves behind
-    (tmp_path / "run" / f"{CHECKPOINT_NAME}.partial").write_bytes(b"half a file")
-    whole, resumed = make_pipeline(), make_pipeline()
-    steps: list[int] = []
-    log = run(resumed, data, tmp_path / "run", lambda step, _: steps.append(step))
-    assert steps == [5, 6]
-    assert log == run(whole, data, tmp_path / "whole")
-    assert same_weights(whole.unet, resumed.unet)
-
-
-def test_nan_loss_stops_and_keeps_the_checkpoint(
-    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
-) -> None:
-    pipeline = make_pipeline()
-
-    def poison(step: int, terms: dict[str, float]) -> None:
-        if step == 2:
-            pipeline.unet.conv_in.weight.data.fill_(math.nan)
-
-    with pytest.raises(
-        TrainingError, match=r"loss is nan at step 3: check the latents, .* keeps the checkpoint of step 2"
-    ):
-        run(pipeline, data, tmp_path, poison)
-    saved = torch.load(tmp_path / CHECKPOINT_NAME, weights_only=True)
-    assert saved["step"] == 2
-    assert all(bool(weight.isfinite().all()) for weight in saved["weights"].values())
-
-
-def test_infinite_gradient_stops_before_the_weights_move(
-    tiny_pipeline: Any, data: PreferenceData, tmp_path: Path
-) -> None:
-    before = tiny_pipeline.unet.conv_out.weight.detach().clone()
-    tiny_pipeline.unet.conv_in.weight.requires_grad_(True).register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(TrainingError, match=r"gradient norm is (nan|inf) at step 1: .*learning_rate \(0.001\)"):
-        run(tiny_pipeline, data, tmp_path)
-    assert torch.equal(tiny_pipeline.unet.conv_out.weight, before)
-    assert not (tmp_path / CHECKPOINT_NAME).exists()
-
-
-def test_another_runs_checkpoint_is_refused(
-    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
-) -> None:
-    pipeline = make_pipeline()
-    run(pipeline, data, tmp_path, n_steps=1)
-    with pytest.raises(InputError, match="belongs to another configuration or other data"):
-        run(make_pipeline(), data, tmp_path, n_steps=1, beta=21)
-    with pytest.raises(InputError, match="belongs to another configuration or other data"):
-        run(make_pipeline(), replace(data, latents=data.latents + 1), tmp_path, n_steps=1)
-    # the trained UNet is not the base: it would become its own reference
-    with pytest.raises(InputError, match="belongs to another configuration or other data"):
-        run(pipeline, data, tmp_path, n_steps=1)
-
-
-def test_a_damaged_checkpoint_is_named(make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path) -> None:
-    run(make_pipeline(), data, tmp_path, n_steps=1)
-    whole = (tmp_path / CHECKPOINT_NAME).read_bytes()
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 1
-    for damaged in (b"torn", whole[: len(whole) // 2], bytes(flipped)):
-        (tmp_path / CHECKPOINT_NAME).write_bytes(damaged)
-        with pytest.raises(TrainingError, match=r"is damaged .* delete it to train from the start"):
-            run(make_pipeline(), data, tmp_path, n_steps=1)
-
-
-def test_pairs_share_noise_timestep_and_caption(tiny_pipeline: Any, data: PreferenceData) -> None:
-    batch = draw(tiny_pipeline, data)
-    alphas = tiny_pipeline.scheduler.alphas_cumprod[batch.timesteps][:, None, None, None]
-    # z_t = a z + s eps, v = a eps - s z  =>  eps = s z_t + a v, z = a z_t - s v   (a^2 + s^2 = 1)
-    noise = (1 - alphas).sqrt() * batch.noisy_latents + alphas.sqrt() * batch.target
-    latents = alphas.sqrt() * batch.noisy_latents - (1 - alphas).sqrt() * batch.target
-    torch.testing.assert_close(noise[:64], noise[64:], rtol=0, atol=1e-5)
-    assert torch.equal(batch.timesteps[:64], batch.timesteps[64:])
-    assert torch.equal(batch.prompt_embeds[:64], batch.prompt_embeds[64:])
-    assert torch.equal(batch.pooled_prompt_embeds[:64], batch.pooled_prompt_embeds[64:])
-    # the preferred half lies around +1, the dispreferred around -1
-    assert bool((latents[:64].mean((1, 2, 3)) > 0.5).all())
-    assert bool((latents[64:].mean((1, 2, 3)) < -0.5).all())
-    assert batch.preferred.tolist() == [True] * 64 + [False] * 64
-    assert torch.equal(batch.time_ids, TIME_IDS.expand(128, 6))
-
-
-def test_epsilon_models_learn_the_noise(tiny_pipeline: Any, data: PreferenceData) -> None:
-    velocity = draw(tiny_pipeline, data)
-    # Euler's own add_noise works in sigma space: only its noise schedule may be read
-    tiny_pipeline.scheduler = EulerDiscreteScheduler.from_config(
-        tiny_pipeline.scheduler.config, prediction_type="epsilon"
-    )
-    batch = draw(tiny_pipeline, data)
-    assert torch.equal(batch.noisy_latents, velocity.noisy_latents)
-    assert torch.equal(batch.target[:64], batch.target[64:])
-    assert float(batch.target.std()) == pytest.approx(1, abs=0.03)
-
-
-def test_captions_are_dropped_at_their_rate(tiny_pipeline: Any, data: PreferenceData) -> None:
-    def share(rate: float) -> float:
-        batch = draw(tiny_pipeline, data, empty_caption_rate=rate)
-        empty = (batch.prompt_embeds == data.empty_prompt_embeds).all(dim=(1, 2))
-        assert torch.equal(empty, (batch.pooled_prompt_embeds == data.empty_pooled).all(dim=1))
-        return float(empty.float().mean())
-
-    assert share(0) == 0
-    assert share(1) == 1
-    assert 0.1 < share(0.25) < 0.4
-
-
-def test_sft_sees_the_same_preferred_samples(tiny_pipeline: Any, data: PreferenceData) -> None:
-    both, alone = draw(tiny_pipeline, data), draw(tiny_pipeline, data, objective="sft")
-    assert torch.equal(alone.noisy_latents, both.noisy_latents[:64])
-    assert bool(alone.preferred.all())
-
-
 def test_conditioning_leaves_the_other_weights_alone(
     tiny_pipeline: Any, make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
 ) -> None:
@@ -355,21 +120,13 @@ def test_conditioning_leaves_the_other_weights_alone(
     assert {"add_embedding.linear_1.weight", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"} <= moved
 
 
-def test_timesteps_start_where_they_are_told(tiny_pipeline: Any, data: PreferenceData, tmp_path: Path) -> None:
-    assert int(draw(tiny_pipeline, data).timesteps.min()) < 200
-    assert int(draw(tiny_pipeline, data, min_timestep=800).timesteps.min()) >= 800
-    tiny_pipeline.scheduler.register_to_config(num_train_timesteps=500)
-    with pytest.raises(ConfigError, match="min_timestep is 500, the model has 500 timesteps"):
-        run(tiny_pipeline, data, tmp_path, min_timestep=500)
-
-
 def test_untrainable_models_are_named(tiny_pipeline: Any, data: PreferenceData, tmp_path: Path) -> None:
     tiny_pipeline.scheduler.register_to_config(prediction_type="sample")
     with pytest.raises(ConfigError, match="prediction type 'sample'"):
         run(tiny_pipeline, data, tmp_path)
     tiny_pipeline.scheduler.register_to_config(prediction_type="epsilon")
     tiny_pipeline.unet.to(torch.float16)
-    with pytest.raises(ConfigError, match="float16 UNet cannot be trained"):
+    with pytest.raises(ConfigError, match="float16 model trains on a GPU only"):
         run(tiny_pipeline, data, tmp_path)
 
 
@@ -380,7 +137,7 @@ def test_bfloat16_computes_low_and_trains_high(
     tiny_pipeline.unet.to(torch.bfloat16)
     log = run(tiny_pipeline, data, tmp_path, n_steps=2, lora_rank=lora_rank)
     assert values(log, "loss")[0] == pytest.approx(math.log(2), abs=0.05)
-    saved = torch.load(tmp_path / CHECKPOINT_NAME, weights_only=True)
+    saved = torch.load(checkpoint_path(tmp_path, 2), weights_only=True)
     assert {weight.dtype for weight in saved["weights"].values()} == {torch.float32}
     assert tiny_pipeline.unet.conv_in.weight.dtype == torch.bfloat16
 

@@ -12,7 +12,17 @@ from popalign_core.errors import InputError
 from storage.store import ArtifactRef
 from tasks.stage import Request, open_store, produce
 from tasks.tensors import read_embeddings, read_tensor
-from tasks.train import read_preferences, train_model
+from tasks.train import train_model
+from tasks.training_inputs import TrainingRefs, read_preferences
+
+
+def refs_of(inputs: dict[str, ArtifactRef]) -> TrainingRefs:
+    return TrainingRefs(**asdict_refs(inputs))
+
+
+def asdict_refs(inputs: dict[str, ArtifactRef]) -> dict[str, ArtifactRef]:
+    nodes = {"preferences": "preferences", "sample": "sample", "prompts": "identities", "attributes": "attributes"}
+    return {name: inputs[node] for name, node in nodes.items()}
 
 
 @pytest.fixture
@@ -21,10 +31,10 @@ def inputs(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> dict[str
 
 
 def test_each_member_brings_its_own_latents_and_the_neutral_caption(
-    inputs: dict[str, ArtifactRef], tiny_runtime: RuntimeConfig
+    inputs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     store = open_store(tiny_runtime)
-    data = read_preferences(store, inputs["preferences"], inputs["sample"])
+    data = read_preferences(store, refs_of(inputs), tiny_config.axes)
     members = store.read_table(inputs["preferences"], "preferences")
     images = store.read_table(inputs["sample"], "images").set_index("image_id")
     assert len(data.latents) == len(members) > 0
@@ -32,16 +42,16 @@ def test_each_member_brings_its_own_latents_and_the_neutral_caption(
     for row, image_id in enumerate(members["image_id"]):
         file, place = images.loc[image_id, ["latents_file", "latents_row"]]
         expected = read_tensor(store.localize(inputs["sample"], file), "latents")[int(place)]
-        assert torch.equal(data.latents[row], expected)
+        assert torch.equal(data.latents[torch.tensor([row])][0], expected)
     captions = {(int(p), members["prompt_id"][row]) for row, p in enumerate(data.prompt_index)}
     assert len(captions) == members["prompt_id"].nunique()
 
 
 def test_what_is_retained_is_the_preferred_and_the_generic_images_under_their_own_captions(
-    inputs: dict[str, ArtifactRef], tiny_runtime: RuntimeConfig
+    inputs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     store = open_store(tiny_runtime)
-    data = read_preferences(store, inputs["preferences"], inputs["sample"])
+    data = read_preferences(store, refs_of(inputs), tiny_config.axes)
     members = store.read_table(inputs["preferences"], "preferences")
     images = store.read_table(inputs["sample"], "images").set_index("image_id")
     kinds = store.read_table(inputs["identities"], "prompts").set_index("prompt_id")["kind"]
@@ -57,18 +67,20 @@ def test_what_is_retained_is_the_preferred_and_the_generic_images_under_their_ow
         assert prompt_id == images["prompt_id"][image_id]
         file, place = images.loc[image_id, ["latents_file", "latents_row"]]
         expected = read_tensor(store.localize(inputs["sample"], file), "latents")[int(place)]
-        assert torch.equal(data.retained_latents[row], expected)
+        assert torch.equal(data.retained_latents[torch.tensor([row])][0], expected)
         caption = data.prompt_embeds[data.retained_prompt_index[row]]
         assert torch.equal(caption, embeddings.prompt_embeds[ids.index(prompt_id)])
     assert len(data.prompt_embeds) == members["prompt_id"].nunique() + retained["prompt_id"].nunique()
 
 
-def test_no_preferences_is_an_error(inputs: dict[str, ArtifactRef], tiny_runtime: RuntimeConfig) -> None:
+def test_no_preferences_is_an_error(
+    inputs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
     empty = open_store(tiny_runtime).read_table(inputs["preferences"], "preferences").head(0)
     request = Request("preferences", "1", {"case": "empty"}, {})
     ref = produce(request, tiny_runtime, lambda store, build, ref: build.write_table("preferences", empty))
     with pytest.raises(InputError, match="there are no preferences to train on"):
-        read_preferences(open_store(tiny_runtime), ref, inputs["sample"])
+        read_preferences(open_store(tiny_runtime), TrainingRefs(ref, inputs["sample"]), tiny_config.axes)
 
 
 def test_a_stopped_training_goes_on_and_ends_the_same(
@@ -81,11 +93,9 @@ def test_a_stopped_training_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_model(inputs["preferences"], inputs["sample"], **arguments, on_progress=stop)
+        train_model(**asdict_refs(inputs), **arguments, on_progress=stop)
     seen: list[int] = []
-    ref = train_model(
-        inputs["preferences"], inputs["sample"], **arguments, on_progress=lambda done, total: seen.append(done)
-    )
+    ref = train_model(**asdict_refs(inputs), **arguments, on_progress=lambda done, total: seen.append(done))
     assert seen == [3, 4]
     whole = tiny_runtime.model_copy(update={"root": str(tmp_path / "undisturbed")})
     refs = run_steps(needed_for("train"), tiny_config, whole, call_directly())

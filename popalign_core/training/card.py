@@ -1,0 +1,101 @@
+"""The model card of a trained model: what it is, what it was made from, what was measured, what to doubt."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from popalign_core.config import PipelineConfig
+
+SHOWN = (
+    ("neutral", "discrepancy_pooled"),
+    ("neutral", "discrepancy_per_prompt"),
+    ("neutral", "clip_score"),
+    ("specific", "recall"),
+    ("generic", "clip_score"),
+    ("generic", "subject_accuracy"),
+)
+
+
+def model_card(
+    config: PipelineConfig,
+    keys: Mapping[str, str],
+    log: Sequence[Mapping[Any, Any]],
+    metrics: Sequence[Mapping[Any, Any]] = (),
+) -> str:
+    """The card in Markdown, with the front matter that model hubs read.
+
+    Args:
+        config: Of the pipeline.
+        keys: What the model was trained on: name of an input -> key of its artifact.
+        log: training_log rows.
+        metrics: Rows of both systems' metrics; none before the evaluation.
+    """
+    training = config.training
+    what = f"LoRA of rank {training.lora_rank}, merged" if training.lora_rank else f"{training.trained_weights} weights"
+    base = config.model.name + (f" @ {config.model.revision}" if config.model.revision else "")
+    last = {str(row["name"]): float(row["value"]) for row in log}
+    parts = [
+        f"---\nlibrary_name: diffusers\npipeline_tag: text-to-image\nbase_model: {config.model.name}\n"
+        "tags: [popalign, fairness, preference-optimisation]\n---\n",
+        f"# {config.model.name}, aligned by PopAlign\n",
+        f"Base model: `{base}`. Objective: `{training.objective}` ({what}), {training.n_steps} steps of "
+        f"{training.n_pairs} pairs. What changed is the mixture of people under prompts that name no identity.\n",
+        "## Target\n",
+        _table(
+            ["axis", "class", "share"],
+            [
+                [axis.name, name, f"{share:.3g}"]
+                for axis in config.axes
+                for name, share in zip(axis.classes, axis.shares(), strict=True)
+            ],
+        ),
+        "## Measured\n",
+        _measured(metrics),
+        "## Made from\n",
+        _table(["input", "artifact"], [[name, f"`{key}`"] for name, key in keys.items()]),
+        "## Training\n",
+        _table(["setting", "value"], [[name, f"`{value}`"] for name, value in training.model_dump().items()]),
+        "Last logged values:\n",
+        _table(["term", "value"], [[name, f"{value:.5g}"] for name, value in last.items()]),
+        _LIMITS,
+    ]
+    return "\n".join(parts)
+
+
+def _measured(metrics: Sequence[Mapping[Any, Any]]) -> str:
+    if not metrics:
+        return "Not evaluated yet. `popalign evaluate` measures this folder, `popalign run` writes the figures here.\n"
+    rows = []
+    for benchmark, metric in SHOWN:
+        chosen = [row for row in metrics if (row["benchmark"], row["metric"]) == (benchmark, metric)]
+        for axis in dict.fromkeys(str(row["axis"]) for row in chosen):
+            values = {str(row["system"]): row for row in chosen if row["axis"] == axis}
+            cells = [_cell(values[system]) if system in values else "not measured" for system in ("base", "aligned")]
+            rows.append([f"{benchmark} {metric} {axis}".strip(), *cells])
+    return _table(["figure", "base", "aligned"], rows)
+
+
+def _cell(row: Mapping[Any, Any]) -> str:
+    low, high = row["ci_low"], row["ci_high"]
+    interval = f" [{low:.3f}, {high:.3f}]" if low == low and low is not None else ""
+    return f"{row['value']:.3f}{interval}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+_LIMITS = """## Limits
+
+- Classes are read off pictures by a classifier. They say how people look to it, not who anybody is, and its errors
+  are in every figure above.
+- Fairness was measured on the prompts, classes and sampling settings of this run. Other prompts, languages, guidance
+  scales or samplers may bring the old mixture back.
+- Prompts that name an identity should still get it (recall), and prompts without people should look as before (CLIP
+  score, object accuracy): look at these rows before you trust the others.
+
+## What it must not be used for
+
+Do not infer from this model what people of any group look like or do. Do not use it, or the classifiers behind it, to
+sort, identify or judge persons. An even mixture in pictures is no evidence of fairness in anything else.
+"""

@@ -1,0 +1,61 @@
+"""One process of a training that `accelerate launch` started: `python -m tasks.training_worker JOB.json`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.errors import PopAlignError
+from storage.store import ArtifactRef
+from tasks.launch import ERROR_FILE
+from tasks.stage import open_store, set_threads
+from tasks.training_inputs import TrainingRefs, run_training
+
+
+def main(job: Path) -> int:
+    """Train as the job says; the exit code is the error's. What went wrong is left for the parent to read."""
+    said = json.loads(job.read_text(encoding="utf-8"))
+    config, runtime = PipelineConfig.model_validate(said["config"]), RuntimeConfig.model_validate(said["runtime"])
+    given = {name: ArtifactRef(**ref) for name, ref in said["refs"].items() if ref}
+    refs = TrainingRefs(**given)
+    is_first = os.environ.get("RANK", "0") == "0"
+
+    def tell(step: int, total: int) -> None:
+        if is_first:
+            sys.stdout.write(f"step {step} of {total}\n")
+            sys.stdout.flush()
+
+    set_threads(runtime)
+    try:
+        run_training(
+            open_store(runtime),
+            refs,
+            config,
+            runtime,
+            Path(said["work"]),
+            tell,
+            is_orphaned=lambda: not _is_alive(said["parent"]),
+        )
+    except PopAlignError as error:
+        if is_first:
+            partial = Path(said["work"]) / f"{ERROR_FILE}.partial"
+            partial.write_text(json.dumps({"type": type(error).__name__, "message": str(error)}), encoding="utf-8")
+            partial.replace(partial.with_suffix(""))
+        return error.exit_code
+    return 0
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether the process that launched this one is there: when it was killed, nobody waits for the result."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,154 @@
+"""Nothing is lost: resuming, kills, damage, divergence, pre-emption."""
+
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_runs import CONFIG, run, same_weights, stop_at
+
+from popalign_core.errors import DivergedError, InputError, TrainingError
+from popalign_core.training.checkpoint import checkpoint_path, list_checkpoints
+from popalign_core.training.data import PreferenceData
+
+KILLED = """
+import json, os, signal, sys, torch
+from pathlib import Path
+from diffusers import StableDiffusionXLPipeline
+from popalign_core.config import RuntimeConfig, TrainingConfig
+from popalign_core.training.data import PreferenceData
+from popalign_core.training.losses import mean_squared_error
+from popalign_core.training.trainer import train_preferences
+
+work = Path(sys.argv[1])
+torch.set_num_threads(int(sys.argv[2]))
+pipeline = StableDiffusionXLPipeline.from_pretrained(sys.argv[3], add_watermarker=False)
+
+def on_step(step, terms):
+    if step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train_preferences(
+    pipeline.unet, pipeline.scheduler, PreferenceData(**torch.load(work / "data.pt")),
+    TrainingConfig.model_validate_json((work / "config.json").read_text()), work / "run",
+    time_ids=torch.tensor([[64.0, 64, 0, 0, 64, 64]]), runtime=RuntimeConfig(device="cpu", trackers=()),
+    on_step=on_step,
+)
+"""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lora_rank": 2},
+        {"objective": "sft"},
+        {"objective": "diffusion-dpo", "weight_decay": 0.1},
+        {"normaliser": "ema", "retention": 1},
+        {"normaliser": "anchor", "preserve_preferred": True},
+    ],
+    ids=["popalign", "lora", "sft", "diffusion-dpo", "ema", "anchor"],
+)
+def test_resuming_changes_no_bit(
+    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    whole, stopped, resumed = (make_pipeline() for _ in range(3))
+    expected = run(whole, data, tmp_path / "whole", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, data, tmp_path / "run", stop_at(3), **changes)
+    steps: list[int] = []
+    torch.manual_seed(99)  # the global generator has no say
+    log = run(resumed, data, tmp_path / "run", lambda step, _: steps.append(step), **changes)
+    assert steps == [3, 4, 5, 6]
+    assert log == expected
+    assert same_weights(whole.unet, resumed.unet)
+
+
+def test_a_finished_run_is_not_run_again(
+    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
+) -> None:
+    first, again = make_pipeline(), make_pipeline()
+    steps: list[int] = []
+    log = run(first, data, tmp_path)
+    assert run(again, data, tmp_path, lambda step, _: steps.append(step)) == log
+    assert steps == []
+    assert same_weights(first.unet, again.unet)
+
+
+def test_kill_9_and_resume_changes_no_bit(
+    tiny_pipeline_folder: Path, make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
+) -> None:
+    torch.save(asdict(data), tmp_path / "data.pt")
+    (tmp_path / "config.json").write_text(CONFIG.model_dump_json())
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(torch.get_num_threads()), str(tiny_pipeline_folder)]
+    repository = Path(__file__).parents[2]
+    killed = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False, timeout=280)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    # what a kill in the middle of a write leaves behind
+    (tmp_path / "run" / "checkpoint-0000005.partial").write_bytes(b"half a file")
+    whole, resumed = make_pipeline(), make_pipeline()
+    steps: list[int] = []
+    log = run(resumed, data, tmp_path / "run", lambda step, _: steps.append(step))
+    assert steps == [5, 6]
+    assert log == run(whole, data, tmp_path / "whole")
+    assert same_weights(whole.unet, resumed.unet)
+
+
+def test_nan_loss_stops_and_keeps_the_checkpoint(
+    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
+) -> None:
+    pipeline = make_pipeline()
+
+    def poison(step: int, terms: dict[str, float]) -> None:
+        if step == 2:
+            pipeline.unet.conv_in.weight.data.fill_(math.nan)
+
+    with pytest.raises(
+        DivergedError, match=r"loss is nan at step 3: check the latents, .* keeps the checkpoint of step 2"
+    ):
+        run(pipeline, data, tmp_path, poison)
+    saved = torch.load(checkpoint_path(tmp_path, 2), weights_only=True)
+    assert saved["step"] == 2
+    assert all(bool(weight.isfinite().all()) for weight in saved["weights"].values())
+
+
+def test_infinite_gradient_stops_before_the_weights_move(
+    tiny_pipeline: Any, data: PreferenceData, tmp_path: Path
+) -> None:
+    before = tiny_pipeline.unet.conv_out.weight.detach().clone()
+    tiny_pipeline.unet.conv_in.weight.requires_grad_(True).register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(DivergedError, match=r"gradient norm is (nan|inf) at step 1: .*learning_rate \(0.001\)"):
+        run(tiny_pipeline, data, tmp_path)
+    assert torch.equal(tiny_pipeline.unet.conv_out.weight, before)
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_another_runs_checkpoint_is_refused(
+    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
+) -> None:
+    pipeline = make_pipeline()
+    run(pipeline, data, tmp_path, n_steps=1)
+    with pytest.raises(InputError, match="belongs to another configuration or other data"):
+        run(make_pipeline(), data, tmp_path, n_steps=1, beta=21)
+    with pytest.raises(InputError, match="belongs to another configuration or other data"):
+        run(make_pipeline(), replace(data, latents=data.latents + 1), tmp_path, n_steps=1)
+    # the trained UNet is not the base: it would become its own reference
+    with pytest.raises(InputError, match="belongs to another configuration or other data"):
+        run(pipeline, data, tmp_path, n_steps=1)
+
+
+def test_a_damaged_checkpoint_is_named(make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path) -> None:
+    run(make_pipeline(), data, tmp_path, n_steps=1)
+    whole = checkpoint_path(tmp_path, 1).read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (b"torn", whole[: len(whole) // 2], bytes(flipped)):
+        checkpoint_path(tmp_path, 1).write_bytes(damaged)
+        with pytest.raises(TrainingError, match=r"is damaged; delete it to train from the start"):
+            run(make_pipeline(), data, tmp_path, n_steps=1)
