@@ -6,6 +6,7 @@ their place and computes the whole loss. What flows back is the exact gradient o
 summed over processes and micro-batches it is the gradient of one big batch.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,8 +111,16 @@ def compute_loss(
 
 
 def to_floats(terms: dict[str, Tensor]) -> dict[str, float]:
-    """One transfer from the device a step."""
-    return dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+    """The logged values, in one transfer from the device a step.
+
+    `g_spread`, the standard deviation of g over both sides, takes the place of its mean square: beta times it is of
+    order one as long as the loss still asks for something.
+    """
+    values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+    if "g_square" in values:
+        mean = (values["g_preferred"] + values["g_dispreferred"]) / 2
+        values["g_spread"] = math.sqrt(max(0.0, values.pop("g_square") - mean**2))
+    return values
 
 
 def forward(model: Any, family: Family, batch: Batch) -> Tensor:
@@ -246,8 +255,8 @@ def _terms(policy_mse: Tensor, reference_mse: Tensor) -> dict[str, Tensor]:
         "implicit_accuracy": 0.5 + 0.5 * torch.sign(won - lost).mean(),
         "g_preferred": won.mean(),
         "g_dispreferred": lost.mean(),
-        # beta times this is of order one where the loss still asks for something
-        "g_spread": torch.cat([won, lost]).std(correction=0),
+        # a mean, unlike the deviation, can be averaged over processes
+        "g_square": torch.cat([won, lost]).square().mean(),
     }
     sides = zip(("preferred", "dispreferred"), policy_mse.chunk(2), reference_mse.chunk(2), strict=True)
     for side, policy, reference in sides:
