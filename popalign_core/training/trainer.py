@@ -186,7 +186,7 @@ class _Run:
                 # all must save at the same step
                 preempted = mean_over_processes(self.accelerator, preempted) > 0
             last = self.step == self.config.n_steps or bool(self.running.stopped)
-            if self.step % self.config.checkpoint_every == 0 or last or preempted:
+            if last or ((self.step % self.config.checkpoint_every == 0 or preempted) and self._is_worth_keeping()):
                 self._save()
             seconds = (time.perf_counter() - started) / (self.step - first) if self.step > first else 0.0
             speed = {
@@ -199,8 +199,8 @@ class _Run:
             if preempted and not last:
                 trackers.finish()
                 raise PreemptedError(
-                    f"SIGTERM at step {self.step} of {self.config.n_steps}: {self.folder} keeps its checkpoint; "
-                    "the same command goes on from there"
+                    f"SIGTERM at step {self.step} of {self.config.n_steps}: {self.folder} keeps the checkpoint of step "
+                    f"{self.saved}; the same command goes on from there"
                 )
         trackers.finish()
         final = self.ema or {name: weight.detach() for name, weight in self.trained.items()}
@@ -221,7 +221,8 @@ class _Run:
     def _take_step(self, step: int) -> dict[str, float]:
         """Forward, backward, clip, step; no weight is changed when loss or gradient is not finite."""
         terms = self._backward(step)
-        advice = f"check the latents, or lower learning_rate ({self.config.learning_rate:g}) or beta ({self._beta:g})"
+        peak = self.config.learning_rate * self.running.learning_rate_scale
+        advice = f"check the latents, or lower learning_rate ({peak:g}) or beta ({self._beta:g})"
         if not math.isfinite(terms["loss"]):
             self.optimizer.zero_grad(set_to_none=True)
             raise DivergedError(f"loss is {terms['loss']} at step {step}: {advice}")
@@ -336,6 +337,11 @@ class _Run:
         self.running.learning_rate_scale, self.running.n_rollbacks, self.running.error_ratio = scale, n, 1.0
         self._note({"rollback": scale})
         self._save()
+
+    def _is_worth_keeping(self) -> bool:
+        """Whether a rollback would want to come back here: the error ratio is less than halfway to the limit."""
+        halfway = (1 + self.config.max_error_ratio) / 2
+        return self.config.on_divergence == "stop" or self.running.error_ratio < halfway
 
     def _average(self, step: int) -> None:
         """The weights' moving mean, its decay growing from 0.1 so that the first weights are soon forgotten."""

@@ -1,6 +1,7 @@
 """Nothing is lost: resuming, kills, damage, divergence, pre-emption."""
 
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -11,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import CONFIG, run, same_weights, stop_at
+from training_runs import CONFIG, RUNTIME, run, same_weights, stop_at, values
 
-from popalign_core.errors import DivergedError, InputError, TrainingError
+from popalign_core.errors import DivergedError, InputError, PreemptedError, TrainingError
 from popalign_core.training.checkpoint import checkpoint_path, list_checkpoints
 from popalign_core.training.data import PreferenceData
 
@@ -152,3 +153,97 @@ def test_a_damaged_checkpoint_is_named(make_pipeline: Callable[[], Any], data: P
         checkpoint_path(tmp_path, 1).write_bytes(damaged)
         with pytest.raises(TrainingError, match=r"is damaged; delete it to train from the start"):
             run(make_pipeline(), data, tmp_path, n_steps=1)
+
+
+def test_the_newest_checkpoints_are_kept_and_a_damaged_one_falls_back(
+    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep = RUNTIME.model_copy(update={"keep_checkpoints": 2})
+    whole = make_pipeline()
+    expected = run(whole, data, tmp_path / "whole", n_steps=8)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_pipeline(), data, tmp_path / "run", stop_at(7), n_steps=8, runtime=keep)
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == [
+        "checkpoint-0000006.pt",
+        "checkpoint-0000004.pt",
+    ]
+    checkpoint_path(tmp_path / "run", 6).write_bytes(b"torn")
+    resumed, steps = make_pipeline(), list[int]()
+    log = run(resumed, data, tmp_path / "run", lambda step, _: steps.append(step), n_steps=8, runtime=keep)
+    assert steps == [5, 6, 7, 8]
+    assert (
+        "checkpoint-0000006.pt (File is not a zip file) is damaged; going on from checkpoint-0000004.pt" in caplog.text
+    )
+    assert log == expected
+    assert same_weights(whole.unet, resumed.unet)
+
+
+def test_a_preferred_error_that_runs_away_stops(
+    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        DivergedError,
+        match=r"the preferred error is \d+\.\d+ times the reference's at step \d+, beyond "
+        r"max_error_ratio 1\.5: .* lower learning_rate \(0\.05\) or beta \(20\); .* keeps the checkpoint",
+    ):
+        run(make_pipeline(), data, tmp_path, learning_rate=0.05, n_steps=40, max_error_ratio=1.5, checkpoint_every=1)
+    newest = torch.load(list_checkpoints(tmp_path)[0], weights_only=True)
+    assert newest["running"]["error_ratio"] <= 1.5
+    assert all(bool(weight.isfinite().all()) for weight in newest["weights"].values())
+
+
+def test_rolling_back_halves_the_rate_and_is_as_resumable(
+    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
+) -> None:
+    settings = {"learning_rate": 0.02, "n_steps": 12, "max_error_ratio": 1.5, "on_divergence": "rollback"}
+    whole = make_pipeline()
+    log = run(whole, data, tmp_path / "whole", **settings)
+    scales = values(log, "rollback")
+    assert scales[:1] == [0.5]
+    assert values(log, "learning_rate")[-1] == pytest.approx(0.02 * scales[-1])
+    assert [row["step"] for row in log if row["name"] == "loss"] == list(range(1, 13))
+    with pytest.raises(KeyboardInterrupt):
+        run(make_pipeline(), data, tmp_path / "run", stop_at(11), **settings)
+    resumed = make_pipeline()
+    assert run(resumed, data, tmp_path / "run", **settings) == log
+    assert same_weights(whole.unet, resumed.unet)
+
+
+def test_rolling_back_ends_after_three(make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path) -> None:
+    pipeline = make_pipeline()
+
+    def poison(step: int, terms: dict[str, float]) -> None:
+        pipeline.unet.conv_in.register_buffer("bad", torch.zeros(1), persistent=False)
+        pipeline.unet.conv_in.weight.register_hook(lambda gradient: gradient * math.nan)
+
+    with pytest.raises(DivergedError, match=r"gradient norm is nan at step 3: .* keeps the checkpoint of step 2"):
+        run(pipeline, data, tmp_path, lambda step, _: poison(step, {}) if step == 2 else None, on_divergence="rollback")
+    newest = torch.load(list_checkpoints(tmp_path)[0], weights_only=True)
+    assert newest["running"]["n_rollbacks"] == 3
+    assert newest["running"]["learning_rate_scale"] == 0.125
+
+
+def test_sigterm_saves_and_the_same_call_goes_on(
+    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
+) -> None:
+    whole, resumed = make_pipeline(), make_pipeline()
+    expected = run(whole, data, tmp_path / "whole")
+    heard: list[int] = []
+    earlier = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    try:
+        with pytest.raises(PreemptedError, match=r"SIGTERM at step 4 of 6: .* keeps the checkpoint of step 4") as error:
+            # it comes while step 4 is under way, and step 4 is finished
+            run(
+                make_pipeline(),
+                data,
+                tmp_path / "run",
+                lambda step, _: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None,
+            )
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+    assert error.value.exit_code == 143
+    # the host's own handler (Prefect's) gets it after all
+    assert heard == [1]
+    assert checkpoint_path(tmp_path / "run", 4).exists()
+    assert run(resumed, data, tmp_path / "run") == expected
+    assert same_weights(whole.unet, resumed.unet)

@@ -8,6 +8,7 @@ from popalign_core.errors import InputError
 from popalign_core.training.losses import (
     anchor_normaliser,
     batch_normaliser,
+    binned_normaliser,
     diffusion_dpo_loss,
     diffusion_kto_loss,
     mean_squared_error,
@@ -268,3 +269,66 @@ def test_scale_gradient_leaves_the_values() -> None:
     scaled.sum().backward()
     assert values.grad is not None
     assert values.grad.tolist() == [0.25, 0.25]
+
+
+FINITE = {
+    "popalign, Z of the batch": lambda m, r, p, s: popalign_loss(m, r, p, beta=3.0, normaliser=0.1),
+    "diffusion-dpo": lambda m, r, p, s: diffusion_dpo_loss(m, r, beta=3.0),
+    "set-dpo": lambda m, r, p, s: set_dpo_loss(m, r, p, s, beta=3.0),
+    "sft": lambda m, r, p, s: m,
+}
+
+
+@pytest.mark.parametrize("name", FINITE)
+def test_gradients_are_those_of_finite_differences(name: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    policy_mse = torch.rand(8, generator=generator, dtype=torch.float64, requires_grad=True)
+    reference_mse = torch.rand(8, generator=generator, dtype=torch.float64)
+    preferred = torch.arange(8) < 4
+    sets = torch.tensor([0, 1, 1, 0] * 2)
+    assert torch.autograd.gradcheck(lambda m: FINITE[name](m, reference_mse, preferred, sets), policy_mse)
+
+
+def test_what_is_detached_is_a_constant_to_finite_differences() -> None:
+    """Z of Eq. 11 and KTO's reference point: the gradient is that of the loss with these held where they are."""
+    generator = torch.Generator().manual_seed(3)
+    policy_mse = torch.rand(8, generator=generator, dtype=torch.float64)
+    reference_mse = policy_mse + 0.3 * torch.rand(8, generator=generator, dtype=torch.float64)
+    preferred = torch.arange(8) < 4
+    z = batch_normaliser(policy_mse, reference_mse, preferred, alpha=0.3)
+    point = 3 * (reference_mse - policy_mse).mean()
+    assert float(point) > 0
+    sign = torch.where(preferred, 1.0, -1.0).double()
+
+    def held(m: Tensor) -> tuple[Tensor, Tensor]:
+        g = reference_mse - m
+        return -torch.nn.functional.logsigmoid(sign * 3 * (g - z)), 1 - torch.sigmoid(sign * (3 * g - point))
+
+    for number, loss in enumerate(
+        (
+            lambda m: popalign_loss(m, reference_mse, preferred, beta=3.0, alpha=0.3),
+            lambda m: diffusion_kto_loss(m, reference_mse, preferred, beta=3.0),
+        )
+    ):
+        live = policy_mse.clone().requires_grad_(True)
+        loss(live).sum().backward()
+        step = 1e-6
+        for i in range(8):
+            nudge = torch.zeros(8, dtype=torch.float64)
+            nudge[i] = step
+            up, down = held(policy_mse + nudge)[number].sum(), held(policy_mse - nudge)[number].sum()
+            assert live.grad is not None
+            assert float(live.grad[i]) == pytest.approx(float(up - down) / (2 * step), rel=1e-6, abs=1e-9)
+
+
+def test_binned_normaliser_is_one_z_a_bin() -> None:
+    policy = torch.tensor([0.1, 0.5, 0.3, 0.9])
+    reference = torch.tensor([0.2, 0.9, 0.3, 0.5])
+    preferred = torch.tensor([True, True, False, False])
+    # g = .1, .4, 0, -.4; bin 5 holds samples 0 and 2, bin 2 samples 1 and 3
+    z = binned_normaliser(policy, reference, preferred, torch.tensor([5, 2, 5, 2]))
+    torch.testing.assert_close(z, torch.tensor([0.05, 0.0, 0.05, 0.0]))
+    one = binned_normaliser(policy, reference, preferred, torch.zeros(4, dtype=torch.int64))
+    torch.testing.assert_close(one, batch_normaliser(policy, reference, preferred).expand(4))
+    with pytest.raises(InputError, match="no dispreferred sample"):
+        binned_normaliser(policy, reference, preferred, torch.tensor([0, 1, 1, 1]))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popalign_core.config import RuntimeConfig, TrainingConfig
+from popalign_core.config import ProbeConfig, RuntimeConfig, TrainingConfig
 from popalign_core.denoisers import family_of, find_denoiser
 from popalign_core.training.batch import Batch, draw_batch
 from popalign_core.training.data import PreferenceData
@@ -34,14 +34,15 @@ def run(
     *,
     runtime: RuntimeConfig = RUNTIME,
     probe: Probe | None = None,
+    look: ProbeConfig | None = None,
     **changes: Any,
 ) -> list[dict[str, Any]]:
-    """Train a pipeline's denoiser on the CPU; returns the log."""
+    """Train a pipeline's denoiser on the CPU; `look` says when the probe looks. Returns the log."""
     return train_preferences(
         find_denoiser(pipeline),
         pipeline.scheduler,
         data,
-        changed(**changes),
+        changed(probe=look, **changes),
         folder,
         time_ids=TIME_IDS,
         runtime=runtime,
