@@ -42,6 +42,8 @@ app = typer.Typer(
 )
 portraits = typer.Typer(no_args_is_help=True, help="The embedded model.", rich_markup_mode=None)
 app.add_typer(portraits, name="portraits")
+imports = typer.Typer(no_args_is_help=True, help="Data made elsewhere.", rich_markup_mode=None)
+app.add_typer(imports, name="import")
 
 Preset = Annotated[str | None, typer.Option(help="A named configuration; 'portraits' when nothing is given.")]
 Config = Annotated[Path | None, typer.Option(help="A TOML file; see README.md for an example.")]
@@ -134,6 +136,31 @@ def report(
     _conclude(pipeline, runtime, name)
 
 
+@app.command("train")
+def train_pairs(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Of imported pairs, as `popalign import pairs` prints it.")],
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    name: Annotated[
+        str | None, typer.Option(help="Folder under runs/; preset or file with the objective when not given.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Train the base model on imported pairs; the same command again resumes."""
+    from flows.graph import call_directly
+    from flows.options import build_config, run_name
+    from flows.progress import console_progress
+    from flows.runs import train_on_pairs
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    name = run_name(preset, config, name or f"{run_name(preset, config, None)}-{pipeline.training.objective}")
+    with console_progress() as progress:
+        model = train_on_pairs(key, pipeline, runtime, name, call=call_directly(progress))
+    fetch = "copy it to this machine, then " if "://" in model else ""
+    typer.echo(f"The model is in {model}; {fetch}`popalign run --set model.name={model}` goes on from there")
+
+
 @app.command()
 def evaluate(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Diffusers folders, or 'portraits'.")],
@@ -216,6 +243,31 @@ def synthetic(
     (out / "synthetic.html").write_text(build_page(outcomes), encoding="utf-8")
     typer.echo(table.to_string(index=False, float_format="{:.3f}".format))
     typer.echo(f"\nPage: {out / 'synthetic.html'}")
+
+
+@imports.command("pairs")
+def import_pairs(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Parquet files with Pick-a-Pic's columns.")],
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    settings: Settings = None,
+) -> None:
+    """Encode pairs of pictures that somebody compared, and print their key for `popalign train`."""
+    from flows.options import build_config
+    from flows.progress import console_progress
+    from flows.tables import import_line
+    from tasks.pairs import import_pairs as run_import
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    with console_progress() as progress:
+        ref = run_import(
+            files, config=pipeline, runtime=runtime, on_progress=lambda done, total: progress("pairs", done, total)
+        )
+    store = _open(runtime.root)
+    drops = store.read_table(ref, "drops").to_dict("records")
+    typer.echo(import_line(store.manifest(ref).counts["pairs"], drops), err=True)
+    typer.echo(ref.key)
 
 
 @portraits.command()

@@ -108,6 +108,11 @@ PIPELINE = (
     REPORT_STEP,
 )
 
+PAIRS_STEP = Step(
+    "train", train.train_model, train.request, {"preferences": "pairs", "sample": "pairs", "prompts": "pairs"}
+)
+"""Training on imported pairs; they are no node of a flow, but given."""
+
 
 @dataclass(frozen=True)
 class PlannedNode:

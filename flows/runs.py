@@ -1,10 +1,11 @@
 """What the flows do, as plain functions: with Prefect tasks or, as `popalign run`, without Prefect at all."""
 
-from flows.graph import PIPELINE, Call, needed_for, plan, references, run_steps
+from flows.graph import PAIRS_STEP, PIPELINE, Call, needed_for, plan, references, run_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import StoreError
 from storage.store import ArtifactRef
-from tasks.publish import publish_run, reserve_run
+from tasks.pairs import find_pairs
+from tasks.publish import check_training_name, publish_run, publish_training, reserve_run
 from tasks.stage import open_store
 
 
@@ -48,6 +49,30 @@ def run_stage(
     if force:
         _retire(references(config, runtime, steps)[-1][1], runtime)
     return run_steps(steps, config, runtime, call)[node]
+
+
+def train_on_pairs(key: str, config: PipelineConfig, runtime: RuntimeConfig, name: str, *, call: Call) -> str:
+    """Train on imported pairs and fill `<root>/runs/<name>/`: the model, its adapter if there is one, run.json.
+
+    Args:
+        key: Of the pairs, as `popalign import pairs` printed it.
+        config: What decides the results; its base model and its size are those of the import.
+        runtime: Store, device, batch size.
+        name: Of the run's folder.
+        call: How a stage is called.
+
+    Returns:
+        Where the model is.
+
+    Raises:
+        InputError: When there are no such pairs, or another model or size encoded them.
+        ConfigError: When the folder holds a whole run.
+    """
+    pairs = find_pairs(open_store(runtime), key, config)
+    check_training_name(runtime, name)
+    given = {"pairs": pairs}
+    reserve_run([pairs, *(ref for _, ref in references(config, runtime, [PAIRS_STEP], given))], runtime, name)
+    return publish_training(run_steps([PAIRS_STEP], config, runtime, call, given), config, runtime, name)
 
 
 def _retire(ref: ArtifactRef, runtime: RuntimeConfig) -> None:

@@ -77,6 +77,12 @@ def garbage_lines(report: "GarbageReport") -> list[str]:
     return [*(f"{verb} {name}" for name in goes), *busy, total]
 
 
+def import_line(n_pairs: int, drops: Iterable[Row]) -> str:
+    """How many pairs an import kept, and how many it dropped for which reason: rows of a `drops` table."""
+    dropped = ", ".join(f"{row['n']} {row['reason']}" for row in drops)
+    return f"{n_pairs} pair(s) to train on; dropped: {dropped or 'none'}"
+
+
 def _work(node: "PlannedNode") -> str:
     if node.n_steps:
         return f"{node.n_steps} steps"

@@ -283,7 +283,9 @@ class RuntimeConfig(Frozen):
     shard_size: int = Field(default=128, ge=1, description="images a resumable shard")
     scratch: str | None = Field(default=None, description="local folder for building; default beside the root")
     n_processes: int = Field(default=1, ge=1, description="of training; more than 1 goes through `accelerate launch`")
-    accelerate_config: str | None = Field(default=None, description="file for `accelerate launch`, for example FSDP's")
+    accelerate_config: str | None = Field(
+        default=None, description="for `accelerate launch`: ddp, fsdp2, zero2, or a file of its own"
+    )
     micro_pairs: int = Field(default=0, ge=0, description="training pairs a forward and process; 0 takes all at once")
     gradient_checkpointing: bool = Field(default=False, description="less memory for about a third more time")
     compile: bool = Field(default=False, description="torch.compile of the denoiser's repeated blocks")

@@ -71,6 +71,12 @@ class RunFolder:
                 self._root.remove_tree(target)
             partial.rename(place)
 
+    def remove_tree(self, folder: str) -> None:
+        """Delete a folder that an earlier run of this name left, if there is one."""
+        target = f"{self._path}/{folder}"
+        if self._root.exists(target):
+            self._root.remove_tree(target)
+
     def reserve(self, refs: Iterable[ArtifactRef]) -> None:
         """Say at the start which artifacts the run will need, so that garbage collection leaves them alone."""
         self._write_json(RESERVED, {"artifacts": [[ref.stage, ref.key] for ref in refs]})

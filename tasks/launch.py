@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from popalign_core import errors
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, PreemptedError, TrainingError
+from popalign_core.training import accelerate
 from tasks.stage import Progress
 from tasks.training_inputs import TrainingRefs
 
@@ -69,12 +70,7 @@ def launch_command(runtime: RuntimeConfig, job: Path) -> list[str]:
     """
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     if runtime.accelerate_config:
-        if not Path(runtime.accelerate_config).is_file():
-            raise ConfigError(
-                f"runtime.accelerate_config {runtime.accelerate_config!r} is no file; configs/accelerate has some, "
-                "`accelerate config` writes others"
-            )
-        command += ["--config_file", runtime.accelerate_config]
+        command += ["--config_file", str(_accelerate_file(runtime.accelerate_config))]
     else:
         # accelerate's name for several processes on one machine, whatever the device
         command += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -82,6 +78,23 @@ def launch_command(runtime: RuntimeConfig, job: Path) -> list[str]:
         command += ["--num_processes", str(runtime.n_processes)]
     # a free port: two trainings on one machine must not meet
     return [*command, "--main_process_port", "0", "-m", "tasks.training_worker", str(job)]
+
+
+def _accelerate_file(name: str) -> Path:
+    shipped = {path.stem: path for path in Path(accelerate.__path__[0]).glob("*.yaml")}
+    path = shipped.get(name, Path(name))
+    if not path.is_file():
+        raise ConfigError(
+            f"runtime.accelerate_config {name!r} is no file and none of {', '.join(sorted(shipped))}; "
+            "`accelerate config` writes one"
+        )
+    text = path.read_text(encoding="utf-8")
+    if "deepspeed" in "".join(line for line in text.splitlines() if not line.startswith("#")).lower():
+        raise ConfigError(
+            f"runtime.accelerate_config {name!r} asks for DeepSpeed, whose optimiser state is out of reach of this "
+            "trainer's checkpoints; 'zero2' shards the same things"
+        )
+    return path
 
 
 def _follow(command: list[str], work: Path, n_steps: int, on_progress: Progress, preemption: Any) -> int:

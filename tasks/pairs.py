@@ -7,6 +7,7 @@ One artifact stands for three of the pipeline's: `prompts` (the captions), `samp
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,9 @@ def _fill(
     n_rows = sum(file.n_rows for file in files)
     if int(drops["n"].sum()) == n_rows:
         reasons = dict(zip(drops["reason"], drops["n"].tolist(), strict=True))
-        raise InputError(f"none of the {n_rows} comparison(s) can be used: {reasons}; a preference needs label_0 0 or 1")
+        raise InputError(
+            f"none of the {n_rows} comparison(s) can be used: {reasons}; a preference needs label_0 0 or 1"
+        )
     prompts = _prompts(files, set(build.read_table("preferences")["prompt_id"]))
     build.write_table("prompts", prompts)
     build.write_table("retained", pd.DataFrame(columns=["image_id", "prompt_id", "kind"]))
@@ -165,8 +168,6 @@ def _encode(
     """The rows that can be used, their pictures' latents batch by batch (picture 0 and 1 of each row in turn), and
     how many rows were dropped for what.
     """
-    from dataclasses import replace
-
     from popalign_core.preferences.pairs import UNDECODABLE, pair_fault
     from popalign_core.sampling.engine import encode_pixels
 
@@ -233,12 +234,14 @@ def _records(ref: ArtifactRef, rows: "Sequence[PairRow]") -> tuple[pd.DataFrame,
 
     images, members = [], []
     for row in rows:
-        prompt_id = _prompt_id(str(row.caption))
+        assert row.caption is not None  # pair_fault
+        assert row.label is not None
+        prompt_id, preferred = _prompt_id(row.caption), PREFERRED_SIDE[row.label]
         for side in (0, 1):
             image_id = content_id("image", ref.key, row.number, side)
             index = 2 * row.number + side
             images.append({"image_id": image_id, "prompt_id": prompt_id, "index": index, "seed": NO_SEED})
-            role = "preferred" if PREFERRED_SIDE[row.label or 0.0] == side else "dispreferred"
+            role = "preferred" if side == preferred else "dispreferred"
             pair = {"set_id": content_id("set-pair", ref.key, row.number), "prompt_id": prompt_id, "role": role}
             members.append(pair | {"image_id": image_id, "slot": 0})
     ids = ["image_id", "prompt_id", "index", "seed"]

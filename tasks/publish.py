@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.errors import ConfigError
 from popalign_core.training.card import model_card
 from storage.store import ArtifactRef, Store
 from tasks.stage import open_store
@@ -34,6 +35,41 @@ def publish_run(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime
     folder.write_text("model/README.md", model_card(config, keys, log, metrics.to_dict("records")))
     nodes = {node: str(ref) for node, ref in refs.items()}
     folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
+
+
+def publish_training(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime: RuntimeConfig, name: str) -> str:
+    """Write model/, lora/ where an adapter was trained, and, last, run.json.
+
+    Args:
+        refs: `train`, and what it was trained on.
+        config: The run's, kept in run.json.
+        runtime: Which store.
+        name: Of the run's folder; an earlier training of that name is replaced.
+
+    Returns:
+        Where the model is.
+    """
+    store = open_store(runtime)
+    folder = store.run_folder(name)
+    folder.copy_tree(store.localize(refs["train"], "model"), "model")
+    folder.remove_tree("lora")
+    if any(file.startswith("lora/") for file in store.manifest(refs["train"]).files):
+        folder.copy_tree(store.localize(refs["train"], "lora"), "lora")
+    nodes = {node: str(ref) for node, ref in refs.items()}
+    folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
+    return f"{folder.url}/model"
+
+
+def check_training_name(runtime: RuntimeConfig, name: str) -> None:
+    """Refuse a folder that holds a whole run: its report would stand beside a model that it does not speak of.
+
+    Raises:
+        ConfigError: When there is such a run.
+    """
+    folder = open_store(runtime).run_folder(name)
+    record = folder.read_record()
+    if record is not None and "report" in record.get("meta", {}).get("nodes", {}):
+        raise ConfigError(f"{folder.url} holds a whole run with its report; give another --name")
 
 
 def reserve_run(refs: Iterable[ArtifactRef], runtime: RuntimeConfig, name: str) -> None:

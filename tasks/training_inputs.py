@@ -99,14 +99,17 @@ def read_preferences(store: Store, refs: TrainingRefs, axes: Sequence[Axis]) -> 
     retained = store.read_table(refs.preferences, "retained").merge(places, on="image_id")
     ids, embeddings = read_embeddings(store.localize(refs.sample, "embeddings.safetensors"))
     captions = sorted({*members["prompt_id"], *retained["prompt_id"]})
-    rows = torch.tensor([ids.index(prompt_id) for prompt_id in captions])
-    empty = ids.index("")
+    # imported pairs may have tens of thousands of captions: no search through a list for each image
+    row_of = {prompt_id: row for row, prompt_id in enumerate(ids)}
+    number_of = {prompt_id: number for number, prompt_id in enumerate(captions)}
+    rows = torch.tensor([row_of[prompt_id] for prompt_id in captions])
+    empty = row_of[""]
     files = sorted({*members["latents_file"], *retained["latents_file"]})
     classes, target = _read_classes(store, refs.attributes, members, axes)
     return PreferenceData(
         latents=_stored_latents(store, refs.sample, files, members),
         preferred=torch.tensor((members["role"] == "preferred").tolist()),
-        prompt_index=torch.tensor([captions.index(prompt_id) for prompt_id in members["prompt_id"]]),
+        prompt_index=torch.tensor([number_of[prompt_id] for prompt_id in members["prompt_id"]]),
         set_index=torch.tensor(pd.factorize(members["set_id"])[0]),
         prompt_embeds=embeddings.prompt_embeds[rows],
         pooled_prompt_embeds=embeddings.pooled_prompt_embeds[rows],
@@ -114,7 +117,7 @@ def read_preferences(store: Store, refs: TrainingRefs, axes: Sequence[Axis]) -> 
         empty_pooled=embeddings.pooled_prompt_embeds[empty : empty + 1],
         retained_latents=_stored_latents(store, refs.sample, files, retained),
         retained_prompt_index=torch.tensor(
-            [captions.index(prompt_id) for prompt_id in retained["prompt_id"]], dtype=torch.int64
+            [number_of[prompt_id] for prompt_id in retained["prompt_id"]], dtype=torch.int64
         ),
         retained_generic=torch.tensor((retained["kind"] == "generic").tolist(), dtype=torch.bool),
         classes=classes,

@@ -221,6 +221,43 @@ def _unscaled(vae: Any, latents: Tensor) -> Tensor:
     return latents.to(device=vae.device, dtype=vae.dtype)
 
 
+@torch.inference_mode()
+def encode_pixels(vae: Any, pixels_u8: NDArray[np.uint8]) -> Tensor:
+    """Pixels [B, H, W, 3] uint8 to latents [B, C, h, w] float32 on the CPU, in the UNet's scaled space.
+
+    The way back of `decode_latents`, up to what the VAE loses. Of a VAE that gives a distribution its mode is taken, so
+    that equal pictures have equal latents.
+
+    Raises:
+        InputError: When the size does not fit the VAE.
+    """
+    factor, (height, width) = 2 ** (len(vae.config.block_out_channels) - 1), pixels_u8.shape[1:3]
+    if width % factor or height % factor:
+        raise InputError(f"{width} x {height} px is not a multiple of the VAE's factor {factor}; change sampling")
+    chunk = max(1, MAX_DECODED_PIXELS // (width * height))
+    images = torch.from_numpy(pixels_u8).permute(0, 3, 1, 2).split(chunk)
+    return torch.cat([_encode_images(vae, part) for part in images]).cpu()
+
+
+def _encode_images(vae: Any, images_u8: Tensor) -> Tensor:
+    images = (images_u8.to(vae.device).float() / 127.5 - 1).to(vae.dtype)
+    encoded = vae.encode(images)
+    # AutoencoderKL gives a distribution, AutoencoderTiny the latents themselves
+    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+    return _scaled(vae, latents.float())
+
+
+def _scaled(vae: Any, latents: Tensor) -> Tensor:
+    """What the VAE gives, in the UNet's scaled space: undoes `_unscaled`."""
+    if (shift := getattr(vae.config, "shift_factor", None)) is not None:
+        latents = latents - shift
+    mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
+    if mean is not None and std is not None:
+        latents = (latents - latents.new_tensor(mean).view(1, -1, 1, 1)) / latents.new_tensor(std).view(1, -1, 1, 1)
+    scaled: Tensor = latents * vae.config.scaling_factor
+    return scaled
+
+
 def _conditions(
     embeddings: PromptEmbeddings, unconditional: PromptEmbeddings, rows: Tensor, config: SamplingConfig, denoiser: Any
 ) -> Conditions:

@@ -1,6 +1,7 @@
 """Which weights a model name means, their hash, and how they are loaded. Imports torch only to load."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,7 @@ def load_pipeline(model: ModelConfig, *, device: "torch.device", folder: Path | 
     }
     try:
         pipeline = DiffusionPipeline.from_pretrained(
-            source or model.name, revision=None if source else model.revision, **options
+            source or model.name, revision=None if source else model.revision, **_absent(source), **options
         )
     except OSError as error:
         what = str(source or f"{model.name}@{model.revision}")
@@ -122,9 +123,15 @@ def load_pipeline(model: ModelConfig, *, device: "torch.device", folder: Path | 
         raise MissingWeightsError(f"cannot load the pipeline {what}: {error}; {fix}") from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
-    if getattr(pipeline.vae.config, "force_upcast", False):
+    if getattr(pipeline.vae.config, "force_upcast", False) and pipeline.vae.dtype != torch.float32:
         pipeline.vae.to(torch.float32)
     return pipeline
+
+
+def _absent(folder: Path | None) -> dict[str, None]:
+    """The components a folder was saved without; diffusers loads SD3 without its T5 only where None is asked for."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8")) if folder else {}
+    return {name: None for name, entry in index.items() if isinstance(entry, list) and entry[0] is None}
 
 
 def _checked(folder: Path, fix: str) -> Path:

@@ -32,22 +32,16 @@ def model_card(
     training = config.training
     what = f"LoRA of rank {training.lora_rank}, merged" if training.lora_rank else f"{training.trained_weights} weights"
     base = config.model.name + (f" @ {config.model.revision}" if config.model.revision else "")
+    # pairs made elsewhere come without attributes: no population was aimed at
+    is_population = "attributes" in keys
     last = {str(row["name"]): float(row["value"]) for row in log}
     parts = [
         f"---\nlibrary_name: diffusers\npipeline_tag: text-to-image\nbase_model: {config.model.name}\n"
         "tags: [popalign, fairness, preference-optimisation]\n---\n",
-        f"# {config.model.name}, aligned by PopAlign\n",
+        f"# {config.model.name}, trained by PopAlign\n",
         f"Base model: `{base}`. Objective: `{training.objective}` ({what}), {training.n_steps} steps of "
-        f"{training.n_pairs} pairs. What changed is the mixture of people under prompts that name no identity.\n",
-        "## Target\n",
-        _table(
-            ["axis", "class", "share"],
-            [
-                [axis.name, name, f"{share:.3g}"]
-                for axis in config.axes
-                for name, share in zip(axis.classes, axis.shares(), strict=True)
-            ],
-        ),
+        f"{training.n_pairs} pairs.\n",
+        _target(config) if is_population else "The preferences are pairs of pictures made elsewhere.\n",
         "## Measured\n",
         _measured(metrics),
         "## Made from\n",
@@ -59,6 +53,16 @@ def model_card(
         _LIMITS,
     ]
     return "\n".join(parts)
+
+
+def _target(config: PipelineConfig) -> str:
+    rows = [
+        [axis.name, name, f"{share:.3g}"]
+        for axis in config.axes
+        for name, share in zip(axis.classes, axis.shares(), strict=True)
+    ]
+    about = "What was to change is the mixture of people under prompts that name no identity.\n"
+    return f"{about}\n## Target\n\n{_table(['axis', 'class', 'share'], rows)}"
 
 
 def _measured(metrics: Sequence[Mapping[Any, Any]]) -> str:

@@ -432,7 +432,7 @@ class _Trackers:
         self._accelerator = accelerator
         if accelerator.log_with:
             # after a resume the steps since the checkpoint come again: the old ones are dropped
-            options = {"tensorboard": {"purge_step": start + 1}}
+            options = {"tensorboard": {"purge_step": start + 1}, "wandb": {"dir": str(accelerator.project_dir)}}
             accelerator.init_trackers("popalign", init_kwargs=options)
 
     def log(self, values: dict[str, float], step: int) -> None:

@@ -3,12 +3,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 
 from popalign_core.config import SamplingConfig
 from popalign_core.errors import InputError
 from popalign_core.sampling import engine
-from popalign_core.sampling.engine import PromptEmbeddings, decode_latents, embed_prompts, sample_images
+from popalign_core.sampling.engine import PromptEmbeddings, decode_latents, embed_prompts, encode_pixels, sample_images
 
 CONFIG = SamplingConfig(n_steps=3, guidance_scale=2.5)
 TEXTS = ["a nurse", "a pilot", ""]
@@ -119,6 +119,61 @@ def test_decoding_in_chunks_changes_nothing(tiny_pipeline: Any, monkeypatch: pyt
     whole = decode_latents(tiny_pipeline.vae, latents).astype(int)
     monkeypatch.setattr(engine, "MAX_DECODED_PIXELS", 64 * 64 * 2)
     assert int(np.abs(decode_latents(tiny_pipeline.vae, latents).astype(int) - whole).max()) <= 1
+
+
+@pytest.fixture
+def pixels() -> Any:
+    """[3, 32, 48, 3] uint8."""
+    return np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), np.uint8)
+
+
+def kl_vae(**options: Any) -> AutoencoderKL:
+    """Random weights; 4 x 4 px a latent, and whatever of scale, shift, mean and deviation is asked for."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kinds = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+        return AutoencoderKL(
+            block_out_channels=(8, 8, 8), norm_num_groups=4, latent_channels=2, **kinds, **options
+        ).eval()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scaling_factor": 0.13025},
+        {"scaling_factor": 1.5305, "shift_factor": 0.0609},
+        {"scaling_factor": 0.5, "latents_mean": (0.5, -2.0), "latents_std": (2.0, 0.25)},
+        {"scaling_factor": 0.5, "shift_factor": 3.0, "latents_mean": (0.5, -2.0), "latents_std": (2.0, 0.25)},
+    ],
+)
+def test_encoding_is_the_way_back_of_decoding(pixels: Any, options: dict[str, Any]) -> None:
+    """What decoding hands to the VAE is what the VAE's encoder gave: the mode of its distribution."""
+    vae = kl_vae(**options)
+    latents = encode_pixels(vae, pixels)
+    with torch.no_grad():
+        expected = vae.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist.mode()
+    assert latents.shape == (3, 2, 8, 12)
+    assert latents.dtype == torch.float32
+    torch.testing.assert_close(engine._unscaled(vae, latents), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(latents, encode_pixels(vae, pixels))
+
+
+def test_a_vae_without_a_distribution_is_encoded_with_too(tiny_pipeline: Any, pixels: Any) -> None:
+    with torch.no_grad():
+        expected = tiny_pipeline.vae.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1).latents
+    torch.testing.assert_close(encode_pixels(tiny_pipeline.vae, pixels), expected * 0.5)
+
+
+def test_encoding_in_chunks_changes_nothing(pixels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = kl_vae()
+    whole = encode_pixels(vae, pixels)
+    monkeypatch.setattr(engine, "MAX_DECODED_PIXELS", 32 * 48 * 2)
+    torch.testing.assert_close(encode_pixels(vae, pixels), whole)
+
+
+def test_a_size_that_does_not_fit_the_vae_is_refused(pixels: Any) -> None:
+    with pytest.raises(InputError, match="46 x 32 px is not a multiple of the VAE's factor 4"):
+        encode_pixels(kl_vae(), pixels[:, :, :46])
 
 
 def test_time_ids_are_height_first() -> None:

@@ -1,0 +1,1 @@
+"""Configurations for `accelerate launch`, by the names that `runtime.accelerate_config` takes."""
