@@ -172,7 +172,7 @@ def test_errors_of_the_processes_reach_the_task(
         launch_command(absent, tmp_path / "job.json")
     deep = tmp_path / "deep.yaml"
     deep.write_text("distributed_type: DEEPSPEED\n")
-    with pytest.raises(ConfigError, match=r"asks for DeepSpeed, .* zero2. shards the same"):
+    with pytest.raises(ConfigError, match=r"asks for DeepSpeed, .*'zero2' shards the same"):
         launch_command(runtime.model_copy(update={"accelerate_config": str(deep)}), tmp_path / "job.json")
     broken = tmp_path / "broken.yaml"
     broken.write_text("compute_environment: nonsense\n")

@@ -7,9 +7,14 @@ import pytest
 import torch
 
 from flows.graph import call_directly, needed_for, run_steps
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config import PipelineConfig, ProbeConfig, RuntimeConfig
 from popalign_core.errors import InputError
+from popalign_core.evaluation.fairness import discrepancy
+from popalign_core.ids import image_seed
+from popalign_core.sampling.engine import PromptEmbeddings, sample_images
+from popalign_core.sampling.models import load_pipeline
 from storage.store import ArtifactRef
+from tasks.measuring import CLASSIFIERS
 from tasks.stage import Request, open_store, produce
 from tasks.tensors import read_embeddings, read_tensor
 from tasks.train import train_model
@@ -105,3 +110,31 @@ def test_a_stopped_training_goes_on_and_ends_the_same(
     weights = "model/unet/diffusion_pytorch_model.safetensors"
     assert ours.localize(ref, weights).read_bytes() == theirs.localize(ref, weights).read_bytes()
     assert not [name for name in ours.manifest(ref).files if name.startswith("checkpoints")]
+
+
+def test_the_probe_looks_at_training_prompts_with_fixed_seeds(
+    inputs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    probe = ProbeConfig(every=2, n_prompts=2, n_images=4, seed=5)
+    training = tiny_config.training.model_copy(update={"probe": probe, "n_steps": 4})
+    config = tiny_config.model_copy(update={"training": training})
+    store = open_store(tiny_runtime)
+    ref = train_model(**asdict_refs(inputs), config=config, runtime=tiny_runtime)
+    log = store.read_table(ref, "training_log").pivot(index="step", columns="name", values="value")
+    seen = log[["probe/discrepancy/gender", "probe/face_share", "probe/clip_score"]].dropna()
+    assert list(seen.index) == [0, 2, 4]
+    # by hand, of the base: neutral training prompts, four pictures each, read by the same classifier
+    reader = CLASSIFIERS[config.attributes.classifier].load(config.attributes, "cpu")
+    data = read_preferences(store, refs_of(inputs), config.axes)
+    pipeline = load_pipeline(config.model, device=torch.device("cpu"))
+    neutral = data.prompt_index.unique()
+    chosen = neutral[:: max(1, len(neutral) // 2)][:2]
+    embeddings = PromptEmbeddings(data.prompt_embeds[chosen], data.pooled_prompt_embeds[chosen])
+    empty = PromptEmbeddings(data.empty_prompt_embeds, data.empty_pooled)
+    seeds = [image_seed(5, f"probe/{prompt}", image) for prompt in range(len(chosen)) for image in range(4)]
+    pixels, _ = sample_images(pipeline, embeddings, empty, [i // 4 for i in range(len(seeds))], seeds, config.sampling)
+    readings = reader.read(pixels)
+    men = sum(reading.probabilities["gender"]["male"] > 0.5 for reading in readings if reading.n_faces)
+    faces = sum(reading.n_faces for reading in readings)
+    assert seen["probe/face_share"][0] == faces / len(seeds)
+    assert seen["probe/discrepancy/gender"][0] == pytest.approx(discrepancy([men, faces - men]))
