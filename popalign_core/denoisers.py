@@ -70,6 +70,8 @@ def family_of(model: Any) -> Family:
         return SD3
     if kind == "UNet2DConditionModel":
         added = model.config.addition_embed_type
+        if model.config.time_cond_proj_dim is not None:
+            raise ConfigError("this UNet reads its guidance scale (time_cond_proj_dim, LCM): give one that does not")
         if added == "text_time":
             return SDXL
         if added is None:

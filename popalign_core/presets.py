@@ -1,6 +1,7 @@
 """Presets: whole configurations under a name."""
 
 from collections.abc import Callable
+from typing import Any
 
 from popalign_core.config import (
     AttributesConfig,
@@ -101,7 +102,80 @@ def _sdxl() -> PipelineConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], PipelineConfig]] = {"portraits": _portraits, "smoke": _smoke, "sdxl": _sdxl}
+def _published_training(**changes: Any) -> TrainingConfig:
+    """Diffusion-DPO's published recipe (Wallace et al. 2023, arXiv:2311.12908, section 5.1), with changes.
+
+    A batch of 2048 pairs wants `runtime.micro_pairs`, as many as the device holds, and many processes; a smaller one
+    wants `learning_rate` 1e-8 times `n_pairs`.
+    """
+    n_pairs = 2048
+    recipe = {
+        "objective": "diffusion-dpo",
+        "beta": 5000,
+        "optimizer": "adafactor",
+        "learning_rate": 1e-8 * n_pairs,
+        "n_pairs": n_pairs,
+        "n_steps": 2000,
+        "n_warmup_steps": 200,
+        "empty_caption_rate": 0.2,
+    }
+    return TrainingConfig.model_validate(recipe | changes)
+
+
+def _sdxl_dpo() -> PipelineConfig:
+    """Pairwise Diffusion-DPO for SDXL, by its own recipe: the paper's rival and, trained on people's comparisons with
+    `popalign train`, the base of its SDXL-DPO rows. The public DPO checkpoint is no pipeline but a UNet alone.
+
+    PopAlign from there is the preset `sdxl` with `model.name` set to the folder that this one's training wrote.
+    """
+    return _sdxl().model_copy(update={"training": _published_training()})
+
+
+def _sdxl_turbo() -> PipelineConfig:
+    """PopAlign on SDXL-Turbo: four steps without guidance, trained at the four timesteps that it samples at."""
+    sdxl = _sdxl()
+    return sdxl.model_copy(
+        update={
+            "model": sdxl.model.model_copy(
+                update={"name": "stabilityai/sdxl-turbo", "revision": "71153311d3dbb46851df1931d3ca6e939de83304"}
+            ),
+            "sampling": sdxl.sampling.model_copy(
+                update={"n_steps": 4, "guidance_scale": 1.0, "width": 512, "height": 512}
+            ),
+            "training": _published_training(
+                objective="popalign", normaliser="batch", timesteps=(249, 499, 749, 999), empty_caption_rate=0
+            ),
+        }
+    )
+
+
+def _sd15() -> PipelineConfig:
+    """PopAlign on Stable Diffusion 1.5."""
+    sdxl = _sdxl()
+    return sdxl.model_copy(
+        update={
+            "model": sdxl.model.model_copy(
+                update={
+                    "name": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+                    "revision": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+                }
+            ),
+            "sampling": sdxl.sampling.model_copy(update={"guidance_scale": 7.5, "width": 512, "height": 512}),
+            "training": _published_training(
+                objective="popalign", normaliser="batch", optimizer="adamw", n_warmup_steps=500
+            ),
+        }
+    )
+
+
+PRESETS: dict[str, Callable[[], PipelineConfig]] = {
+    "portraits": _portraits,
+    "smoke": _smoke,
+    "sdxl": _sdxl,
+    "sdxl-dpo": _sdxl_dpo,
+    "sdxl-turbo": _sdxl_turbo,
+    "sd15": _sd15,
+}
 
 
 def preset(name: str) -> PipelineConfig:

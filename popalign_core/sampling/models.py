@@ -117,7 +117,7 @@ def load_pipeline(model: ModelConfig, *, device: "torch.device", folder: Path | 
         pipeline = DiffusionPipeline.from_pretrained(
             source or model.name, revision=None if source else model.revision, **_absent(source), **options
         )
-    except OSError as error:
+    except (OSError, json.JSONDecodeError) as error:
         what = str(source or f"{model.name}@{model.revision}")
         fix = "restore its files" if source else f"run `hf download {model.name} --revision {model.revision}`"
         raise MissingWeightsError(f"cannot load the pipeline {what}: {error}; {fix}") from error

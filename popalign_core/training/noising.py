@@ -71,6 +71,11 @@ def forward_process(scheduler: Any, config: TrainingConfig) -> ForwardProcess:
             `timesteps` reach beyond the model's.
     """
     if "FlowMatch" in type(scheduler).__name__:
+        if scheduler.config.use_dynamic_shifting:
+            raise ConfigError(
+                "the scheduler shifts its noise levels by the image size (use_dynamic_shifting), which is not trained "
+                "here; use a Stable Diffusion 3 scheduler with a fixed shift"
+            )
         process: ForwardProcess = Flow(scheduler)
     elif (kind := scheduler.config.prediction_type) in ("epsilon", "v_prediction"):
         process = Diffusion(scheduler)

@@ -19,7 +19,13 @@ def make_optimizer(weights: Iterable[nn.Parameter], config: TrainingConfig) -> t
     """
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "adafactor":
-        return torch.optim.Adafactor(weights, lr=rate, weight_decay=decay)
+        # transformers', not torch's: that one multiplies the rate by each weight's size, the published recipes do not
+        from transformers.optimization import Adafactor
+
+        factored: torch.optim.Optimizer = Adafactor(
+            weights, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False, warmup_init=False
+        )
+        return factored
     if config.optimizer == "adamw-8bit":
         try:
             from bitsandbytes import optim

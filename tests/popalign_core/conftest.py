@@ -1,4 +1,4 @@
-"""A tiny random SDXL pipeline in the real diffusers format: two CLIP text encoders, `text_time` UNet, tiny VAE."""
+"""Tiny random pipelines in the real diffusers format: SDXL for most tests, and one of each model family."""
 
 import copy
 from collections.abc import Callable
@@ -15,8 +15,10 @@ from popalign_core.training.data import PreferenceData
 @pytest.fixture(scope="session")
 def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Saved once a session: v-prediction, UNet (32, 64), 4 x 8 x 8 latents, 64 x 64 px, captions of 16 tokens."""
+    from tiny_models import make_ddim, make_sdxl
+
     folder = tmp_path_factory.mktemp("tiny") / "pipeline"
-    _make_pipeline().save_pretrained(folder, safe_serialization=True)
+    make_sdxl(make_ddim()).save_pretrained(folder, safe_serialization=True)
     return folder
 
 
@@ -42,82 +44,35 @@ def tiny_pipeline(make_pipeline: Callable[[], Any]) -> Any:
     return make_pipeline()
 
 
-def _make_pipeline() -> Any:
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of one of `tiny_models.MODELS`, saved when it is first asked for."""
+    from tiny_models import MODELS
 
-    from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    root = tmp_path_factory.mktemp("families")
 
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        tokenizer, encoder = _make_text_encoder(32, projected=False)
-        tokenizer_2, encoder_2 = _make_text_encoder(32, projected=True)
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(32, 64),
-            layers_per_block=1,
-            norm_num_groups=8,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=(2, 4),
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            transformer_layers_per_block=(1, 1),
-            projection_class_embeddings_input_dim=32 + 6 * 8,
-            cross_attention_dim=64,
-        )
-        vae = AutoencoderTiny(
-            encoder_block_out_channels=(8, 8, 8, 8),
-            decoder_block_out_channels=(8, 8, 8, 8),
-            num_encoder_blocks=(1, 1, 1, 1),
-            num_decoder_blocks=(1, 1, 1, 1),
-            latent_channels=4,
-            scaling_factor=0.5,
-        )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    return StableDiffusionXLPipeline(
-        vae=vae,
-        text_encoder=encoder,
-        text_encoder_2=encoder_2,
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer_2,
-        unet=unet,
-        scheduler=scheduler,
-        force_zeros_for_empty_prompt=False,
-        add_watermarker=False,
-    )
+    def folder(name: str) -> Path:
+        if not (root / name).exists():
+            MODELS[name]().save_pretrained(root / name, safe_serialization=True)
+        return root / name
+
+    return folder
 
 
-def _make_text_encoder(width: int, *, projected: bool) -> tuple[Any, Any]:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+@pytest.fixture(scope="session")
+def load_family(family_folder: Callable[[str], Path]) -> Callable[[str], Any]:
+    """Makes fresh copies of one of `tiny_models.MODELS`, loaded as the pipeline loads its model."""
+    from popalign_core.config import ModelConfig
+    from popalign_core.sampling.models import load_pipeline
 
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(
-        vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], model_max_length=16
-    )
-    config = CLIPTextConfig(
-        vocab_size=len(pieces),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        projection_dim=width,
-        bos_token_id=len(pieces) - 2,
-        eos_token_id=len(pieces) - 1,
-        pad_token_id=len(pieces) - 1,
-    )
-    return tokenizer, (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
+    loaded: dict[str, Any] = {}
+
+    def load(name: str) -> Any:
+        if name not in loaded:
+            loaded[name] = load_pipeline(ModelConfig(name=str(family_folder(name))), device=torch.device("cpu"))
+        return copy.deepcopy(loaded[name])
+
+    return load
 
 
 @pytest.fixture

@@ -58,6 +58,9 @@ def test_missing_weights_say_what_and_how(tiny_pipeline_folder: Path, tmp_path: 
     next((broken / "unet").glob("*.safetensors")).unlink()
     with pytest.raises(MissingWeightsError, match="restore its files"):
         load_pipeline(ModelConfig(name=str(broken)), device=CPU)
+    (broken / "model_index.json").write_text("{", encoding="utf-8")
+    with pytest.raises(MissingWeightsError, match="restore its files"):
+        load_pipeline(ModelConfig(name=str(broken)), device=CPU)
 
 
 def test_devices() -> None:

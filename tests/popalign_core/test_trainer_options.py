@@ -92,6 +92,11 @@ def test_other_optimisers_learn_and_resume(
     whole, resumed = make_pipeline(), make_pipeline()
     log = run(whole, data, tmp_path / "whole", **settings)
     assert sum(values(log, "loss")[-3:]) < sum(values(log, "loss")[:3])
+    # a first step moves weights by about the learning rate, whatever their size (torch's own Adafactor does not)
+    once, base = make_pipeline(), make_pipeline()
+    run(once, data, tmp_path / "once", **settings | {"n_steps": 1, "n_warmup_steps": 0})
+    moved = (once.unet.conv_in.weight - base.unet.conv_in.weight).detach().abs().mean()
+    assert 0.2 < float(moved) / 2e-3 < 2
     with pytest.raises(KeyboardInterrupt):
         run(make_pipeline(), data, tmp_path / "run", stop_at(7), **settings)
     assert run(resumed, data, tmp_path / "run", **settings) == log

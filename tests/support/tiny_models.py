@@ -1,6 +1,6 @@
-"""Tiny random pipelines of the model families in the real diffusers format: 64 px, 8 x 8 latents, captions of 16 tokens.
+"""Tiny random pipelines of the model families in the real diffusers format, with the schedulers that they have there.
 
-Each comes with the scheduler that its model has on the hub.
+64 px, 8 x 8 latents, captions of 16 tokens.
 """
 
 import string

@@ -1,0 +1,87 @@
+"""Every preset is a valid configuration and says what its model and recipe ask for."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import EulerAncestralDiscreteScheduler
+
+from popalign_core.config import PipelineConfig, load_config
+from popalign_core.errors import ConfigError
+from popalign_core.presets import PRESETS, preset
+from popalign_core.sampling.engine import make_scheduler
+from popalign_core.sampling.models import model_hash
+from popalign_core.training.noising import draw_timesteps, forward_process
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' Euler
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_is_valid(name: str) -> None:
+    config = preset(name)
+    # model_copy checks nothing: a document of the same values does
+    assert PipelineConfig.model_validate(config.model_dump()) == config
+    assert set(config.prompts.train_subjects) & set(config.prompts.eval_subjects) == set()
+    assert set(config.prompts.retained_subjects) & set(config.prompts.generic_subjects) == set()
+
+
+def test_all_are_there() -> None:
+    assert tuple(PRESETS) == ("portraits", "smoke", "sdxl", "sdxl-dpo", "sdxl-turbo", "sd15")
+    with pytest.raises(ConfigError, match="unknown preset 'sd16'; choose from portraits, smoke, sdxl, sdxl-dpo"):
+        preset("sd16")
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sdxl-dpo", "sdxl-turbo", "sd15"])
+def test_models_from_the_hub_are_pinned(name: str) -> None:
+    model = preset(name).model
+    assert re.fullmatch("[0-9a-f]{40}", str(model.revision)) is not None
+    assert model_hash(model) == f"{model.name}@{model.revision}"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sdxl", ("popalign", "adamw", 5e-7, 4, 750, 200, 0.2)),
+        ("sdxl-dpo", ("diffusion-dpo", "adafactor", 1e-8 * 2048, 2048, 2000, 200, 0.2)),
+        ("sdxl-turbo", ("popalign", "adafactor", 1e-8 * 2048, 2048, 2000, 200, 0.0)),
+        ("sd15", ("popalign", "adamw", 1e-8 * 2048, 2048, 2000, 500, 0.2)),
+    ],
+)
+def test_recipes(name: str, expected: tuple[object, ...]) -> None:
+    training = preset(name).training
+    fields = ("objective", "optimizer", "learning_rate", "n_pairs", "n_steps", "n_warmup_steps", "empty_caption_rate")
+    assert tuple(getattr(training, field) for field in fields) == expected
+    assert training.beta == 5000
+
+
+def test_few_step_models_train_where_they_sample() -> None:
+    config = preset("sdxl-turbo")
+    assert (config.sampling.n_steps, config.sampling.guidance_scale, config.sampling.width) == (4, 1.0, 512)
+    # as the model's scheduler on the hub: trailing steps
+    hub = EulerAncestralDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing"
+    )
+    sampler = make_scheduler(hub, config.sampling.scheduler)
+    sampler.set_timesteps(config.sampling.n_steps)
+    process = forward_process(hub, config.training)
+    drawn = {
+        int(t)
+        for seed in range(8)
+        for t in draw_timesteps(process, config.training, 32, torch.Generator().manual_seed(seed))
+    }
+    assert drawn == {int(t) for t in sampler.timesteps} == {249, 499, 749, 999}
+
+
+@pytest.mark.parametrize("name", ["portraits", "sdxl", "sdxl-dpo", "sd15"])
+def test_the_others_draw_from_all_timesteps(name: str) -> None:
+    assert preset(name).training.timesteps == ()
+
+
+def test_a_file_may_start_from_a_preset(tmp_path: Path) -> None:
+    path = tmp_path / "turbo.toml"
+    path.write_text('preset = "sdxl-turbo"\n[training]\nn_pairs = 64\nlearning_rate = 6.4e-7\n', encoding="utf-8")
+    config = load_config(path)
+    assert config.training.n_pairs == 64
+    assert config.training.timesteps == (249, 499, 749, 999)
+    assert config.model == preset("sdxl-turbo").model
