@@ -15,7 +15,7 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, PreemptedError, TrainingError
 from popalign_core.training import accelerate
 from tasks.stage import Progress
-from tasks.training_inputs import TrainingRefs
+from tasks.training_inputs import DENOISER_PARTS, TrainingRefs
 
 if TYPE_CHECKING:
     from popalign_core.training.checkpoint import LogRow
@@ -27,7 +27,7 @@ LOG_FILE = "launch.log"
 def launch_training(
     refs: TrainingRefs, config: PipelineConfig, runtime: RuntimeConfig, work: Path, on_progress: Progress
 ) -> "tuple[Any, list[LogRow]]":
-    """Train in processes of `accelerate launch`: the pipeline with its trained denoiser, and the log.
+    """Train in processes of `accelerate launch`: the trained denoiser, and the log.
 
     Raises:
         PopAlignError: What the first process raised.
@@ -47,8 +47,9 @@ def launch_training(
         code = _follow(launch_command(runtime, job), work, config.training.n_steps, on_progress, preemption)
         if code != 0:
             _raise_failure(work, code, preempted=preemption.requested)
-    pipeline = load_pipeline(config.model, device=resolve_device(runtime.device))
-    return pipeline, load_trained(find_denoiser(pipeline), work, config.training)
+    parts = load_pipeline(config.model, device=resolve_device(runtime.device), components=DENOISER_PARTS)
+    denoiser = find_denoiser(parts)
+    return denoiser, load_trained(denoiser, work, config.training)
 
 
 def describe_job(refs: TrainingRefs, config: PipelineConfig, runtime: RuntimeConfig, work: Path) -> dict[str, Any]:

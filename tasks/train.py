@@ -76,6 +76,10 @@ def _train(
     runtime: RuntimeConfig,
     on_progress: Progress,
 ) -> None:
+    import torch
+
+    from popalign_core.denoisers import family_of
+    from popalign_core.sampling.models import load_pipeline
     from popalign_core.training.card import model_card
     from popalign_core.training.output import save_lora, save_model
     from tasks.launch import launch_training
@@ -84,9 +88,11 @@ def _train(
     set_threads(runtime)
     work = build.work / "checkpoints"
     if runtime.n_processes > 1 or runtime.accelerate_config:
-        pipeline, log = launch_training(refs, config, runtime, work, on_progress)
+        denoiser, log = launch_training(refs, config, runtime, work, on_progress)
     else:
-        pipeline, log = run_training(store, refs, config, runtime, work, on_progress)
+        denoiser, log = run_training(store, refs, config, runtime, work, on_progress)
+    pipeline = load_pipeline(config.model, device=torch.device("cpu"))
+    pipeline.register_modules(**{family_of(denoiser).component: denoiser.to("cpu")})
     if config.training.lora_rank > 0:
         save_lora(pipeline, build.folder / "lora")
     save_model(pipeline, build.folder / "model")

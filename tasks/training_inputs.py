@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from popalign_core.training.probe import PopulationProbe
 
 
+DENOISER_PARTS = ("unet", "transformer", "scheduler")
+"""What training needs of a pipeline: latents and embeddings come from the store."""
+
+
 @dataclass(frozen=True)
 class TrainingRefs:
     """The artifacts that training reads.
@@ -50,7 +54,7 @@ def run_training(
     on_progress: Progress,
     is_orphaned: Callable[[], bool] | None = None,
 ) -> "tuple[Any, list[LogRow]]":
-    """Train in this process: the pipeline with its trained denoiser, and the log.
+    """Train in this process: the trained denoiser, and the log.
 
     `is_orphaned` says when nobody waits for the result any more: then training saves and ends as on SIGTERM.
     """
@@ -59,10 +63,12 @@ def run_training(
     from popalign_core.sampling.models import load_pipeline, resolve_device
     from popalign_core.training.trainer import train_preferences
 
-    pipeline = load_pipeline(config.model, device=resolve_device(runtime.device))
+    parts = (*DENOISER_PARTS, "vae") if config.training.probe else DENOISER_PARTS
+    pipeline = load_pipeline(config.model, device=resolve_device(runtime.device), components=parts)
     data = read_preferences(store, refs, config.axes)
+    denoiser = find_denoiser(pipeline)
     log = train_preferences(
-        find_denoiser(pipeline),
+        denoiser,
         pipeline.scheduler,
         data,
         config.training,
@@ -73,7 +79,7 @@ def run_training(
         probe=_make_probe(store, refs, pipeline, data, config, runtime),
         is_orphaned=is_orphaned,
     )
-    return pipeline, log
+    return denoiser, log
 
 
 def read_preferences(store: Store, refs: TrainingRefs, axes: Sequence[Axis]) -> "PreferenceData":

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from popalign_core.errors import ConfigError, MissingWeightsError
 if TYPE_CHECKING:
     import torch
 
+MODEL_INDEX = "model_index.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Weights and everything that decides what they compute: configs, tokenizer vocabularies and merges.
 HASHED_SUFFIXES = (".safetensors", ".json", ".txt")
@@ -87,7 +89,13 @@ def resolve_device(name: str) -> "torch.device":
     return device
 
 
-def load_pipeline(model: ModelConfig, *, device: "torch.device", folder: Path | None = None) -> Any:
+def load_pipeline(
+    model: ModelConfig,
+    *,
+    device: "torch.device",
+    folder: Path | None = None,
+    components: Collection[str] | None = None,
+) -> Any:
     """Load a pipeline for sampling and training. Nothing is downloaded: a hub id is read from the local hub cache.
 
     The VAE of a half-precision pipeline is kept in float32 where it asks for that (`force_upcast`: SDXL's overflows).
@@ -96,6 +104,7 @@ def load_pipeline(model: ModelConfig, *, device: "torch.device", folder: Path | 
         model: Name, revision and dtype.
         device: Where the modules go.
         folder: Loads this folder in place of the model's own (an aligned copy).
+        components: Loads these alone, and None stands for the others: training needs neither text encoders nor VAE.
 
     Returns:
         The pipeline in eval mode, its progress bar off.
@@ -115,7 +124,10 @@ def load_pipeline(model: ModelConfig, *, device: "torch.device", folder: Path | 
     }
     try:
         pipeline = DiffusionPipeline.from_pretrained(
-            source or model.name, revision=None if source else model.revision, **_absent(source), **options
+            source or model.name,
+            revision=None if source else model.revision,
+            **_left_out(source or model.name, model.revision, components),
+            **options,
         )
     except (OSError, json.JSONDecodeError) as error:
         what = str(source or f"{model.name}@{model.revision}")
@@ -123,15 +135,30 @@ def load_pipeline(model: ModelConfig, *, device: "torch.device", folder: Path | 
         raise MissingWeightsError(f"cannot load the pipeline {what}: {error}; {fix}") from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
-    if getattr(pipeline.vae.config, "force_upcast", False) and pipeline.vae.dtype != torch.float32:
-        pipeline.vae.to(torch.float32)
+    vae = pipeline.vae
+    if vae is not None and getattr(vae.config, "force_upcast", False) and vae.dtype != torch.float32:
+        vae.to(torch.float32)
     return pipeline
 
 
-def _absent(folder: Path | None) -> dict[str, None]:
-    """The components a folder was saved without; diffusers loads SD3 without its T5 only where None is asked for."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8")) if folder else {}
-    return {name: None for name, entry in index.items() if isinstance(entry, list) and entry[0] is None}
+def _left_out(source: Path | str, revision: str | None, components: Collection[str] | None) -> dict[str, None]:
+    """The components that are not wanted, and those the model was saved without: diffusers loads SD3 without its T5
+    only where None is asked for.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(source, Path):
+        path: object = source / MODEL_INDEX
+    else:
+        path = try_to_load_from_cache(source, MODEL_INDEX, revision=revision)
+    if not isinstance(path, str | Path):
+        return {}  # from_pretrained says what is missing
+    index = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {
+        name: None
+        for name, entry in index.items()
+        if isinstance(entry, list) and (entry[0] is None or (components is not None and name not in components))
+    }
 
 
 def _checked(folder: Path, fix: str) -> Path:

@@ -38,8 +38,8 @@ def training(config: PipelineConfig, **changes: Any) -> PipelineConfig:
     return config.model_copy(update={"training": settings})
 
 
-def weights(pipeline: Any) -> dict[str, torch.Tensor]:
-    return {name: weight.float() for name, weight in pipeline.unet.state_dict().items()}
+def weights(denoiser: Any) -> dict[str, torch.Tensor]:
+    return {name: weight.float() for name, weight in denoiser.state_dict().items()}
 
 
 def as_table(log: list[dict[str, Any]]) -> pd.DataFrame:
@@ -115,7 +115,7 @@ def test_two_processes_do_what_one_does(
     pd.testing.assert_frame_equal(ours.head(1), theirs.head(1), rtol=1e-4, atol=1e-7)
     pd.testing.assert_frame_equal(ours, theirs, rtol=5e-3, atol=1e-6)
     # Adam divides by the gradient's size: where that is rounding, so is the direction; not on the average
-    base = weights(load_pipeline(config.model, device=torch.device("cpu")))
+    base = weights(load_pipeline(config.model, device=torch.device("cpu")).unet)
     # of an adapter, the half that starts at zero
     first = {name: weight for name, weight in weights(one[0]).items() if name in base or "lora_B" in name}
     second = weights(two[0])

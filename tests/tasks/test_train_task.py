@@ -1,5 +1,6 @@
 """Set members meet their latents and captions; training ends with a model and a log; a stop resumes."""
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from flows.graph import call_directly, needed_for, run_steps
-from popalign_core.config import PipelineConfig, ProbeConfig, RuntimeConfig
+from popalign_core.config import ModelConfig, PipelineConfig, ProbeConfig, RuntimeConfig
 from popalign_core.errors import InputError
 from popalign_core.evaluation.fairness import discrepancy
 from popalign_core.ids import image_seed
@@ -18,7 +19,7 @@ from tasks.measuring import CLASSIFIERS
 from tasks.stage import Request, open_store, produce
 from tasks.tensors import read_embeddings, read_tensor
 from tasks.train import train_model
-from tasks.training_inputs import TrainingRefs, read_preferences
+from tasks.training_inputs import TrainingRefs, read_preferences, run_training
 
 
 def refs_of(inputs: dict[str, ArtifactRef]) -> TrainingRefs:
@@ -138,3 +139,16 @@ def test_the_probe_looks_at_training_prompts_with_fixed_seeds(
     faces = sum(reading.n_faces for reading in readings)
     assert seen["probe/face_share"][0] == faces / len(seeds)
     assert seen["probe/discrepancy/gender"][0] == pytest.approx(discrepancy([men, faces - men]))
+
+
+def test_text_encoders_and_vae_are_not_even_loaded(
+    inputs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
+) -> None:
+    bare = shutil.copytree(tiny_config.model.name, tmp_path / "bare")
+    for part in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
+        shutil.rmtree(bare / part)
+    config = tiny_config.model_copy(update={"model": ModelConfig(name=str(bare))})
+    store = open_store(tiny_runtime)
+    denoiser, log = run_training(store, refs_of(inputs), config, tiny_runtime, tmp_path / "work", lambda *_: None)
+    assert type(denoiser).__name__ == "UNet2DConditionModel"
+    assert max(row["step"] for row in log) == 4
