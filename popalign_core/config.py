@@ -5,6 +5,7 @@ lives in `RuntimeConfig`, which is never hashed.
 """
 
 import tomllib
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -148,7 +149,7 @@ class TrainingConfig(Frozen):
     """Population DPO (Eq. 11) and its rivals."""
 
     objective: Literal["popalign", "set-dpo", "diffusion-dpo", "diffusion-kto", "cgm-relax", "sft"] = "popalign"
-    beta: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+    beta: float | Literal["auto"] = Field(
         default=20.0,
         description="on the mean squared error over C, H, W; 'auto' makes beta * (g - Z) start at order one",
     )
@@ -213,6 +214,10 @@ class TrainingConfig(Frozen):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for problem, text in (
+            (
+                self.beta != "auto" and not 0 < self.beta < inf,
+                f"beta is {self.beta}; give a number above 0, or 'auto'",
+            ),
             (
                 self.lora_rank > 0 and self.trained_weights != "all",
                 f"trained_weights {self.trained_weights!r} is for full training, lora_rank is {self.lora_rank}; "
@@ -291,6 +296,9 @@ class RuntimeConfig(Frozen):
     compile: bool = Field(default=False, description="torch.compile of the denoiser's repeated blocks")
     keep_checkpoints: int = Field(default=2, ge=1, description="training checkpoints kept, the newest")
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    log_folder: str | None = Field(
+        default=None, description="local folder the trackers write below; default logs/ below a local root, else here"
+    )
 
 
 def load_config(path: Path) -> PipelineConfig:

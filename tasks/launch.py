@@ -25,7 +25,12 @@ LOG_FILE = "launch.log"
 
 
 def launch_training(
-    refs: TrainingRefs, config: PipelineConfig, runtime: RuntimeConfig, work: Path, on_progress: Progress
+    refs: TrainingRefs,
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+    work: Path,
+    on_progress: Progress,
+    log_folder: Path | None = None,
 ) -> "tuple[Any, list[LogRow]]":
     """Train in processes of `accelerate launch`: the trained denoiser, and the log.
 
@@ -42,7 +47,7 @@ def launch_training(
     work.mkdir(parents=True, exist_ok=True)
     (work / ERROR_FILE).unlink(missing_ok=True)
     job = work / "job.json"
-    job.write_text(json.dumps(describe_job(refs, config, runtime, work)), encoding="utf-8")
+    job.write_text(json.dumps(describe_job(refs, config, runtime, work, log_folder)), encoding="utf-8")
     with watch_preemption() as preemption:
         code = _follow(launch_command(runtime, job), work, config.training.n_steps, on_progress, preemption)
         if code != 0:
@@ -52,13 +57,16 @@ def launch_training(
     return denoiser, load_trained(denoiser, work, config.training)
 
 
-def describe_job(refs: TrainingRefs, config: PipelineConfig, runtime: RuntimeConfig, work: Path) -> dict[str, Any]:
+def describe_job(
+    refs: TrainingRefs, config: PipelineConfig, runtime: RuntimeConfig, work: Path, log_folder: Path | None = None
+) -> dict[str, Any]:
     """What a worker needs to know, as JSON."""
     return {
         "refs": asdict(refs),
         "config": config.model_dump(mode="json"),
         "runtime": runtime.model_dump(mode="json"),
         "work": str(work),
+        "log_folder": str(log_folder or work),
         "parent": os.getpid(),
     }
 

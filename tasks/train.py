@@ -1,6 +1,5 @@
 """Stage `train`: population DPO on the sampler's own latents; a killed run goes on from its last checkpoint."""
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +42,7 @@ def train_model(
     on_progress: Progress = no_progress,
 ) -> ArtifactRef:
     """Publish `model/`, a folder that diffusers loads, with its card; `lora/` when an adapter was trained; table
-    `training_log`; `tensorboard/`.
+    `training_log`. TensorBoard's files, which hold times, lie outside: `logs/KEY/` below a local root.
 
     Args:
         preferences: Table `preferences`, and table `retained`.
@@ -62,7 +61,8 @@ def train_model(
     refs = TrainingRefs(preferences, sample, prompts, attributes)
 
     def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        _train(store, build, refs, config, runtime, on_progress)
+        log_folder = find_log_folder(store, runtime) / ref.key
+        _train(store, build, refs, config, runtime, log_folder, on_progress)
 
     asked = request(config, preferences=preferences, sample=sample, prompts=prompts, attributes=attributes)
     return produce(asked, runtime, fill)
@@ -74,6 +74,7 @@ def _train(
     refs: TrainingRefs,
     config: PipelineConfig,
     runtime: RuntimeConfig,
+    log_folder: Path,
     on_progress: Progress,
 ) -> None:
     import torch
@@ -88,9 +89,9 @@ def _train(
     set_threads(runtime)
     work = build.work / "checkpoints"
     if runtime.n_processes > 1 or runtime.accelerate_config:
-        denoiser, log = launch_training(refs, config, runtime, work, on_progress)
+        denoiser, log = launch_training(refs, config, runtime, work, on_progress, log_folder)
     else:
-        denoiser, log = run_training(store, refs, config, runtime, work, on_progress)
+        denoiser, log = run_training(store, refs, config, runtime, work, on_progress, log_folder=log_folder)
     pipeline = load_pipeline(config.model, device=torch.device("cpu"))
     pipeline.register_modules(**{family_of(denoiser).component: denoiser.to("cpu")})
     if config.training.lora_rank > 0:
@@ -98,13 +99,11 @@ def _train(
     save_model(pipeline, build.folder / "model")
     card = model_card(config, refs.keys(), log)
     (build.folder / "model" / "README.md").write_text(card, encoding="utf-8")
-    _keep_events(work, build.folder / "tensorboard")
     build.write_table("training_log", pd.DataFrame(log, columns=["step", "name", "value"]))
 
 
-def _keep_events(work: Path, folder: Path) -> None:
-    """TensorBoard's files, so that they can be looked at when the work folder is gone."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for path in sorted(work.rglob("events.out.tfevents.*")):
-        folder.mkdir(exist_ok=True)
-        shutil.copy2(path, folder / path.name)
+def find_log_folder(store: Store, runtime: RuntimeConfig) -> Path:
+    """Where trackers write: on this machine, whatever the store's root is."""
+    if runtime.log_folder is not None:
+        return Path(runtime.log_folder)
+    return Path(store.root) / "logs" if "://" not in store.root else Path("logs")

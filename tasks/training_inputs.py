@@ -53,6 +53,7 @@ def run_training(
     work: Path,
     on_progress: Progress,
     is_orphaned: Callable[[], bool] | None = None,
+    log_folder: Path | None = None,
 ) -> "tuple[Any, list[LogRow]]":
     """Train in this process: the trained denoiser, and the log.
 
@@ -78,6 +79,7 @@ def run_training(
         on_step=lambda step, *_: on_progress(step, config.training.n_steps),
         probe=_make_probe(store, refs, pipeline, data, config, runtime),
         is_orphaned=is_orphaned,
+        log_folder=log_folder,
     )
     return denoiser, log
 

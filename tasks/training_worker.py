@@ -36,6 +36,7 @@ def main(job: Path) -> int:
             Path(said["work"]),
             tell,
             is_orphaned=lambda: not _is_alive(said["parent"]),
+            log_folder=Path(said["log_folder"]),
         )
     except PopAlignError as error:
         if is_first:

@@ -12,7 +12,7 @@ from popalign_core.errors import ConfigError
 from popalign_core.sampling.models import resolve_device
 
 
-def make_accelerator(runtime: RuntimeConfig, dtype: torch.dtype, folder: Path) -> Any:
+def make_accelerator(runtime: RuntimeConfig, dtype: torch.dtype, log_folder: Path) -> Any:
     """The accelerator of this process: the launcher's when there is one, else of `runtime.device`.
 
     Raises:
@@ -37,7 +37,7 @@ def make_accelerator(runtime: RuntimeConfig, dtype: torch.dtype, folder: Path) -
         cpu=device.type == "cpu",
         mixed_precision="fp16" if dtype == torch.float16 else "no",
         log_with=list(runtime.trackers) or None,
-        project_dir=str(folder),
+        project_dir=str(log_folder),
     )
 
 

@@ -63,6 +63,7 @@ def train_preferences(
     on_step: OnStep | None = None,
     probe: Probe | None = None,
     is_orphaned: Callable[[], bool] | None = None,
+    log_folder: Path | None = None,
 ) -> list[LogRow]:
     """Train a denoiser in place. The same call on the same base model and folder resumes, bit for bit.
 
@@ -78,12 +79,13 @@ def train_preferences(
         noise_scheduler: Any diffusers scheduler of the model; its noise schedule and prediction type are read.
         data: Latents in the model's scaled space, and who is preferred.
         config: Objective and optimiser.
-        folder: Where checkpoints and the trackers' files lie.
+        folder: Where checkpoints lie.
         time_ids: [1, 6] micro-conditioning the latents were sampled with; only SDXL reads it.
         runtime: Device, micro-batches, memory and speed options, trackers.
         on_step: Called after each step with its number (from 1), its logged terms, `samples_per_s` and `eta_s`.
         probe: Called every `config.probe.every` steps, and once before the first.
         is_orphaned: Asked after each step; True ends the training as SIGTERM does.
+        log_folder: Where the trackers write; `folder` when not given.
 
     Returns:
         training_log rows (step, name, value): loss; squared errors of policy and reference, and their difference g,
@@ -99,7 +101,7 @@ def train_preferences(
             does not fit model or objective.
         ConfigError: When model, configuration and machine do not fit together.
     """
-    run = _Run(model, noise_scheduler, data, config, folder, time_ids, runtime, on_step, probe)
+    run = _Run(model, noise_scheduler, data, config, folder, time_ids, runtime, on_step, probe, log_folder)
     with watch_preemption() as preemption:
         run.train(lambda: preemption.requested or (is_orphaned is not None and is_orphaned()))
     return run.log
@@ -135,6 +137,7 @@ class _Run:
         runtime: RuntimeConfig,
         on_step: OnStep | None,
         probe: Probe | None,
+        log_folder: Path | None = None,
     ) -> None:
         self.process = forward_process(noise_scheduler, config)
         self.family = family_of(model)
@@ -143,7 +146,7 @@ class _Run:
         self.runtime, self.on_step, self.probe = runtime, on_step, probe
         self.fingerprint = _fingerprint(model, data, config)
         self.dtype = model.dtype
-        self.accelerator = make_accelerator(runtime, self.dtype, folder)
+        self.accelerator = make_accelerator(runtime, self.dtype, log_folder or folder)
         self.n_micro = _micro_batches(config, runtime, self.accelerator.num_processes)
         device = self.accelerator.device
         model.to(device)
@@ -434,8 +437,9 @@ class _Trackers:
     def __init__(self, accelerator: Any, config: TrainingConfig, start: int) -> None:
         self._accelerator = accelerator
         if accelerator.log_with:
+            folder = str(accelerator.project_dir)
             # after a resume the steps since the checkpoint come again: the old ones are dropped
-            options = {"tensorboard": {"purge_step": start + 1}, "wandb": {"dir": str(accelerator.project_dir)}}
+            options = {"tensorboard": {"purge_step": start + 1}, "wandb": {"dir": folder, "name": Path(folder).name}}
             accelerator.init_trackers("popalign", init_kwargs=options)
 
     def log(self, values: dict[str, float], step: int) -> None:

@@ -35,7 +35,7 @@ def test_a_file_may_start_from_a_preset_and_settings_lie_over_both(tmp_path: Pat
     [
         ("nope", [], "nope"),
         ("smoke", ["training.betaa=3"], r"training\.betaa: Extra inputs"),
-        ("smoke", ["training.beta=-3"], r"training\.beta: .*greater than 0"),
+        ("smoke", ["training.beta=-3"], r"training: .*beta is -3\.0; give a number above 0, or 'auto'"),
         ("smoke", ["training.lora_rank=4", "training.trained_weights=conditioning"], "set one of the two"),
         ("smoke", ["training.beta"], "not field=value"),
         ("smoke", ["training..beta=3"], "not field=value"),

@@ -321,3 +321,18 @@ def test_latents_of_another_vae_are_refused(tiny_pipeline: Any, data: Preference
 def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         changed(**changes)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_compiled_blocks_train_the_same(
+    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path, lora_rank: int
+) -> None:
+    plain, compiled = make_pipeline(), make_pipeline()
+    settings = {"n_steps": 4, "lora_rank": lora_rank}
+    expected = run(plain, data, tmp_path / "plain", **settings)
+    log = run(compiled, data, tmp_path / "compiled", runtime=RUNTIME.model_copy(update={"compile": True}), **settings)
+    assert values(log, "loss") == pytest.approx(values(expected, "loss"), rel=1e-3)
+    assert values(log, "grad_norm") == pytest.approx(values(expected, "grad_norm"), rel=1e-2)
+    assert plain.unet.state_dict().keys() == compiled.unet.state_dict().keys()
