@@ -191,7 +191,7 @@ class TrainingConfig(Frozen):
     empty_caption_rate: float = Field(default=0.1, ge=0, le=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    lora_rank: int = Field(default=0, ge=0, description="0 trains the UNet's own weights, as trained_weights says")
+    lora_rank: int = Field(default=8, ge=0, description="0 trains the UNet's own weights, as trained_weights says")
     lora_targets: tuple[Text, ...] = Field(
         default=(), description="ends of the names of the modules that get an adapter; the attention's if empty"
     )

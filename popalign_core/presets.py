@@ -41,8 +41,12 @@ def _portraits() -> PipelineConfig:
         # Little guidance: more of it makes a lean of .95 a certainty.
         sampling=SamplingConfig(guidance_scale=1.6),
         # Measured on this model: without retention race recall falls by 15 points; below timestep 300 who is in the
-        # picture is settled.
+        # picture is settled; of all objectives, each at its best beta, this one comes nearest the target on every seed
+        # (the table in README.md).
         training=TrainingConfig(
+            objective="diffusion-kto",
+            beta=80,
+            lora_rank=0,
             retention=15,
             min_timestep=300,
             trained_weights="conditioning",
@@ -66,7 +70,7 @@ def _smoke() -> PipelineConfig:
         ),
         sampling=SamplingConfig(n_steps=4),
         preferences=PreferencesConfig(n_neutral=6, n_specific=2, set_size=4, n_sets=1),
-        training=TrainingConfig(n_steps=4, n_warmup_steps=1, n_pairs=4, checkpoint_every=2, retention=1),
+        training=TrainingConfig(lora_rank=0, n_steps=4, n_warmup_steps=1, n_pairs=4, checkpoint_every=2, retention=1),
         evaluation=EvaluationConfig(n_neutral=6, n_specific=1, n_generic=1, n_bootstrap=200),
     )
 
@@ -90,6 +94,7 @@ def _sdxl() -> PipelineConfig:
         attributes=AttributesConfig(classifier="deepface", detector_backend="retinaface"),
         preferences=PreferencesConfig(n_neutral=100, n_specific=10, set_size=60, n_sets=1),
         training=TrainingConfig(
+            lora_rank=0,
             normaliser="batch",
             beta=5000,
             learning_rate=5e-7,
@@ -111,6 +116,7 @@ def _published_training(**changes: Any) -> TrainingConfig:
     n_pairs = 2048
     recipe = {
         "objective": "diffusion-dpo",
+        "lora_rank": 0,
         "beta": 5000,
         "optimizer": "adafactor",
         "learning_rate": 1e-8 * n_pairs,

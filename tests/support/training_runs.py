@@ -18,7 +18,14 @@ from popalign_core.training.trainer import OnStep, Probe, train_preferences
 TIME_IDS = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
 RUNTIME = RuntimeConfig(device="cpu", trackers=())
 CONFIG = TrainingConfig(
-    n_steps=6, n_pairs=4, n_warmup_steps=2, learning_rate=1e-3, beta=20, empty_caption_rate=0.25, checkpoint_every=2
+    lora_rank=0,
+    n_steps=6,
+    n_pairs=4,
+    n_warmup_steps=2,
+    learning_rate=1e-3,
+    beta=20,
+    empty_caption_rate=0.25,
+    checkpoint_every=2,
 )
 
 
