@@ -1,35 +1,25 @@
 """The training loop, one for all objectives and model families, on one process or many (Accelerate)."""
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from popalign_core.config import RuntimeConfig, TrainingConfig
 from popalign_core.denoisers import family_of
-from popalign_core.errors import ConfigError, DivergedError, InputError, PreemptedError, TrainingError
-from popalign_core.training.batch import Batch, draw_batch, uses_anchors
+from popalign_core.errors import DivergedError, PreemptedError, TrainingError
+from popalign_core.training.batch import Batch, draw_batch
 from popalign_core.training.checkpoint import Checkpoint, LogRow, list_checkpoints, load_checkpoint, save_checkpoint
+from popalign_core.training.checks import check_inputs, count_micro_batches, fingerprint
 from popalign_core.training.data import PreferenceData
+from popalign_core.training.gradients import GlobalGradient
 from popalign_core.training.noising import forward_process
-from popalign_core.training.objective import (
-    Running,
-    is_coupled,
-    measure,
-    needs_reference,
-    objective_loss,
-    pack,
-    put_own,
-    to_floats,
-    unpack,
-)
+from popalign_core.training.objective import Running, needs_reference
 from popalign_core.training.optimizers import learning_rate, make_optimizer
 from popalign_core.training.preemption import watch_preemption
 from popalign_core.training.processes import full_tensor, make_accelerator, mean_over_processes, shard_like
@@ -140,30 +130,29 @@ class _Run:
         log_folder: Path | None = None,
     ) -> None:
         self.process = forward_process(noise_scheduler, config)
-        self.family = family_of(model)
-        _check(model, data, config)
+        check_inputs(model, data, config)
         self.data, self.config, self.folder, self.time_ids = data, config, folder, time_ids
         self.runtime, self.on_step, self.probe = runtime, on_step, probe
-        self.fingerprint = _fingerprint(model, data, config)
+        self.fingerprint = fingerprint(model, data, config)
         self.dtype = model.dtype
         self.accelerator = make_accelerator(runtime, self.dtype, log_folder or folder)
-        self.n_micro = _micro_batches(config, runtime, self.accelerator.num_processes)
-        device = self.accelerator.device
-        model.to(device)
-        self.frozen: nn.Module | None = None
-        if config.lora_rank == 0 and needs_reference(config):
-            self.frozen = frozen_copy(model)
+        n_micro = count_micro_batches(config, runtime, self.accelerator.num_processes)
+        model.to(self.accelerator.device)
+        frozen = frozen_copy(model) if config.lora_rank == 0 and needs_reference(config) else None
         choose_weights(model, config)
         if runtime.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         if runtime.compile:
-            for each in filter(None, (model, self.frozen)):
+            for each in filter(None, (model, frozen)):
                 each.compile_repeated_blocks()
         optimizer = make_optimizer(trained_weights(model).values(), config)
-        self.policy, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.model = self.accelerator.unwrap_model(self.policy, keep_torch_compile=True)
+        policy, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model = self.accelerator.unwrap_model(policy, keep_torch_compile=True)
+        target = None if data.target is None else data.target.to(self.accelerator.device)
+        self.gradient = GlobalGradient(
+            self.accelerator, policy, self.model, frozen, family_of(model), self.dtype, n_micro, target
+        )
         self.trained = trained_weights(self.model)
-        self.target = None if data.target is None else data.target.to(device)
         self.step, self.log, self.running = 0, list[LogRow](), Running()
         self.ema: dict[str, Tensor] = {}
         if config.ema_decay > 0:
@@ -226,7 +215,7 @@ class _Run:
 
     def _take_step(self, step: int) -> dict[str, float]:
         """Forward, backward, clip, step; no weight is changed when loss or gradient is not finite."""
-        terms = self._backward(step)
+        terms, self.running = self.gradient.take(self._draw(step), self.config, self.running)
         peak = self.config.learning_rate * self.running.learning_rate_scale
         advice = f"check the latents, or lower learning_rate ({peak:g}) or beta ({self._beta:g})"
         if not math.isfinite(terms["loss"]):
@@ -249,49 +238,8 @@ class _Run:
         terms |= {"grad_norm": grad_norm, "learning_rate": rate}
         return terms | ({"beta": self._beta} if self.config.beta == "auto" else {})
 
-    def _backward(self, step: int) -> dict[str, float]:
-        """Gradients of the global batch's loss, and its terms."""
-        batch = draw_batch(self.data, self.process, self.config, self.time_ids, step)
-        world, n_parts = self.accelerator.num_processes, self.accelerator.num_processes * self.n_micro
-        first = self.accelerator.process_index * self.n_micro
-        device = self.accelerator.device
-        parts = [
-            batch.part(first + i, n_parts).to(device) if n_parts > 1 else batch.to(device) for i in range(self.n_micro)
-        ]
-        everyone, known = {}, None
-        if is_coupled(self.config) and n_parts > 1:
-            with torch.no_grad() if self.n_micro > 1 else nullcontext():
-                measured = [self._measure(part) for part in parts]
-            packed = self.accelerator.gather(torch.cat([pack(errors) for errors in measured]))
-            everyone = unpack(packed, measured[0])
-            known = measured[0] if self.n_micro == 1 else None
-            batch = batch.to(device)
-        collected: list[dict[str, Tensor]] = []
-        before = self.running
-        for i, part in enumerate(parts):
-            is_last = i == len(parts) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.policy):
-                errors = known if known is not None else self._measure(part)
-                running = replace(before)
-                if everyone:
-                    # DDP takes the mean over processes of what is a sum: hence times their number
-                    own = put_own(everyone, errors, (first + i) * part.n_pairs)
-                    loss, terms = objective_loss(own, batch, self.target, self.config, running)
-                    self.accelerator.backward(loss * world)
-                else:
-                    loss, terms = objective_loss(errors, part, self.target, self.config, running)
-                    self.accelerator.backward(loss / self.n_micro if self.n_micro > 1 else loss)
-                collected.append(terms)
-        self.running = running
-        means = {name: torch.stack([terms[name] for terms in collected]).mean() for name in collected[0]}
-        if not everyone and world > 1:
-            stacked = self.accelerator.reduce(torch.stack(list(means.values())), reduction="mean")
-            means = dict(zip(means, stacked, strict=True))
-        return to_floats(means)
-
-    def _measure(self, part: Batch) -> dict[str, Tensor]:
-        with torch.autocast(self.accelerator.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            return measure(self.policy, self.model, self.frozen, self.family, part, self.config)
+    def _draw(self, step: int) -> Batch:
+        return draw_batch(self.data, self.process, self.config, self.time_ids, step)
 
     @property
     def _beta(self) -> float:
@@ -302,19 +250,16 @@ class _Run:
         of small beta, where the direction of the gradient no longer depends on it. The weights are put back.
         """
         start = {name: weight.detach().clone() for name, weight in self.trained.items()}
-        whole, running = self.config, self.running
-        self.config = whole.model_copy(
-            update={"beta": CALIBRATION_BETA, "retention": 0.0, "n_warmup_steps": 0, "max_grad_norm": 1e9}
-        )
+        limit = self.config.model_copy(update={"beta": CALIBRATION_BETA, "retention": 0.0})
         spreads = []
         for step in range(1, N_CALIBRATION + 1):
-            terms = self._backward(step)
+            batch = draw_batch(self.data, self.process, limit, self.time_ids, step)
+            terms, _ = self.gradient.take(batch, limit, Running())
             spreads.append(terms["g_spread"])
             for group in self.optimizer.param_groups:
-                group["lr"] = whole.learning_rate
+                group["lr"] = self.config.learning_rate
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        self.config, self.running = whole, running
         self._put(start)
         self.optimizer.optimizer.state.clear()
         if not spreads[-1] > 0:
@@ -459,49 +404,3 @@ def _finish(model: Any, weights: dict[str, Tensor], config: TrainingConfig, dtyp
     if config.lora_rank == 0 and model.dtype != dtype:
         model.to(dtype)
     model.requires_grad_(False)
-
-
-def _check(model: Any, data: PreferenceData, config: TrainingConfig) -> None:
-    channels, width = model.config.in_channels, data.latents.shape[1]
-    if channels != width:
-        raise InputError(
-            f"the latents have {width} channels, the model reads {channels}: they come from another model's VAE; "
-            "sample with this model again"
-        )
-    if config.retention > 0 and len(data.retained_latents) == 0:
-        raise InputError(
-            f"training.retention is {config.retention:g}, but the data holds no retained image; set it to 0"
-        )
-    if uses_anchors(config) and not bool(data.retained_generic.any()):
-        raise InputError(
-            "training.normaliser is 'anchor', but no image of a generic training prompt was drawn; "
-            "give prompts.retained_subjects, or choose batch, ema or zero"
-        )
-    if config.objective == "cgm-relax" and data.classes is None:
-        raise InputError("training.objective is 'cgm-relax', but nobody knows the images' classes; choose another")
-
-
-def _micro_batches(config: TrainingConfig, runtime: RuntimeConfig, n_processes: int) -> int:
-    """Forwards a process and step."""
-    own, rest = divmod(config.n_pairs, n_processes)
-    if rest or (runtime.micro_pairs and own % runtime.micro_pairs):
-        raise ConfigError(
-            f"training.n_pairs is {config.n_pairs}: {n_processes} processes with micro_pairs {runtime.micro_pairs} "
-            "do not divide it; choose numbers that do"
-        )
-    return own // runtime.micro_pairs if runtime.micro_pairs else 1
-
-
-def _fingerprint(model: Any, data: PreferenceData, config: TrainingConfig) -> str:
-    """What a checkpoint belongs to. A sample of the values is enough to tell mistakes, at no cost for large models."""
-    digest = hashlib.sha256(config.model_dump_json().encode())
-    compared = (data.preferred, data.prompt_index, data.set_index, data.prompt_embeds)
-    retained = (data.retained_prompt_index, data.retained_generic)
-    latents = [
-        part[torch.arange(0, len(part), max(1, len(part) // 64))] for part in (data.latents, data.retained_latents)
-    ]
-    for tensor in (*latents, *compared, *retained, *model.parameters()):
-        flat = tensor.detach().flatten()
-        picked = flat[:: max(1, len(flat) // 256)].float().cpu().numpy().tobytes()
-        digest.update(f"{tuple(tensor.shape)}".encode() + picked)
-    return digest.hexdigest()

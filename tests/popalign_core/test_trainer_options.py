@@ -15,6 +15,7 @@ from popalign_core.config import ProbeConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, InputError
 from popalign_core.training import trainer
 from popalign_core.training.data import PreferenceData
+from popalign_core.training.objective import Running
 from popalign_core.training.optimizers import learning_rate
 
 
@@ -26,7 +27,7 @@ def gradients(pipeline: Any, data: PreferenceData, folder: Path, runtime: Runtim
     with torch.no_grad():
         for weight in made.trained.values():
             weight.add_(0.02 * torch.randn(weight.shape, generator=generator))
-    terms = made._backward(1)
+    terms, _ = made.gradient.take(made._draw(1), config, Running())
     return {name: weight.grad.clone() for name, weight in made.trained.items()}, terms
 
 

@@ -1,0 +1,66 @@
+"""What must fit together before training starts, and what a checkpoint belongs to."""
+
+import hashlib
+from typing import Any
+
+import torch
+
+from popalign_core.config import RuntimeConfig, TrainingConfig
+from popalign_core.errors import ConfigError, InputError
+from popalign_core.training.batch import uses_anchors
+from popalign_core.training.data import PreferenceData
+
+
+def check_inputs(model: Any, data: PreferenceData, config: TrainingConfig) -> None:
+    """Refuse data that does not fit the model or the objective.
+
+    Raises:
+        InputError: Naming what does not fit.
+    """
+    channels, width = model.config.in_channels, data.latents.shape[1]
+    if channels != width:
+        raise InputError(
+            f"the latents have {width} channels, the model reads {channels}: they come from another model's VAE; "
+            "sample with this model again"
+        )
+    if config.retention > 0 and len(data.retained_latents) == 0:
+        raise InputError(
+            f"training.retention is {config.retention:g}, but the data holds no retained image; set it to 0"
+        )
+    if uses_anchors(config) and not bool(data.retained_generic.any()):
+        raise InputError(
+            "training.normaliser is 'anchor', but no image of a generic training prompt was drawn; "
+            "give prompts.retained_subjects, or choose batch, ema or zero"
+        )
+    if config.objective == "cgm-relax" and data.classes is None:
+        raise InputError("training.objective is 'cgm-relax', but nobody knows the images' classes; choose another")
+
+
+def count_micro_batches(config: TrainingConfig, runtime: RuntimeConfig, n_processes: int) -> int:
+    """Forwards a process and step.
+
+    Raises:
+        ConfigError: When the pairs do not divide.
+    """
+    own, rest = divmod(config.n_pairs, n_processes)
+    if rest or (runtime.micro_pairs and own % runtime.micro_pairs):
+        raise ConfigError(
+            f"training.n_pairs is {config.n_pairs}: {n_processes} processes with micro_pairs {runtime.micro_pairs} "
+            "do not divide it; choose numbers that do"
+        )
+    return own // runtime.micro_pairs if runtime.micro_pairs else 1
+
+
+def fingerprint(model: Any, data: PreferenceData, config: TrainingConfig) -> str:
+    """What a checkpoint belongs to. A sample of the values is enough to tell mistakes, at no cost for large models."""
+    digest = hashlib.sha256(config.model_dump_json().encode())
+    compared = (data.preferred, data.prompt_index, data.set_index, data.prompt_embeds)
+    retained = (data.retained_prompt_index, data.retained_generic)
+    latents = [
+        part[torch.arange(0, len(part), max(1, len(part) // 64))] for part in (data.latents, data.retained_latents)
+    ]
+    for tensor in (*latents, *compared, *retained, *model.parameters()):
+        flat = tensor.detach().flatten()
+        picked = flat[:: max(1, len(flat) // 256)].float().cpu().numpy().tobytes()
+        digest.update(f"{tuple(tensor.shape)}".encode() + picked)
+    return digest.hexdigest()
