@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import CONFIG, RUNTIME, run, same_weights, stop_at, values
+from training_runs import RUNTIME, changed, run, same_weights, stop_at, values
 
 from popalign_core.errors import DivergedError, InputError, PreemptedError, TrainingError
 from popalign_core.training.checkpoint import checkpoint_path, list_checkpoints
@@ -32,7 +32,7 @@ torch.set_num_threads(int(sys.argv[2]))
 pipeline = StableDiffusionXLPipeline.from_pretrained(sys.argv[3], add_watermarker=False)
 
 def on_step(step, terms):
-    if step == 5:
+    if step == int(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)
 
 train_preferences(
@@ -82,22 +82,39 @@ def test_a_finished_run_is_not_run_again(
     assert same_weights(first.unet, again.unet)
 
 
+@pytest.mark.parametrize(
+    ("last", "changes"),
+    [
+        (5, {}),
+        (3, {"lora_rank": 2, "ema_decay": 0.9}),
+        *(pytest.param(step, {"lora_rank": rank}, marks=pytest.mark.slow) for step in (1, 2, 4, 6) for rank in (0, 2)),
+    ],
+    ids=str,
+)
 def test_kill_9_and_resume_changes_no_bit(
-    tiny_pipeline_folder: Path, make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
+    tiny_pipeline_folder: Path,
+    make_pipeline: Callable[[], Any],
+    data: PreferenceData,
+    tmp_path: Path,
+    last: int,
+    changes: dict[str, Any],
 ) -> None:
     torch.save(asdict(data), tmp_path / "data.pt")
-    (tmp_path / "config.json").write_text(CONFIG.model_dump_json())
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(torch.get_num_threads()), str(tiny_pipeline_folder)]
+    (tmp_path / "config.json").write_text(changed(**changes).model_dump_json())
+    threads = str(torch.get_num_threads())
+    command = [sys.executable, "-c", KILLED, str(tmp_path), threads, str(tiny_pipeline_folder), str(last)]
     repository = Path(__file__).parents[2]
     killed = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False, timeout=280)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     # what a kill in the middle of a write leaves behind
+    (tmp_path / "run").mkdir(exist_ok=True)
     (tmp_path / "run" / "checkpoint-0000005.partial").write_bytes(b"half a file")
     whole, resumed = make_pipeline(), make_pipeline()
     steps: list[int] = []
-    log = run(resumed, data, tmp_path / "run", lambda step, _: steps.append(step))
-    assert steps == [5, 6]
-    assert log == run(whole, data, tmp_path / "whole")
+    log = run(resumed, data, tmp_path / "run", lambda step, _: steps.append(step), **changes)
+    # the last checkpoint but for the step that was killed: 2 or 4 (on_step comes after the save)
+    assert steps == list(range(last - last % 2 + 1, 7))
+    assert log == run(whole, data, tmp_path / "whole", **changes)
     assert same_weights(whole.unet, resumed.unet)
 
 

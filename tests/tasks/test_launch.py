@@ -125,10 +125,11 @@ def test_two_processes_do_what_one_does(
     assert apart < 0.01 * moved
 
 
+@pytest.mark.parametrize("lora_rank", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_kill_9_of_the_task_ends_the_processes_and_a_rerun_changes_no_bit(
-    refs: TrainingRefs, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
+    refs: TrainingRefs, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path, lora_rank: int
 ) -> None:
-    config = training(tiny_config, n_steps=40, checkpoint_every=4, ema_decay=0.9)
+    config = training(tiny_config, n_steps=40, checkpoint_every=4, ema_decay=0.9, lora_rank=lora_rank)
     runtime = tiny_runtime.model_copy(update={"n_processes": 2})
     killed = drive(refs, config, runtime, tmp_path / "killed")
     wait_for(lambda: bool(list_checkpoints(tmp_path / "killed")), "a checkpoint")
