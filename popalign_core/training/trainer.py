@@ -12,7 +12,7 @@ from torch import Tensor
 
 from popalign_core.config import RuntimeConfig, TrainingConfig
 from popalign_core.denoisers import family_of
-from popalign_core.errors import DivergedError, PreemptedError, TrainingError
+from popalign_core.errors import DivergedError, InputError, PreemptedError, TrainingError
 from popalign_core.training.batch import Batch, draw_batch
 from popalign_core.training.checkpoint import Checkpoint, LogRow, list_checkpoints, load_checkpoint, save_checkpoint
 from popalign_core.training.checks import check_inputs, count_micro_batches, fingerprint
@@ -165,7 +165,7 @@ class _Run:
         self._restore()
         if self.step == 0:
             self._begin()
-        trackers = _Trackers(self.accelerator, self.config, self.step)
+        trackers = _Trackers(self.accelerator, self.step)
         started, first = time.perf_counter(), self.step
         while self.step < self.config.n_steps and not self.running.stopped:
             try:
@@ -208,6 +208,11 @@ class _Run:
             self.running.beta = self._calibrate()
         if self.probe is not None and self.config.probe is not None:
             seen = self._probe()
+            if self.config.probe.stop_clip_drop is not None and "probe/clip_score" not in seen:
+                raise InputError(
+                    "training.probe.stop_clip_drop needs the prompts' texts for a CLIP score, and there are none here; "
+                    "leave it out"
+                )
             self.running.clip_score = seen.get("probe/clip_score", 0.0)
             self._note(seen)
         if self.config.on_divergence == "rollback":
@@ -379,7 +384,7 @@ class _Run:
 class _Trackers:
     """TensorBoard, W&B: whatever Accelerate was told to log with."""
 
-    def __init__(self, accelerator: Any, config: TrainingConfig, start: int) -> None:
+    def __init__(self, accelerator: Any, start: int) -> None:
         self._accelerator = accelerator
         if accelerator.log_with:
             folder = str(accelerator.project_dir)

@@ -244,6 +244,17 @@ def test_stops_when_quality_falls(tiny_pipeline: Any, data: PreferenceData, tmp_
     assert max(row["step"] for row in log) == 6
 
 
+def test_quality_cannot_stop_what_has_no_score(tiny_pipeline: Any, data: PreferenceData, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"stop_clip_drop needs the prompts' texts for a CLIP score"):
+        run(
+            tiny_pipeline,
+            data,
+            tmp_path,
+            probe=lambda: {"discrepancy/gender": 0.5},
+            look=ProbeConfig(every=3, stop_clip_drop=0.03),
+        )
+
+
 def test_both_stops_are_off_by_default(tiny_pipeline: Any, data: PreferenceData, tmp_path: Path) -> None:
     probe = FakePopulation([(0.6, 80), (0.0, 1.0), (0.0, 1.0)])
     log = run(tiny_pipeline, data, tmp_path, probe=probe, look=ProbeConfig(every=3))
