@@ -8,8 +8,8 @@ dtype, in turns, in one process; their pictures must agree within a grey level o
     python benchmarks/sampling.py
     python benchmarks/sampling.py --prompts 4 --images 16 --batch 32 --threads 2
 
-`overhead` is what this engine spends outside UNet and VAE. Measured on two cores with two threads: 4.3 times the images a
-second of one image a call, the same as the stock pipeline in batches, overhead 2%; with one thread 2.9 times.
+`overhead` is what this engine spends outside UNet and VAE. Measured on two cores with two threads: 4.3 times the images
+a second of one image a call, the same as the stock pipeline in batches, overhead 2%; with one thread 2.9 times.
 """
 
 import argparse

@@ -8,8 +8,8 @@ process; given one batch of latents, noise and timesteps their losses must agree
     python benchmarks/training.py
     python benchmarks/training.py --model small-sdxl --px 256 --pairs 4 --steps 1
 
-Measured on one core: 1.4 times the peer's pairs a second on the embedded model and on the small SDXL. The UNet takes 98%
-of the time there, so that what is left to gain is in it.
+Measured on one core: 1.4 times the peer's pairs a second on the embedded model and on the small SDXL. The UNet takes
+98% of the time there, so that what is left to gain is in it.
 """
 
 import argparse
