@@ -106,7 +106,7 @@ def read_preferences(store: Store, refs: TrainingRefs, axes: Sequence[Axis]) -> 
     members = members.merge(places, on="image_id")
     retained = store.read_table(refs.preferences, "retained").merge(places, on="image_id")
     ids, embeddings = read_embeddings(store.localize(refs.sample, "embeddings.safetensors"))
-    captions = sorted({*members["prompt_id"], *retained["prompt_id"]})
+    captions = _list_captions(members, retained)
     # imported pairs may have tens of thousands of captions: no search through a list for each image
     row_of = {prompt_id: row for row, prompt_id in enumerate(ids)}
     number_of = {prompt_id: number for number, prompt_id in enumerate(captions)}
@@ -131,6 +131,11 @@ def read_preferences(store: Store, refs: TrainingRefs, axes: Sequence[Axis]) -> 
         classes=classes,
         target=target,
     )
+
+
+def _list_captions(members: pd.DataFrame, retained: pd.DataFrame) -> list[str]:
+    """Prompt ids in the order of the rows of `PreferenceData.prompt_embeds`."""
+    return sorted({*members["prompt_id"], *retained["prompt_id"]})
 
 
 def _stored_latents(store: Store, sample: ArtifactRef, files: list[str], members: pd.DataFrame) -> "StoredLatents":
@@ -193,12 +198,9 @@ def _make_probe(
     check_reader(reader, config.axes)
     neutral = data.prompt_index.unique()
     chosen = neutral[:: max(1, len(neutral) // settings.n_prompts)][: settings.n_prompts]
-    members = store.read_table(refs.preferences, "preferences")
     texts = None
     if refs.prompts is not None:
-        # a caption's row is its place among the sorted ids
-        retained = store.read_table(refs.preferences, "retained")
-        captions = sorted({*members["prompt_id"], *retained["prompt_id"]})
+        captions = _list_captions(*(store.read_table(refs.preferences, name) for name in ("preferences", "retained")))
         written = store.read_table(refs.prompts, "prompts").set_index("prompt_id")["text"]
         texts = [str(written[captions[row]]) for row in chosen.tolist()]
     return PopulationProbe(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import PopAlignError
+from storage.roots import write_atomic
 from storage.store import ArtifactRef
 from tasks.launch import ERROR_FILE
 from tasks.stage import open_store, set_threads
@@ -40,9 +41,8 @@ def main(job: Path) -> int:
         )
     except PopAlignError as error:
         if is_first:
-            partial = Path(said["work"]) / f"{ERROR_FILE}.partial"
-            partial.write_text(json.dumps({"type": type(error).__name__, "message": str(error)}), encoding="utf-8")
-            partial.replace(partial.with_suffix(""))
+            told = json.dumps({"type": type(error).__name__, "message": str(error)})
+            write_atomic(Path(said["work"]) / ERROR_FILE, told.encode())
         return error.exit_code
     return 0
 
@@ -54,7 +54,7 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass
+        return True  # there, and somebody else's
     return True
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from popalign_core.attributes.reader import AttributeReader
 from popalign_core.config import SamplingConfig
 from popalign_core.ids import image_seed
+from popalign_core.markdown import markdown_table
 from popalign_core.portraits.occupations import GENDERS, IDENTITIES, OCCUPATIONS, RACES
 from popalign_core.portraits.pool import with_article
 from popalign_core.sampling.engine import embed_prompts, sample_images
@@ -120,7 +121,7 @@ def save_grids(measurement: Measurement, folder: Path) -> None:
 
 def write_card(figures: dict[str, float], confusion: pd.DataFrame, curves: dict[str, list[dict[str, float]]]) -> str:
     """The model card in Markdown."""
-    parts = [_ABOUT, "## Measured\n", _table(["figure", "value"], [[k, f"{v:g}"] for k, v in figures.items()])]
+    parts = [_ABOUT, "## Measured\n", markdown_table(["figure", "value"], [[k, f"{v:g}"] for k, v in figures.items()])]
     parts.append(
         "\n`discrepancy_*` is the pooled L2 distance to equal shares over faces found; `recall_*` the share of "
         "identity prompts whose picture the classifier reads as asked (no face counts as a miss).\n"
@@ -131,7 +132,7 @@ def write_card(figures: dict[str, float], confusion: pd.DataFrame, curves: dict[
         "training identities it did not see. `n_identities` counts people, and objects where there is no face.\n"
     )
     columns = ["source", "head", "true", "read", "n", "n_identities"]
-    parts.append(_table(columns, confusion[columns].astype(str).values.tolist()))
+    parts.append(markdown_table(columns, confusion[columns].astype(str).values.tolist()))
     parts.append("\n## Loss curves\n")
     for name, rows in curves.items():
         picked = rows[:: max(1, len(rows) // 8)]
@@ -139,13 +140,8 @@ def write_card(figures: dict[str, float], confusion: pd.DataFrame, curves: dict[
             picked = [*picked, rows[-1]]
         columns = list(rows[-1])
         cells = [[f"{row.get(column, float('nan')):g}" for column in columns] for row in picked]
-        parts.append(f"{name}\n\n" + _table(columns, cells) + "\n")
+        parts.append(f"{name}\n\n" + markdown_table(columns, cells) + "\n")
     return "\n".join(parts) + "\n![identities](identities.png)\n\n![neutral prompts](neutral.png)\n"
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
 
 def save_card(measurement: Measurement, folder: Path) -> dict[str, float]:

@@ -2,13 +2,14 @@
 
 import hashlib
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from popalign_core.config import TrainingConfig
 from popalign_core.denoisers import Conditions
-from popalign_core.training.data import PreferenceData, class_priors, draw_pairs, draw_retained
+from popalign_core.training.data import PreferenceData, draw_pairs, draw_retained
 from popalign_core.training.noising import ForwardProcess, draw_timesteps
 
 
@@ -56,17 +57,19 @@ class Batch:
         """Pairs of the given part of n_parts equal ones, every block cut alike."""
         size = self.n_pairs // n_parts
         rows = slice(number * size, (number + 1) * size)
-        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "n_pairs"}
         cut = {
             name: tensor.unflatten(0, (-1, self.n_pairs))[:, rows].flatten(0, 1) if len(tensor) else tensor
-            for name, tensor in tensors.items()
+            for name, tensor in self._tensors().items()
         }
         return replace(self, **cut, n_pairs=size)
 
     def to(self, device: torch.device) -> "Batch":
         """All tensors on a device."""
-        tensors = (field.name for field in fields(self) if field.name != "n_pairs")
-        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self._tensors().items()}
+        return replace(self, **moved)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "n_pairs"}
 
 
 def uses_anchors(config: TrainingConfig) -> bool:
@@ -107,7 +110,7 @@ def draw_batch(
         dropped = torch.cat([dropped, torch.zeros(n, dtype=torch.bool)])
     classes, priors = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     if config.objective == "cgm-relax" and data.classes is not None:
-        classes, priors = data.classes[rows], class_priors(data)[rows]
+        classes, priors = data.classes[rows], data.class_priors[rows]
     noised = process.add_noise(latents, noise, timesteps)
     return Batch(
         noisy_latents=noised.noisy_latents,

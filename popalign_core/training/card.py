@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from popalign_core.config import PipelineConfig
+from popalign_core.markdown import markdown_table
 
 SHOWN = (
     ("neutral", "discrepancy_pooled"),
@@ -45,11 +46,11 @@ def model_card(
         "## Measured\n",
         _measured(metrics),
         "## Made from\n",
-        _table(["input", "artifact"], [[name, f"`{key}`"] for name, key in keys.items()]),
+        markdown_table(["input", "artifact"], [[name, f"`{key}`"] for name, key in keys.items()]),
         "## Training\n",
-        _table(["setting", "value"], [[name, f"`{value}`"] for name, value in training.model_dump().items()]),
+        markdown_table(["setting", "value"], [[name, f"`{value}`"] for name, value in training.model_dump().items()]),
         "Last logged values:\n",
-        _table(["term", "value"], [[name, f"{value:.5g}"] for name, value in last.items()]),
+        markdown_table(["term", "value"], [[name, f"{value:.5g}"] for name, value in last.items()]),
         _LIMITS,
     ]
     return "\n".join(parts)
@@ -62,7 +63,7 @@ def _target(config: PipelineConfig) -> str:
         for name, share in zip(axis.classes, axis.shares(), strict=True)
     ]
     about = "What was to change is the mixture of people under prompts that name no identity.\n"
-    return f"{about}\n## Target\n\n{_table(['axis', 'class', 'share'], rows)}"
+    return f"{about}\n## Target\n\n{markdown_table(['axis', 'class', 'share'], rows)}"
 
 
 def _measured(metrics: Sequence[Mapping[Any, Any]]) -> str:
@@ -75,18 +76,13 @@ def _measured(metrics: Sequence[Mapping[Any, Any]]) -> str:
             values = {str(row["system"]): row for row in chosen if row["axis"] == axis}
             cells = [_cell(values[system]) if system in values else "not measured" for system in ("base", "aligned")]
             rows.append([f"{benchmark} {metric} {axis}".strip(), *cells])
-    return _table(["figure", "base", "aligned"], rows)
+    return markdown_table(["figure", "base", "aligned"], rows)
 
 
 def _cell(row: Mapping[Any, Any]) -> str:
     low, high = row["ci_low"], row["ci_high"]
     interval = f" [{low:.3f}, {high:.3f}]" if low == low and low is not None else ""
     return f"{row['value']:.3f}{interval}"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
 
 _LIMITS = """## Limits

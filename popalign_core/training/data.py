@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,6 +118,21 @@ class PreferenceData:
                     f"got {tuple(self.classes.shape)} reaching {reach}"
                 )
 
+    @cached_property
+    def class_priors(self) -> Tensor:
+        """[N] float32: the share that the reference gives, under a sample's prompt, to the sample's own class.
+
+        Counted over the dispreferred images, which are what the reference draws, with half an image added to each
+        class: a class that was not seen is rare, not impossible. Only with `classes`.
+        """
+        assert self.classes is not None
+        assert self.target is not None
+        names, pair = torch.unique(self.set_index, return_inverse=True)
+        counts = torch.full((len(names), len(self.target)), 0.5)
+        drawn = ~self.preferred
+        counts.index_put_((pair[drawn], self.classes[drawn]), torch.ones(int(drawn.sum())), accumulate=True)
+        return (counts / counts.sum(1, keepdim=True))[pair, self.classes]
+
     def _check_embeddings(self) -> None:
         embeds, pooled = self.prompt_embeds, self.pooled_prompt_embeds
         if embeds.shape[:1] != pooled.shape[:1]:
@@ -140,21 +156,6 @@ class PreferenceData:
         mixed = self.set_index[first[pair] != self.prompt_index].unique().tolist()
         if mixed:
             raise InputError(f"set pairs {mixed[:5]} mix prompts; both sets of a pair carry one caption")
-
-
-def class_priors(data: PreferenceData) -> Tensor:
-    """[N] float32: the share that the reference gives, under a sample's prompt, to the sample's own class.
-
-    Counted over the dispreferred images, which are what the reference draws, with half an image added to each class:
-    a class that was not seen is rare, not impossible.
-    """
-    assert data.classes is not None
-    assert data.target is not None
-    names, pair = torch.unique(data.set_index, return_inverse=True)
-    counts = torch.full((len(names), len(data.target)), 0.5)
-    drawn = ~data.preferred
-    counts.index_put_((pair[drawn], data.classes[drawn]), torch.ones(int(drawn.sum())), accumulate=True)
-    return (counts / counts.sum(1, keepdim=True))[pair, data.classes]
 
 
 def draw_pairs(

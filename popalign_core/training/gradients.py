@@ -88,8 +88,12 @@ class GlobalGradient:
 
     def measure(self, part: Batch, config: TrainingConfig) -> Errors:
         """Both models on a part."""
-        with torch.autocast(self.accelerator.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with self.autocast():
             return measure(self.policy, self.model, self.frozen, self.family, part, config)
+
+    def autocast(self) -> torch.autocast:
+        """Within it the model computes in its own dtype, though its trained weights are float32."""
+        return torch.autocast(self.accelerator.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def _exchange(self, parts: list[Batch], config: TrainingConfig) -> tuple[Errors | None, Errors]:
         """Everyone's errors without gradient; and one's own with it, where one forward holds them all."""

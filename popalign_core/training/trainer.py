@@ -234,14 +234,17 @@ class _Run:
             self.optimizer.zero_grad(set_to_none=True)
             raise DivergedError(f"gradient norm is {grad_norm} at step {step}: {advice}")
         rate = learning_rate(self.config, step) * self.running.learning_rate_scale
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         self._watch_error(terms, step, advice)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._move_weights(rate)
         self._average(step)
         terms |= {"grad_norm": grad_norm, "learning_rate": rate}
         return terms | ({"beta": self._beta} if self.config.beta == "auto" else {})
+
+    def _move_weights(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _draw(self, step: int) -> Batch:
         return draw_batch(self.data, self.process, self.config, self.time_ids, step)
@@ -261,10 +264,7 @@ class _Run:
             batch = draw_batch(self.data, self.process, limit, self.time_ids, step)
             terms, _ = self.gradient.take(batch, limit, Running())
             spreads.append(terms["g_spread"])
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.learning_rate
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self._move_weights(self.config.learning_rate)
         self._put(start)
         self.optimizer.optimizer.state.clear()
         if not spreads[-1] > 0:
@@ -327,7 +327,7 @@ class _Run:
         if self.ema:
             self._put(self.ema)
         try:
-            with torch.autocast(self.accelerator.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            with self.gradient.autocast():
                 return {f"probe/{name}": value for name, value in self.probe().items()}
         finally:
             self._put(kept)
