@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 
 from popalign_core.config import ModelConfig, SamplingConfig
 from popalign_core.portraits.occupations import OCCUPATIONS
-from popalign_core.sampling.engine import embed_prompts, initial_noise, make_scheduler, sample_images
+from popalign_core.sampling.embeddings import embed_prompts
+from popalign_core.sampling.engine import initial_noise, sample_images
 from popalign_core.sampling.models import load_pipeline, resolve_device
+from popalign_core.sampling.schedulers import make_scheduler
 
 Pixels = NDArray[np.uint8]
 

@@ -80,6 +80,19 @@ def family_of(model: Any) -> Family:
     raise ConfigError(f"{kind} is of no family known here; give an SDXL, a Stable Diffusion 1/2 or a 3 pipeline")
 
 
+def pipeline_family(pipeline: Any) -> Family:
+    """A pipeline's family, by its class alone: it may have been loaded without its denoiser.
+
+    Raises:
+        ConfigError: For another pipeline than those of the families.
+    """
+    kind = type(pipeline).__name__
+    for start, family in (("StableDiffusionXL", SDXL), ("StableDiffusion3", SD3), ("StableDiffusion", SD1)):
+        if kind.startswith(start):
+            return family
+    raise ConfigError(f"{kind} is of no family known here; give an SDXL, a Stable Diffusion 1/2 or a 3 pipeline")
+
+
 @dataclass(frozen=True)
 class Conditions:
     """What a denoiser reads besides noisy latents and timesteps.

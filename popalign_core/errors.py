@@ -61,3 +61,9 @@ class ServiceError(PopAlignError):
     """A service that a stage needs (an LLM endpoint, a Prefect server) does not answer as it should."""
 
     exit_code = 7
+
+
+class ResourceError(PopAlignError):
+    """The machine is too small: memory runs out at a batch of one, or workers keep dying."""
+
+    exit_code = 8

@@ -53,8 +53,15 @@ class Build:
         """
         from storage.parquet import encode, file_name
 
-        path = self.folder / file_name(name, shard)
-        data = encode(name, frame)
+        self.write_file(file_name(name, shard), encode(name, frame))
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """Write a file that was made elsewhere, a shard of a table among them; it appears whole or not at all.
+
+        Raises:
+            StoreError: When it cannot be written, the disk being full for example.
+        """
+        path = self.folder / name
         with storage_errors(f"write {path}"):
             write_atomic(path, data)
 

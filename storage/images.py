@@ -40,6 +40,6 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
         raise StoreError(f"{len(data)} bytes are not a readable picture ({error}); run `popalign verify`") from error
 
 
-def image_column(pictures: Iterable[bytes]) -> list[dict[str, Any]]:
-    """Cells of the column `image` for PNG bytes."""
-    return [{"bytes": data, "path": None} for data in pictures]
+def image_column(pictures: Iterable[bytes | None]) -> list[dict[str, Any] | None]:
+    """Cells of the column `image` for PNG bytes; empty where there is no picture."""
+    return [None if data is None else {"bytes": data, "path": None} for data in pictures]

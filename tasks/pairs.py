@@ -169,7 +169,7 @@ def _encode(
     how many rows were dropped for what.
     """
     from popalign_core.preferences.pairs import UNDECODABLE, pair_fault
-    from popalign_core.sampling.engine import encode_pixels
+    from popalign_core.sampling.vae import encode_pixels
 
     kept: list[PairRow] = []
     latents: list[Tensor] = []
@@ -276,7 +276,7 @@ def _drops(counts: dict[str, int]) -> pd.DataFrame:
 
 def _write_embeddings(build: Build, pipeline: Any, prompts: pd.DataFrame, batch_size: int) -> None:
     """Embeddings of the captions and, last, of the empty one; once, for one file cannot be done in shards."""
-    from popalign_core.sampling.engine import embed_prompts
+    from popalign_core.sampling.embeddings import embed_prompts
     from tasks.tensors import write_embeddings
 
     path = build.folder / "embeddings.safetensors"

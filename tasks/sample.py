@@ -6,23 +6,31 @@ model or of a trained one. The seed of an image depends on prompt and index only
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
+from popalign_core.errors import InputError
 from popalign_core.ids import content_id, image_seed
+from popalign_core.sampling.captions import plan_captions
 from storage.store import ArtifactRef, Build, Store
+from tasks.measuring import folder_digest
 from tasks.stage import Progress, Request, no_progress, produce, set_threads
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from torch import Tensor
 
-    from popalign_core.sampling.engine import PromptEmbeddings
+    from popalign_core.sampling.captions import CaptionPlan
+    from popalign_core.sampling.embeddings import PromptEmbeddings
 
 STAGE = "sample"
 VERSION = "1"
+
+UNSAFE = "unsafe"
+"""Why an image has no picture: the safety checker flagged it."""
 
 Purpose = Literal["preferences", "evaluation"]
 SPLITS: dict[Purpose, str] = {"preferences": "train", "evaluation": "eval"}
@@ -31,17 +39,32 @@ SPLITS: dict[Purpose, str] = {"preferences": "train", "evaluation": "eval"}
 def request(
     config: PipelineConfig, *, prompts: ArtifactRef, model: ArtifactRef | None = None, purpose: Purpose
 ) -> Request:
-    """What the key depends on: the weights' hash, never their path; for a trained model its artifact's key."""
+    """What the key depends on: weights and pictures by their hash, never by their path; a trained model by its key."""
     from popalign_core.sampling.models import model_hash
 
     weights = {"dtype": config.model.dtype} | ({} if model else {"hash": model_hash(config.model)})
     payload = {
         "purpose": purpose,
         "n_images": n_images(config, purpose),
-        "sampling": sampling_config(config, purpose).model_dump(mode="json"),
+        "sampling": _hashed_sampling(config, purpose),
         "model": weights,
     }
     return Request(STAGE, VERSION, payload, {"prompts": prompts.key} | ({"model": model.key} if model else {}))
+
+
+def _hashed_sampling(config: PipelineConfig, purpose: Purpose) -> dict[str, Any]:
+    """The sampler's settings with the content of folders in place of their paths, and the axes where they matter."""
+    sampling = sampling_config(config, purpose)
+    hashed = sampling.model_dump(mode="json", exclude={"sdedit": {"folder"}, "safety_checker": True})
+    if sampling.sdedit is not None:
+        hashed["layouts"] = folder_digest(picture_folder(sampling.sdedit.folder))
+    if sampling.safety_checker is not None:
+        from popalign_core.sampling.safety import safety_hash
+
+        hashed["safety_checker"] = safety_hash(sampling.safety_checker)
+    if sampling.inject_identity or sampling.fair_diffusion is not None:
+        hashed["axes"] = [axis.model_dump(mode="json") for axis in config.axes]
+    return hashed
 
 
 def n_images(config: PipelineConfig, purpose: Purpose) -> dict[str, int]:
@@ -87,9 +110,10 @@ def sample_images(
     def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
         table = store.read_table(prompts, "prompts")
         table = table[table["split"] == SPLITS[purpose]].reset_index(drop=True)
-        images = list_images(table, n_images(config, purpose), ref.key, sampling_config(config, purpose))
-        folder = store.localize(model, "model") if model else None
-        _draw_shards(build, table, images, folder, purpose, config, runtime, on_progress)
+        sampling = sampling_config(config, purpose)
+        images = list_images(table, n_images(config, purpose), ref.key, sampling)
+        _draw_shards(build, table, images, model, sampling, config, runtime, on_progress)
+        build.write_table("drops", _drops(build.sum_counts()))
 
     return produce(request(config, prompts=prompts, model=model, purpose=purpose), runtime, fill)
 
@@ -108,8 +132,6 @@ def list_images(
     Raises:
         InputError: When nothing is to be drawn.
     """
-    from popalign_core.errors import InputError
-
     rows = [
         {
             "image_id": content_id("image", sample_key, prompt.prompt_id, index),
@@ -131,94 +153,98 @@ def _draw_shards(
     build: Build,
     prompts: pd.DataFrame,
     images: pd.DataFrame,
-    folder: "Path | None",
-    purpose: Purpose,
+    model: ArtifactRef | None,
+    sampling: SamplingConfig,
     config: PipelineConfig,
     runtime: RuntimeConfig,
     on_progress: Progress,
 ) -> None:
     size = runtime.shard_size
     build.use_shard_size(size)
-    shards = [images.iloc[start : start + size] for start in range(0, len(images), size)]
-    todo = [number for number in range(len(shards)) if not build.shard_done(number)]
-    done = len(images) - sum(len(shards[number]) for number in todo)
+    lengths = [len(images.iloc[start : start + size]) for start in range(0, len(images), size)]
+    todo = [number for number in range(len(lengths)) if not build.shard_done(number)]
+    done = len(images) - sum(lengths[number] for number in todo)
     on_progress(done, len(images))
     if not todo:
         return
-    from popalign_core.sampling.models import load_pipeline, resolve_device
-
     set_threads(runtime)
-    pipeline = load_pipeline(config.model, device=resolve_device(runtime.device), folder=folder)
-    embeddings = _embeddings(build, pipeline, prompts, runtime.batch_size)
-    rows = {prompt_id: row for row, prompt_id in enumerate(prompts["prompt_id"])}
-    for number in todo:
-        shard, before = shards[number], done
+    from tasks.fanout import fan_out
+    from tasks.shards import DrawnShard, Shards, draw_in_worker, draw_shard, forget_samplers, load_shard_sampler
 
-        def count(n: int, before: int = before) -> None:
-            on_progress(before + n, len(images))
+    plan = plan_captions(prompts, images, config.axes, sampling)
+    ids, embeddings = _embeddings(build, plan, config, runtime)
+    layouts = _layout_latents(sampling, config, runtime)
+    shards = Shards(images, plan, ids, embeddings, layouts, sampling, config.model, model, runtime)
 
-        index = [rows[prompt_id] for prompt_id in shard["prompt_id"]]
-        pixels, latents = _draw(
-            pipeline,
-            embeddings,
-            index,
-            shard["seed"].tolist(),
-            sampling_config(config, purpose),
-            runtime.batch_size,
-            count,
-        )
-        _write_shard(build, number, shard, pixels, latents)
-        done += len(shard)
+    def keep(number: int, drawn: DrawnShard) -> None:
+        nonlocal done
+        for name, data in drawn.files.items():
+            build.write_file(name, data)
+        build.mark_shard(number, drawn.counts)
+        done += lengths[number]
+        on_progress(done, len(images))
 
-
-def _draw(
-    pipeline: Any,
-    embeddings: "PromptEmbeddings",
-    index: list[int],
-    seeds: list[int],
-    config: SamplingConfig,
-    batch_size: int,
-    count: Any,
-) -> tuple[Any, Any]:
-    """Pixels [N, H, W, 3] uint8 and latents [N, C, h, w] float32 of one shard, batch by batch."""
-    import torch
-
-    from popalign_core.sampling import engine
-
-    # The empty caption is the last row.
-    unconditional = engine.PromptEmbeddings(embeddings.prompt_embeds[-1:], embeddings.pooled_prompt_embeds[-1:])
-    pixels, latents = [], []
-    for start in range(0, len(index), batch_size):
-        part = slice(start, start + batch_size)
-        drawn, final = engine.sample_images(pipeline, embeddings, unconditional, index[part], seeds[part], config)
-        pixels.append(drawn)
-        latents.append(final)
-        count(start + len(drawn))
-    return np.concatenate(pixels), torch.cat(latents)
+    if runtime.runner == "inline":
+        sampler = load_shard_sampler(config.model, model, runtime, runtime.device)
+        for number in todo:
+            keep(number, draw_shard(shards[number], sampler, lambda n: on_progress(done + n, len(images))))
+        return
+    try:
+        fan_out(draw_in_worker, shards, todo, runtime, keep)
+    finally:
+        forget_samplers()
 
 
-def _write_shard(build: Build, number: int, shard: pd.DataFrame, pixels: Any, latents: Any) -> None:
-    from storage.images import encode_png, image_column
-    from tasks.tensors import write_tensors
-
-    name = f"latents-{number:05d}.safetensors"
-    write_tensors(build.folder / name, {"latents": latents})
-    frame = shard.assign(
-        image=pd.Series(image_column(encode_png(picture) for picture in pixels), index=shard.index),
-        latents_file=name,
-        latents_row=range(len(shard)),
-    )
-    build.write_table("images", frame, shard=number)
-    build.mark_shard(number, {"images": len(shard)})
+def _drops(counts: Mapping[str, int]) -> pd.DataFrame:
+    """Images without a picture, by reason."""
+    found = {reason: counts[reason] for reason in (UNSAFE,) if reason in counts}
+    return pd.DataFrame({"stage": STAGE, "reason": list(found), "n": pd.Series(list(found.values()), dtype="int64")})
 
 
-def _embeddings(build: Build, pipeline: Any, prompts: pd.DataFrame, batch_size: int) -> "PromptEmbeddings":
-    """Embeddings of the prompts and, last, of the empty caption; kept, so that a resumed run reads the same ones."""
-    from popalign_core.sampling.engine import embed_prompts
+def _embeddings(
+    build: Build, plan: "CaptionPlan", config: PipelineConfig, runtime: RuntimeConfig
+) -> "tuple[list[str], PromptEmbeddings]":
+    """Ids and embeddings of all captions and, last, of the empty one; kept, so that a resumed run reads the same ones.
+
+    The text encoders are loaded for this alone, and gone when the denoiser comes.
+    """
+    from popalign_core.sampling.embeddings import TEXT_PARTS, embed_prompts
+    from popalign_core.sampling.models import load_pipeline, resolve_device
     from tasks.tensors import read_embeddings, write_embeddings
 
     path = build.folder / "embeddings.safetensors"
-    ids = [*prompts["prompt_id"], ""]
     if not os.path.exists(path):
-        write_embeddings(path, ids, embed_prompts(pipeline, [*prompts["text"], ""], batch_size))
-    return read_embeddings(path)[1]
+        pipeline = load_pipeline(config.model, device=resolve_device(runtime.device), components=TEXT_PARTS)
+        embeddings = embed_prompts(pipeline, [*plan.texts.values(), ""], runtime.batch_size)
+        write_embeddings(path, [*plan.texts, ""], embeddings)
+    return read_embeddings(path)
+
+
+def _layout_latents(sampling: SamplingConfig, config: PipelineConfig, runtime: RuntimeConfig) -> "Tensor | None":
+    """Latents [L, C, h, w] of the pictures that SDEdit starts from, in the order of their names; None without."""
+    if sampling.sdedit is None:
+        return None
+    from popalign_core.pictures import fit_picture
+    from popalign_core.sampling.models import load_pipeline, resolve_device
+    from popalign_core.sampling.vae import encode_pixels
+
+    pictures = []
+    for path in sorted(path for path in picture_folder(sampling.sdedit.folder).iterdir() if path.is_file()):
+        pixels = fit_picture(path.read_bytes(), sampling.width, sampling.height)
+        if pixels is None:
+            raise InputError(f"{path} is no picture; sampling.sdedit.folder must hold pictures alone")
+        pictures.append(pixels)
+    pipeline = load_pipeline(config.model, device=resolve_device(runtime.device), components=("vae",))
+    return encode_pixels(pipeline.vae, np.stack(pictures))
+
+
+def picture_folder(folder: str) -> Path:
+    """A folder with files in it.
+
+    Raises:
+        InputError: When there is none.
+    """
+    path = Path(folder)
+    if not path.is_dir() or not any(each.is_file() for each in path.iterdir()):
+        raise InputError(f"sampling.sdedit.folder {folder!r} is no folder with pictures; give one that holds some")
+    return path

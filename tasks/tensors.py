@@ -1,22 +1,26 @@
 """Tensor files beside the tables: safetensors, written whole or not at all."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from popalign_core.sampling.engine import PromptEmbeddings
+from popalign_core.sampling.embeddings import PromptEmbeddings
+from storage.roots import storage_errors, write_atomic
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors under their names; the file appears complete or not at all."""
-    partial = path.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, dict(metadata or {}))
-    os.replace(partial, path)
+    """Write tensors under their names; the file appears complete or not at all.
+
+    Raises:
+        StoreError: When it cannot be written, the disk being full for example.
+    """
+    data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata or {}))
+    with storage_errors(f"write {path}"):
+        write_atomic(path, data)
 
 
 def read_tensor(path: Path, name: str) -> Tensor:

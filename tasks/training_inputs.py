@@ -188,7 +188,7 @@ def _make_probe(
         return None
     from popalign_core.attributes.filtering import check_reader
     from popalign_core.evaluation.clip_score import load_clip
-    from popalign_core.sampling.engine import PromptEmbeddings
+    from popalign_core.sampling.embeddings import PromptEmbeddings
     from popalign_core.sampling.models import resolve_device
     from popalign_core.training.probe import PopulationProbe
     from tasks.measuring import CLASSIFIERS, clip_folder

@@ -48,8 +48,7 @@ def _children(parent: dict[Any, Any], axes: Sequence[Axis], carrier: str) -> lis
     children = []
     texts = {parent["text"]}
     for classes in product(*(axis.classes for axis in axes)):
-        words = [axis.word(name) for axis, name in zip(axes, classes, strict=True)][::-1]
-        text = fill(carrier, parent["subject"], [word for word in words if word])
+        text = fill(carrier, parent["subject"], identity_words(axes, classes))
         if text in texts:
             raise InputError(f"the identity {classes} gives {text!r} a second time; give each class words of its own")
         texts.add(text)
@@ -64,3 +63,9 @@ def _children(parent: dict[Any, Any], axes: Sequence[Axis], carrier: str) -> lis
             }
         )
     return children
+
+
+def identity_words(axes: Sequence[Axis], classes: Sequence[str]) -> list[str]:
+    """The words of an identity as they stand before the subject: those of the last axis first."""
+    words = [axis.word(name) for axis, name in zip(axes, classes, strict=True)]
+    return [word for word in reversed(words) if word]

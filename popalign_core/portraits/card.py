@@ -17,7 +17,8 @@ from popalign_core.ids import image_seed
 from popalign_core.markdown import markdown_table
 from popalign_core.portraits.occupations import GENDERS, IDENTITIES, OCCUPATIONS, RACES
 from popalign_core.portraits.pool import with_article
-from popalign_core.sampling.engine import embed_prompts, sample_images
+from popalign_core.sampling.embeddings import embed_prompts
+from popalign_core.sampling.engine import sample_images
 
 CARRIER = "a photo of {}"
 BATCH_SIZE = 32

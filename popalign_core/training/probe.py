@@ -13,7 +13,8 @@ from popalign_core.config import AttributesConfig, Axis, ProbeConfig, SamplingCo
 from popalign_core.evaluation.clip_score import ClipScorer, clip_scores, embed_images, embed_texts
 from popalign_core.evaluation.fairness import discrepancy
 from popalign_core.ids import image_seed
-from popalign_core.sampling.engine import PromptEmbeddings, sample_images
+from popalign_core.sampling.embeddings import PromptEmbeddings
+from popalign_core.sampling.engine import sample_images
 
 
 @dataclass(frozen=True)

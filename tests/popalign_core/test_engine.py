@@ -8,7 +8,11 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 from popalign_core.config import SamplingConfig
 from popalign_core.errors import InputError
 from popalign_core.sampling import engine
-from popalign_core.sampling.engine import PromptEmbeddings, decode_latents, embed_prompts, encode_pixels, sample_images
+from popalign_core.sampling import vae as vae_module
+from popalign_core.sampling.embeddings import PromptEmbeddings, embed_prompts
+from popalign_core.sampling.engine import sample_images
+from popalign_core.sampling.schedulers import make_scheduler
+from popalign_core.sampling.vae import decode_latents, encode_pixels
 
 CONFIG = SamplingConfig(n_steps=3, guidance_scale=2.5)
 TEXTS = ["a nurse", "a pilot", ""]
@@ -37,7 +41,7 @@ def test_samples_equal_the_stock_pipeline(
     prompts, empty = split(embeddings)
     pixels, latents = sample_images(tiny_pipeline, prompts, empty, rows, seeds, config)
 
-    tiny_pipeline.scheduler = engine.make_scheduler(tiny_pipeline.scheduler, scheduler)
+    tiny_pipeline.scheduler = make_scheduler(tiny_pipeline.scheduler, scheduler)
     noise = engine.initial_noise(tiny_pipeline, seeds, config)
     stock = {
         "prompt_embeds": prompts.prompt_embeds[rows],
@@ -98,12 +102,12 @@ def test_batch_size_and_neighbours_do_not_matter(tiny_pipeline: Any, embeddings:
 
 def test_scheduler_keeps_noise_schedule_and_prediction_type(tiny_pipeline: Any) -> None:
     for name in ("dpmsolver++", "ddim", "euler"):
-        scheduler = engine.make_scheduler(tiny_pipeline.scheduler, name)
+        scheduler = make_scheduler(tiny_pipeline.scheduler, name)
         assert scheduler.config.prediction_type == "v_prediction"
         assert scheduler.config.beta_schedule == "scaled_linear"
     # from a config that says nothing of clip_sample, as Euler's and DPM-Solver's do
     silent = DPMSolverMultistepScheduler(prediction_type="v_prediction")
-    assert engine.make_scheduler(silent, "ddim").config.clip_sample is False
+    assert make_scheduler(silent, "ddim").config.clip_sample is False
 
 
 def test_decoding_leaves_the_scaled_space(tiny_pipeline: Any) -> None:
@@ -117,7 +121,7 @@ def test_decoding_leaves_the_scaled_space(tiny_pipeline: Any) -> None:
 def test_decoding_in_chunks_changes_nothing(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     latents = torch.randn((3, 4, 8, 8), generator=torch.Generator().manual_seed(0))
     whole = decode_latents(tiny_pipeline.vae, latents).astype(int)
-    monkeypatch.setattr(engine, "MAX_DECODED_PIXELS", 64 * 64 * 2)
+    monkeypatch.setattr(vae_module, "MAX_DECODED_PIXELS", 64 * 64 * 2)
     assert int(np.abs(decode_latents(tiny_pipeline.vae, latents).astype(int) - whole).max()) <= 1
 
 
@@ -154,7 +158,7 @@ def test_encoding_is_the_way_back_of_decoding(pixels: Any, options: dict[str, An
         expected = vae.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist.mode()
     assert latents.shape == (3, 2, 8, 12)
     assert latents.dtype == torch.float32
-    torch.testing.assert_close(engine._unscaled(vae, latents), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(vae_module._unscaled(vae, latents), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(latents, encode_pixels(vae, pixels))
 
 
@@ -167,7 +171,7 @@ def test_a_vae_without_a_distribution_is_encoded_with_too(tiny_pipeline: Any, pi
 def test_encoding_in_chunks_changes_nothing(pixels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = kl_vae()
     whole = encode_pixels(vae, pixels)
-    monkeypatch.setattr(engine, "MAX_DECODED_PIXELS", 32 * 48 * 2)
+    monkeypatch.setattr(vae_module, "MAX_DECODED_PIXELS", 32 * 48 * 2)
     torch.testing.assert_close(encode_pixels(vae, pixels), whole)
 
 

@@ -20,7 +20,8 @@ from diffusers import (
 from popalign_core.config import SamplingConfig
 from popalign_core.denoisers import SD1, SD3, SDXL, family_of, find_denoiser
 from popalign_core.errors import ConfigError
-from popalign_core.sampling.engine import PromptEmbeddings, embed_prompts, initial_noise, sample_images, time_ids
+from popalign_core.sampling.embeddings import PromptEmbeddings, embed_prompts
+from popalign_core.sampling.engine import initial_noise, sample_images, time_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' Euler
 

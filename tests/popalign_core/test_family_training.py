@@ -14,7 +14,8 @@ from training_runs import changed, draw, errors, run, values
 from popalign_core.config import SamplingConfig
 from popalign_core.denoisers import family_of, find_denoiser
 from popalign_core.errors import ConfigError
-from popalign_core.sampling.engine import PromptEmbeddings, embed_prompts, sample_images
+from popalign_core.sampling.embeddings import PromptEmbeddings, embed_prompts
+from popalign_core.sampling.engine import sample_images
 from popalign_core.training.batch import Batch
 from popalign_core.training.data import PreferenceData
 from popalign_core.training.losses import popalign_loss

@@ -13,7 +13,8 @@ from popalign_core.errors import MissingWeightsError
 from popalign_core.evaluation.clip_score import clip_scores, embed_images, embed_texts, load_clip
 from popalign_core.portraits import weights_folder
 from popalign_core.portraits.card import Measurement, measure_model, summarise
-from popalign_core.sampling.engine import embed_prompts, sample_images
+from popalign_core.sampling.embeddings import embed_prompts
+from popalign_core.sampling.engine import sample_images
 from popalign_core.sampling.models import load_pipeline
 
 MAX_BYTES = 25_000_000

@@ -10,8 +10,8 @@ from diffusers import EulerAncestralDiscreteScheduler
 from popalign_core.config import PipelineConfig, load_config
 from popalign_core.errors import ConfigError
 from popalign_core.presets import PRESETS, preset
-from popalign_core.sampling.engine import make_scheduler
 from popalign_core.sampling.models import model_hash
+from popalign_core.sampling.schedulers import make_scheduler
 from popalign_core.training.noising import draw_timesteps, forward_process
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' Euler

@@ -13,7 +13,8 @@ from pair_files import BRIGHT, DARK, picture, row, ten_pairs, write_pairs
 
 from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError
-from popalign_core.sampling import engine
+from popalign_core.sampling import embeddings, engine
+from popalign_core.sampling import vae as codec
 from popalign_core.sampling.models import load_pipeline
 from storage.images import encode_png
 from storage.pairs import PairFile, open_pairs
@@ -44,13 +45,13 @@ def file(tmp_path: Path) -> Path:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pictures the VAE has encoded, batch by batch."""
     sizes: list[int] = []
-    original = engine.encode_pixels
+    original = codec.encode_pixels
 
     def counting(vae: Any, pixels: Any) -> Any:
         sizes.append(len(pixels))
         return original(vae, pixels)
 
-    monkeypatch.setattr(engine, "encode_pixels", counting)
+    monkeypatch.setattr(codec, "encode_pixels", counting)
     return sizes
 
 
@@ -66,7 +67,7 @@ def test_the_preferred_latents_decode_to_the_bright_pictures(
     ref = import_pairs([file], config=config, runtime=tiny_runtime)
     data = read_preferences(open_store(tiny_runtime), TrainingRefs(ref, ref, ref), config.axes)
     vae = load_pipeline(config.model, device=torch.device("cpu")).vae
-    levels = engine.decode_latents(vae, data.latents[torch.arange(20)]).mean(axis=(1, 2, 3))
+    levels = codec.decode_latents(vae, data.latents[torch.arange(20)]).mean(axis=(1, 2, 3))
     assert data.preferred.sum() == 10
     assert levels[data.preferred.numpy()].min() > 200
     assert levels[~data.preferred.numpy()].max() < 60
@@ -78,9 +79,9 @@ def test_the_models_own_pictures_come_back_to_its_own_latents(
     """Drawn, encoded as PNG, imported: nearly what the sampler ended with, and decoded again nearly the picture."""
     config = on_portraits(tiny_config)
     pipeline = load_pipeline(config.model, device=torch.device("cpu"))
-    words = engine.embed_prompts(pipeline, ["a photo of a doctor", ""], 2)
+    words = embeddings.embed_prompts(pipeline, ["a photo of a doctor", ""], 2)
     doctor, empty = (
-        engine.PromptEmbeddings(words.prompt_embeds[[n]], words.pooled_prompt_embeds[[n]]) for n in range(2)
+        embeddings.PromptEmbeddings(words.prompt_embeds[[n]], words.pooled_prompt_embeds[[n]]) for n in range(2)
     )
     sampling = config.sampling.model_copy(update={"n_steps": 8})
     pixels, latents = engine.sample_images(pipeline, doctor, empty, [0, 0], [1, 2], sampling)
@@ -91,7 +92,7 @@ def test_the_models_own_pictures_come_back_to_its_own_latents(
     imported = data.latents[torch.arange(2)]
     assert torch.corrcoef(torch.stack([imported.flatten(), latents.flatten()]))[0, 1] > 0.9
     assert imported.std() == pytest.approx(latents.std().item(), rel=0.1)
-    decoded = engine.decode_latents(pipeline.vae, imported)
+    decoded = codec.decode_latents(pipeline.vae, imported)
     assert np.abs(decoded.astype(float) - pixels).mean() < 6
     torch.testing.assert_close(data.prompt_embeds, doctor.prompt_embeds)
     torch.testing.assert_close(data.empty_pooled, empty.pooled_prompt_embeds)

@@ -12,7 +12,8 @@ from popalign_core.config import ModelConfig, PipelineConfig, ProbeConfig, Runti
 from popalign_core.errors import InputError
 from popalign_core.evaluation.fairness import discrepancy
 from popalign_core.ids import image_seed
-from popalign_core.sampling.engine import PromptEmbeddings, sample_images
+from popalign_core.sampling.embeddings import PromptEmbeddings
+from popalign_core.sampling.engine import sample_images
 from popalign_core.sampling.models import load_pipeline
 from storage.store import ArtifactRef
 from tasks.measuring import CLASSIFIERS

@@ -1,0 +1,98 @@
+"""What a denoiser reads of prompts: the text encoders' states, computed once per distinct prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popalign_core.denoisers import pipeline_family
+from popalign_core.errors import InputError
+
+TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
+"""Components of a pipeline that read prompts."""
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """What the UNet reads of P prompts.
+
+    Attributes:
+        prompt_embeds: [P, L, D], all text encoders' token states; float32 where they are stored.
+        pooled_prompt_embeds: [P, D2], the pooled state; D2 is 0 for a family without.
+    """
+
+    prompt_embeds: Tensor
+    pooled_prompt_embeds: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = tuple(self.prompt_embeds.shape), tuple(self.pooled_prompt_embeds.shape)
+        if self.prompt_embeds.ndim != 3 or self.pooled_prompt_embeds.ndim != 2 or shapes[0][0] != shapes[1][0]:
+            raise InputError(
+                f"prompt embeddings must be [P, L, D] and [P, D2] with one P, got {shapes[0]} and {shapes[1]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.prompt_embeds)
+
+    def rows(self, index: Tensor | Sequence[int] | slice) -> "PromptEmbeddings":
+        """Those of some prompts, in that order."""
+        index = index if isinstance(index, slice) else torch.as_tensor(index, dtype=torch.int64)
+        return PromptEmbeddings(self.prompt_embeds[index], self.pooled_prompt_embeds[index])
+
+    def expand(self, n: int) -> "PromptEmbeddings":
+        """The only prompt, n times, without a copy."""
+        return PromptEmbeddings(self.prompt_embeds.expand(n, -1, -1), self.pooled_prompt_embeds.expand(n, -1))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "PromptEmbeddings":
+        """On another device, in another type."""
+        place = {"device": device, "dtype": dtype}
+        return PromptEmbeddings(self.prompt_embeds.to(**place), self.pooled_prompt_embeds.to(**place))
+
+
+def concatenate(parts: Sequence[PromptEmbeddings]) -> PromptEmbeddings:
+    """The prompts of all parts, one after the other."""
+    return PromptEmbeddings(
+        torch.cat([part.prompt_embeds for part in parts]), torch.cat([part.pooled_prompt_embeds for part in parts])
+    )
+
+
+@torch.inference_mode()
+def embed_prompts(pipeline: Any, texts: Sequence[str], batch_size: int) -> PromptEmbeddings:
+    """Encode prompts with all of the pipeline's text encoders; it needs no denoiser and no VAE.
+
+    The empty text "" is the unconditional prompt. Pipelines with `force_zeros_for_empty_prompt` (SDXL's own) were
+    trained with zeros in its place, so there it becomes zeros, as in the stock pipeline.
+
+    Args:
+        pipeline: A loaded pipeline of a known family.
+        texts: P prompts.
+        batch_size: Prompts a forward.
+
+    Returns:
+        The embeddings on the CPU, float32, in the order of `texts`.
+
+    Raises:
+        InputError: When `texts` is empty.
+    """
+    if not texts:
+        raise InputError("no prompt to embed: the list of texts is empty; give at least one")
+    starts = range(0, len(texts), batch_size)
+    embeddings = concatenate([_encode(pipeline, list(texts[start : start + batch_size])) for start in starts])
+    if getattr(pipeline.config, "force_zeros_for_empty_prompt", False):
+        empty = torch.tensor([text == "" for text in texts])
+        embeddings.prompt_embeds[empty] = 0.0
+        embeddings.pooled_prompt_embeds[empty] = 0.0
+    return embeddings
+
+
+def _encode(pipeline: Any, texts: list[str]) -> PromptEmbeddings:
+    options: dict[str, Any] = {"device": pipeline.text_encoder.device, "do_classifier_free_guidance": False}
+    family = pipeline_family(pipeline)
+    if not family.has_pooled:
+        embeds, _ = pipeline.encode_prompt(texts, num_images_per_prompt=1, **options)
+        return PromptEmbeddings(embeds.float().cpu(), torch.zeros((len(texts), 0)))
+    more = {} if family.has_sizes else {"prompt_2": None, "prompt_3": None}
+    embeds, _, pooled, _ = pipeline.encode_prompt(texts, **more, **options)
+    return PromptEmbeddings(embeds.float().cpu(), pooled.float().cpu())

@@ -1,0 +1,125 @@
+"""The prediction of one step: which forwards it takes, and how guidance puts them together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popalign_core.config import SamplingConfig
+from popalign_core.denoisers import Conditions, family_of, predict
+from popalign_core.sampling.edits import Edits, SemanticGuidance
+from popalign_core.sampling.embeddings import PromptEmbeddings, concatenate
+from popalign_core.sampling.guidance import (
+    anneal_embeddings,
+    annealing_gamma,
+    annealing_generators,
+    guidance_weight,
+    guide,
+)
+from popalign_core.sampling.schedulers import diffusion_time, noise_level
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What B images are drawn for.
+
+    Attributes:
+        embeddings: Of the distinct prompts.
+        index: [B] rows of `embeddings`.
+        unconditional: One, of the empty prompt.
+        edits: Concepts the images are steered by; None for none.
+        start_latents: [B, C, h, w] of the pictures that SDEdit starts from, in the denoiser's space; None for noise.
+    """
+
+    embeddings: PromptEmbeddings
+    index: Sequence[int]
+    unconditional: PromptEmbeddings
+    edits: Edits | None = None
+    start_latents: Tensor | None = None
+
+    def part(self, images: slice) -> "Captions":
+        """Those of some of the images."""
+        return replace(
+            self,
+            index=self.index[images],
+            edits=self.edits and self.edits.rows(images),
+            start_latents=None if self.start_latents is None else self.start_latents[images],
+        )
+
+
+class Predictor:
+    """A denoiser with everything that is the same at each step of a batch."""
+
+    def __init__(
+        self,
+        denoiser: Any,
+        scheduler: Any,
+        captions: Captions,
+        seeds: Sequence[int],
+        time_ids: Tensor,
+        config: SamplingConfig,
+        device: torch.device,
+    ) -> None:
+        """Bring the captions to the device.
+
+        Args:
+            denoiser: UNet or transformer.
+            scheduler: With its timesteps set.
+            captions: Of B images.
+            seeds: [B], for the noise of CADS.
+            time_ids: [1, 6], SDXL's sizes.
+            config: Guidance.
+            device: Where the denoiser computes.
+        """
+        self._denoiser, self._scheduler, self._config = denoiser, scheduler, config
+        self._family, self._place = family_of(denoiser), (device, denoiser.dtype)
+        self._time_ids = time_ids.to(*self._place)
+        self._conditional = captions.embeddings.rows(captions.index).to(*self._place)
+        self._unconditional = captions.unconditional.to(*self._place).expand(len(seeds))
+        self._annealing = annealing_generators(seeds) if config.cads else []
+        self._concepts: list[PromptEmbeddings] = []
+        self._steer: SemanticGuidance | None = None
+        if captions.edits is not None and config.fair_diffusion is not None and captions.edits.direction.any():
+            self._concepts = [part.to(*self._place) for part in captions.edits.columns()]
+            self._steer = SemanticGuidance(captions.edits.direction.to(device), config.fair_diffusion, config.n_steps)
+
+    def __call__(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
+        """The guided prediction [B, C, h, w] for latents [B, C, h, w] at one timestep, the `step`th from 0.
+
+        Both halves of the guidance are one forward. A half that does not count is not taken: the unconditional one
+        where the guidance weight is 1, the conditional one where it is 0.
+        """
+        time = diffusion_time(self._scheduler, timestep)
+        weight = guidance_weight(self._config, time, noise_level(self._scheduler, timestep))
+        parts = [self._unconditional] if weight != 1 or self._steer is not None else []
+        if weight != 0:
+            parts.append(self._condition(time))
+        predictions = self._forward(latents, timestep, parts)
+        unguided, model_pred = predictions[0], predictions[-1]
+        if len(parts) == 2:
+            model_pred = guide(unguided, model_pred, weight, self._config.guidance_rescale)
+        if self._steer is not None:
+            # a forward of their own: a batch of all parts at once would need twice the memory and more
+            concepts = torch.stack(self._forward(latents, timestep, self._concepts), 1)
+            model_pred = model_pred + self._steer(concepts, unguided, step)
+        return model_pred
+
+    def _condition(self, time: float) -> PromptEmbeddings:
+        if self._config.cads is None:
+            return self._conditional
+        gamma = annealing_gamma(time, self._config.cads.tau1, self._config.cads.tau2)
+        return anneal_embeddings(self._conditional, gamma, self._annealing, self._config.cads)
+
+    def _forward(self, latents: Tensor, timestep: Tensor, parts: Sequence[PromptEmbeddings]) -> tuple[Tensor, ...]:
+        """One forward for all parts: their predictions, float32."""
+        noisy = torch.cat([latents] * len(parts))
+        if hasattr(self._scheduler, "scale_model_input"):
+            noisy = self._scheduler.scale_model_input(noisy, timestep)
+        captions = concatenate(parts)
+        sizes = self._time_ids.expand(len(noisy), -1)
+        conditions = Conditions(captions.prompt_embeds, captions.pooled_prompt_embeds, sizes)
+        times = timestep.expand(len(noisy))
+        model_pred = predict(self._denoiser, self._family, noisy.to(self._denoiser.dtype), times, conditions)
+        return model_pred.float().chunk(len(parts))

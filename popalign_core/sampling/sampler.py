@@ -1,0 +1,185 @@
+"""A loaded model that draws any number of images, in batches that its memory holds."""
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from numpy.typing import NDArray
+from torch import Tensor
+
+from popalign_core.config import ModelConfig, RuntimeConfig, SamplingConfig
+from popalign_core.denoisers import find_denoiser
+from popalign_core.errors import ResourceError
+from popalign_core.sampling import engine
+from popalign_core.sampling.engine import execution_device
+from popalign_core.sampling.models import load_pipeline, resolve_device
+from popalign_core.sampling.prediction import Captions
+
+_log = logging.getLogger(__name__)
+
+_SHARE_OF_FREE_MEMORY = 0.9
+"""What a batch may take of it: the allocator needs room for fragments."""
+
+
+SAMPLER_PARTS = ("unet", "transformer", "vae", "scheduler")
+"""Components of a pipeline that draw images from embeddings."""
+
+
+class Sampler:
+    """A pipeline made ready to sample; it remembers which batch size fits."""
+
+    def __init__(self, pipeline: Any, runtime: RuntimeConfig) -> None:
+        """Lay out, fuse and compile the denoiser as the runtime asks for.
+
+        Args:
+            pipeline: Loaded; its denoiser and VAE are changed in place.
+            runtime: Batch size, memory layout, compilation, offloading.
+        """
+        self.pipeline = pipeline
+        self.batch_size = runtime.batch_size
+        self.device = execution_device(pipeline)
+        self._is_measured = self.device.type != "cuda"
+        _speed_up(pipeline, runtime)
+
+    def draw(
+        self, captions: Captions, seeds: Sequence[int], config: SamplingConfig
+    ) -> Iterator[tuple[NDArray[np.uint8], Tensor]]:
+        """Draw one image for each seed, batch by batch.
+
+        Where memory runs out the batch is halved and drawn again, and so are all that follow: an image does not depend
+        on its batch beyond rounding.
+
+        Args:
+            captions: Of as many images.
+            seeds: One an image.
+            config: How they are drawn.
+
+        Yields:
+            Pixels [B, H, W, 3] uint8 and latents [B, C, h, w] float32 of each batch.
+
+        Raises:
+            ResourceError: When not even a single image fits.
+        """
+        self._fit(captions, seeds, config)
+        start = 0
+        while start < len(seeds):
+            part = slice(start, start + self.batch_size)
+            drawn = self._attempt(captions.part(part), seeds[part], config)
+            if drawn is None:
+                self._shrink(config)
+                continue
+            yield drawn
+            start += len(drawn[0])
+
+    def _attempt(
+        self, captions: Captions, seeds: Sequence[int], config: SamplingConfig
+    ) -> tuple[NDArray[np.uint8], Tensor] | None:
+        """One batch, or None when it does not fit: the error is gone by then, and with it what it held on to."""
+        try:
+            return engine.sample_images(
+                self.pipeline,
+                captions.embeddings,
+                captions.unconditional,
+                captions.index,
+                seeds,
+                config,
+                edits=captions.edits,
+                start_latents=captions.start_latents,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+                raise
+            return None
+
+    def _shrink(self, config: SamplingConfig) -> None:
+        _free_memory()
+        if self.batch_size == 1:
+            raise ResourceError(
+                f"memory runs out with a single image of {config.width} x {config.height} px; set runtime.offload=true, "
+                "a half-precision model.dtype or a smaller picture, or free memory on the device"
+            )
+        self.batch_size //= 2
+        _log.warning("memory ran out: going on with batches of %d image(s)", self.batch_size)
+
+    def _fit(self, captions: Captions, seeds: Sequence[int], config: SamplingConfig) -> None:
+        """Once, on a CUDA device: lower the batch size to what its free memory holds."""
+        if self._is_measured or len(seeds) < 2:
+            return
+        self._is_measured = True
+        brief = config.model_copy(update={"n_steps": 2, "sdedit": None})
+        captions = replace(captions, start_latents=None)
+
+        def measure(n_images: int) -> int:
+            _free_memory()
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            part = slice(0, n_images)
+            if self._attempt(captions.part(part), seeds[part], brief) is None:
+                return 2**62
+            return torch.cuda.max_memory_allocated(self.device) - before
+
+        _free_memory()
+        free, _ = torch.cuda.mem_get_info(self.device)
+        self.batch_size = fitting_batch(self.batch_size, free, measure)
+        _free_memory()
+
+
+def load_sampler(model: ModelConfig, runtime: RuntimeConfig, *, device: str, folder: Path | None = None) -> Sampler:
+    """Load what sampling needs of a model, denoiser and VAE, and make it ready; the text encoders stay where they are.
+
+    Args:
+        model: Which.
+        runtime: Layout, compilation, offloading, batch size.
+        device: Name of a device; `runtime.device` unless there is one for each worker.
+        folder: Of an aligned copy, loaded in place of the model's own.
+
+    Raises:
+        ConfigError: As `resolve_device`.
+        MissingWeightsError: As `load_pipeline`.
+    """
+    place = resolve_device(device)
+    is_offloaded = runtime.offload and place.type != "cpu"
+    first = torch.device("cpu") if is_offloaded else place
+    pipeline = load_pipeline(model, device=first, folder=folder, components=SAMPLER_PARTS)
+    if is_offloaded:
+        pipeline.enable_model_cpu_offload(device=place)
+    return Sampler(pipeline, runtime)
+
+
+def fitting_batch(limit: int, free: int, measure: Callable[[int], int]) -> int:
+    """The largest batch that free memory holds, going by what one image takes and what a second one adds.
+
+    Args:
+        limit: The largest batch that is wanted.
+        free: Bytes.
+        measure: Number of images -> bytes at the peak.
+
+    Returns:
+        At least 1; the sampler still halves it when memory runs out.
+    """
+    one, two = measure(1), measure(2)
+    room = int(_SHARE_OF_FREE_MEMORY * free) - one
+    return max(1, min(limit, 1 + room // max(1, two - one)))
+
+
+def _speed_up(pipeline: Any, runtime: RuntimeConfig) -> None:
+    denoiser = find_denoiser(pipeline)
+    if runtime.fuse_qkv and hasattr(denoiser, "fuse_qkv_projections"):
+        denoiser.fuse_qkv_projections()
+    if runtime.channels_last:
+        for module in (denoiser, pipeline.vae):
+            module.to(memory_format=torch.channels_last)
+    if runtime.compile:
+        denoiser.compile_repeated_blocks()
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
