@@ -168,7 +168,8 @@ def _encode(
     """The rows that can be used, their pictures' latents batch by batch (picture 0 and 1 of each row in turn), and
     how many rows were dropped for what.
     """
-    from popalign_core.preferences.pairs import UNDECODABLE, pair_fault
+    from popalign_core.pictures import UNDECODABLE
+    from popalign_core.preferences.pairs import pair_fault
     from popalign_core.sampling.engine import encode_pixels
 
     kept: list[PairRow] = []
@@ -193,7 +194,7 @@ def _encode(
 
 def _fitted(row: "PairRow", config: PipelineConfig) -> list[NDArray[np.uint8]]:
     """Both pictures in the configured size; fewer where one cannot be decoded."""
-    from popalign_core.preferences.pairs import fit_picture
+    from popalign_core.pictures import fit_picture
 
     width, height = config.sampling.width, config.sampling.height
     fitted = (fit_picture(data, width, height) for data in row.pictures if data)
