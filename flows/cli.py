@@ -270,6 +270,39 @@ def import_pairs(
     typer.echo(ref.key)
 
 
+@imports.command("images")
+def import_images(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="Parquet files with image and prompt_id, prompt, text or caption, or folders: with metadata.csv or "
+            "metadata.jsonl, or sub-folders that bear the prompts' texts.",
+        ),
+    ],
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    settings: Settings = None,
+) -> None:
+    """Bring pictures of the evaluation prompts, drawn elsewhere, into the store, and print their key."""
+    from flows.graph import call_directly
+    from flows.options import build_config
+    from flows.progress import console_progress
+    from flows.runs import import_pictures
+    from flows.tables import pictures_line
+    from tasks.pictures import count_prompts
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    with console_progress() as progress:
+        refs = import_pictures(paths, pipeline, runtime, call=call_directly(progress))
+    store, ref = _open(runtime.root), refs["imported"]
+    drops = store.read_table(ref, "drops").to_dict("records")
+    n_pictured, n_prompts = count_prompts(store, refs["identities"], ref)
+    typer.echo(pictures_line(store.manifest(ref).rows["images"], n_pictured, n_prompts, drops), err=True)
+    typer.echo(ref.key)
+
+
 @portraits.command()
 def train(
     data: Annotated[Path, typer.Option(help="Folder with portraits.parquet and things.parquet.")],

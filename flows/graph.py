@@ -32,7 +32,7 @@ class Step:
     run: Callable[..., ArtifactRef]
     request: Callable[..., Request]
     inputs: Mapping[str, str] = field(default_factory=dict)
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, refs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
         """The stage's arguments besides configuration and runtime."""

@@ -1,9 +1,13 @@
 """What the flows do, as plain functions: with Prefect tasks or, as `popalign run`, without Prefect at all."""
 
-from flows.graph import PAIRS_STEP, PIPELINE, Call, needed_for, plan, references, run_steps
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.graph import PAIRS_STEP, PIPELINE, PROMPT_STEPS, Call, Step, needed_for, plan, references, run_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import StoreError
 from storage.store import ArtifactRef
+from tasks import pictures
 from tasks.pairs import find_pairs
 from tasks.publish import check_training_name, publish_run, publish_training, reserve_run
 from tasks.stage import open_store
@@ -73,6 +77,29 @@ def train_on_pairs(key: str, config: PipelineConfig, runtime: RuntimeConfig, nam
     given = {"pairs": pairs}
     reserve_run([pairs, *(ref for _, ref in references(config, runtime, [PAIRS_STEP], given))], runtime, name)
     return publish_training(run_steps([PAIRS_STEP], config, runtime, call, given), config, runtime, name)
+
+
+def import_pictures(
+    sources: Sequence[str | Path], config: PipelineConfig, runtime: RuntimeConfig, *, call: Call
+) -> dict[str, ArtifactRef]:
+    """Bring pictures of the evaluation prompts that were made elsewhere into the store, and before them the prompts.
+
+    Args:
+        sources: Folders and Parquet files as `storage.pictures` describes them.
+        config: What decides the prompts and the pictures' size.
+        runtime: Store, shard size.
+        call: How a stage is called.
+
+    Returns:
+        The artifacts of the prompts and of `imported`.
+
+    Raises:
+        InputError: When a source cannot be read, or no picture can be used.
+    """
+    step = Step(
+        pictures.STAGE, pictures.import_images, pictures.request, {"prompts": "identities"}, {"sources": sources}
+    )
+    return run_steps([*PROMPT_STEPS, step], config, runtime, call)
 
 
 def _retire(ref: ArtifactRef, runtime: RuntimeConfig) -> None:

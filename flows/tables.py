@@ -79,8 +79,16 @@ def garbage_lines(report: "GarbageReport") -> list[str]:
 
 def import_line(n_pairs: int, drops: Iterable[Row]) -> str:
     """How many pairs an import kept, and how many it dropped for which reason: rows of a `drops` table."""
-    dropped = ", ".join(f"{row['n']} {row['reason']}" for row in drops)
-    return f"{n_pairs} pair(s) to train on; dropped: {dropped or 'none'}"
+    return f"{n_pairs} pair(s) to train on; dropped: {_dropped(drops)}"
+
+
+def pictures_line(n_images: int, n_pictured: int, n_prompts: int, drops: Iterable[Row]) -> str:
+    """How many pictures an import kept, of how many of the evaluation prompts, and what it dropped."""
+    return f"{n_images} image(s) of {n_pictured} of {n_prompts} evaluation prompts; dropped: {_dropped(drops)}"
+
+
+def _dropped(drops: Iterable[Row]) -> str:
+    return ", ".join(f"{row['n']} {row['reason']}" for row in drops) or "none"
 
 
 def _work(node: "PlannedNode") -> str:

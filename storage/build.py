@@ -65,15 +65,18 @@ class Build:
         with storage_errors(f"write {path}"):
             write_atomic(path, data)
 
-    def read_table(self, name: str) -> "pd.DataFrame":
-        """All rows of a table written so far, shards in order.
+    def read_table(self, name: str, shard: int | None = None) -> "pd.DataFrame":
+        """All rows of a table written so far, shards in order, or those of one shard.
 
         Raises:
             StoreError: When there is none, or a file is damaged.
         """
-        from storage.parquet import decode, group_tables, to_frame
+        from storage.parquet import decode, file_name, group_tables, to_frame
 
-        files = group_tables(os.listdir(self.folder)).get(name)
+        there = os.listdir(self.folder)
+        # beside one shard others may still be missing
+        whole = group_tables(there).get(name, []) if shard is None else [file_name(name, shard)]
+        files = [file for file in whole if file in there]
         if not files:
             raise StoreError(f"{self.ref} has no table {name!r} yet; write it first")
         return to_frame(decode(name, (self.folder / file).read_bytes(), str(self.folder / file)) for file in files)

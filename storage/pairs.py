@@ -5,40 +5,22 @@ picture 1 is, 0.5 for a tie), `caption` and, where there is one, `has_label`. Al
 """
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from popalign_core.errors import InputError
+from storage.foreign import in_order, is_bytes, is_number, is_text, iter_rows, opened
 from storage.roots import digest_file, storage_errors
 
-_BATCH_ROWS: Final = 16
-"""Rows decoded at once: what is in memory besides the chunk asked for, and the pages of one row group."""
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-_PICTURES: Final = ("jpg_0", "jpg_1")
 _COLUMNS: Final[dict[str, tuple[Callable[[pa.DataType], bool], str]]] = {
-    "jpg_0": (_is_bytes, "the bytes of a picture"),
-    "jpg_1": (_is_bytes, "the bytes of a picture"),
-    "label_0": (_is_number, "a number"),
-    "caption": (_is_text, "text"),
+    "jpg_0": (is_bytes, "the bytes of a picture"),
+    "jpg_1": (is_bytes, "the bytes of a picture"),
+    "label_0": (is_number, "a number"),
+    "caption": (is_text, "text"),
 }
 """Column that must be there -> whether its type will do, and what it should hold."""
 
@@ -91,11 +73,7 @@ def open_pairs(paths: Sequence[str | Path]) -> list[PairFile]:
     """
     if not paths:
         raise InputError("no file of pairs was given (0 files); give at least one Parquet file")
-    files = sorted((_open_pairs(Path(path)) for path in paths), key=lambda file: file.sha256)
-    for one, other in pairwise(files):
-        if one.sha256 == other.sha256:
-            raise InputError(f"{one.path} and {other.path} hold the same bytes; give each file once")
-    return files
+    return in_order(_open_pairs(Path(path)) for path in paths)
 
 
 def iter_chunks(
@@ -120,7 +98,7 @@ def iter_chunks(
 def iter_captions(files: Sequence[PairFile]) -> Iterator[str | None]:
     """Every row's caption, the pictures left unread."""
     for file in files:
-        with _opened(file.path) as parquet:
+        with opened(file.path) as parquet:
             for batch in parquet.iter_batches(columns=["caption"], use_threads=False):
                 yield from batch.column(0).to_pylist()
 
@@ -131,7 +109,7 @@ def _open_pairs(path: Path) -> PairFile:
             f"is a folder; give its files, {path}/*.parquet" if path.is_dir() else "is not there; give a Parquet file"
         )
         raise InputError(f"the file of pairs {path} {what}")
-    with _opened(path) as parquet:
+    with opened(path) as parquet:
         _check_columns(path, parquet.schema_arrow)
         n_rows = int(parquet.metadata.num_rows)
     with storage_errors(f"read {path}"):
@@ -149,37 +127,14 @@ def _check_columns(path: Path, schema: pa.Schema) -> None:
 
 
 def _iter_rows(files: Sequence[PairFile], n_rows: int, wanted: Container[int]) -> Iterator[PairRow]:
-    first = 0
+    first, columns = 0, (*_COLUMNS, _HAS_LABEL)
     for file in files:
-        with _opened(file.path) as parquet:
-            for group in range(parquet.num_row_groups):
-                last = first + parquet.metadata.row_group(group).num_rows
-                chunks = range(first // n_rows, -(-last // n_rows))
-                if any(number in wanted for number in chunks):
-                    rows = enumerate(_iter_group(parquet, group), first)
-                    yield from (_pair_row(n, cells) for n, cells in rows if n // n_rows in wanted)
-                first = last
-
-
-def _iter_group(parquet: pq.ParquetFile, group: int) -> Iterator[dict[str, Any]]:
-    columns = [name for name in (*_COLUMNS, _HAS_LABEL) if name in parquet.schema_arrow.names]
-    # one row group at a time: what iter_batches holds of several would grow with the file
-    for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
-        yield from batch.to_pylist()
+        rows = iter_rows(file.path, columns, lambda number: number // n_rows in wanted, first)
+        yield from (_pair_row(number, cells) for number, cells in rows)
+        first += file.n_rows
 
 
 def _pair_row(number: int, cells: dict[str, Any]) -> PairRow:
     label = cells["label_0"] if cells.get(_HAS_LABEL, True) else None
     pictures = (cells["jpg_0"], cells["jpg_1"])
     return PairRow(number, cells["caption"], None if label is None else float(label), pictures)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """A Parquet file; what pyarrow makes of a damaged one becomes an error that names it."""
-    try:
-        # pre_buffer would hold whole row groups, which are pictures
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as parquet:
-            yield parquet
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as Parquet ({error}); fetch it again or leave it out") from error

@@ -9,7 +9,7 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
 from tasks.measuring import CLASSIFIERS
 from tasks.stage import Progress, Request, no_progress, produce, set_threads
-from tasks.tables import iter_batches
+from tasks.tables import drops_table, iter_batches
 
 if TYPE_CHECKING:
     pass
@@ -56,8 +56,7 @@ def read_attributes(
 def count_drops(attributes: pd.DataFrame) -> pd.DataFrame:
     """Distinct images by drop reason: table `drops`."""
     dropped = attributes.dropna(subset=["drop_reason"])
-    counts = dropped.groupby("drop_reason", sort=True)["image_id"].nunique()
-    return pd.DataFrame({"stage": STAGE, "reason": counts.index.astype(str), "n": counts.to_numpy(dtype="int64")})
+    return drops_table(STAGE, dropped.groupby("drop_reason")["image_id"].nunique().to_dict())
 
 
 def _read_shards(

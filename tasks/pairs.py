@@ -6,7 +6,7 @@ One artifact stands for three of the pipeline's: `prompts` (the captions), `samp
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from storage.store import ArtifactRef, Build, Store
-from tasks.stage import Progress, Request, no_progress, produce, set_threads
+from tasks.stage import Progress, Request, counted, find_published, no_progress, produce, set_threads
+from tasks.tables import NO_SEED, drops_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 STAGE = "pairs"
 VERSION = "1"
-
-NO_SEED = -1
-"""In column `seed`: the sampler drew none of these pictures."""
 
 _DROPPED = "dropped: "
 """Begins the name of what a shard counted as dropped; the reason follows."""
@@ -88,13 +86,7 @@ def find_pairs(store: Store, key: str, config: PipelineConfig) -> ArtifactRef:
     Raises:
         InputError: When there is no such artifact, or another model or size encoded it.
     """
-    ref = ArtifactRef(STAGE, key.removeprefix(f"{STAGE}/"))
-    if not store.is_published(ref):
-        known = [each.key for each in store.list_artifacts() if each.stage == STAGE]
-        raise InputError(
-            f"there are no pairs {ref.key!r} in {store.root}, which has {', '.join(known) or 'none'}; "
-            "`popalign import pairs FILE...` makes them and prints their key"
-        )
+    ref = find_published(store, STAGE, key, what="pairs", made_by="popalign import pairs FILE...")
     made, asked = store.manifest(ref).payload["config"], encoding(config)
     for part, what in (("model", "base model"), ("sampling", "picture size")):
         if made[part] != asked[part]:
@@ -118,7 +110,8 @@ def _fill(
     set_threads(runtime)
     pipeline = load_pipeline(config.model, device=resolve_device(runtime.device))
     _encode_shards(build, ref, files, pipeline.vae, config, runtime, on_progress)
-    drops = _drops(build.sum_counts())
+    counts = build.sum_counts().items()
+    drops = drops_table(STAGE, {name.removeprefix(_DROPPED): n for name, n in counts if name.startswith(_DROPPED)})
     n_rows = sum(file.n_rows for file in files)
     if int(drops["n"].sum()) == n_rows:
         reasons = dict(zip(drops["reason"], drops["n"].tolist(), strict=True))
@@ -150,16 +143,9 @@ def _encode_shards(
     done = sum(length for number, length in enumerate(lengths) if number not in todo)
     on_progress(done, n_rows)
     for number, rows in iter_chunks(files, size, todo):
-        kept, latents, drops = _encode(_counted(rows, on_progress, done, n_rows), vae, config, runtime.batch_size)
+        kept, latents, drops = _encode(counted(rows, on_progress, done, n_rows), vae, config, runtime.batch_size)
         _write_shard(build, ref, number, kept, latents, drops, config)
         done += lengths[number]
-
-
-def _counted(rows: "Iterable[PairRow]", on_progress: Progress, done: int, total: int) -> "Iterator[PairRow]":
-    """The same rows; each is reported when the next one is asked for."""
-    for number, row in enumerate(rows, done + 1):
-        yield row
-        on_progress(number, total)
 
 
 def _encode(
@@ -168,7 +154,8 @@ def _encode(
     """The rows that can be used, their pictures' latents batch by batch (picture 0 and 1 of each row in turn), and
     how many rows were dropped for what.
     """
-    from popalign_core.preferences.pairs import UNDECODABLE, pair_fault
+    from popalign_core.pictures import UNDECODABLE
+    from popalign_core.preferences.pairs import pair_fault
     from popalign_core.sampling.vae import encode_pixels
 
     kept: list[PairRow] = []
@@ -193,7 +180,7 @@ def _encode(
 
 def _fitted(row: "PairRow", config: PipelineConfig) -> list[NDArray[np.uint8]]:
     """Both pictures in the configured size; fewer where one cannot be decoded."""
-    from popalign_core.preferences.pairs import fit_picture
+    from popalign_core.pictures import fit_picture
 
     width, height = config.sampling.width, config.sampling.height
     fitted = (fit_picture(data, width, height) for data in row.pictures if data)
@@ -265,13 +252,6 @@ def _prompts(files: "Sequence[PairFile]", used: set[str]) -> pd.DataFrame:
     constant = {"kind": "neutral", "split": "train", "parent_id": None, "template": "{}", "source": STAGE}
     identity = pd.Series([{} for _ in captions], dtype=object)
     return pd.DataFrame(rows).assign(text=captions, subject=captions, identity=identity, **constant)
-
-
-def _drops(counts: dict[str, int]) -> pd.DataFrame:
-    """Table `drops`, from what the shards counted."""
-    found = sorted((name.removeprefix(_DROPPED), n) for name, n in counts.items() if name.startswith(_DROPPED))
-    reasons, numbers = [reason for reason, _ in found], np.array([n for _, n in found], dtype=np.int64)
-    return pd.DataFrame({"stage": STAGE, "reason": pd.Series(reasons, dtype=object), "n": numbers})
 
 
 def _write_embeddings(build: Build, pipeline: Any, prompts: pd.DataFrame, batch_size: int) -> None:

@@ -5,6 +5,7 @@ import pandas as pd
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
 from tasks.stage import Progress, Request, no_progress, produce
+from tasks.tables import drops_table
 
 STAGE = "prompts"
 VERSION = "1"
@@ -59,8 +60,6 @@ def _ask_model(build: Build, config: PipelineConfig, on_progress: Progress) -> p
     from popalign_core.prompts.synthesis import synthesise_prompts
 
     table, rejected = synthesise_prompts(config.prompts, config.axes, build.folder / ANSWERS, on_progress)
-    counts = rejected.groupby("reason", sort=True).size()
-    drops = pd.DataFrame({"stage": STAGE, "reason": counts.index.astype(str), "n": counts.to_numpy(dtype="int64")})
-    build.write_table("drops", drops)
+    build.write_table("drops", drops_table(STAGE, rejected["reason"].value_counts().to_dict()))
     build.write_table("rejected", rejected)
     return table

@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 
 from storage.store import ArtifactRef
-from tasks import attributes, evaluate, identities, pairs, preferences, prompts, report, sample, scores, train
+from tasks import attributes, evaluate, identities, pairs, pictures, preferences, prompts, report, sample, scores, train
 from tasks.stage import Progress
 
 N_UPDATES = 20
@@ -60,6 +60,7 @@ _STAGES: tuple[Callable[..., ArtifactRef], ...] = (
     attributes.read_attributes,
     preferences.build_preferences,
     pairs.import_pairs,
+    pictures.import_images,
     train.train_model,
     scores.score_images,
     evaluate.evaluate_system,

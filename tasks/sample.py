@@ -19,6 +19,7 @@ from popalign_core.sampling.captions import plan_captions
 from storage.store import ArtifactRef, Build, Store
 from tasks.measuring import folder_digest
 from tasks.stage import Progress, Request, no_progress, produce, set_threads
+from tasks.tables import drops_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,7 +114,7 @@ def sample_images(
         sampling = sampling_config(config, purpose)
         images = list_images(table, n_images(config, purpose), ref.key, sampling)
         _draw_shards(build, table, images, model, sampling, config, runtime, on_progress)
-        build.write_table("drops", _drops(build.sum_counts()))
+        build.write_table("drops", drops_table(STAGE, {UNSAFE: build.sum_counts().get(UNSAFE, 0)}))
 
     return produce(request(config, prompts=prompts, model=model, purpose=purpose), runtime, fill)
 
@@ -193,12 +194,6 @@ def _draw_shards(
         fan_out(draw_in_worker, shards, todo, runtime, keep)
     finally:
         forget_samplers()
-
-
-def _drops(counts: Mapping[str, int]) -> pd.DataFrame:
-    """Images without a picture, by reason."""
-    found = {reason: counts[reason] for reason in (UNSAFE,) if reason in counts}
-    return pd.DataFrame({"stage": STAGE, "reason": list(found), "n": pd.Series(list(found.values()), dtype="int64")})
 
 
 def _embeddings(

@@ -1,14 +1,15 @@
 """The body that every stage shares: key -> published? -> build -> validate -> publish."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from popalign_core.config import RuntimeConfig
-from popalign_core.errors import PopAlignError
+from popalign_core.errors import InputError, PopAlignError
 from storage.store import ArtifactRef, Build, Store
 
+Item = TypeVar("Item")
 Progress = Callable[[int, int], None]
 """Called with (done, total) as the work of a stage goes on."""
 
@@ -71,6 +72,29 @@ def produce(request: Request, runtime: RuntimeConfig, fill: Callable[[Store, Bui
     return ref
 
 
+def find_published(store: Store, stage: str, key: str, *, what: str, made_by: str) -> ArtifactRef:
+    """The published artifact of a key that a user gave, with or without its stage before it.
+
+    Args:
+        store: Where to look.
+        stage: Whose artifact it must be.
+        key: As the command that made it printed it.
+        what: The stage's artifacts are, for the message.
+        made_by: The command that makes one and prints its key.
+
+    Raises:
+        InputError: When there is no such artifact.
+    """
+    ref = ArtifactRef(stage, key.removeprefix(f"{stage}/"))
+    if not store.is_published(ref):
+        known = [each.key for each in store.list_artifacts() if each.stage == stage]
+        raise InputError(
+            f"there are no {what} {ref.key!r} in {store.root}, which has {', '.join(known) or 'none'}; "
+            f"`{made_by}` makes them and prints their key"
+        )
+    return ref
+
+
 @contextmanager
 def located(ref: ArtifactRef) -> Iterator[None]:
     """Attach stage and key to the project's errors as they cross the task border."""
@@ -87,6 +111,13 @@ def set_threads(runtime: RuntimeConfig) -> None:
 
     if runtime.n_threads:
         torch.set_num_threads(runtime.n_threads)
+
+
+def counted(items: Iterable[Item], on_progress: Progress, done: int, total: int) -> Iterator[Item]:
+    """The same items; each is reported when the next one is asked for."""
+    for number, item in enumerate(items, done + 1):
+        yield item
+        on_progress(number, total)
 
 
 def no_progress(done: int, total: int) -> None:

@@ -1,6 +1,6 @@
-"""Reading `images` without holding every picture in memory."""
+"""Reading `images` without holding every picture in memory, and what tables of imported data share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,16 @@ from numpy.typing import NDArray
 
 from storage.images import decode_png
 from storage.store import ArtifactRef, Store
+
+NO_SEED = -1
+"""In column `seed` of `images`: the sampler drew none of these pictures."""
+
+
+def drops_table(stage: str, counts: Mapping[Any, int]) -> pd.DataFrame:
+    """Table `drops` of a stage: how many of what it was given were dropped, by reason."""
+    found = sorted((reason, n) for reason, n in counts.items() if n)
+    reasons, numbers = [reason for reason, _ in found], np.array([n for _, n in found], dtype=np.int64)
+    return pd.DataFrame({"stage": stage, "reason": pd.Series(reasons, dtype=object), "n": numbers})
 
 
 def read_images(store: Store, sample: ArtifactRef) -> pd.DataFrame:

@@ -1,13 +1,10 @@
-"""Which comparisons count, and pictures in the model's size."""
+"""Which comparisons count."""
 
-import io
 import math
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from popalign_core.preferences.pairs import PREFERRED_SIDE, fit_picture, pair_fault
+from popalign_core.preferences.pairs import PREFERRED_SIDE, pair_fault
 
 PICTURES = (b"one", b"other")
 
@@ -36,58 +33,3 @@ def test_a_comparison_counts_or_has_a_reason_not_to(
 
 def test_label_0_speaks_of_picture_0() -> None:
     assert PREFERRED_SIDE == {1.0: 0, 0.0: 1}
-
-
-def encoded(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
-    sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, format=kind, **options)
-    return sink.getvalue()
-
-
-def test_a_picture_of_the_right_size_is_left_alone() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8)
-    assert np.array_equal(fit_picture(encoded(pixels), 16, 24), pixels)
-
-
-def test_the_shorter_side_fits_and_the_middle_stays() -> None:
-    """Three stripes, each as wide as the picture is high: only the middle one is seen."""
-    stripes = np.repeat(np.array([[[10] * 3, [120] * 3, [250] * 3]], np.uint8), 32, axis=0).repeat(32, axis=1)
-    for pixels in (stripes, stripes.transpose(1, 0, 2)):
-        fitted = fit_picture(encoded(pixels), 16, 16)
-        assert fitted is not None
-        assert fitted.shape == (16, 16, 3)
-        assert int(np.abs(fitted.astype(int) - 120).max()) < 10  # the filter sees a little of the neighbours
-        assert np.array_equal(fitted[4:12, 4:12], np.full((8, 8, 3), 120))
-
-
-def test_small_grey_and_turned_pictures_become_rgb_in_the_configured_size() -> None:
-    grey = np.full((5, 7), 99, np.uint8)
-    assert np.array_equal(fit_picture(encoded(grey), 64, 32), np.full((32, 64, 3), 99, np.uint8))
-    halves = np.zeros((16, 16, 3), np.uint8)
-    halves[:8] = 200
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    turned = fit_picture(encoded(halves, exif=exif), 16, 16)
-    assert np.array_equal(turned, halves[::-1])
-
-
-def test_what_is_no_picture_is_none() -> None:
-    good = encoded(np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8), "JPEG")
-    assert fit_picture(b"not a picture", 16, 16) is None
-    assert fit_picture(good[: len(good) // 2], 16, 16) is None
-    assert fit_picture(b"", 16, 16) is None
-
-
-def test_damaged_pictures_never_stop_the_import() -> None:
-    """A few hundred files with some bytes overwritten: each is read or is None."""
-    generator = np.random.default_rng(1)
-    pixels = generator.integers(0, 256, (24, 24, 3), np.uint8)
-    outcomes = set()
-    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
-        good = encoded(pixels, kind)
-        for _ in range(60):
-            bad = bytearray(good)
-            for place in generator.integers(0, len(bad), 5):
-                bad[place] = int(generator.integers(256))
-            outcomes.add(fit_picture(bytes(bad), 16, 16) is None)
-    assert outcomes == {True, False}

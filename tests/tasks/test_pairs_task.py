@@ -18,8 +18,9 @@ from popalign_core.sampling import vae as codec
 from popalign_core.sampling.models import load_pipeline
 from storage.images import encode_png
 from storage.pairs import PairFile, open_pairs
-from tasks.pairs import NO_SEED, find_pairs, import_pairs, request
+from tasks.pairs import find_pairs, import_pairs, request
 from tasks.stage import open_store, reference
+from tasks.tables import NO_SEED
 from tasks.tensors import read_embeddings
 from tasks.train import train_model
 from tasks.training_inputs import TrainingRefs, read_preferences
