@@ -96,6 +96,21 @@ class ModelConfig(Frozen):
     name: Text = Field(default="portraits", description="'portraits', a folder, or a hub id")
     revision: str | None = Field(default=None, description="hub revision (commit); required for a hub id")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    denoiser: Text | None = Field(
+        default=None, description="folder of a UNet or transformer alone, in place of the model's own"
+    )
+    lora: Text | None = Field(
+        default=None, description="a .safetensors file, or a folder that training wrote; fused into the model"
+    )
+    lora_scale: float = Field(default=1.0, allow_inf_nan=False, description="how much of the LoRA is fused in")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.lora_scale == 0:
+            raise ValueError("lora_scale is 0, which fuses nothing; leave lora out, or give another scale")
+        if self.lora is None and self.lora_scale != 1:
+            raise ValueError(f"lora_scale is {self.lora_scale:g}, but there is no lora; give one, or leave it out")
+        return self
 
 
 class AnnealingConfig(Frozen):

@@ -130,11 +130,20 @@ def _published_training(**changes: Any) -> TrainingConfig:
 
 def _sdxl_dpo() -> PipelineConfig:
     """Pairwise Diffusion-DPO for SDXL, by its own recipe: the paper's rival and, trained on people's comparisons with
-    `popalign train`, the base of its SDXL-DPO rows. The public DPO checkpoint is no pipeline but a UNet alone.
+    `popalign train`, the base of its SDXL-DPO rows.
 
-    PopAlign from there is the preset `sdxl` with `model.name` set to the folder that this one's training wrote.
+    PopAlign from there is the preset `sdxl` with `model.name` set to the folder that this one's training wrote; from
+    the public checkpoint, which is a UNet alone, it is `sdxl` with `model.denoiser` set to its folder: `hf download
+    mhdang/dpo-sdxl-text2image-v1 --include 'unet/*' --local-dir dpo-sdxl` leaves it in dpo-sdxl/unet.
     """
     return _sdxl().model_copy(update={"training": _published_training()})
+
+
+def _four_step_training() -> TrainingConfig:
+    """At the four timesteps alone that a distilled model samples at, and not for guidance, which it does without."""
+    return _published_training(
+        objective="popalign", normaliser="batch", timesteps=(249, 499, 749, 999), empty_caption_rate=0
+    )
 
 
 def _sdxl_turbo() -> PipelineConfig:
@@ -148,9 +157,22 @@ def _sdxl_turbo() -> PipelineConfig:
             "sampling": sdxl.sampling.model_copy(
                 update={"n_steps": 4, "guidance_scale": 1.0, "width": 512, "height": 512}
             ),
-            "training": _published_training(
-                objective="popalign", normaliser="batch", timesteps=(249, 499, 749, 999), empty_caption_rate=0
-            ),
+            "training": _four_step_training(),
+        }
+    )
+
+
+def _sdxl_lightning() -> PipelineConfig:
+    """PopAlign on SDXL-Lightning (Lin et al. 2024, arXiv:2402.13929): SDXL with the four-step adapter fused in.
+
+    `hf download ByteDance/SDXL-Lightning sdxl_lightning_4step_lora.safetensors --local-dir loras` gets the adapter.
+    """
+    sdxl = _sdxl()
+    return sdxl.model_copy(
+        update={
+            "model": sdxl.model.model_copy(update={"lora": "loras/sdxl_lightning_4step_lora.safetensors"}),
+            "sampling": sdxl.sampling.model_copy(update={"n_steps": 4, "guidance_scale": 1.0}),
+            "training": _four_step_training(),
         }
     )
 
@@ -180,6 +202,7 @@ PRESETS: dict[str, Callable[[], PipelineConfig]] = {
     "sdxl": _sdxl,
     "sdxl-dpo": _sdxl_dpo,
     "sdxl-turbo": _sdxl_turbo,
+    "sdxl-lightning": _sdxl_lightning,
     "sd15": _sd15,
 }
 

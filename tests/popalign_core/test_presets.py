@@ -8,7 +8,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 
 from popalign_core.config import PipelineConfig, load_config
-from popalign_core.errors import ConfigError
+from popalign_core.errors import ConfigError, MissingWeightsError
 from popalign_core.presets import PRESETS, preset
 from popalign_core.sampling.models import model_hash
 from popalign_core.sampling.schedulers import make_scheduler
@@ -27,7 +27,7 @@ def test_is_valid(name: str) -> None:
 
 
 def test_all_are_there() -> None:
-    assert tuple(PRESETS) == ("portraits", "smoke", "sdxl", "sdxl-dpo", "sdxl-turbo", "sd15")
+    assert tuple(PRESETS) == ("portraits", "smoke", "sdxl", "sdxl-dpo", "sdxl-turbo", "sdxl-lightning", "sd15")
     with pytest.raises(ConfigError, match="unknown preset 'sd16'; choose from portraits, smoke, sdxl, sdxl-dpo"):
         preset("sd16")
 
@@ -39,12 +39,29 @@ def test_models_from_the_hub_are_pinned(name: str) -> None:
     assert model_hash(model) == f"{model.name}@{model.revision}"
 
 
+def test_lightning_is_sdxl_with_its_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, sdxl = preset("sdxl-lightning"), preset("sdxl")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        MissingWeightsError,
+        match=r"run `hf download ByteDance/SDXL-Lightning sdxl_lightning_4step_lora\.safetensors --local-dir loras`",
+    ):
+        model_hash(config.model)
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "loras" / "sdxl_lightning_4step_lora.safetensors").write_bytes(b"adapter")
+    assert model_hash(config.model).startswith(f"{model_hash(sdxl.model)}+lora:")
+    assert (config.sampling.n_steps, config.sampling.guidance_scale) == (4, 1.0)
+    assert (config.sampling.scheduler, config.sampling.width, config.sampling.height) == ("euler", 1024, 1024)
+    assert config.training == preset("sdxl-turbo").training
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("sdxl", ("popalign", "adamw", 5e-7, 4, 750, 200, 0.2)),
         ("sdxl-dpo", ("diffusion-dpo", "adafactor", 1e-8 * 2048, 2048, 2000, 200, 0.2)),
         ("sdxl-turbo", ("popalign", "adafactor", 1e-8 * 2048, 2048, 2000, 200, 0.0)),
+        ("sdxl-lightning", ("popalign", "adafactor", 1e-8 * 2048, 2048, 2000, 200, 0.0)),
         ("sd15", ("popalign", "adamw", 1e-8 * 2048, 2048, 2000, 500, 0.2)),
     ],
 )
