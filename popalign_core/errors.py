@@ -61,3 +61,9 @@ class ServiceError(PopAlignError):
     """A service that a stage needs (an LLM endpoint, a Prefect server) does not answer as it should."""
 
     exit_code = 7
+
+
+class WorkerError(PopAlignError):
+    """The worker of a job died again and again: out of memory, most likely."""
+
+    exit_code = 8
