@@ -426,6 +426,26 @@ class RuntimeConfig(Frozen):
     log_folder: str | None = Field(
         default=None, description="local folder the trackers write below; default logs/ below a local root, else here"
     )
+    runner: Literal["inline", "threads", "processes", "ray", "dask"] = Field(
+        default="inline", description="who draws the shards of images"
+    )
+    n_workers: int = Field(default=1, ge=1, description="of the runner; on one machine, at best one a GPU")
+    runner_address: str | None = Field(
+        default=None, description="of a running Ray or Dask cluster; None starts one on this machine"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.runner == "inline" and self.n_workers > 1:
+            raise ValueError(
+                f"n_workers is {self.n_workers}, but runner 'inline' has one; set runner to processes, ray, dask or threads"
+            )
+        if self.runner_address is not None and self.runner not in ("ray", "dask"):
+            raise ValueError(
+                f"runner_address {self.runner_address!r} is for the runners ray and dask, not {self.runner!r}; "
+                "leave it out or change runner"
+            )
+        return self
 
 
 def load_config(path: Path) -> PipelineConfig:

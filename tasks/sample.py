@@ -175,7 +175,7 @@ def _draw_shards(
     plan = plan_captions(prompts, images, config.axes, sampling)
     ids, embeddings = _embeddings(build, plan, config, runtime)
     layouts = _layout_latents(sampling, config, runtime)
-    shards = Shards(images, plan, ids, embeddings, layouts, sampling, config.model, model, runtime)
+    shards = Shards(todo, images, plan, ids, embeddings, layouts, sampling, config.model, model, runtime)
 
     def keep(number: int, drawn: DrawnShard) -> None:
         nonlocal done
@@ -187,11 +187,11 @@ def _draw_shards(
 
     if runtime.runner == "inline":
         sampler = load_shard_sampler(config.model, model, runtime, runtime.device)
-        for number in todo:
-            keep(number, draw_shard(shards[number], sampler, lambda n: on_progress(done + n, len(images))))
+        for number, shard in shards.items():
+            keep(number, draw_shard(shard, sampler, lambda n: on_progress(done + n, len(images))))
         return
     try:
-        fan_out(draw_in_worker, shards, todo, runtime, keep)
+        fan_out(draw_in_worker, shards, runtime, keep)
     finally:
         forget_samplers()
 

@@ -1,7 +1,7 @@
 """A shard of a sample: everything that draws it, in a record that can travel to another process or machine."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -69,9 +69,10 @@ class DrawnShard:
 
 @dataclass(frozen=True)
 class Shards(Mapping[int, Shard]):
-    """All shards of a sample, each made when it is asked for: together their embeddings would fill the memory.
+    """The shards of a sample that are to be drawn, each made when asked for: all embeddings would fill the memory.
 
     Attributes:
+        todo: Their numbers.
         images: Rows of table `images`, without pictures and latents.
         plan: What each image is drawn for.
         caption_ids: Ids of the embeddings; the last is the empty caption's.
@@ -83,6 +84,7 @@ class Shards(Mapping[int, Shard]):
         runtime: Store, device, batch size, shard size.
     """
 
+    todo: Sequence[int]
     images: pd.DataFrame
     plan: CaptionPlan
     caption_ids: list[str]
@@ -94,10 +96,10 @@ class Shards(Mapping[int, Shard]):
     runtime: RuntimeConfig
 
     def __len__(self) -> int:
-        return -(-len(self.images) // self.runtime.shard_size)
+        return len(self.todo)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(len(self)))
+        return iter(self.todo)
 
     def __getitem__(self, number: int) -> Shard:
         part = slice(number * self.runtime.shard_size, (number + 1) * self.runtime.shard_size)
