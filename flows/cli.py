@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """Exit codes: 0 done; 1 unexpected error (with its traceback); 2 wrong command line or configuration;
 3 wrong input data; 4 missing weights; 5 store unreadable, unwritable or damaged; 6 training cannot go on;
-7 a service does not answer; 130 interrupted (the same command again resumes)."""
+7 a service does not answer; 8 memory or workers run out; 130 interrupted (the same command again resumes)."""
 QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
 
 
@@ -185,6 +185,31 @@ def evaluate(
     asked = board[board["model_hash"].isin([checkpoint.model_hash for checkpoint in checkpoints])]
     for line in board_lines(asked.to_dict("records")):
         typer.echo(line)
+
+
+@app.command()
+def compare(
+    systems: Annotated[list[str], typer.Argument(metavar="SYSTEM...", help="Such as base, aligned, cads; see README.")],
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    name: Annotated[str | None, typer.Option(help="Folder under runs/; preset or file with 'comparison'.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Measure systems side by side, on the same prompts and seeds; what is in the store is not run again."""
+    from flows.graph import call_directly
+    from flows.options import build_config, run_name
+    from flows.progress import console_progress
+    from flows.runs import compare_systems
+    from flows.tables import systems_lines
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    name = run_name(preset, config, name or f"{run_name(preset, config, None)}-comparison")
+    with console_progress() as progress:
+        metrics = compare_systems(systems, pipeline, runtime, name, call=call_directly(progress))
+    for line in systems_lines(metrics.to_dict("records"), systems):
+        typer.echo(line)
+    typer.echo(f"\nMetrics: {runtime.root.rstrip('/')}/runs/{name}/metrics.parquet")
 
 
 @app.command()

@@ -68,6 +68,23 @@ def board_lines(rows: Iterable[Row]) -> list[str]:
     return lines
 
 
+def systems_lines(metrics: Iterable[Row], systems: Sequence[str]) -> list[str]:
+    """The headline metrics, a line each, a column a system, with intervals."""
+    by_key = {(row["system"], row["benchmark"], row["metric"], row["axis"]): row for row in metrics}
+    widths = [max(24, len(system) + 2) for system in systems]
+    columns = "".join(f"{system:<{width}}" for system, width in zip(systems, widths, strict=True))
+    lines = [f"{'':<34} {columns}floor"]
+    for benchmark, metric, label in VERDICT:
+        for axis in dict.fromkeys(key[3] for key in by_key if key[1:3] == (benchmark, metric)):
+            rows = [by_key.get((system, benchmark, metric, axis)) for system in systems]
+            cells = ["-" if row is None else _interval(row) for row in rows]
+            floors = [row["floor"] for row in rows if row is not None and not _absent(row["floor"])]
+            shown = "".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
+            floor = f"{max(floors):.3f}" if floors else ""
+            lines.append(f"{f'{label}, {axis}' if axis else label:<34} {shown}{floor}".rstrip())
+    return lines
+
+
 def garbage_lines(report: "GarbageReport") -> list[str]:
     """What garbage collection deleted, or would delete, and how much room that makes."""
     goes = [*map(str, report.artifacts), *report.scratch, *report.leftovers]

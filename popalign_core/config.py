@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from popalign_core.errors import ConfigError
 
 Text = Annotated[str, Field(min_length=1)]
+SystemName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$")]
 
 
 class Frozen(BaseModel):
@@ -380,6 +381,23 @@ class EvaluationConfig(Frozen):
     seed: int = Field(default=0, ge=0, description="of the sampled evaluation images and of the bootstrap")
 
 
+class SystemConfig(Frozen):
+    """Another way to get the evaluation images, to compare with: what it changes of `model` and `sampling`."""
+
+    sampling: dict[str, Any] = Field(default={}, description="laid over the pipeline's sampling")
+    model: dict[str, Any] = Field(default={}, description="laid over the pipeline's model")
+    aligned: bool = Field(default=False, description="draw from the model that the pipeline trains")
+    images: Text | None = Field(default=None, description="key of images made elsewhere, of `popalign import images`")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.images is not None and (self.sampling or self.model or self.aligned):
+            raise ValueError(f"images {self.images!r} are drawn already: leave sampling, model and aligned out")
+        if self.aligned and self.model:
+            raise ValueError("aligned draws from the trained model: leave model out")
+        return self
+
+
 class PipelineConfig(Frozen):
     """Everything that decides the results of one run."""
 
@@ -391,6 +409,7 @@ class PipelineConfig(Frozen):
     preferences: PreferencesConfig = PreferencesConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    systems: dict[SystemName, SystemConfig] = Field(default={}, description="for `popalign compare`, by name")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -438,7 +457,7 @@ class RuntimeConfig(Frozen):
     def _check(self) -> Self:
         if self.runner == "inline" and self.n_workers > 1:
             raise ValueError(
-                f"n_workers is {self.n_workers}, but runner 'inline' has one; set runner to processes, ray, dask or threads"
+                f"n_workers is {self.n_workers}, but runner 'inline' has one; set runner to processes, ray or dask"
             )
         if self.runner_address is not None and self.runner not in ("ray", "dask"):
             raise ValueError(
@@ -464,7 +483,7 @@ def load_config(path: Path) -> PipelineConfig:
         raise ConfigError(f"{path} is not TOML: {error}; see README.md for an example") from error
     base = document.pop("preset", None)
     if base is not None:
-        document = _merged(preset(base).model_dump(exclude_none=True), document)
+        document = merge_documents(preset(base).model_dump(exclude_none=True), document)
     return parse_config(document, origin=str(path))
 
 
@@ -481,9 +500,10 @@ def parse_config(document: dict[str, Any], origin: str = "configuration") -> Pip
         raise ConfigError(f"{origin} does not fit, {len(problems)} problem(s):\n" + "\n".join(problems)) from error
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge_documents(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """One document laid over another; tables are merged, everything else is replaced."""
     result = dict(base)
     for key, value in over.items():
         nested = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merged(result[key], value) if nested else value
+        result[key] = merge_documents(result[key], value) if nested else value
     return result

@@ -8,6 +8,7 @@ import pandas as pd
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
 from tasks.measuring import CLASSIFIERS
+from tasks.sample import UNSAFE
 from tasks.stage import Progress, Request, no_progress, produce, set_threads
 from tasks.tables import drops_table, iter_batches
 
@@ -68,7 +69,7 @@ def _read_shards(
     runtime: RuntimeConfig,
     on_progress: Progress,
 ) -> None:
-    from popalign_core.attributes.filtering import check_reader, judge
+    from popalign_core.attributes.filtering import check_reader, judge, unread
     from popalign_core.sampling.models import resolve_device
 
     set_threads(runtime)
@@ -77,11 +78,12 @@ def _read_shards(
     done, total = 0, store.manifest(sample).rows["images"]
     for number, shard in enumerate(store.iter_table(sample, "images")):
         if not build.shard_done(number):
-            chosen = shard[shard["prompt_id"].isin(people)]
+            chosen, name = shard[shard["prompt_id"].isin(people)], f"{reader.name}@{reader.version}"
+            seen = chosen["image"].notna()
             readings = [face for _, pixels in iter_batches(chosen, runtime.batch_size) for face in reader.read(pixels)]
-            name = f"{reader.name}@{reader.version}"
-            table = judge(readings, chosen["image_id"].tolist(), config.axes, config.attributes, name)
-            build.write_table("attributes", table, shard=number)
+            table = judge(readings, chosen.loc[seen, "image_id"].tolist(), config.axes, config.attributes, name)
+            withheld = unread(chosen.loc[~seen, "image_id"].tolist(), config.axes, name, UNSAFE)
+            build.write_table("attributes", pd.concat([table, withheld], ignore_index=True), shard=number)
             build.mark_shard(number, {"images": len(chosen)})
         done += len(shard)
         on_progress(done, total)

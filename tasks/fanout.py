@@ -218,7 +218,7 @@ def _make_runner(runtime: RuntimeConfig, n_workers: int, place: Place) -> Any:
             from prefect_ray import RayTaskRunner
 
             return RayTaskRunner(address, init_kwargs=None if address else _local_ray(n_workers))
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask.task_runners import DaskTaskRunner
 
         return DaskTaskRunner(address=address, cluster_kwargs=None if address else _local_dask(n_workers))
     except ModuleNotFoundError as error:
@@ -260,7 +260,7 @@ def _server_for_workers() -> Iterator[None]:
 
 
 def _job_options(runtime: RuntimeConfig) -> Any:
-    """Ray: retries, a GPU a job, and processes that live on between jobs, which Ray ends by default if they have one."""
+    """Ray: retries, a GPU a job, and processes that live on between jobs, which by default end if they have a GPU."""
     if runtime.runner != "ray":
         return nullcontext()
     from prefect_ray.context import remote_options

@@ -65,5 +65,5 @@ def _read_side(store: Store, sample: ArtifactRef, prompt_ids: list[str], n_image
     found = read_pictures(store, sample, set(images["image_id"]))
     return {
         str(prompt_id): np.stack([decode_png(found[image_id]) for image_id in group["image_id"]])
-        for prompt_id, group in images.groupby("prompt_id")
+        for prompt_id, group in images[images["image_id"].isin(list(found))].groupby("prompt_id")
     }

@@ -60,6 +60,28 @@ def publish_training(refs: Mapping[str, ArtifactRef], config: PipelineConfig, ru
     return f"{folder.url}/model"
 
 
+def publish_comparison(
+    refs: Mapping[str, ArtifactRef], systems: Iterable[str], config: PipelineConfig, runtime: RuntimeConfig, name: str
+) -> pd.DataFrame:
+    """Write metrics.parquet, metrics.json and, last, run.json of systems side by side; the metrics of all of them.
+
+    Args:
+        refs: Each node's artifact.
+        systems: Their names.
+        config: The run's, kept in run.json.
+        runtime: Which store.
+        name: Of the run's folder; an earlier comparison of that name is replaced.
+    """
+    store = open_store(runtime)
+    metrics = read_metrics(store, refs, systems)
+    folder = store.run_folder(name)
+    folder.write_table("metrics", metrics)
+    folder.write_text("metrics.json", metrics_json(metrics))
+    nodes = {node: str(ref) for node, ref in refs.items()}
+    folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
+    return metrics
+
+
 def check_training_name(runtime: RuntimeConfig, name: str) -> None:
     """Refuse a folder that holds a whole run: its report would stand beside a model that it does not speak of.
 
@@ -77,9 +99,9 @@ def reserve_run(refs: Iterable[ArtifactRef], runtime: RuntimeConfig, name: str) 
     open_store(runtime).run_folder(name).reserve(refs)
 
 
-def read_metrics(store: Store, refs: Mapping[str, ArtifactRef]) -> pd.DataFrame:
-    """The metrics of both systems, one table."""
-    tables = [store.read_table(refs[f"evaluate:{system}"], "metrics") for system in SYSTEMS]
+def read_metrics(store: Store, refs: Mapping[str, ArtifactRef], systems: Iterable[str] = SYSTEMS) -> pd.DataFrame:
+    """The metrics of all systems, one table."""
+    tables = [store.read_table(refs[f"evaluate:{system}"], "metrics") for system in systems]
     return pd.concat(tables, ignore_index=True)
 
 

@@ -72,9 +72,12 @@ def _score_shards(
 def _score(
     scorer: "ClipScorer", shard: pd.DataFrame, prompts: pd.DataFrame, generic: Mapping[str, str], batch_size: int
 ) -> pd.DataFrame:
-    """Rows of `scores` for one shard of images."""
+    """Rows of `scores` for one shard of images; those without a picture have none."""
     from popalign_core.evaluation import clip_score
 
+    shard = shard[shard["image"].notna()]
+    if shard.empty:
+        return pd.DataFrame(columns=["image_id", "scorer", "version", "value"]).astype({"value": float})
     embeds = clip_score.embed_images(scorer, (pixels for _, pixels in iter_batches(shard, batch_size)))
     texts = prompts.loc[shard["prompt_id"], "text"].tolist()
     values = clip_score.clip_scores(embeds, clip_score.embed_texts(scorer, texts))

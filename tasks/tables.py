@@ -22,22 +22,26 @@ def drops_table(stage: str, counts: Mapping[Any, int]) -> pd.DataFrame:
 
 
 def read_images(store: Store, sample: ArtifactRef) -> pd.DataFrame:
-    """The `images` table without its pictures."""
-    shards = [shard.drop(columns="image") for shard in store.iter_table(sample, "images")]
+    """The `images` table without its pictures, and in their place `is_shown`: whether there is one."""
+    shards = [
+        shard.assign(is_shown=shard["image"].notna()).drop(columns="image")
+        for shard in store.iter_table(sample, "images")
+    ]
     return pd.concat(shards, ignore_index=True)
 
 
 def iter_batches(shard: pd.DataFrame, batch_size: int) -> Iterator[tuple[pd.DataFrame, NDArray[np.uint8]]]:
-    """Rows and pixels [B, H, W, 3] uint8 of one shard, batch by batch."""
+    """Rows and pixels [B, H, W, 3] uint8 of one shard, batch by batch; images without a picture are passed over."""
+    shard = shard[shard["image"].notna()]
     for start in range(0, len(shard), batch_size):
         rows = shard.iloc[start : start + batch_size]
         yield rows, np.stack([decode_png(cell["bytes"]) for cell in rows["image"]])
 
 
 def read_pictures(store: Store, sample: ArtifactRef, image_ids: set[str]) -> dict[str, bytes]:
-    """The PNG bytes of some images, by id."""
+    """The PNG bytes of some images, by id; those without a picture are absent."""
     found: dict[str, Any] = {}
     for shard in store.iter_table(sample, "images"):
-        chosen = shard[shard["image_id"].isin(image_ids)]
+        chosen = shard[shard["image_id"].isin(image_ids) & shard["image"].notna()]
         found |= dict(zip(chosen["image_id"], (cell["bytes"] for cell in chosen["image"]), strict=True))
     return found

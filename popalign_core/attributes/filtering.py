@@ -69,6 +69,17 @@ def judge(
     return _attribute_table(rows)
 
 
+def unread(image_ids: Sequence[str], axes: Sequence[Axis], classifier: str, reason: str) -> pd.DataFrame:
+    """Rows of `attributes` for images that nobody looked at, and why."""
+    blank = {"n_faces": 0, "box": None, "detector_score": 0.0, "class": None, "probability": None}
+    rows = [
+        {"image_id": image_id, "axis": axis.name, "classifier": classifier, "drop_reason": reason} | blank
+        for image_id in image_ids
+        for axis in axes
+    ]
+    return _attribute_table(rows)
+
+
 def agreeing(attributes: pd.DataFrame, images: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:
     """Whether each image of an identity-specific prompt shows the identity its prompt asks for.
 

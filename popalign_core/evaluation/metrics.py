@@ -5,7 +5,7 @@ them. For two systems the cells are joint (what one showed x what the other show
 so a resample holds the same prompts and the same seeds for both, and the interval is that of the difference.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,8 @@ class SystemFrames:
 
     Attributes:
         name: The system's name in the metrics table.
-        images: image_id, prompt_id, index, seed (pixels are not needed).
+        images: image_id, prompt_id, index, seed (pixels are not needed); where a column `is_shown` is false the picture
+            was withheld, and nothing could score it.
         attributes: Attributes table of the neutral and specific images.
         scores: Scores table; may be empty.
     """
@@ -87,7 +88,7 @@ def compute_metrics(
             rows += _measure_rows(system, benchmark, attributes, measures_of(cells), counts, config)
     for benchmark in BENCHMARKS:
         chosen = labels[labels["kind"] == benchmark]
-        for scorer, values in _scored(scores, chosen).items():
+        for scorer, values in _scored(scores, chosen, _withheld(images)).items():
             rows.append(_mean_row(system, benchmark, scorer, values, chosen["cluster"], config))
     return _table(rows)
 
@@ -128,7 +129,10 @@ def compare_systems(
             rows += _measure_rows(name, benchmark, base.attributes, changes, counts, config)
     for benchmark in BENCHMARKS:
         chosen = labels[labels["kind"] == benchmark]
-        before, after = (_scored(s.scores, _side(chosen, x)) for s, x in zip((base, aligned), SIDES, strict=True))
+        before, after = (
+            _scored(system.scores, _side(chosen, side), _withheld(system.images))
+            for system, side in zip((base, aligned), SIDES, strict=True)
+        )
         if before.keys() != after.keys():
             raise InputError(
                 f"{base.name!r} has scores by {sorted(before)} on {benchmark} prompts, {aligned.name!r} by "
@@ -214,6 +218,8 @@ def _measure_rows(
 def _mean_row(
     system: str, benchmark: str, scorer: str, values: FloatArray, clusters: "pd.Series[str]", config: EvaluationConfig
 ) -> dict[str, Any]:
+    is_scored = np.isfinite(values)  # those withheld are not
+    values, clusters = values[is_scored], clusters[is_scored]
     prompt_index = np.unique(clusters.to_numpy(dtype=str), return_inverse=True)[1]
     resampled = resample_means(values, prompt_index, config.n_bootstrap, config.seed)
     ends = _ends(float(values.mean()), resampled, int(prompt_index.max()) + 1, config)
@@ -236,8 +242,12 @@ def _ends(
     return (np.nan, np.nan) if found is None else found
 
 
-def _scored(scores: pd.DataFrame, labels: pd.DataFrame) -> dict[str, FloatArray]:
-    """Values in the order of `labels` of every scorer that scored them, under "scorer@version"."""
+def _withheld(images: pd.DataFrame) -> set[str]:
+    return set(images.loc[~images["is_shown"], "image_id"]) if "is_shown" in images else set()
+
+
+def _scored(scores: pd.DataFrame, labels: pd.DataFrame, withheld: Set[str]) -> dict[str, FloatArray]:
+    """Values in the order of `labels` of every scorer that scored them, under "scorer@version"; NaN if withheld."""
     chosen = scores[scores["image_id"].isin(labels["image_id"])]
     result = {}
     for scorer, rows in chosen.groupby("scorer"):
@@ -247,9 +257,10 @@ def _scored(scores: pd.DataFrame, labels: pd.DataFrame) -> dict[str, FloatArray]
         if rows["image_id"].duplicated().any():
             raise InputError(f"scorer {scorer!r} scored an image twice; keep one score an image")
         values = rows.set_index("image_id")["value"].reindex(labels["image_id"]).to_numpy(dtype=np.float64)
-        if not np.isfinite(values).all():
+        missing = ~np.isfinite(values) & ~labels["image_id"].isin(withheld).to_numpy()
+        if missing.any():
             raise InputError(
-                f"scorer {scorer!r} has no finite score for {int((~np.isfinite(values)).sum())} of {len(values)} "
+                f"scorer {scorer!r} has no finite score for {int(missing.sum())} of {len(values)} "
                 "images of a benchmark; score all of them, or none"
             )
         result[f"{scorer}@{versions[0]}"] = values

@@ -21,12 +21,7 @@ def draw_identity(axes: Sequence[Axis], seed: int) -> dict[str, str]:
         Axis -> class.
     """
     rng = np.random.default_rng(image_seed(seed, "identity", 0))
-    return {axis.name: axis.classes[int(rng.choice(len(axis.classes), p=_normalised(axis)))] for axis in axes}
-
-
-def _normalised(axis: Axis) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    shares = np.asarray(axis.shares(), dtype=np.float64)
-    return shares / shares.sum()
+    return {axis.name: str(rng.choice(axis.classes, p=np.array(axis.shares()) / sum(axis.shares()))) for axis in axes}
 
 
 def injected_text(template: str, subject: str, axes: Sequence[Axis], identity: Mapping[str, str]) -> str:

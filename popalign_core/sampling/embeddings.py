@@ -47,8 +47,7 @@ class PromptEmbeddings:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "PromptEmbeddings":
         """On another device, in another type."""
-        place = {"device": device, "dtype": dtype}
-        return PromptEmbeddings(self.prompt_embeds.to(**place), self.pooled_prompt_embeds.to(**place))
+        return PromptEmbeddings(self.prompt_embeds.to(device, dtype), self.pooled_prompt_embeds.to(device, dtype))
 
 
 def concatenate(parts: Sequence[PromptEmbeddings]) -> PromptEmbeddings:

@@ -158,10 +158,11 @@ def _check_batch(
 
 def _check_captions(captions: Captions, n_images: int, config: SamplingConfig) -> None:
     """What the configuration asks for and what is given must be the same, image by image."""
-    for given, setting, what in (
-        (captions.edits and captions.edits.direction, config.fair_diffusion, "fair_diffusion"),
+    checks: tuple[tuple[Tensor | None, object, str], ...] = (
+        (captions.edits.direction if captions.edits else None, config.fair_diffusion, "fair_diffusion"),
         (captions.start_latents, config.sdedit, "sdedit"),
-    ):
+    )
+    for given, setting, what in checks:
         if (given is None) != (setting is None):
             state = "is set, but nothing is given for it" if given is None else "is not set, but something is given"
             raise InputError(f"sampling.{what} {state}: edits go with fair_diffusion, start_latents with sdedit")

@@ -104,7 +104,8 @@ def anneal_condition(condition: Tensor, gamma: float, noise: Tensor, config: CAD
     # without noise gamma = 0 leaves a constant, whose deviation nothing can be divided by
     scale = torch.where(noisy_std > 0, std / noisy_std, 0.0)
     rescaled = (noisy - noisy_mean) * scale + mean
-    return config.mixing * rescaled + (1 - config.mixing) * noisy
+    annealed: Tensor = config.mixing * rescaled + (1 - config.mixing) * noisy
+    return annealed
 
 
 def annealing_generators(seeds: Sequence[int]) -> list[torch.Generator]:

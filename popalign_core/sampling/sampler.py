@@ -101,7 +101,7 @@ class Sampler:
         _free_memory()
         if self.batch_size == 1:
             raise ResourceError(
-                f"memory runs out with a single image of {config.width} x {config.height} px; set runtime.offload=true, "
+                f"memory runs out with one image of {config.width} x {config.height} px; set runtime.offload=true, "
                 "a half-precision model.dtype or a smaller picture, or free memory on the device"
             )
         self.batch_size //= 2

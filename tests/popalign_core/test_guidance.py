@@ -76,7 +76,7 @@ def test_rescaled_guidance_by_hand() -> None:
         torch.tensor([[[[0.0, 0.0]]], [[[5.0, 1.0]]]]),
         torch.tensor([[[[1.0, -1.0]]], [[[5.0, 3.0]]]]),
     )
-    # first sample: guided (3, -3) has three times the deviation of (1, -1), phi = .5 takes half of that away: 2 = (1 + 3) / 2
+    # first: guided (3, -3) has three times the deviation of (1, -1), phi = .5 takes half of that away: 2 = (1 + 3) / 2
     # second: 5 + 3 * 0 and 1 + 3 * 2 = 7, deviation 1 like that of (5, 3): unchanged
     guided = guide(unguided, conditional, 3.0, 0.5)
     torch.testing.assert_close(guided, torch.tensor([[[[2.0, -2.0]]], [[[5.0, 7.0]]]]))
@@ -142,8 +142,7 @@ def test_cads_does_not_depend_on_the_batch(draw: Callable[..., torch.Tensor]) ->
         torch.testing.assert_close(draw(cads, (prompt,), [SEEDS[row]])[0], whole[row], rtol=0, atol=1e-4)
 
 
-def test_with_gamma_0_throughout_the_prompt_is_lost(draw: Callable[..., torch.Tensor]) -> None:
-    """tau2 = 0: only the noise in place of the prompt is left, rescaled to its mean and deviation."""
+def test_without_any_guidance_weight_the_prompt_is_lost(draw: Callable[..., torch.Tensor]) -> None:
     one, other = (
         draw(config(dynamic_cfg=AnnealingConfig(tau1=0.0, tau2=1e-6)), (0, 1, 1)),
         draw(config(dynamic_cfg=AnnealingConfig(tau1=0.0, tau2=1e-6)), (1, 0, 0)),

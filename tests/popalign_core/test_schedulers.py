@@ -1,4 +1,4 @@
-"""Samplers by name: the right class on the model's own noise schedule; time, noise level, and starting from a picture."""
+"""Samplers by name: the right class on the model's noise schedule; time and noise level; starting from a picture."""
 
 from collections.abc import Callable
 from typing import Any
@@ -153,9 +153,9 @@ def test_what_is_asked_for_and_what_is_given_must_be_the_same(tiny_pipeline: Any
     embeddings = embed_prompts(tiny_pipeline, ["a nurse", ""], 2)
     prompts, empty = embeddings.rows([0]), embeddings.rows([1])
     sdedit = SamplingConfig(n_steps=4, sdedit=SDEditConfig(folder="layouts"))
-    with pytest.raises(InputError, match="sampling.sdedit is set, but nothing is given"):
+    with pytest.raises(InputError, match=r"sampling\.sdedit is set, but nothing is given"):
         sample_images(tiny_pipeline, prompts, empty, [0], [1], sdedit)
-    with pytest.raises(InputError, match="sampling.sdedit is not set, but something is given"):
+    with pytest.raises(InputError, match=r"sampling\.sdedit is not set, but something is given"):
         sample_images(tiny_pipeline, prompts, empty, [0], [1], SamplingConfig(), start_latents=torch.zeros(1, 4, 8, 8))
     with pytest.raises(InputError, match="2 given for 1 images"):
         sample_images(tiny_pipeline, prompts, empty, [0], [1], sdedit, start_latents=torch.zeros(2, 4, 8, 8))

@@ -48,7 +48,7 @@ def die_once(job: tuple[int, str, str]) -> int:
         starts.write(f"{os.getpid()}\n")
     is_first = len((Path(folder) / f"{number}.starts").read_text().splitlines()) == 1
     time.sleep(0.2)
-    if fatal == "always" and number == 2 or fatal == "once" and is_first and number == 2:
+    if (fatal == "always" and number == 2) or (fatal == "once" and is_first and number == 2):
         os.kill(os.getpid(), signal.SIGKILL)
     return number * number
 

@@ -30,9 +30,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seeds: list[int] = []
     original = engine.sample_images
 
-    def counting(pipeline: Any, embeddings: Any, unconditional: Any, index: Any, batch: Any, config: Any) -> Any:
+    def counting(
+        pipeline: Any, embeddings: Any, unconditional: Any, index: Any, batch: Any, config: Any, **more: Any
+    ) -> Any:
         seeds.extend(batch)
-        return original(pipeline, embeddings, unconditional, index, batch, config)
+        return original(pipeline, embeddings, unconditional, index, batch, config, **more)
 
     monkeypatch.setattr(engine, "sample_images", counting)
     return seeds
