@@ -147,6 +147,7 @@ def import_pictures(
     Raises:
         InputError: When a source cannot be read, or no picture can be used.
     """
+    # a step to run, not to plan: its request asks for sources that are opened
     step = Step(
         pictures.STAGE, pictures.import_images, pictures.request, {"prompts": "identities"}, {"sources": sources}
     )

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from popalign_core.errors import InputError
 
 _BATCH_ROWS: Final = 16
-"""Rows decoded at once: what is in memory besides what is asked for, and the pages of one row group."""
+"""Rows decoded at once. Besides them Arrow holds a data page of each column, twice while it decompresses: pyarrow
+writes pages of 1024 rows or, in smaller row groups, of the whole group."""
 
 
 class Given(Protocol):

@@ -13,7 +13,7 @@ UNMATCHED = "no evaluation prompt"
 AMBIGUOUS = "ambiguous prompt"
 
 Label = tuple[str, str | None, str | None]
-"""How a picture names its prompt (a key of `FORMS`), the name, and its bytes' checksum; None where there is none."""
+"""How a picture names its prompt (a key of `FORMS`), the name, the checksum of its bytes; None where there is none."""
 
 Match = tuple[str | None, str | None]
 """The prompt's id, or None and why the picture cannot be used."""

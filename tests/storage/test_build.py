@@ -150,6 +150,10 @@ def test_an_error_publishes_nothing_and_keeps_what_is_done(
     with store.build(half_built, payload) as build:
         assert [build.shard_done(shard) for shard in range(3)] == [True, True, False]
         assert len(build.read_table("scores")) == 4
+        both = [build.read_table("scores", shard) for shard in (0, 1)]
+        pd.testing.assert_frame_equal(pd.concat(both, ignore_index=True), build.read_table("scores"))
+        with pytest.raises(StoreError, match=r"has no table 'scores' yet; write it first"):
+            build.read_table("scores", 2)
         assert (build.work / "checkpoint").read_bytes() == b"step 5"
     manifest = store.manifest(half_built)
     assert manifest.counts == {"images": 4, "dropped": 1}
