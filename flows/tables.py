@@ -69,19 +69,16 @@ def board_lines(rows: Iterable[Row]) -> list[str]:
 
 
 def systems_lines(metrics: Iterable[Row], systems: Sequence[str]) -> list[str]:
-    """The headline metrics, a line each, a column a system, with intervals."""
+    """The headline metrics, each with a line a system."""
     by_key = {(row["system"], row["benchmark"], row["metric"], row["axis"]): row for row in metrics}
-    widths = [max(24, len(system) + 2) for system in systems]
-    columns = "".join(f"{system:<{width}}" for system, width in zip(systems, widths, strict=True))
-    lines = [f"{'':<34} {columns}floor"]
+    width, lines = max(map(len, systems)) + 2, []
     for benchmark, metric, label in VERDICT:
         for axis in dict.fromkeys(key[3] for key in by_key if key[1:3] == (benchmark, metric)):
-            rows = [by_key.get((system, benchmark, metric, axis)) for system in systems]
-            cells = ["-" if row is None else _interval(row) for row in rows]
-            floors = [row["floor"] for row in rows if row is not None and not _absent(row["floor"])]
-            shown = "".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
-            floor = f"{max(floors):.3f}" if floors else ""
-            lines.append(f"{f'{label}, {axis}' if axis else label:<34} {shown}{floor}".rstrip())
+            rows = {system: by_key.get((system, benchmark, metric, axis)) for system in systems}
+            floors = {row["floor"] for row in rows.values() if row is not None and not _absent(row["floor"])}
+            floor = f" (floor {max(floors):.3f})" if floors else ""
+            lines.append(f"{f'{label}, {axis}' if axis else label}{floor}")
+            lines += [f"  {system:<{width}}{'-' if row is None else _interval(row)}" for system, row in rows.items()]
     return lines
 
 
