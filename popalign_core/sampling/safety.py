@@ -1,0 +1,174 @@
+"""What guards pictures and prompts: a safety checker, an invisible watermark, the words that no text encoder reads."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from popalign_core.errors import ConfigError, MissingWeightsError
+from popalign_core.sampling.models import hash_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+CHECKER_ID = "CompVis/stable-diffusion-safety-checker"
+CHECKER_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+WATERMARK_INSTALL = "pip install --no-deps invisible-watermark==0.2.0 PyWavelets"
+# The encoder embeds nothing in a smaller picture.
+WATERMARK_SIZE = 256
+_CHECKED_AT_ONCE = 32
+# What SD3's `encode_prompt` gives to T5 unless it is told otherwise; its tokenizer would take 512.
+_T5_LENGTH = 256
+
+
+@dataclass(frozen=True)
+class SafetyChecker:
+    """A safety checker ready to look.
+
+    Attributes:
+        model: diffusers' `StableDiffusionSafetyChecker`, on its device.
+        processor: From pixels to what the model reads.
+    """
+
+    model: Any
+    processor: Any
+
+
+def load_safety_checker(folder: str, device: "torch.device | str" = "cpu") -> SafetyChecker:
+    """Load a checker in the format of `CompVis/stable-diffusion-safety-checker`; nothing is downloaded.
+
+    Raises:
+        MissingWeightsError: When the folder or one of its files is missing or damaged.
+    """
+    import torch
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from diffusers.utils import logging
+    from safetensors import SafetensorError
+
+    # by its own name: what goes by CLIPImageProcessor computes with torchvision where that is installed
+    from transformers import CLIPImageProcessorPil
+
+    _check_folder(folder)
+    try:
+        model, report = StableDiffusionSafetyChecker.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+        processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise MissingWeightsError(f"cannot load the safety checker {folder}: {error}; {_fix(folder)}") from error
+    if lacking := sorted(report["missing_keys"]):
+        raise MissingWeightsError(f"the safety checker {folder} lacks {lacking[0]} and more; {_fix(folder)}")
+    # it says that it returns black pictures, which is not so here
+    logging.get_logger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
+    return SafetyChecker(model.eval().requires_grad_(False).to(torch.device(device)), processor)
+
+
+def safety_hash(folder: str) -> str:
+    """What identifies a checker's weights in artifact keys, wherever they lie.
+
+    Raises:
+        MissingWeightsError: When the folder or one of its files is missing.
+    """
+    _check_folder(folder)
+    return hash_folder(Path(folder))
+
+
+def unsafe_images(checker: SafetyChecker, pixels_u8: "NDArray[np.uint8]") -> "NDArray[np.bool_]":
+    """Which pictures the checker would black out; they are left as they are.
+
+    Args:
+        checker: From `load_safety_checker`.
+        pixels_u8: [N, H, W, 3] uint8.
+
+    Returns:
+        [N] bool.
+    """
+    import numpy as np
+
+    verdicts: list[bool] = []
+    for start in range(0, len(pixels_u8), _CHECKED_AT_ONCE):
+        batch = pixels_u8[start : start + _CHECKED_AT_ONCE]
+        inputs = checker.processor(list(batch), input_data_format="channels_last", return_tensors="pt")
+        # it blacks out what it gets: one pixel each, which nobody wants back
+        _, flagged = checker.model(inputs["pixel_values"].to(checker.model.device), np.zeros((len(batch), 1)))
+        verdicts += flagged
+    return np.array(verdicts, dtype=np.bool_)
+
+
+def watermark(pixels_u8: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
+    """Pictures with SDXL's invisible watermark, the one that the stock pipeline embeds.
+
+    Its 48 bits come back whole from pictures with grain; of very smooth ones the rounding to 8 bits takes some.
+
+    Args:
+        pixels_u8: [N, H, W, 3] uint8.
+
+    Returns:
+        [N, H, W, 3] uint8, a copy.
+
+    Raises:
+        ConfigError: When the pictures are too small to hold it, or the package that embeds it is not installed.
+    """
+    import numpy as np
+    import torch
+
+    check_watermark(width=pixels_u8.shape[2], height=pixels_u8.shape[1])
+    from diffusers.pipelines.stable_diffusion_xl.watermark import StableDiffusionXLWatermarker
+
+    images = torch.from_numpy(pixels_u8).permute(0, 3, 1, 2).float() / 127.5 - 1
+    marked = StableDiffusionXLWatermarker().apply_watermark(images)
+    array: NDArray[np.uint8] = ((marked + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return array
+
+
+def check_watermark(*, width: int, height: int) -> None:
+    """Refuse what `watermark` could not do, before any picture is drawn.
+
+    Raises:
+        ConfigError: As `watermark`.
+    """
+    from importlib.util import find_spec
+
+    if min(width, height) < WATERMARK_SIZE:
+        raise ConfigError(
+            f"{width} x {height} px is too small for the watermark, which needs {WATERMARK_SIZE} px each way; "
+            "draw larger pictures, or none with a watermark"
+        )
+    if find_spec("imwatermark") is None:
+        # its own dependency, opencv-python, would overwrite the OpenCV that is installed
+        raise ConfigError(f"the watermark needs the package imwatermark: run `{WATERMARK_INSTALL}`")
+
+
+def lost_words(pipeline: Any, text: str) -> str:
+    """The end of a prompt that none of a pipeline's text encoders reads, as it stands in the prompt; "" if all is read.
+
+    SD3's T5 reads three times as far as its CLIP encoders: what it reads is not lost. A word that is cut is lost.
+    """
+    end = max(
+        (
+            _end_of_reading(getattr(pipeline, f"tokenizer{suffix}"), text, length)
+            for suffix, length in (("", None), ("_2", None), ("_3", _T5_LENGTH))
+            if getattr(pipeline, f"text_encoder{suffix}", None) is not None
+        ),
+        default=len(text),
+    )
+    cut = (word.start() for word in re.finditer(r"\w+", text) if word.start() < end < word.end())
+    return text[next(cut, end) :].strip()
+
+
+def _end_of_reading(tokenizer: Any, text: str, max_length: int | None) -> int:
+    """Where in the text the last token that is read ends; None is the tokenizer's own length."""
+    tokens = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
+    return max((end for _, end in tokens["offset_mapping"]), default=0)
+
+
+def _check_folder(folder: str) -> None:
+    lacking = [name for name in CHECKER_FILES if not (Path(folder) / name).is_file()]
+    if lacking:
+        raise MissingWeightsError(f"the safety checker {folder} has no {', '.join(lacking)}; {_fix(folder)}")
+
+
+def _fix(folder: str) -> str:
+    return f"run `hf download {CHECKER_ID} --local-dir {folder}`"
