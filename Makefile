@@ -37,6 +37,8 @@ else
 	$(PIP) "$(TORCH_PIN)"
 endif
 	$(PIP) -e '.[dev]'
+	@# Its own dependency, opencv-python, would overwrite the OpenCV that deepface needs.
+	@$(PIP) --no-deps invisible-watermark PyWavelets
 	@touch $(STAMP)
 
 run: setup

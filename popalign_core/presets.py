@@ -171,7 +171,9 @@ def _sdxl_lightning() -> PipelineConfig:
     return sdxl.model_copy(
         update={
             "model": sdxl.model.model_copy(update={"lora": "loras/sdxl_lightning_4step_lora.safetensors"}),
-            "sampling": sdxl.sampling.model_copy(update={"n_steps": 4, "guidance_scale": 1.0}),
+            "sampling": sdxl.sampling.model_copy(
+                update={"n_steps": 4, "guidance_scale": 1.0, "timestep_spacing": "trailing"}
+            ),
             "training": _four_step_training(),
         }
     )

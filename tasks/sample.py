@@ -16,6 +16,7 @@ from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id, image_seed
 from popalign_core.sampling.captions import plan_captions
+from popalign_core.sampling.safety import check_watermark, safety_hash
 from storage.store import ArtifactRef, Build, Store
 from tasks.measuring import folder_digest
 from tasks.stage import Progress, Request, no_progress, produce, set_threads
@@ -60,8 +61,6 @@ def _hashed_sampling(config: PipelineConfig, purpose: Purpose) -> dict[str, Any]
     if sampling.sdedit is not None:
         hashed["layouts"] = folder_digest(picture_folder(sampling.sdedit.folder))
     if sampling.safety_checker is not None:
-        from popalign_core.sampling.safety import safety_hash
-
         hashed["safety_checker"] = safety_hash(sampling.safety_checker)
     if sampling.inject_identity or sampling.fair_diffusion is not None:
         hashed["axes"] = [axis.model_dump(mode="json") for axis in config.axes]
@@ -112,6 +111,8 @@ def sample_images(
         table = store.read_table(prompts, "prompts")
         table = table[table["split"] == SPLITS[purpose]].reset_index(drop=True)
         sampling = sampling_config(config, purpose)
+        if sampling.watermark:
+            check_watermark(width=sampling.width, height=sampling.height)
         images = list_images(table, n_images(config, purpose), ref.key, sampling)
         _draw_shards(build, table, images, model, sampling, config, runtime, on_progress)
         build.write_table("drops", drops_table(STAGE, {UNSAFE: build.sum_counts().get(UNSAFE, 0)}))

@@ -20,6 +20,7 @@ from popalign_core.sampling.captions import CaptionPlan
 from popalign_core.sampling.edits import Edits
 from popalign_core.sampling.embeddings import PromptEmbeddings
 from popalign_core.sampling.prediction import Captions
+from popalign_core.sampling.safety import load_safety_checker, unsafe_images, watermark
 from storage.images import encode_png, image_column
 from storage.parquet import encode, file_name
 from storage.store import ArtifactRef
@@ -174,7 +175,7 @@ def draw_shard(shard: Shard, sampler: "Sampler", on_images: Callable[[int], None
         for pixels, final in sampler.draw(shard.captions, shard.images["seed"].tolist(), shard.sampling):
             unsafe = find_unsafe(pixels)
             n_unsafe += int(unsafe.sum())
-            shown = _watermarked(pixels) if shard.sampling.watermark else pixels
+            shown = watermark(pixels) if shard.sampling.watermark else pixels
             pictures += [
                 None if is_unsafe else pool.submit(encode_png, picture)
                 for picture, is_unsafe in zip(shown, unsafe, strict=True)
@@ -189,23 +190,12 @@ def _safety_check(config: SamplingConfig, sampler: "Sampler") -> Callable[[NDArr
     """What says which of [B, H, W, 3] pictures are unsafe; none is where nothing was asked for."""
     if config.safety_checker is None:
         return lambda pixels: np.zeros(len(pixels), dtype=bool)
-    from popalign_core.sampling.safety import unsafe_images
-
     return partial(unsafe_images, _load_checker(config.safety_checker, sampler.device))
 
 
 @lru_cache(maxsize=1)
 def _load_checker(folder: str, device: torch.device) -> Any:
-    from popalign_core.sampling.safety import load_safety_checker
-
     return load_safety_checker(folder, device)
-
-
-def _watermarked(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    from popalign_core.sampling.safety import watermark
-
-    marked: NDArray[np.uint8] = watermark(pixels)
-    return marked
 
 
 def _pack(shard: Shard, cells: list[bytes | None], latents: Tensor, n_unsafe: int) -> DrawnShard:

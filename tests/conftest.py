@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,23 @@ def tiny_config(tiny_weights: Path, stand_ins: None) -> PipelineConfig:
 def tiny_runtime(tmp_path: Path) -> RuntimeConfig:
     """A store of the test's own, on the CPU; shards of 8 images, batches of 4."""
     return RuntimeConfig(root=str(tmp_path / "store"), device="cpu", batch_size=4, shard_size=8)
+
+
+@pytest.fixture
+def make_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes a file system of a size of its own, as `mount` spells it."""
+    folder = tmp_path / "disk"
+
+    def make(size: str) -> Path:
+        folder.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+            pytest.skip("needs root and mount for a small file system; see the test with a file size limit")
+        return folder
+
+    yield make
+    if os.path.ismount(folder):
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def _pipeline() -> Any:

@@ -1,5 +1,7 @@
 """What a denoiser reads of prompts: the text encoders' states, computed once per distinct prompt."""
 
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,11 @@ from popalign_core.errors import InputError
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
 """Components of a pipeline that read prompts."""
+
+# What SD3's `encode_prompt` gives to T5 unless it is told otherwise; its tokenizer would take 512.
+_T5_LENGTH = 256
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ def concatenate(parts: Sequence[PromptEmbeddings]) -> PromptEmbeddings:
 def embed_prompts(pipeline: Any, texts: Sequence[str], batch_size: int) -> PromptEmbeddings:
     """Encode prompts with all of the pipeline's text encoders; it needs no denoiser and no VAE.
 
+    Of a prompt that is longer than they read, the words that are lost are named in a warning.
+
     The empty text "" is the unconditional prompt. Pipelines with `force_zeros_for_empty_prompt` (SDXL's own) were
     trained with zeros in its place, so there it becomes zeros, as in the stock pipeline.
 
@@ -77,6 +86,9 @@ def embed_prompts(pipeline: Any, texts: Sequence[str], batch_size: int) -> Promp
     """
     if not texts:
         raise InputError("no prompt to embed: the list of texts is empty; give at least one")
+    for text in texts:
+        if lost := lost_words(pipeline, text):
+            _log.warning("prompt %r is longer than the text encoders read; lost is %r", text, lost)
     starts = range(0, len(texts), batch_size)
     embeddings = concatenate([_encode(pipeline, list(texts[start : start + batch_size])) for start in starts])
     if getattr(pipeline.config, "force_zeros_for_empty_prompt", False):
@@ -95,3 +107,26 @@ def _encode(pipeline: Any, texts: list[str]) -> PromptEmbeddings:
     more = {} if family.has_sizes else {"prompt_2": None, "prompt_3": None}
     embeds, _, pooled, _ = pipeline.encode_prompt(texts, **more, **options)
     return PromptEmbeddings(embeds.float().cpu(), pooled.float().cpu())
+
+
+def lost_words(pipeline: Any, text: str) -> str:
+    """The end of a prompt that none of a pipeline's text encoders reads, as it stands in the prompt; "" if all is read.
+
+    SD3's T5 reads three times as far as its CLIP encoders: what it reads is not lost. A word that is cut is lost.
+    """
+    end = max(
+        (
+            _end_of_reading(getattr(pipeline, f"tokenizer{suffix}"), text, length)
+            for suffix, length in (("", None), ("_2", None), ("_3", _T5_LENGTH))
+            if getattr(pipeline, f"text_encoder{suffix}", None) is not None
+        ),
+        default=len(text),
+    )
+    cut = (word.start() for word in re.finditer(r"\w+", text) if word.start() < end < word.end())
+    return text[next(cut, end) :].strip()
+
+
+def _end_of_reading(tokenizer: Any, text: str, max_length: int | None) -> int:
+    """Where in the text the last token that is read ends; None is the tokenizer's own length."""
+    tokens = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
+    return max((end for _, end in tokens["offset_mapping"]), default=0)

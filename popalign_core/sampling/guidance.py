@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import overload
 
 import torch
-from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.guiders.guider_utils import rescale_noise_cfg
 from torch import Tensor
 
 from popalign_core.config import CADSConfig, SamplingConfig
@@ -65,7 +65,7 @@ def guidance_weight(config: SamplingConfig, t: float, sigma: float) -> float:
 
 def guide(unguided: Tensor, conditional: Tensor, weight: float, rescale: float) -> Tensor:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598, Eq. 6), rescaled as Lin et al. propose
-    (2023, arXiv:2305.08891, section 3.4); both by diffusers' own guider, whose statistics are per sample.
+    (2023, arXiv:2305.08891, section 3.4), with statistics per sample.
 
     Args:
         unguided: [B, C, h, w] prediction without condition.
@@ -73,9 +73,11 @@ def guide(unguided: Tensor, conditional: Tensor, weight: float, rescale: float) 
         weight: `guidance_weight`.
         rescale: phi, in [0, 1]; 0 leaves the prediction as it is.
     """
-    guider = ClassifierFreeGuidance(guidance_scale=weight, guidance_rescale=rescale)
-    guided: Tensor = guider.forward(conditional, unguided).pred
-    return guided
+    if weight == 1:
+        return conditional
+    # diffusers' guider classes have no schedules, and each one made warns that it is experimental
+    guided: Tensor = unguided + weight * (conditional - unguided)
+    return rescale_noise_cfg(guided, conditional, rescale) if rescale else guided
 
 
 def anneal_condition(condition: Tensor, gamma: float, noise: Tensor, config: CADSConfig) -> Tensor:

@@ -179,10 +179,23 @@ def load_pipeline(
         fuse_lora(pipeline, lora, model.lora_scale)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
+    if pipeline.text_encoder is not None and getattr(pipeline, "text_encoder_3", pipeline) is None:
+        _outline_transformer(pipeline, source, model.revision)
     vae = pipeline.vae
     if vae is not None and getattr(vae.config, "force_upcast", False) and vae.dtype != torch.float32:
         vae.to(torch.float32)
     return pipeline
+
+
+def _outline_transformer(pipeline: Any, source: Path | str, revision: str | None) -> None:
+    """Without its T5, SD3 asks the transformer how wide the zeros in T5's place are: one without weights will do."""
+    import torch
+    from diffusers import SD3Transformer2DModel
+
+    if pipeline.transformer is None:
+        with torch.device("meta"):
+            outline = SD3Transformer2DModel.from_config(_read_json(source, revision, "transformer/config.json"))
+        pipeline.register_modules(transformer=outline)
 
 
 def _load_parts(model: ModelConfig, source: Path | str, components: Collection[str] | None) -> Any:

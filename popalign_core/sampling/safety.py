@@ -1,6 +1,5 @@
-"""What guards pictures and prompts: a safety checker, an invisible watermark, the words that no text encoder reads."""
+"""What guards pictures: a checker that flags the unsafe ones, an invisible watermark that says they were made."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,6 @@ WATERMARK_INSTALL = "pip install --no-deps invisible-watermark==0.2.0 PyWavelets
 # The encoder embeds nothing in a smaller picture.
 WATERMARK_SIZE = 256
 _CHECKED_AT_ONCE = 32
-# What SD3's `encode_prompt` gives to T5 unless it is told otherwise; its tokenizer would take 512.
-_T5_LENGTH = 256
 
 
 @dataclass(frozen=True)
@@ -139,29 +136,6 @@ def check_watermark(*, width: int, height: int) -> None:
     if find_spec("imwatermark") is None:
         # its own dependency, opencv-python, would overwrite the OpenCV that is installed
         raise ConfigError(f"the watermark needs the package imwatermark: run `{WATERMARK_INSTALL}`")
-
-
-def lost_words(pipeline: Any, text: str) -> str:
-    """The end of a prompt that none of a pipeline's text encoders reads, as it stands in the prompt; "" if all is read.
-
-    SD3's T5 reads three times as far as its CLIP encoders: what it reads is not lost. A word that is cut is lost.
-    """
-    end = max(
-        (
-            _end_of_reading(getattr(pipeline, f"tokenizer{suffix}"), text, length)
-            for suffix, length in (("", None), ("_2", None), ("_3", _T5_LENGTH))
-            if getattr(pipeline, f"text_encoder{suffix}", None) is not None
-        ),
-        default=len(text),
-    )
-    cut = (word.start() for word in re.finditer(r"\w+", text) if word.start() < end < word.end())
-    return text[next(cut, end) :].strip()
-
-
-def _end_of_reading(tokenizer: Any, text: str, max_length: int | None) -> int:
-    """Where in the text the last token that is read ends; None is the tokenizer's own length."""
-    tokens = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
-    return max((end for _, end in tokens["offset_mapping"]), default=0)
 
 
 def _check_folder(folder: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from popalign_core.config import PipelineConfig
+from popalign_core.config import ModelConfig, PipelineConfig
 from popalign_core.markdown import markdown_table
 
 SHOWN = (
@@ -32,7 +32,6 @@ def model_card(
     """
     training = config.training
     what = f"LoRA of rank {training.lora_rank}, merged" if training.lora_rank else f"{training.trained_weights} weights"
-    base = config.model.name + (f" @ {config.model.revision}" if config.model.revision else "")
     # pairs made elsewhere come without attributes: no population was aimed at
     is_population = "attributes" in keys
     last = {str(row["name"]): float(row["value"]) for row in log}
@@ -40,7 +39,7 @@ def model_card(
         f"---\nlibrary_name: diffusers\npipeline_tag: text-to-image\nbase_model: {config.model.name}\n"
         "tags: [popalign, fairness, preference-optimisation]\n---\n",
         f"# {config.model.name}, trained by PopAlign\n",
-        f"Base model: `{base}`. Objective: `{training.objective}` ({what}), {training.n_steps} steps of "
+        f"Base model: {_base(config.model)}. Objective: `{training.objective}` ({what}), {training.n_steps} steps of "
         f"{training.n_pairs} pairs.\n",
         _target(config) if is_population else "The preferences are pairs of pictures made elsewhere.\n",
         "## Measured\n",
@@ -54,6 +53,15 @@ def model_card(
         _LIMITS,
     ]
     return "\n".join(parts)
+
+
+def _base(model: ModelConfig) -> str:
+    parts = [f"`{model.name}`" if model.revision is None else f"`{model.name} @ {model.revision}`"]
+    if model.denoiser is not None:
+        parts.append(f"with the denoiser `{model.denoiser}`")
+    if model.lora is not None:
+        parts.append(f"with the LoRA `{model.lora}` at {model.lora_scale:g}")
+    return " ".join(parts)
 
 
 def _target(config: PipelineConfig) -> str:

@@ -1,12 +1,10 @@
 """The safety checker against diffusers' own call, the watermark read back, the words that nobody reads."""
 
 import hashlib
-import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,44 +12,18 @@ import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker, cosine_distance
 from diffusers.pipelines.stable_diffusion_xl.watermark import WATERMARK_BITS
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig
+from safety_checkers import checker_inputs, save_checker
 
 from popalign_core.errors import ConfigError, MissingWeightsError
 from popalign_core.sampling.safety import (
-    SafetyChecker,
     load_safety_checker,
-    lost_words,
     safety_hash,
     unsafe_images,
     watermark,
 )
 
 Pixels = NDArray[np.uint8]
-WIDTH = 16
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-    "projection_dim": WIDTH,
-}
-# Word for word what lies beside the public checkpoint, at its size here.
-PREPROCESSOR = {
-    "crop_size": 32,
-    "do_center_crop": True,
-    "do_convert_rgb": True,
-    "do_normalize": True,
-    "do_resize": True,
-    "feature_extractor_type": "CLIPFeatureExtractor",
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "resample": 3,
-    "size": 32,
-}
 
 
 @pytest.fixture(scope="module")
@@ -63,36 +35,9 @@ def pictures() -> Pixels:
     return pixels
 
 
-def inputs(checker: SafetyChecker, pictures: Pixels) -> torch.Tensor:
-    """As the stock pipeline makes them, from PIL pictures."""
-    values: torch.Tensor = checker.processor([Image.fromarray(p) for p in pictures], return_tensors="pt")[
-        "pixel_values"
-    ]
-    return values
-
-
 @pytest.fixture(scope="module")
 def folder(pictures: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint with the public one's names; thresholds where about a third of the pictures lie above."""
-    path = tmp_path_factory.mktemp("checker")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = StableDiffusionSafetyChecker(CLIPConfig(vision_config=VISION, projection_dim=WIDTH))
-        model.concept_embeds.data = torch.randn(17, WIDTH)
-        model.special_care_embeds.data = torch.randn(3, WIDTH)
-    (path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
-    model.eval().save_pretrained(path)
-    with torch.no_grad():
-        values = inputs(load_safety_checker(str(path)), pictures)
-        embeds = model.visual_projection(model.vision_model(values)[1])
-    concepts, care = cosine_distance(embeds, model.concept_embeds), cosine_distance(embeds, model.special_care_embeds)
-    model.concept_embeds_weights.data = concepts.quantile(0.97, dim=0)
-    model.special_care_embeds_weights.data = care.quantile(0.9, dim=0)
-    model.save_pretrained(path)
-    weights = load_file(path / "model.safetensors")
-    renamed = {name.replace("vision_model.", "vision_model.vision_model."): weights[name] for name in weights}
-    save_file(renamed, path / "model.safetensors", metadata={"format": "pt"})
-    return path
+    return save_checker(tmp_path_factory.mktemp("checker"), pictures)
 
 
 def test_the_verdicts_are_diffusers_own(folder: Path, pictures: Pixels) -> None:
@@ -101,7 +46,7 @@ def test_the_verdicts_are_diffusers_own(folder: Path, pictures: Pixels) -> None:
     theirs = StableDiffusionSafetyChecker.from_pretrained(folder).eval()
     expected = []
     for picture in pictures:
-        _, flagged = theirs(images=[np.zeros((1, 1, 3))], clip_input=inputs(checker, picture[None]))
+        _, flagged = theirs(images=[np.zeros((1, 1, 3))], clip_input=checker_inputs(checker, picture[None]))
         expected += flagged
     verdicts = unsafe_images(checker, pictures)
     assert verdicts.dtype == np.bool_
@@ -116,7 +61,7 @@ def test_concepts_that_ask_for_special_care_lower_the_threshold(folder: Path, pi
     checker = load_safety_checker(str(folder))
     model = checker.model
     with torch.no_grad():
-        embeds = model.visual_projection(model.vision_model(inputs(checker, pictures))[1])
+        embeds = model.visual_projection(model.vision_model(checker_inputs(checker, pictures))[1])
         care = cosine_distance(embeds, model.special_care_embeds) - model.special_care_embeds_weights
         concepts = cosine_distance(embeds, model.concept_embeds)
         model.concept_embeds_weights.data = torch.full_like(model.concept_embeds_weights, 2.0)
@@ -200,40 +145,6 @@ def test_a_watermark_needs_room_and_its_package(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "imwatermark", None)
     with pytest.raises(ConfigError, match=r"`pip install --no-deps invisible-watermark==0\.2\.0 PyWavelets`"):
         watermark(foliage(256))
-
-
-@pytest.mark.parametrize(
-    ("family", "text", "lost"),
-    [
-        # CLIP's stand-ins read 14 letters between the ends of the text, T5's 255 letters and word beginnings
-        ("sd15", "", ""),
-        ("sd15", "abcdefg Hijklmn ", ""),
-        ("sd15", "Abcdefg  hijklmn Opq,  RST ", "Opq,  RST"),
-        ("sdxl", "abcdefg hijklmn opq", "opq"),
-        ("sdxl", "abcdefg hijkl Mnopq rst", "Mnopq rst"),  # a word that is cut
-        ("sdxl", "x" * 15, "x" * 15),
-        ("sd3-without-t5", "abcdefg hijklmn opq", "opq"),
-        ("sd3", "abcdefg hijklmn opq", ""),
-        ("sd3", " ".join("a" * 127), ""),
-        ("sd3", " ".join("a" * 127) + " b C", "C"),
-    ],
-)
-def test_lost_words(family: str, text: str, lost: str, load_family: Callable[[str], Any]) -> None:
-    assert lost_words(load_family(family), text) == lost
-
-
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
-def test_what_is_lost_changes_nothing(family: str, load_family: Callable[[str], Any]) -> None:
-    """The pipeline itself says so: another ending, the same embeddings."""
-    from popalign_core.sampling.engine import embed_prompts
-
-    pipeline = load_family(family)
-    read = "abcdefg hijklmn" if family != "sd3" else " ".join("a" * 127) + " b"
-    texts = [f"{read} opq", f"{read} xyz", read]
-    assert [lost_words(pipeline, text) for text in texts] == ["opq", "xyz", ""]
-    embeds = embed_prompts(pipeline, texts, 3).prompt_embeds
-    assert torch.equal(embeds[0], embeds[1])
-    assert torch.equal(embeds[0], embeds[2])
 
 
 def test_hashing_needs_no_torch() -> None:

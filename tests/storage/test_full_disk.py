@@ -1,8 +1,6 @@
 """A full disk and a file size limit: a clear error, no hit, and the same build goes on when there is room again."""
 
-import os
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,9 @@ from storage.store import ArtifactRef, Store
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(make_disk: Callable[[str], Path]) -> Path:
     """A file system of 512 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs root and mount for a small file system; see the test with a file size limit")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    return make_disk("512k")
 
 
 def large() -> pd.DataFrame:
