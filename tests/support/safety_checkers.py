@@ -48,7 +48,7 @@ def checker_inputs(checker: SafetyChecker, pictures: Pixels) -> torch.Tensor:
 
 
 def save_checker(path: Path, pictures: Pixels, quantile: float = 0.97) -> Path:
-    """A random checkpoint with the public one's names; thresholds at a quantile of the pictures, each of 17 concepts."""
+    """A random checkpoint with the public one's names; each concept's threshold is a quantile of the pictures."""
     path.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
