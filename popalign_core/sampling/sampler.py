@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -176,6 +177,8 @@ def _speed_up(pipeline: Any, runtime: RuntimeConfig) -> None:
         for module in (denoiser, pipeline.vae):
             module.to(memory_format=torch.channels_last)
     if runtime.compile:
+        # /tmp, the default, is emptied at every start of the machine, and compiling takes minutes
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "popalign" / "inductor"))
         denoiser.compile_repeated_blocks()
 
 

@@ -1,0 +1,50 @@
+"""Memory is flat in the number of images: 10,000 of them through a budget of 1 GiB, torch and all."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import json, resource, sys
+from popalign_core.config import Axis, EvaluationConfig, ModelConfig, PipelineConfig, PromptsConfig, RuntimeConfig
+from popalign_core.config import SamplingConfig
+from tasks.identities import add_identities
+from tasks.prompts import write_prompts
+from tasks.sample import sample_images
+from tasks.stage import open_store
+
+config = PipelineConfig(
+    model=ModelConfig(name=sys.argv[1]),
+    axes=(Axis(name="gender", classes=("male", "female")),),
+    prompts=PromptsConfig(eval_subjects=("judge", "dancer"), train_subjects=("nurse",), retained_subjects=("moon",)),
+    sampling=SamplingConfig(n_steps=1),
+    evaluation=EvaluationConfig(n_neutral=4998, n_specific=1),
+)
+runtime = RuntimeConfig(root=sys.argv[2], device="cpu", n_threads=1)
+prompts = add_identities(write_prompts(config=config, runtime=runtime), config=config, runtime=runtime)
+used = {}
+
+def note(done, total):
+    used[done] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+ref = sample_images(prompts, purpose="evaluation", config=config, runtime=runtime, on_progress=note)
+print(json.dumps({"n": open_store(runtime).manifest(ref).rows["images"], "early_mib": used[1024], "mib": max(used.values())}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ten_thousand_images_fit_into_a_gibibyte(tiny_weights: Path, tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tiny_weights / "pipeline"), str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["n"] == 10_000
+    assert found["mib"] < 1024
+    assert found["mib"] - found["early_mib"] < 64
