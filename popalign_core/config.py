@@ -311,7 +311,7 @@ class RuntimeConfig(Frozen):
     def _check(self) -> Self:
         if self.runner == "inline" and self.n_workers > 1:
             raise ValueError(
-                f"n_workers is {self.n_workers}, but runner 'inline' has one; set runner to processes, ray, dask or threads"
+                f"n_workers is {self.n_workers}, but runner 'inline' has one; set runner to processes, ray or dask"
             )
         if self.runner_address is not None and self.runner not in ("ray", "dask"):
             raise ValueError(

@@ -215,10 +215,10 @@ def _make_runner(runtime: RuntimeConfig, n_workers: int, place: Place) -> Any:
             return ProcessPoolTaskRunner(max_workers=n_workers, initializer=_watch, initargs=(place.folder,))
         if runtime.runner == "ray":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            from prefect_ray import RayTaskRunner
+            from prefect_ray.task_runners import RayTaskRunner
 
             return RayTaskRunner(address, init_kwargs=None if address else _local_ray(n_workers))
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask.task_runners import DaskTaskRunner
 
         return DaskTaskRunner(address=address, cluster_kwargs=None if address else _local_dask(n_workers))
     except ModuleNotFoundError as error:
@@ -260,7 +260,7 @@ def _server_for_workers() -> Iterator[None]:
 
 
 def _job_options(runtime: RuntimeConfig) -> Any:
-    """Ray: retries, a GPU a job, and processes that live on between jobs, which Ray ends by default if they have one."""
+    """Ray: retries, a GPU a job, and processes that live on between jobs: those with a GPU do not by default."""
     if runtime.runner != "ray":
         return nullcontext()
     from prefect_ray.context import remote_options
@@ -340,11 +340,11 @@ def worker_device(runtime: RuntimeConfig, n_gpus: int | None = None) -> str:
         import torch
 
         n_gpus = torch.cuda.device_count()
-    return runtime.device if n_gpus < 2 else f"cuda:{_claim(Path(_here.place.folder)) % n_gpus}"
+    return runtime.device if n_gpus < 2 else f"cuda:{claim_slot(Path(_here.place.folder)) % n_gpus}"
 
 
-def _claim(folder: Path) -> int:
-    """The lowest slot that no other worker of the folder holds; kept until this worker's end."""
+def claim_slot(folder: Path) -> int:
+    """The lowest slot that no other worker of a machine holds in their folder; this worker's until its end."""
     from filelock import FileLock, Timeout
 
     claimed, slot, _ = getattr(_here, "claim", (None, 0, None))
