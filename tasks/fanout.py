@@ -229,10 +229,14 @@ def _make_runner(runtime: RuntimeConfig, n_workers: int, place: Place) -> Any:
 
 
 def _local_ray(n_workers: int) -> dict[str, Any]:
+    environment = {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",  # else a job that asks for no GPU sees none
+    }
     return {
         "num_cpus": n_workers,
         "include_dashboard": False,
-        "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
+        "runtime_env": {"env_vars": environment},
         "_system_config": {"task_oom_retries": MAX_DEATHS - 1},  # for ever by default
     }
 
@@ -260,12 +264,13 @@ def _server_for_workers() -> Iterator[None]:
 
 
 def _job_options(runtime: RuntimeConfig) -> Any:
-    """Ray: retries, a GPU a job, and processes that live on between jobs: those with a GPU do not by default."""
+    """Ray: retries and, on a cluster that others may use too, a GPU a job; on this machine workers claim theirs."""
     if runtime.runner != "ray":
         return nullcontext()
     from prefect_ray.context import remote_options
 
-    return remote_options(max_retries=MAX_DEATHS - 1, max_calls=0, num_gpus=int(_wants_cuda(runtime.device)))
+    on_gpu = runtime.runner_address is not None and _wants_cuda(runtime.device)
+    return remote_options(max_retries=MAX_DEATHS - 1, num_gpus=int(on_gpu))
 
 
 def _wants_cuda(device: str) -> bool:
@@ -322,6 +327,7 @@ def _watch(folder: str) -> None:
     def watch() -> None:
         while os.path.isdir(folder) and not wait([parent.sentinel], POLL_S):
             pass
+        shutil.rmtree(folder, ignore_errors=True)  # a coordinator that was killed left it
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
