@@ -84,7 +84,8 @@ def fan_out(
         for number, job in jobs.items():
             on_result(number, work(job))
         return
-    left, deaths = dict(jobs), Counter[int]()
+    # Only the numbers: a job may be made when it is asked for, and all of them fill the memory.
+    left, deaths = dict.fromkeys(jobs), Counter[int]()
     # Ray and Dask try again themselves, and know whose worker it was that died.
     allowed = MAX_DEATHS if runtime.runner == "processes" else 1
     while left:
@@ -95,7 +96,7 @@ def fan_out(
             place = Place(folder, runtime.n_threads, runtime.n_workers)
             todo = deque(suspects or left)
             window = n_workers if suspects or runtime.runner == "dask" else 2 * n_workers
-            turn = _Round(work, left, todo, window, on_result, stage, runtime, place)
+            turn = _Round(work, jobs, left, todo, window, on_result, stage, runtime, place)
             try:
                 turn.start(n_workers)
             except _WorkersDied as error:
@@ -117,7 +118,8 @@ class _Round:
     """One flow run: jobs on a fresh task runner until all are done or a worker's death ends it."""
 
     work: Callable[[Any], Any]
-    left: dict[int, Any]
+    jobs: Mapping[int, Any]
+    left: dict[int, None]
     todo: deque[int]
     window: int
     on_result: Callable[[int, Any], None]
@@ -180,7 +182,7 @@ class _Round:
             raise _WorkersDied(f"workers died at shards {self.died}") from cause
 
     def _submit(self, task: "Task[..., Any]", number: int, done: Any) -> None:
-        call = partial(self.work, self.left[number])  # Prefect looks into lists and records, not into this
+        call = partial(self.work, self.jobs[number])  # Prefect looks into lists and records, not into this
         named = task.with_options(task_run_name=f"{self.stage} shard {number:05d}")
         future = named.submit(call, self.place, in_process=self.runtime.runner != "threads")
         self.running[future] = number
@@ -215,7 +217,7 @@ def _make_runner(runtime: RuntimeConfig, n_workers: int, place: Place) -> Any:
             return ProcessPoolTaskRunner(max_workers=n_workers, initializer=_watch, initargs=(place.folder,))
         if runtime.runner == "ray":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            from prefect_ray import RayTaskRunner
+            from prefect_ray.task_runners import RayTaskRunner
 
             return RayTaskRunner(address, init_kwargs=None if address else _local_ray(n_workers))
         from prefect_dask.task_runners import DaskTaskRunner
@@ -229,10 +231,14 @@ def _make_runner(runtime: RuntimeConfig, n_workers: int, place: Place) -> Any:
 
 
 def _local_ray(n_workers: int) -> dict[str, Any]:
+    environment = {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",  # else a job that asks for no GPU sees none
+    }
     return {
         "num_cpus": n_workers,
         "include_dashboard": False,
-        "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
+        "runtime_env": {"env_vars": environment},
         "_system_config": {"task_oom_retries": MAX_DEATHS - 1},  # for ever by default
     }
 
@@ -260,12 +266,13 @@ def _server_for_workers() -> Iterator[None]:
 
 
 def _job_options(runtime: RuntimeConfig) -> Any:
-    """Ray: retries, a GPU a job, and processes that live on between jobs, which by default end if they have a GPU."""
+    """Ray: retries and, on a cluster that others may use too, a GPU a job; on this machine workers claim theirs."""
     if runtime.runner != "ray":
         return nullcontext()
     from prefect_ray.context import remote_options
 
-    return remote_options(max_retries=MAX_DEATHS - 1, max_calls=0, num_gpus=int(_wants_cuda(runtime.device)))
+    on_gpu = runtime.runner_address is not None and _wants_cuda(runtime.device)
+    return remote_options(max_retries=MAX_DEATHS - 1, num_gpus=int(on_gpu))
 
 
 def _wants_cuda(device: str) -> bool:
@@ -322,6 +329,7 @@ def _watch(folder: str) -> None:
     def watch() -> None:
         while os.path.isdir(folder) and not wait([parent.sentinel], POLL_S):
             pass
+        shutil.rmtree(folder, ignore_errors=True)  # a coordinator that was killed left it
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -340,11 +348,11 @@ def worker_device(runtime: RuntimeConfig, n_gpus: int | None = None) -> str:
         import torch
 
         n_gpus = torch.cuda.device_count()
-    return runtime.device if n_gpus < 2 else f"cuda:{_claim(Path(_here.place.folder)) % n_gpus}"
+    return runtime.device if n_gpus < 2 else f"cuda:{claim_slot(Path(_here.place.folder)) % n_gpus}"
 
 
-def _claim(folder: Path) -> int:
-    """The lowest slot that no other worker of the folder holds; kept until this worker's end."""
+def claim_slot(folder: Path) -> int:
+    """The lowest slot that no other worker of a machine holds in their folder; this worker's until its end."""
     from filelock import FileLock, Timeout
 
     claimed, slot, _ = getattr(_here, "claim", (None, 0, None))

@@ -8,56 +8,55 @@ from pathlib import Path
 
 from popalign_core.config import RuntimeConfig
 from popalign_core.errors import MissingWeightsError
+from tasks.fanout import worker_device
 
 
 @cache
-def loaded_by() -> tuple[int, int]:
+def load_once() -> tuple[int, int]:
     """Stands for a model that a worker loads once: which process did, and when."""
     return os.getpid(), time.monotonic_ns()
 
 
-def square(job: int) -> tuple[int, tuple[int, int]]:
-    return job * job, loaded_by()
+def square(job: int) -> tuple[int, tuple[int, int], str | None]:
+    return job * job, load_once(), os.environ.get("OMP_NUM_THREADS")
 
 
-def slow_square(job: int) -> tuple[int, int]:
-    time.sleep(0.3)
-    return job * job, os.getpid()
+def note_start(job: tuple[int, str]) -> int:
+    number, folder = job
+    Path(folder, f"started-{number}").touch()
+    return number
 
 
-def megabytes(job: int) -> bytes:
+def make_megabytes(job: int) -> bytes:
     return bytes([job]) * 20_000_000
 
 
-def describe(job: int) -> dict[str, str | None]:
-    names = ("OMP_NUM_THREADS", "PREFECT_API_URL")
-    return {name: os.environ.get(name) for name in names}
+def choose_device(job: tuple[RuntimeConfig, int]) -> str:
+    time.sleep(0.3)  # so that the other worker gets a job
+    return worker_device(*job)
 
 
-def claim_device(job: tuple[RuntimeConfig, int]) -> tuple[int, str]:
-    from tasks.fanout import worker_device
-
-    time.sleep(0.5)
-    return os.getpid(), worker_device(*job)
-
-
-def die_once(job: tuple[int, str, str]) -> int:
-    """Shard `fatal` kills its own process the first time, as the system does when memory runs out."""
-    number, folder, fatal = job
-    with (Path(folder) / f"{number}.starts").open("a") as starts:
-        starts.write(f"{os.getpid()}\n")
-    is_first = len((Path(folder) / f"{number}.starts").read_text().splitlines()) == 1
+def die(job: tuple[int, str, int]) -> int:
+    """Kills its own process the first times, as the system does when memory runs out."""
+    number, folder, n_deaths = job
     time.sleep(0.2)
-    if (fatal == "always" and number == 2) or (fatal == "once" and is_first and number == 2):
+    with Path(folder, f"starts-{number}").open("a") as starts:
+        starts.write("x")
+    if Path(folder, f"starts-{number}").stat().st_size <= n_deaths:
         os.kill(os.getpid(), signal.SIGKILL)
     return number * number
 
 
-def fail_at_two(job: int) -> int:
-    if job == 2:
-        raise MissingWeightsError("no weights at shard 2")
-    time.sleep(0.05 if job < 2 else 30)
-    return job
+def fail(job: tuple[int, str]) -> int:
+    """Shard 1 fails as soon as shard 0 was handed over; shard 2 takes its time."""
+    number, folder = job
+    if number == 2:
+        time.sleep(120)
+    if number == 1:
+        while not Path(folder, "handed-0").exists():
+            time.sleep(0.1)
+        raise MissingWeightsError("no weights for shard 1")
+    return number
 
 
 def work_for_long(job: str) -> None:

@@ -31,7 +31,8 @@ def note(done, total):
     used[done] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 ref = sample_images(prompts, purpose="evaluation", config=config, runtime=runtime, on_progress=note)
-print(json.dumps({"n": open_store(runtime).manifest(ref).rows["images"], "early_mib": used[1024], "mib": max(used.values())}))
+n_images = open_store(runtime).manifest(ref).rows["images"]
+print(json.dumps({"n": n_images, "early_mib": used[1024], "mib": max(used.values())}))
 """
 
 
