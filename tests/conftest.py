@@ -92,7 +92,7 @@ def tiny_config(tiny_weights: Path, stand_ins: None) -> PipelineConfig:
             generic_subjects=("tree", "cat"),
             retained_subjects=("moon",),
         ),
-        sampling=SamplingConfig(n_steps=2),
+        sampling=SamplingConfig(n_steps=2, seed=1),
         attributes=AttributesConfig(),
         preferences=PreferencesConfig(n_neutral=6, n_specific=6, set_size=2, n_sets=1),
         training=TrainingConfig(lora_rank=0, n_steps=4, n_warmup_steps=1, n_pairs=2, checkpoint_every=1, retention=1),
