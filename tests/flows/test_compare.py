@@ -61,7 +61,7 @@ def test_every_kind_of_system_is_measured_once(config: PipelineConfig, tiny_runt
     ]
     # nothing of it is garbage, and a second time everything is a hit
     before = set(store.list_artifacts())
-    store.collect_garbage()
+    store.collect_garbage(dry_run=False)
     assert set(store.list_artifacts()) == before
     again = compare_systems(NAMES, config, tiny_runtime, "four", call=direct)
     assert again.equals(metrics)
