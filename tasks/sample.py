@@ -171,7 +171,7 @@ def _draw_shards(
         return
     set_threads(runtime)
     from tasks.fanout import fan_out
-    from tasks.shards import DrawnShard, Shards, draw_in_worker, draw_shard, forget_samplers, load_shard_sampler
+    from tasks.shards import DrawnShard, Shards, draw_in_worker, draw_shard, forget_models, load_shard_sampler
 
     plan = plan_captions(prompts, images, config.axes, sampling)
     ids, embeddings = _embeddings(build, plan, config, runtime)
@@ -186,15 +186,15 @@ def _draw_shards(
         done += lengths[number]
         on_progress(done, len(images))
 
-    if runtime.runner == "inline":
-        sampler = load_shard_sampler(config.model, model, runtime, runtime.device)
-        for number, shard in shards.items():
-            keep(number, draw_shard(shard, sampler, lambda n: on_progress(done + n, len(images))))
-        return
     try:
-        fan_out(draw_in_worker, shards, runtime, keep)
+        if runtime.runner == "inline":
+            sampler = load_shard_sampler(config.model, model, runtime, runtime.device)
+            for number, shard in shards.items():
+                keep(number, draw_shard(shard, sampler, lambda n: on_progress(done + n, len(images))))
+        else:
+            fan_out(draw_in_worker, shards, runtime, keep)
     finally:
-        forget_samplers()
+        forget_models()
 
 
 def _embeddings(

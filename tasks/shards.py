@@ -144,9 +144,10 @@ def draw_in_worker(shard: Shard) -> DrawnShard:
     return draw_shard(shard, sampler)
 
 
-def forget_samplers() -> None:
-    """Free the models that threads of this process have drawn with."""
+def forget_models() -> None:
+    """Free what this process has loaded for shards, the safety checker among it."""
     _loaded.clear()
+    _load_checker.cache_clear()
 
 
 def load_shard_sampler(
