@@ -155,3 +155,17 @@ def test_edits_and_starts_go_with_their_images(make_pipeline: Callable[[], Any],
     other, _ = draw(Sampler(make_pipeline(), RuntimeConfig(batch_size=7)), captions, config)
     torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
     assert np.unique(one.numpy().round(3), axis=0).shape[0] == 7
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # inductor's own
+def test_compiled_blocks_draw_the_same_and_leave_a_cache(
+    make_pipeline: Callable[[], Any], embeddings: PromptEmbeddings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    plain, _ = draw(Sampler(make_pipeline(), RuntimeConfig(batch_size=7)), captions_of(embeddings))
+    compiled, _ = draw(Sampler(make_pipeline(), RuntimeConfig(batch_size=7, compile=True)), captions_of(embeddings))
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-4)
+    assert any((tmp_path / ".cache" / "popalign" / "inductor").rglob("*.cpp"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
