@@ -24,8 +24,8 @@ from popalign_core.sampling.safety import load_safety_checker, unsafe_images, wa
 from storage.images import encode_png, image_column
 from storage.parquet import encode, file_name
 from storage.store import ArtifactRef
-from tasks.fanout import worker_device
 from tasks.sample import UNSAFE
+from tasks.shard_worker import worker_device
 from tasks.stage import open_store
 
 if TYPE_CHECKING:

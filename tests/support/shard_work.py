@@ -8,7 +8,7 @@ from pathlib import Path
 
 from popalign_core.config import RuntimeConfig
 from popalign_core.errors import MissingWeightsError
-from tasks.fanout import worker_device
+from tasks.shard_worker import worker_device
 
 
 @cache

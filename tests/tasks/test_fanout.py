@@ -20,7 +20,8 @@ from pydantic import ValidationError
 
 from popalign_core.config import RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, ResourceError
-from tasks.fanout import claim_slot, fan_out, worker_device
+from tasks.fanout import fan_out
+from tasks.shard_worker import claim_slot, worker_device
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("ray", "dask")]
@@ -134,6 +135,11 @@ def test_the_job_of_a_killed_worker_is_redone_and_given_up_after_three(runner: s
     assert starts[3] in ((2, 3) if runner == "processes" else (3,))
 
 
+def test_work_that_ends_its_process_is_an_error_not_a_hang() -> None:
+    with pytest.raises(RuntimeError, match=r"the work of a shard called exit\(3\)"):
+        fan_out(sys.exit, {0: 3}, runtime("threads"), Handed())
+
+
 @pytest.mark.parametrize("runner", ["processes", *CLUSTERS])
 def test_an_error_of_the_work_comes_as_it_is_and_at_once(runner: str, tmp_path: Path) -> None:
     handed = Handed()
@@ -174,6 +180,7 @@ def drive(folder: Path, runner: str, work: str, jobs: object, **environment: str
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -192,6 +199,20 @@ def test_workers_end_with_their_coordinator(how: signal.Signals, runner: str, tm
         pids = [int(mark.name) for mark in marks.iterdir()]
         wait_for(lambda: not any(map(is_running, pids)), "the end of the workers", timeout_s=15)
         assert process.returncode != 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_a_terminal_ends_all_at_once_without_a_server(tmp_path: Path) -> None:
+    """The terminal sends it to the whole group: to the workers, and to the server that Prefect started itself."""
+    process = drive(tmp_path, "processes", "work_for_long", {0: str(tmp_path)}, PREFECT_API_URL="")
+    try:
+        wait_for(lambda: any(path.name.isdigit() for path in tmp_path.iterdir()), "a worker at work", timeout_s=120)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=30)
+        assert process.returncode == -signal.SIGINT
     finally:
         process.kill()
         process.communicate()
@@ -231,7 +252,7 @@ def test_who_is_no_worker_claims_nothing() -> None:
 
 
 def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from tasks.fanout import claim_slot\n"
+    code = "import sys, time; from pathlib import Path; from tasks.shard_worker import claim_slot\n"
     code += "print(claim_slot(Path(sys.argv[1])), flush=True); time.sleep(600)"
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
