@@ -69,7 +69,8 @@ def check_guidance(config: SamplingConfig, family: Family) -> None:
 
     A guidance-distilled model (FLUX.1-dev) reads it as a number and gives the guided prediction in one forward: there
     are no two halves to weigh, so schedules and rescaling of their weight are refused; CADS goes to the condition and
-    stays. For all others (FLUX.1-schnell too, which is made for 1) it is the weight of classifier-free guidance.
+    stays; so does fair_diffusion, though what it compares is guided already: its scale counts that many times as much.
+    For all others (FLUX.1-schnell too, which is made for 1) it is the weight of classifier-free guidance.
 
     Raises:
         ConfigError: Naming what a guidance-distilled model has no use for.
