@@ -175,7 +175,9 @@ class SamplingConfig(Frozen):
     """How images are drawn."""
 
     n_steps: int = Field(default=12, ge=1, le=1000)
-    guidance_scale: float = Field(default=2.5, ge=1.0, description="1 is no guidance")
+    guidance_scale: float = Field(
+        default=2.5, ge=1.0, description="1 is no guidance; FLUX.1-dev is told the number, FLUX.1-schnell wants 1"
+    )
     guidance_rescale: float = Field(default=0.0, ge=0, le=1, description="rescaled CFG: phi")
     guidance_interval: tuple[float, float] | None = Field(
         default=None, description="noise levels (low, high] with guidance; SDXL 0.28 to 5.42"

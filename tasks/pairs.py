@@ -40,10 +40,14 @@ def request(config: PipelineConfig, files: "Sequence[PairFile]") -> Request:
 
 
 def encoding(config: PipelineConfig) -> dict[str, Any]:
-    """What of the configuration decides the latents and the embeddings: the base model and the size in px."""
-    from popalign_core.sampling.models import model_hash
+    """What of the configuration decides the latents and the embeddings: the base model and the size in px; and what it
+    is trained with on them besides: the guidance scale, where the model is told it.
+    """
+    from popalign_core.sampling.models import model_hash, reads_guidance
 
-    size = {"width": config.sampling.width, "height": config.sampling.height}
+    size: dict[str, Any] = {"width": config.sampling.width, "height": config.sampling.height}
+    if reads_guidance(config.model):
+        size["guidance_scale"] = config.sampling.guidance_scale
     return {"sampling": size, "model": {"dtype": config.model.dtype, "hash": model_hash(config.model)}}
 
 
@@ -88,7 +92,7 @@ def find_pairs(store: Store, key: str, config: PipelineConfig) -> ArtifactRef:
     """
     ref = find_published(store, STAGE, key, what="pairs", made_by="popalign import pairs FILE...")
     made, asked = store.manifest(ref).payload["config"], encoding(config)
-    for part, what in (("model", "base model"), ("sampling", "picture size")):
+    for part, what in (("model", "base model"), ("sampling", "picture size or guidance scale")):
         if made[part] != asked[part]:
             raise InputError(
                 f"{ref.key} was imported for the {what} {made[part]}, this configuration has {asked[part]}; "

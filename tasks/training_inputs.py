@@ -1,7 +1,7 @@
 """What training reads out of the store, and the training itself in this process."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +66,7 @@ def run_training(
 
     parts = (*DENOISER_PARTS, "vae") if config.training.probe else DENOISER_PARTS
     pipeline = load_pipeline(config.model, device=resolve_device(runtime.device), components=parts)
-    data = read_preferences(store, refs, config.axes)
+    data = replace(read_preferences(store, refs, config.axes), guidance_scale=config.sampling.guidance_scale)
     denoiser = find_denoiser(pipeline)
     log = train_preferences(
         denoiser,

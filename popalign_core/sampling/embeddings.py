@@ -15,9 +15,6 @@ from popalign_core.errors import InputError
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
 """Components of a pipeline that read prompts."""
 
-# What SD3's `encode_prompt` gives to T5 unless it is told otherwise; its tokenizer would take 512.
-_T5_LENGTH = 256
-
 _log = logging.getLogger(__name__)
 
 
@@ -99,25 +96,22 @@ def embed_prompts(pipeline: Any, texts: Sequence[str], batch_size: int) -> Promp
 
 
 def _encode(pipeline: Any, texts: list[str]) -> PromptEmbeddings:
-    options: dict[str, Any] = {"device": pipeline.text_encoder.device, "do_classifier_free_guidance": False}
     family = pipeline_family(pipeline)
-    if not family.has_pooled:
-        embeds, _ = pipeline.encode_prompt(texts, num_images_per_prompt=1, **options)
-        return PromptEmbeddings(embeds.float().cpu(), torch.zeros((len(texts), 0)))
-    more = {} if family.has_sizes else {"prompt_2": None, "prompt_3": None}
-    embeds, _, pooled, _ = pipeline.encode_prompt(texts, **more, **options)
-    return PromptEmbeddings(embeds.float().cpu(), pooled.float().cpu())
+    found = pipeline.encode_prompt(texts, device=pipeline.text_encoder.device, **family.encode_options)
+    pooled = torch.zeros((len(texts), 0)) if family.pooled_output is None else found[family.pooled_output]
+    return PromptEmbeddings(found[0].float().cpu(), pooled.float().cpu())
 
 
 def lost_words(pipeline: Any, text: str) -> str:
     """The end of a prompt that none of a pipeline's text encoders reads, as it stands in the prompt; "" if all is read.
 
-    SD3's T5 reads three times as far as its CLIP encoders: what it reads is not lost. A word that is cut is lost.
+    T5 reads further than CLIP, SD3's three times and FLUX's seven: what it reads is not lost. A word that is cut is.
     """
+    lengths = pipeline_family(pipeline).text_lengths
     end = max(
         (
-            _end_of_reading(getattr(pipeline, f"tokenizer{suffix}"), text, length)
-            for suffix, length in (("", None), ("_2", None), ("_3", _T5_LENGTH))
+            _end_of_reading(getattr(pipeline, f"tokenizer{suffix}"), text, lengths.get(suffix))
+            for suffix in ("", "_2", "_3")
             if getattr(pipeline, f"text_encoder{suffix}", None) is not None
         ),
         default=len(text),

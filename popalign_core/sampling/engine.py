@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from popalign_core.config import SamplingConfig
-from popalign_core.denoisers import find_denoiser
+from popalign_core.denoisers import family_of, find_denoiser, latent_channels
 from popalign_core.errors import InputError
 from popalign_core.sampling.edits import Edits
 from popalign_core.sampling.embeddings import PromptEmbeddings
@@ -55,7 +55,8 @@ def sample_images(
 
     Raises:
         InputError: When prompts and seeds differ in number, a prompt index is out of range, `unconditional` is
-            not one prompt, the size does not fit the VAE, or what `config` asks for is not there.
+            not one prompt, the size does not fit the model, or what `config` asks for is not there.
+        ConfigError: When the model's family has no use for the guidance or the scheduler that `config` asks for.
     """
     _check_batch(pipeline, embeddings, unconditional, prompt_index, seeds, config)
     captions = Captions(embeddings, prompt_index, unconditional, edits, start_latents)
@@ -81,7 +82,7 @@ def initial_noise(pipeline: Any, seeds: Sequence[int], config: SamplingConfig) -
 
 def _draw_noise(pipeline: Any, generators: Sequence[torch.Generator], config: SamplingConfig) -> Tensor:
     factor = pipeline.vae_scale_factor
-    shape = (find_denoiser(pipeline).config.in_channels, config.height // factor, config.width // factor)
+    shape = (latent_channels(find_denoiser(pipeline)), config.height // factor, config.width // factor)
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
@@ -114,7 +115,7 @@ def denoise(
     Returns:
         [B, C, h, w] float32 latents in the UNet's scaled space.
     """
-    timesteps = start_sampling(scheduler, config, noise.device)
+    timesteps = start_sampling(scheduler, config, family_of(denoiser), noise)
     latents = _first_latents(scheduler, noise, captions.start_latents, timesteps)
     predictor = Predictor(denoiser, scheduler, captions, seeds, time_ids(config), config, noise.device)
     options = step_options(scheduler, config, generators)
@@ -144,7 +145,7 @@ def _check_batch(
     seeds: Sequence[int],
     config: SamplingConfig,
 ) -> None:
-    n_prompts, factor = len(embeddings), pipeline.vae_scale_factor
+    n_prompts = len(embeddings)
     if len(prompt_index) != len(seeds) or len(seeds) == 0:
         raise InputError(f"{len(prompt_index)} prompts and {len(seeds)} seeds; give one seed an image, at least one")
     bad = [int(index) for index in prompt_index if not 0 <= index < n_prompts]
@@ -152,8 +153,12 @@ def _check_batch(
         raise InputError(f"prompt_index {bad[:5]} is outside the {n_prompts} prompt embeddings")
     if len(unconditional) != 1:
         raise InputError(f"unconditional holds {len(unconditional)} prompts; give one, the empty text")
-    if config.width % factor or config.height % factor:
-        raise InputError(f"{config.width} x {config.height} px is not a multiple of the VAE's factor {factor}")
+    factor, family = pipeline.vae_scale_factor, family_of(find_denoiser(pipeline))
+    if config.width % (factor * family.patch) or config.height % (factor * family.patch):
+        raise InputError(
+            f"{config.width} x {config.height} px does not fit {family.name}: the VAE's factor {factor} times the "
+            f"denoiser's patches of {family.patch}; give multiples of {factor * family.patch} px"
+        )
 
 
 def _check_captions(captions: Captions, n_images: int, config: SamplingConfig) -> None:

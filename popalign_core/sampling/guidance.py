@@ -8,6 +8,7 @@ from diffusers.guiders.guider_utils import rescale_noise_cfg
 from torch import Tensor
 
 from popalign_core.config import CADSConfig, SamplingConfig
+from popalign_core.denoisers import Family
 from popalign_core.errors import ConfigError
 from popalign_core.ids import image_seed
 from popalign_core.sampling.embeddings import PromptEmbeddings
@@ -61,6 +62,25 @@ def guidance_weight(config: SamplingConfig, t: float, sigma: float) -> float:
     if config.dynamic_cfg is not None:
         return config.guidance_scale * annealing_gamma(t, config.dynamic_cfg.tau1, config.dynamic_cfg.tau2)
     return config.guidance_scale
+
+
+def check_guidance(config: SamplingConfig, family: Family) -> None:
+    """What `guidance_scale` means depends on the family.
+
+    A guidance-distilled model (FLUX.1-dev) reads it as a number and gives the guided prediction in one forward: there
+    are no two halves to weigh, so schedules and rescaling of their weight are refused; CADS goes to the condition and
+    stays; so does fair_diffusion, though what it compares is guided already: its scale counts that many times as much.
+    For all others (FLUX.1-schnell too, which is made for 1) it is the weight of classifier-free guidance.
+
+    Raises:
+        ConfigError: Naming what a guidance-distilled model has no use for.
+    """
+    of_weight = ("dynamic_cfg", "guidance_interval", "guidance_rescale")
+    if family.embeds_guidance and (asked := [f"sampling.{name}" for name in of_weight if getattr(config, name)]):
+        raise ConfigError(
+            f"{', '.join(asked)} cannot be used with {family.name}: it is distilled from guidance and only told the "
+            "guidance_scale; leave it out (cads works)"
+        )
 
 
 def guide(unguided: Tensor, conditional: Tensor, weight: float, rescale: float) -> Tensor:

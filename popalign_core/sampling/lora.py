@@ -27,7 +27,8 @@ def fuse_lora(pipeline: Any, file: Path, scale: float) -> None:
         weights, metadata = _read(pipeline, file)
         for part in dict.fromkeys(key.split(".")[0] for key in weights):
             _load_part(pipeline, part, weights, metadata)
-        pipeline.fuse_lora(lora_scale=scale, safe_fusing=True)
+        # all parts by name: left to itself FLUX's pipeline drops what is its text encoder's
+        pipeline.fuse_lora(list(pipeline._lora_loadable_modules), lora_scale=scale, safe_fusing=True)
         pipeline.unload_lora_weights()
     except (RuntimeError, ValueError, LookupError, TypeError) as error:
         # diffusers looks for the layers by name, and fails at the first step after none was found

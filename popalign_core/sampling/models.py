@@ -107,6 +107,20 @@ def model_hash(model: ModelConfig) -> str:
     return "+".join(parts)
 
 
+def reads_guidance(model: ModelConfig) -> bool:
+    """Whether its denoiser is told `guidance_scale` (FLUX.1-dev), by the configuration that lies with the weights.
+
+    Raises:
+        ConfigError: As `local_folder`.
+        MissingWeightsError: As `local_folder` and `denoiser_folder`.
+    """
+    if (folder := denoiser_folder(model)) is not None:
+        config = _read_json(folder, None, "config.json")
+    else:
+        config = _read_json(local_folder(model) or model.name, model.revision, "transformer/config.json")
+    return bool(config.get("guidance_embeds"))
+
+
 def hash_folder(folder: Path) -> str:
     """sha256 over names and bytes of a folder's weight and configuration files."""
     digest = hashlib.sha256()

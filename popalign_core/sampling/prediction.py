@@ -15,6 +15,7 @@ from popalign_core.sampling.guidance import (
     anneal_embeddings,
     annealing_gamma,
     annealing_generators,
+    check_guidance,
     guidance_weight,
     guide,
 )
@@ -72,9 +73,13 @@ class Predictor:
             time_ids: [1, 6], SDXL's sizes.
             config: Guidance.
             device: Where the denoiser computes.
+
+        Raises:
+            ConfigError: As `check_guidance`.
         """
         self._denoiser, self._scheduler, self._config = denoiser, scheduler, config
         self._family, self._place = family_of(denoiser), (device, denoiser.dtype)
+        check_guidance(config, self._family)
         self._time_ids = time_ids.to(*self._place)
         self._conditional = captions.embeddings.rows(captions.index).to(*self._place)
         self._unconditional = captions.unconditional.to(*self._place).expand(len(seeds))
@@ -89,10 +94,13 @@ class Predictor:
         """The guided prediction [B, C, h, w] for latents [B, C, h, w] at one timestep, the `step`th from 0.
 
         Both halves of the guidance are one forward. A half that does not count is not taken: the unconditional one
-        where the guidance weight is 1, the conditional one where it is 0.
+        where the guidance weight is 1, the conditional one where it is 0. The weight of a guidance-distilled model is
+        always 1: it is told the guidance scale in the conditional forward, whose prediction is guided already.
         """
         time = diffusion_time(self._scheduler, timestep)
-        weight = guidance_weight(self._config, time, noise_level(self._scheduler, timestep))
+        weight = 1.0
+        if not self._family.embeds_guidance:
+            weight = guidance_weight(self._config, time, noise_level(self._scheduler, timestep))
         parts = [self._unconditional] if weight != 1 or self._steer is not None else []
         if weight != 0:
             parts.append(self._condition(time))
@@ -119,7 +127,8 @@ class Predictor:
             noisy = self._scheduler.scale_model_input(noisy, timestep)
         captions = concatenate(parts)
         sizes = self._time_ids.expand(len(noisy), -1)
-        conditions = Conditions(captions.prompt_embeds, captions.pooled_prompt_embeds, sizes)
+        guidance = latents.new_full((len(noisy),), self._config.guidance_scale)
+        conditions = Conditions(captions.prompt_embeds, captions.pooled_prompt_embeds, sizes, guidance)
         times = timestep.expand(len(noisy))
         model_pred = predict(self._denoiser, self._family, noisy.to(self._denoiser.dtype), times, conditions)
         return model_pred.float().chunk(len(parts))

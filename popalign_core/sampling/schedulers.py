@@ -15,6 +15,7 @@ from diffusers import (
 )
 
 from popalign_core.config import SamplingConfig
+from popalign_core.denoisers import FLOW_PATCH, Family
 from popalign_core.errors import ConfigError
 
 # Euler and DPM-Solver configs carry no clip_sample, and the default of DDIM and LCM would clip latents to [-1, 1].
@@ -51,17 +52,41 @@ def make_scheduler(scheduler: Any, name: str, timestep_spacing: str | None = Non
     return kind.from_config(config, **options)
 
 
-def start_sampling(scheduler: Any, config: SamplingConfig, device: torch.device) -> torch.Tensor:
-    """Set the timesteps and return those to go through: all, or with SDEdit the last `strength` of them."""
+def start_sampling(scheduler: Any, config: SamplingConfig, family: Family, noise: torch.Tensor) -> torch.Tensor:
+    """Set the timesteps and return those to go through: all, or with SDEdit the last `strength` of them.
+
+    Args:
+        scheduler: Of `make_scheduler`.
+        config: Number of steps, SDEdit.
+        family: Of the denoiser.
+        noise: [B, C, h, w], whose size and device count.
+    """
+    options: dict[str, Any] = {}
+    if family.even_levels:
+        options["sigmas"] = np.linspace(1, 1 / config.n_steps, config.n_steps)
+    if scheduler.config.get("use_dynamic_shifting", False):
+        options["mu"] = level_shift(scheduler, *noise.shape[-2:])
     with warnings.catch_warnings():
         # diffusers hands CPU tensors to numpy 2 in a way that torch's CPU wheel calls deprecated
         warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
-        scheduler.set_timesteps(config.n_steps, device=device)
+        scheduler.set_timesteps(config.n_steps, device=noise.device, **options)
     first = 0 if config.sdedit is None else config.n_steps - int(config.n_steps * config.sdedit.strength)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
     timesteps: torch.Tensor = scheduler.timesteps[first:]
     return timesteps
+
+
+def level_shift(scheduler: Any, height: int, width: int) -> float:
+    """mu: how far a flow scheduler with `use_dynamic_shifting` moves its levels towards noise for latents of a size.
+
+    Linear in the number of tokens (Esser et al. 2024, arXiv:2403.03206, section 5.3.2, say why larger pictures need
+    more noise), through the two points of the scheduler's configuration.
+    """
+    config = scheduler.config
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    n_tokens = height * width // FLOW_PATCH**2
+    return float(config.base_shift + slope * (n_tokens - config.base_image_seq_len))
 
 
 def step_options(scheduler: Any, config: SamplingConfig, generators: list[torch.Generator]) -> dict[str, Any]:

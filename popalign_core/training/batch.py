@@ -25,6 +25,7 @@ class Batch:
         prompt_embeds: [S, L, D]; the empty caption where the pair's was dropped.
         pooled_prompt_embeds: [S, D2].
         time_ids: [S, 6].
+        guidance: [S], the guidance scale that models distilled from guidance are told.
         preferred: [M] bool.
         set_index: [M] int64, the pair of sets of each compared sample.
         bins: [M] int64, range of timesteps, of `normaliser_bins`.
@@ -40,6 +41,7 @@ class Batch:
     prompt_embeds: Tensor
     pooled_prompt_embeds: Tensor
     time_ids: Tensor
+    guidance: Tensor
     preferred: Tensor
     set_index: Tensor
     bins: Tensor
@@ -51,7 +53,7 @@ class Batch:
     @property
     def conditions(self) -> Conditions:
         """What the denoiser reads besides noisy latents and timesteps."""
-        return Conditions(self.prompt_embeds, self.pooled_prompt_embeds, self.time_ids)
+        return Conditions(self.prompt_embeds, self.pooled_prompt_embeds, self.time_ids, self.guidance)
 
     def part(self, number: int, n_parts: int) -> "Batch":
         """Pairs of the given part of n_parts equal ones, every block cut alike."""
@@ -119,6 +121,7 @@ def draw_batch(
         prompt_embeds=torch.where(dropped[:, None, None], data.empty_prompt_embeds, data.prompt_embeds[prompts]),
         pooled_prompt_embeds=torch.where(dropped[:, None], data.empty_pooled, data.pooled_prompt_embeds[prompts]),
         time_ids=time_ids.expand(len(latents), -1),
+        guidance=torch.full((len(latents),), data.guidance_scale),
         preferred=torch.arange(n_compared) < n,
         set_index=data.set_index[rows],
         bins=bins,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from popalign_core.config import RuntimeConfig, TrainingConfig
+from popalign_core.denoisers import family_of, latent_channels
 from popalign_core.errors import ConfigError, InputError
 from popalign_core.training.batch import uses_anchors
 from popalign_core.training.data import PreferenceData
@@ -17,11 +18,17 @@ def check_inputs(model: Any, data: PreferenceData, config: TrainingConfig) -> No
     Raises:
         InputError: Naming what does not fit.
     """
-    channels, width = model.config.in_channels, data.latents.shape[1]
+    channels, (width, *size) = latent_channels(model), data.latents.shape[1:]
     if channels != width:
         raise InputError(
             f"the latents have {width} channels, the model reads {channels}: they come from another model's VAE; "
             "sample with this model again"
+        )
+    patch = family_of(model).patch
+    if any(side % patch for side in size):
+        raise InputError(
+            f"the latents are {size[0]} x {size[1]}, the model reads patches of {patch} x {patch}: give a "
+            "sampling.width and height that such patches fill, and sample again"
         )
     if config.retention > 0 and len(data.retained_latents) == 0:
         raise InputError(

@@ -70,6 +70,7 @@ class PreferenceData:
         retained_generic: [R] bool, whether the caption is a generic one, else it names an identity.
         classes: [N] int64, the class of each sample among those of `target`; None where nobody knows.
         target: [K] float32, the distribution to calibrate to; None where nobody gave one.
+        guidance_scale: What the sampler draws with; read by models that embed it (FLUX.1-dev) alone.
     """
 
     latents: Latents
@@ -85,6 +86,7 @@ class PreferenceData:
     retained_generic: Tensor
     classes: Tensor | None = None
     target: Tensor | None = None
+    guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
         n = len(self.latents)

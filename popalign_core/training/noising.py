@@ -9,6 +9,7 @@ from torch import Tensor
 
 from popalign_core.config import TrainingConfig
 from popalign_core.errors import ConfigError
+from popalign_core.sampling.schedulers import level_shift
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,21 @@ class Diffusion:
 class Flow:
     """Rectified flow (Esser et al. 2024, arXiv:2403.03206): z_s = (1 - s) z + s noise, target noise - z.
 
-    The levels s are those of the model's own scheduler, its shift included.
+    The levels s are those of the model's own scheduler, its shift included: a fixed one, or (`use_dynamic_shifting`,
+    FLUX.1-dev) the one for latents of this size, just as the sampler has it.
     """
 
     def __init__(self, scheduler: Any) -> None:
         # from_config: set_timesteps of an earlier use may have shortened the table
         fresh = type(scheduler).from_config(scheduler.config)
-        self._sigmas = torch.as_tensor(fresh.sigmas, dtype=torch.float32).flip(0)
+        self._scheduler, self._sigmas = fresh, torch.as_tensor(fresh.sigmas, dtype=torch.float32).flip(0)
         self.n_timesteps = int(scheduler.config.num_train_timesteps)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Noised:
         """Timesteps are [S] int64 in [0, n_timesteps), 0 the least noise; the model is told s * n_timesteps."""
         sigmas = self._sigmas[timesteps]
+        if self._scheduler.config.use_dynamic_shifting:
+            sigmas = self._scheduler.time_shift(level_shift(self._scheduler, *latents.shape[-2:]), 1.0, sigmas)
         level = sigmas[:, None, None, None]
         return Noised((1 - level) * latents + level * noise, noise - latents, sigmas * self.n_timesteps)
 
@@ -71,11 +75,6 @@ def forward_process(scheduler: Any, config: TrainingConfig) -> ForwardProcess:
             `timesteps` reach beyond the model's.
     """
     if "FlowMatch" in type(scheduler).__name__:
-        if scheduler.config.use_dynamic_shifting:
-            raise ConfigError(
-                "the scheduler shifts its noise levels by the image size (use_dynamic_shifting), which is not trained "
-                "here; use a Stable Diffusion 3 scheduler with a fixed shift"
-            )
         process: ForwardProcess = Flow(scheduler)
     elif (kind := scheduler.config.prediction_type) in ("epsilon", "v_prediction"):
         process = Diffusion(scheduler)

@@ -65,7 +65,8 @@ def train_preferences(
     so that the number of processes, like `runtime.micro_pairs`, changes no result beyond rounding.
 
     Args:
-        model: The base denoiser: SDXL's or SD 1/2's `UNet2DConditionModel`, or an `SD3Transformer2DModel`.
+        model: The base denoiser: SDXL's or SD 1/2's `UNet2DConditionModel`, an `SD3Transformer2DModel` or a
+            `FluxTransformer2DModel`.
         noise_scheduler: Any diffusers scheduler of the model; its noise schedule and prediction type are read.
         data: Latents in the model's scaled space, and who is preferred.
         config: Objective and optimiser.

@@ -31,7 +31,7 @@ def model(family_folder: Callable[[str], Path], denoiser: Path, family: str = "s
     return ModelConfig(name=str(family_folder(family)), denoiser=str(denoiser))
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd15", "sd3"])
+@pytest.mark.parametrize("family", ["sdxl", "sd15", "sd3", "flux-dev"])
 def test_takes_the_place_of_the_models_own(
     family: str, load_family: Callable[[str], Any], family_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:

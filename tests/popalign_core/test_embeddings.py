@@ -27,17 +27,20 @@ from popalign_core.sampling.models import load_pipeline
         ("sd3", "abcdefg hijklmn opq", ""),
         ("sd3", " ".join("a" * 127), ""),
         ("sd3", " ".join("a" * 127) + " b C", "C"),
+        ("flux-dev", " ".join("a" * 255), ""),
+        ("flux-dev", " ".join("a" * 255) + " b C", "C"),
     ],
 )
 def test_lost_words(family: str, text: str, lost: str, load_family: Callable[[str], Any]) -> None:
     assert lost_words(load_family(family), text) == lost
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux-dev"])
 def test_what_is_lost_changes_nothing(family: str, load_family: Callable[[str], Any]) -> None:
     """The pipeline itself says so: another ending, the same embeddings."""
     pipeline = load_family(family)
-    read = "abcdefg hijklmn" if family != "sd3" else " ".join("a" * 127) + " b"
+    n_words = {"sd3": 127, "flux-dev": 255}.get(family)
+    read = "abcdefg hijklmn" if n_words is None else " ".join("a" * n_words) + " b"
     texts = [f"{read} opq", f"{read} xyz", read]
     assert [lost_words(pipeline, text) for text in texts] == ["opq", "xyz", ""]
     embeds = embed_prompts(pipeline, texts, 3).prompt_embeds
@@ -54,7 +57,7 @@ def test_a_prompt_past_the_token_limit_is_warned_of_with_the_words_it_loses(
     assert ours == ["prompt 'abcdefg hijklmn Opq xyz' is longer than the text encoders read; lost is 'Opq xyz'"]
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd15", "sd3", "sd3-without-t5"])
+@pytest.mark.parametrize("name", ["sdxl", "sd15", "sd3", "sd3-without-t5", "flux-dev"])
 def test_text_encoders_alone_give_the_same_embeddings(
     family_folder: Callable[[str], Path], load_family: Callable[[str], Any], name: str
 ) -> None:

@@ -12,14 +12,16 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
 
-from popalign_core.config import SamplingConfig
-from popalign_core.denoisers import SD1, SD3, SDXL, family_of, find_denoiser
-from popalign_core.errors import ConfigError
+from popalign_core.config import CADSConfig, SamplingConfig
+from popalign_core.denoisers import FLUX, FLUX_DEV, SD1, SD3, SDXL, family_of, find_denoiser
+from popalign_core.errors import ConfigError, InputError
+from popalign_core.sampling.edits import Edits
 from popalign_core.sampling.embeddings import PromptEmbeddings, embed_prompts
 from popalign_core.sampling.engine import initial_noise, sample_images, time_ids
 
@@ -34,6 +36,8 @@ FAMILIES = {
     "sd15": (SD1, StableDiffusionPipeline),
     "sd3": (SD3, StableDiffusion3Pipeline),
     "sd3-without-t5": (SD3, StableDiffusion3Pipeline),
+    "flux-dev": (FLUX_DEV, FluxPipeline),
+    "flux-schnell": (FLUX, FluxPipeline),
 }
 
 
@@ -120,6 +124,122 @@ def test_samples_equal_the_stock_pipelines(
     assert np.abs(pixels / 255 - expected_pixels).max() <= 1 / 255
 
 
+def test_flux_embeddings_equal_the_stock_pipelines(load_family: Callable[[str], Any]) -> None:
+    pipeline = load_family("flux-dev")
+    prompts, empty = embed(pipeline)
+    with torch.no_grad():
+        embeds, pooled, _ = pipeline.encode_prompt([*TEXTS, ""])
+    torch.testing.assert_close(torch.cat([prompts.prompt_embeds, empty.prompt_embeds]), embeds, rtol=0, atol=5e-5)
+    both = torch.cat([prompts.pooled_prompt_embeds, empty.pooled_prompt_embeds])
+    torch.testing.assert_close(both, pooled, rtol=0, atol=1e-6)
+    # T5's states alone, and CLIP's pooled one
+    assert (prompts.prompt_embeds.shape, prompts.pooled_prompt_embeds.shape) == ((2, 512, 64), (2, 32))
+    assert float((embeds[0] - embeds[1]).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "guidance_scale", "stock"),
+    [
+        ("flux-dev", 3.5, {"guidance_scale": 3.5}),
+        ("flux-dev", 1.0, {"guidance_scale": 1.0}),
+        ("flux-schnell", 1.0, {"guidance_scale": 0.0}),
+        ("flux-schnell", 3.0, {"true_cfg_scale": 3.0, "negative_prompt": [""] * 3}),
+    ],
+)
+def test_flux_samples_equal_the_stock_pipeline(
+    load_family: Callable[[str], Any], name: str, guidance_scale: float, stock: dict[str, Any]
+) -> None:
+    """From prompts and seeds on: the same noise, the same levels, the same pictures."""
+    pipeline = load_family(name)
+    config = SamplingConfig(n_steps=4, guidance_scale=guidance_scale, scheduler="euler", width=64, height=96)
+    prompts, empty = embed(pipeline)
+    pixels, latents = sample_images(pipeline, prompts, empty, ROWS, SEEDS, config)
+
+    def draw(output_type: str) -> Any:
+        return pipeline(
+            [TEXTS[row] for row in ROWS],
+            num_inference_steps=4,
+            width=64,
+            height=96,
+            generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+            output_type=output_type,
+            **stock,
+        ).images
+
+    expected = FluxPipeline._unpack_latents(draw("latent"), 96, 64, 8)
+    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-4)
+    assert latents.shape == (3, 16, 12, 8)
+    assert np.abs(pixels / 255 - draw("np")).max() <= 1 / 255
+
+
+@pytest.mark.parametrize(("name", "guidance_scale"), [("flux-dev", 3.5), ("flux-schnell", 3.0)])
+def test_flux_does_not_depend_on_the_batch(load_family: Callable[[str], Any], name: str, guidance_scale: float) -> None:
+    pipeline = load_family(name)
+    prompts, empty = embed(pipeline)
+    config = SamplingConfig(n_steps=3, guidance_scale=guidance_scale, scheduler="euler", cads=CADSConfig())
+    pixels, latents = sample_images(pipeline, prompts, empty, [0, 1, 0, 1], [7, 8, 9, 10], config)
+    for row in range(4):
+        alone_pixels, alone = sample_images(pipeline, prompts, empty, [row % 2], [7 + row], config)
+        torch.testing.assert_close(alone[0], latents[row], rtol=0, atol=1e-4)
+        assert int(np.abs(alone_pixels[0].astype(int) - pixels[row].astype(int)).max()) <= 1
+    # the condition counts for more than rounding, and so does annealing it
+    plain = config.model_copy(update={"cads": None})
+    for other, rows in ((config, [1, 0, 1, 0]), (plain, [0, 1, 0, 1])):
+        changed = sample_images(pipeline, prompts, empty, rows, [7, 8, 9, 10], other)[1]
+        assert float((changed - latents).abs().amax((1, 2, 3)).min()) > 1e-2
+
+
+def test_a_distilled_model_is_told_its_guidance_in_one_forward(load_family: Callable[[str], Any]) -> None:
+    pipeline = load_family("flux-dev")
+    seen: list[tuple[list[float], list[float]]] = []
+    pipeline.transformer.register_forward_pre_hook(
+        lambda module, args, given: seen.append((given["guidance"].tolist(), given["timestep"].tolist())),
+        with_kwargs=True,
+    )
+    prompts, empty = embed(pipeline)
+    config = SamplingConfig(n_steps=2, guidance_scale=3.5, scheduler="euler")
+    sample_images(pipeline, prompts, empty, [0, 1], [1, 2], config)
+    # 4 x 4 tokens: mu = .5 + .65 (16 - 256) / (4096 - 256) = .459375; level 1/2 becomes e^mu / (e^mu + 1) = .612866
+    assert [guidance for guidance, _ in seen] == [[3.5, 3.5]] * 2
+    assert [time for _, times in seen for time in times] == pytest.approx([1, 1, 0.612866, 0.612866], abs=1e-6)
+
+
+@pytest.mark.parametrize("setting", [{"dynamic_cfg": {}}, {"guidance_interval": (0.0, 5.0)}, {"guidance_rescale": 0.7}])
+def test_what_weighs_two_halves_is_refused_of_a_distilled_model(
+    load_family: Callable[[str], Any], setting: dict[str, Any]
+) -> None:
+    config = SamplingConfig.model_validate({"n_steps": 2, "guidance_scale": 3.5, "scheduler": "euler", **setting})
+    pipeline = load_family("flux-dev")
+    prompts, empty = embed(pipeline)
+    with pytest.raises(ConfigError, match=rf"^sampling\.{next(iter(setting))} cannot be used with FLUX\.1-dev"):
+        sample_images(pipeline, prompts, empty, [0], [1], config)
+    schnell = load_family("flux-schnell")
+    latents = sample_images(schnell, prompts, empty, [0], [1], config)[1]
+    plain = SamplingConfig(n_steps=2, guidance_scale=3.5, scheduler="euler")
+    assert not torch.equal(latents, sample_images(schnell, prompts, empty, [0], [1], plain)[1])
+
+
+def test_fair_diffusion_steers_a_distilled_model(load_family: Callable[[str], Any]) -> None:
+    """The unconditional forward is taken, for the concepts to be compared with; the picture's weight is still 1."""
+    pipeline = load_family("flux-dev")
+    prompts, empty = embed(pipeline)
+    settings = {"n_steps": 3, "guidance_scale": 3.5, "scheduler": "euler"}
+    steered = SamplingConfig.model_validate(settings | {"fair_diffusion": {"threshold": 0.5, "warmup": 0.0}})
+    no_edit, edit = (Edits(prompts, torch.tensor([[1]]), torch.tensor([[sign]])) for sign in (0, 1))
+    plain = sample_images(pipeline, prompts, empty, [0], [1], SamplingConfig.model_validate(settings))[1]
+    assert torch.equal(sample_images(pipeline, prompts, empty, [0], [1], steered, edits=no_edit)[1], plain)
+    latents = sample_images(pipeline, prompts, empty, [0], [1], steered, edits=edit)[1]
+    assert float((latents - plain).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize(("name", "what"), [("flux-dev", r"FLUX\.1-dev"), ("sd3", "Stable Diffusion 3")])
+def test_a_size_that_patches_do_not_fill_is_refused(load_family: Callable[[str], Any], name: str, what: str) -> None:
+    pipeline = load_family(name)
+    prompts, empty = embed(pipeline)
+    with pytest.raises(InputError, match=rf"72 x 64 px does not fit {what}: .*; give multiples of 16 px"):
+        sample_images(pipeline, prompts, empty, [0], [1], SamplingConfig(scheduler="euler", width=72))
+
+
 def test_turbo_samples_at_the_timesteps_it_is_trained_on(load_family: Callable[[str], Any]) -> None:
     pipeline = load_family("sdxl-turbo")
     seen: list[float] = []
@@ -141,8 +261,9 @@ def test_time_ids_equal_the_stock_pipelines(load_family: Callable[[str], Any]) -
     assert torch.equal(time_ids(SamplingConfig(width=64, height=96)), expected)
 
 
-def test_a_flow_model_takes_eulers_sampler_only(load_family: Callable[[str], Any]) -> None:
-    pipeline = load_family("sd3")
+@pytest.mark.parametrize("name", ["sd3", "flux-schnell"])
+def test_a_flow_model_takes_eulers_sampler_only(load_family: Callable[[str], Any], name: str) -> None:
+    pipeline = load_family(name)
     prompts, empty = embed(pipeline)
     with pytest.raises(ConfigError, match=r"sampling\.scheduler is 'ddim', but this is a flow model: choose euler"):
         sample_images(pipeline, prompts, empty, [0], [1], SamplingConfig(scheduler="ddim"))

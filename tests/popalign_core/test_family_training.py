@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 from training_runs import changed, draw, errors, run, values
 
 from popalign_core.config import SamplingConfig
 from popalign_core.denoisers import family_of, find_denoiser
-from popalign_core.errors import ConfigError
+from popalign_core.errors import ConfigError, InputError
 from popalign_core.sampling.embeddings import PromptEmbeddings, embed_prompts
 from popalign_core.sampling.engine import sample_images
 from popalign_core.training.batch import Batch
@@ -26,8 +27,20 @@ from popalign_core.training.trained import choose_weights, trained_weights
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' Euler
 
 TURBO = {"timesteps": (249, 499, 749, 999)}
-FAMILIES: dict[str, dict[str, Any]] = {"sdxl": {}, "sdxl-v": {}, "sdxl-turbo": TURBO, "sd15": {}, "sd3": {}}
-STOCK = {"sdxl": StableDiffusionXLPipeline, "sd15": StableDiffusionPipeline, "sd3": StableDiffusion3Pipeline}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "sdxl": {},
+    "sdxl-v": {},
+    "sdxl-turbo": TURBO,
+    "sd15": {},
+    "sd3": {},
+    "flux-dev": {},
+}
+STOCK = {
+    "sdxl": StableDiffusionXLPipeline,
+    "sd15": StableDiffusionPipeline,
+    "sd3": StableDiffusion3Pipeline,
+    "flux-dev": FluxPipeline,
+}
 SHORT = {"n_steps": 2, "n_pairs": 2, "n_warmup_steps": 0, "learning_rate": 0.01}
 
 
@@ -107,17 +120,12 @@ def test_conditioning_leaves_the_other_weights_alone(
     before = base.state_dict()
     after = find_denoiser(pipeline).state_dict()
     moved = {key for key, weight in after.items() if not torch.equal(weight, before[key])}
+    joint = ("context_embedder.", "text_embedder.", ".add_q_proj.", ".add_k_proj.", ".add_v_proj.", ".to_add_out.")
     parts = {
         "sdxl": (".attn2.to_q.", ".attn2.to_k.", ".attn2.to_v.", ".attn2.to_out.", "add_embedding."),
         "sd15": (".attn2.to_q.", ".attn2.to_k.", ".attn2.to_v.", ".attn2.to_out."),
-        "sd3": (
-            "context_embedder.",
-            "text_embedder.",
-            ".add_q_proj.",
-            ".add_k_proj.",
-            ".add_v_proj.",
-            ".to_add_out.",
-        ),
+        "sd3": joint,
+        "flux-dev": joint,
     }[name]
     assert [key for key in moved if not any(part in key for part in parts)] == []
     assert [part for part in parts if not any(part in key for key in moved)] == []
@@ -159,6 +167,27 @@ def test_saved_model_is_the_trained_one(
     assert float((trained - predictions(base, batch)).abs().max()) > 1e-2
 
 
+@pytest.mark.parametrize(("name", "counts"), [("flux-dev", True), ("flux-schnell", False)])
+def test_the_guidance_scale_counts_where_it_is_read(load_family: Callable[[str], Any], name: str, counts: bool) -> None:
+    pipeline = load_family(name)
+    data = replace(sample_data(pipeline), guidance_scale=3.5)
+    batch = draw(pipeline, data, n_pairs=4)
+    assert batch.guidance.tolist() == [3.5] * 8
+    assert batch.part(1, 2).guidance.tolist() == [3.5] * 4
+    other = draw(pipeline, replace(data, guidance_scale=1.0), n_pairs=4)
+    assert torch.equal(batch.noisy_latents, other.noisy_latents)
+    difference = float((predictions(pipeline, batch) - predictions(pipeline, other)).abs().max())
+    assert difference > 1e-2 if counts else difference == 0
+
+
+def test_latents_that_patches_do_not_fill_are_refused(load_family: Callable[[str], Any], tmp_path: Path) -> None:
+    pipeline = load_family("flux-dev")
+    data = sample_data(pipeline)
+    odd = replace(data, latents=data.latents[..., :7], retained_latents=data.retained_latents[..., :7])
+    with pytest.raises(InputError, match="the latents are 8 x 7, the model reads patches of 2 x 2"):
+        run(pipeline, odd, tmp_path)
+
+
 def test_a_model_without_t5_is_saved_and_loaded(load_family: Callable[[str], Any], tmp_path: Path) -> None:
     pipeline = load_family("sd3-without-t5")
     save_model(pipeline, tmp_path / "model")
@@ -170,7 +199,12 @@ def test_a_model_without_t5_is_saved_and_loaded(load_family: Callable[[str], Any
 
 @pytest.mark.parametrize(
     ("name", "targets"),
-    [("sdxl", ("attn2.to_k", "attn2.to_v")), ("sd15", ("to_q",)), ("sd3", ("add_k_proj", "ff.net.2"))],
+    [
+        ("sdxl", ("attn2.to_k", "attn2.to_v")),
+        ("sd15", ("to_q",)),
+        ("sd3", ("add_k_proj", "ff.net.2")),
+        ("flux-dev", ("add_k_proj", "proj_mlp")),
+    ],
 )
 def test_adapters_go_to_the_targets_only(
     load_family: Callable[[str], Any], name: str, targets: tuple[str, ...]

@@ -34,6 +34,10 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "text_encoder": TEXT,
         "text_encoder_2": TEXT,
     },
+    "flux-dev": {
+        "transformer": ("transformer_blocks.1.attn.add_k_proj", "single_transformer_blocks.0.attn.to_q"),
+        "text_encoder": TEXT,
+    },
 }
 
 
@@ -122,14 +126,28 @@ def test_kohyas_sdxl_names_follow_stabilitys_blocks(load_family: Callable[[str],
     torch.testing.assert_close(weight(fused, "unet", TO_K), weight(base, "unet", TO_K) + product(a, b))
 
 
-@pytest.mark.parametrize("form", ["diffusers", "kohya"])
-@pytest.mark.parametrize("wanted", [("unet", "scheduler"), ("text_encoder", "text_encoder_2", "tokenizer")])
+def test_kohyas_flux_names_follow_black_forests_blocks(load_family: Callable[[str], Any], tmp_path: Path) -> None:
+    base, fused = load_family("flux-dev"), load_family("flux-dev")
+    generator = torch.Generator().manual_seed(0)
+    # queries, keys and values are one layer there
+    a, b = torch.randn((2, 32), generator=generator), torch.randn((96, 2), generator=generator)
+    theirs = ("unet", "double_blocks_0_img_attn_qkv")
+    fuse_lora(fused, write_kohya({theirs: (a, b)}, tmp_path / "lora.safetensors", {theirs: 3.0}), 1.0)
+    for name, part in zip(("to_q", "to_k", "to_v"), b.chunk(3), strict=True):
+        layer = ("transformer", f"transformer_blocks.0.attn.{name}")
+        torch.testing.assert_close(weight(fused, *layer), weight(base, *layer) + 3 / 2 * product(a, part))
+
+
+@pytest.mark.parametrize(("family", "form"), [("sdxl", "diffusers"), ("sdxl", "kohya"), ("flux-dev", "diffusers")])
+@pytest.mark.parametrize(
+    "wanted", [("unet", "transformer", "scheduler"), ("text_encoder", "text_encoder_2", "tokenizer")]
+)
 def test_parts_that_are_left_out_are_no_hindrance(
-    wanted: tuple[str, ...], form: str, family_folder: Callable[[str], Path], tmp_path: Path
+    wanted: tuple[str, ...], family: str, form: str, family_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    folder = str(family_folder("sdxl"))
+    folder = str(family_folder(family))
     base = load_pipeline(ModelConfig(name=folder), device=CPU)
-    layers = draw_layers(base, PARTS["sdxl"])
+    layers = draw_layers(base, PARTS[family])
     file = tmp_path / "lora.safetensors"
     if form == "kohya":
         write_kohya(layers, file, {(part, name): float(len(ab[0])) for (part, name), ab in layers.items()})
@@ -137,13 +155,13 @@ def test_parts_that_are_left_out_are_no_hindrance(
         write_diffusers(layers, file)
     fused = load_pipeline(ModelConfig(name=folder, lora=str(file)), device=CPU, components=wanted)
     there = [layer for layer in layers if layer[0] in wanted]
-    assert {part for part in PARTS["sdxl"] if getattr(fused, part) is not None} == {part for part, _ in there}
+    assert {part for part in PARTS[family] if getattr(fused, part) is not None} == {part for part, _ in there}
     for part, name in there:
         expected = weight(base, part, name) + product(*layers[part, name])
         torch.testing.assert_close(weight(fused, part, name), expected)
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux-dev"])
 def test_reads_what_training_writes(
     family: str, load_family: Callable[[str], Any], family_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:

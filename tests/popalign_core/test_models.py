@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 from popalign_core.config import ModelConfig
+from popalign_core.denoisers import FLUX, family_of
 from popalign_core.errors import ConfigError, MissingWeightsError
-from popalign_core.sampling.models import load_pipeline, model_hash, resolve_device
+from popalign_core.sampling.models import load_pipeline, model_hash, reads_guidance, resolve_device
 
 CPU = torch.device("cpu")
 
@@ -75,3 +77,21 @@ def test_devices() -> None:
 def test_naming_and_hashing_need_no_torch() -> None:
     code = "import sys, popalign_core.sampling.models; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"), [("flux-dev", True), ("flux-schnell", False), ("sd3", False), ("sd15", False)]
+)
+def test_who_reads_the_guidance_scale(family_folder: Callable[[str], Path], name: str, reads: bool) -> None:
+    assert reads_guidance(ModelConfig(name=str(family_folder(name)))) is reads
+
+
+def test_the_denoiser_in_its_place_says_whether_it_reads_the_guidance_scale(
+    family_folder: Callable[[str], Path],
+) -> None:
+    """A FLUX.1-dev whose distillation was undone is one that takes two halves again."""
+    dev, undone = str(family_folder("flux-dev")), family_folder("flux-schnell") / "transformer"
+    assert reads_guidance(ModelConfig(name=dev, denoiser=str(undone))) is False
+    pipeline = load_pipeline(ModelConfig(name=dev, denoiser=str(undone)), device=CPU)
+    assert family_of(pipeline.transformer) is FLUX
+    assert pipeline.scheduler.config.use_dynamic_shifting is True

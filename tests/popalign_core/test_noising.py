@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -11,6 +12,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
 )
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -93,6 +95,22 @@ def test_flow_equals_the_schedulers_own() -> None:
     scheduler.set_timesteps(4)
     again = forward_process(scheduler, TrainingConfig()).add_noise(latents, noise, torch.arange(1000))
     assert torch.equal(again.noisy_latents, noised.noisy_latents)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (32, 32), (128, 96)])
+def test_a_flow_that_shifts_by_size_is_noised_as_the_sampler_would(size: tuple[int, int]) -> None:
+    """With the levels of the stock pipeline for these latents: its 1000 steps are all timesteps there are."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    n_tokens = size[0] * size[1] // 4
+    stock = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+    stock.set_timesteps(sigmas=np.linspace(1, 1 / 1000, 1000), mu=calculate_shift(n_tokens))
+    latents, noise = torch.randn((2, 3, 2, *size), generator=torch.Generator().manual_seed(0))
+    noised = forward_process(scheduler, TrainingConfig()).add_noise(latents, noise, TIMESTEPS)
+    torch.testing.assert_close(noised.timesteps, stock.timesteps.flip(0)[TIMESTEPS], rtol=1e-5, atol=0)
+    level = (noised.timesteps / 1000).view(3, 1, 1, 1)
+    torch.testing.assert_close(noised.noisy_latents, (1 - level) * latents + level * noise, rtol=0, atol=1e-6)
+    assert torch.equal(noised.target, noise - latents)
+    assert torch.equal(noised.noisy_latents[2], noise[2])
 
 
 def test_the_scheduler_decides_the_process() -> None:

@@ -115,7 +115,7 @@ def test_channels_last_is_how_the_weights_lie(tiny_pipeline: Any) -> None:
         assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd15", "sd3"])
+@pytest.mark.parametrize("name", ["sdxl", "sd15", "sd3", "flux-dev"])
 def test_a_sampler_loads_without_text_encoders(
     family_folder: Callable[[str], Path], load_family: Callable[[str], Any], name: str
 ) -> None:

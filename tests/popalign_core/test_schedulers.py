@@ -8,6 +8,7 @@ import torch
 from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxImg2ImgPipeline,
     LCMScheduler,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusionXLImg2ImgPipeline,
@@ -17,7 +18,7 @@ from popalign_core.config import SamplingConfig, SDEditConfig
 from popalign_core.errors import ConfigError, InputError
 from popalign_core.sampling.embeddings import embed_prompts
 from popalign_core.sampling.engine import initial_noise, sample_images
-from popalign_core.sampling.schedulers import diffusion_time, make_scheduler, noise_level
+from popalign_core.sampling.schedulers import diffusion_time, level_shift, make_scheduler, noise_level
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # the stock calls'
 
@@ -110,6 +111,7 @@ def test_lcm_equals_the_stock_pipeline(load_family: Callable[[str], Any]) -> Non
         ("sdxl", "ddim", StableDiffusionXLImg2ImgPipeline),
         ("sdxl", "dpmsolver++", StableDiffusionXLImg2ImgPipeline),
         ("sd3", "euler", StableDiffusion3Img2ImgPipeline),
+        ("flux-dev", "euler", FluxImg2ImgPipeline),
     ],
 )
 def test_sdedit_equals_the_stock_image_to_image_pipeline(
@@ -132,7 +134,7 @@ def test_sdedit_equals_the_stock_image_to_image_pipeline(
     )
     other.set_progress_bar_config(disable=True)
     other.scheduler = make_scheduler(pipeline.scheduler, scheduler)
-    size = {"width": 64, "height": 64} if name == "sd3" else {}
+    size = {} if name == "sdxl" else {"width": 64, "height": 64}
     expected = other(
         prompt_embeds=prompts.prompt_embeds.expand(2, -1, -1),
         pooled_prompt_embeds=prompts.pooled_prompt_embeds.expand(2, -1),
@@ -146,7 +148,19 @@ def test_sdedit_equals_the_stock_image_to_image_pipeline(
         output_type="latent",
         **size,
     ).images
+    if name == "flux-dev":
+        expected = FluxImg2ImgPipeline._unpack_latents(expected, 64, 64, 8)
     torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "mu"),
+    # two latents a side make a token; a straight line through (256, .5) and (4096, 1.15): 1024 tokens are a fifth of it
+    [(32, 32, 0.5), (128, 128, 1.15), (64, 64, 0.5 + 0.65 / 5), (32, 128, 0.5 + 0.65 / 5), (256, 128, 1.8433333)],
+)
+def test_the_level_shift_of_a_size_by_hand(height: int, width: int, mu: float) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
+    assert level_shift(scheduler, height, width) == pytest.approx(mu, abs=1e-6)
 
 
 def test_what_is_asked_for_and_what_is_given_must_be_the_same(tiny_pipeline: Any) -> None:

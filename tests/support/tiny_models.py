@@ -15,6 +15,8 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     PNDMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
@@ -135,6 +137,41 @@ def make_sd3(*, with_t5: bool = True) -> StableDiffusion3Pipeline:
     )
 
 
+def make_flux(scheduler: Any, *, guidance_embeds: bool) -> FluxPipeline:
+    """A CLIP for the pooled state, a T5, transformer on packed patches of 2 x 2, 16-channel VAE with a shift."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer, encoder = _make_clip(projected=False)
+        tokenizer_2, encoder_2 = _make_t5(2 * WIDTH)
+        transformer = FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=2,
+            num_single_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=WIDTH // 2,
+            joint_attention_dim=2 * WIDTH,
+            pooled_projection_dim=WIDTH,
+            guidance_embeds=guidance_embeds,
+            axes_dims_rope=(4, 6, 6),
+        )
+        vae = _make_vae(
+            latent_channels=16,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+    return FluxPipeline(
+        vae=vae,
+        text_encoder=encoder,
+        text_encoder_2=encoder_2,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        transformer=transformer,
+        scheduler=scheduler,
+    )
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "sdxl": lambda: make_sdxl(EulerDiscreteScheduler(**BETAS, timestep_spacing="leading")),
     "sdxl-v": lambda: make_sdxl(make_ddim()),
@@ -142,6 +179,10 @@ MODELS: dict[str, Callable[[], Any]] = {
     "sd15": make_sd15,
     "sd3": make_sd3,
     "sd3-without-t5": lambda: make_sd3(with_t5=False),
+    "flux-dev": lambda: make_flux(
+        FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True), guidance_embeds=True
+    ),
+    "flux-schnell": lambda: make_flux(FlowMatchEulerDiscreteScheduler(shift=1.0), guidance_embeds=False),
 }
 
 

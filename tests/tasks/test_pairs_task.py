@@ -10,12 +10,15 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from pair_files import BRIGHT, DARK, picture, row, ten_pairs, write_pairs
+from tiny_models import MODELS
 
-from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
+from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig, SamplingConfig
+from popalign_core.denoisers import predict
 from popalign_core.errors import InputError
 from popalign_core.sampling import embeddings, engine
 from popalign_core.sampling import vae as codec
 from popalign_core.sampling.models import load_pipeline
+from popalign_core.training import objective
 from storage.images import encode_png
 from storage.pairs import PairFile, open_pairs
 from tasks.pairs import find_pairs, import_pairs, request
@@ -247,6 +250,30 @@ def test_diffusion_dpo_trains_on_imported_pairs(
     assert any(name.startswith("lora/") for name in store.manifest(ref).files) == (lora_rank > 0)
 
 
+def test_flux_dev_trains_at_the_guidance_scale_that_it_samples_with(
+    file: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """What the transformer is told is nowhere in the latents: it is in the key of the pairs."""
+    MODELS["flux-dev"]().save_pretrained(tmp_path / "flux", safe_serialization=True)
+    told: list[float] = []
+
+    def watch(model: Any, family: Any, *rest: Any) -> torch.Tensor:
+        told.extend(rest[-1].guidance.tolist())
+        return predict(model, family, *rest)
+
+    monkeypatch.setattr(objective, "predict", watch)
+    config = dpo(tiny_config, lora_rank=2, n_steps=1).model_copy(
+        update={"model": ModelConfig(name=str(tmp_path / "flux")), "sampling": SamplingConfig(guidance_scale=3.5)}
+    )
+    pairs = import_pairs([file], config=config, runtime=tiny_runtime)
+    train_model(preferences=pairs, sample=pairs, prompts=pairs, config=config, runtime=tiny_runtime)
+    assert set(told) == {3.5}
+    store = open_store(tiny_runtime)
+    assert find_pairs(store, pairs.key, config) == pairs
+    with pytest.raises(InputError, match=r"guidance scale .*'guidance_scale': 3\.5.*'guidance_scale': 2\.5"):
+        find_pairs(store, pairs.key, config.model_copy(update={"sampling": SamplingConfig(guidance_scale=2.5)}))
+
+
 def test_pairs_are_found_by_their_key_if_they_fit_the_model(
     file: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
@@ -260,7 +287,7 @@ def test_pairs_are_found_by_their_key_if_they_fit_the_model(
     with pytest.raises(InputError, match=r"was imported for the base model .*; give the --preset"):
         find_pairs(store, ref.key, on_portraits(tiny_config))
     wide = tiny_config.sampling.model_copy(update={"width": 128})
-    with pytest.raises(InputError, match=r"for the picture size .*'width': 64.*'width': 128"):
+    with pytest.raises(InputError, match=r"for the picture size or guidance scale .*'width': 64.*'width': 128"):
         find_pairs(store, ref.key, tiny_config.model_copy(update={"sampling": wide}))
 
 
