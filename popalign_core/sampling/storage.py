@@ -6,9 +6,10 @@ import torch
 
 
 def store_as_float8(denoiser: Any) -> None:
-    """Keep the weights of convolutions and linear layers as float8_e4m3fn; norms stay as they are.
+    """Keep the weights of convolutions and linear layers as float8_e4m3fn.
 
-    It computes in the dtype it had. Every forward changes the weights for a while: one thread at a time.
+    Norms, and what else diffusers holds to be delicate in a model, stay as they are; it computes in the dtype it had.
+    Every forward changes the weights for a while: one thread at a time.
 
     Args:
         denoiser: Of diffusers; changed in place, and not to be trained any more.
