@@ -97,6 +97,9 @@ class ModelConfig(Frozen):
     name: Text = Field(default="portraits", description="'portraits', a folder, or a hub id")
     revision: str | None = Field(default=None, description="hub revision (commit); required for a hub id")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    storage: Literal["float8"] | None = Field(
+        default=None, description="sampling: how the denoiser's weights are kept; they are cast to dtype when used"
+    )
     denoiser: Text | None = Field(
         default=None, description="folder of a UNet or transformer alone, in place of the model's own"
     )
@@ -188,6 +191,13 @@ class SamplingConfig(Frozen):
         Literal["dpmsolver++", "ddim", "euler", "euler-ancestral", "lcm"],
         BeforeValidator(lambda name: _DIFFUSERS_NAMES.get(name, name) if isinstance(name, str) else name),
     ] = Field(default="dpmsolver++", description="or the name of the class in diffusers")
+    reuse_interval: int = Field(
+        default=1,
+        ge=1,
+        # 1 is left out of what is hashed: it changes nothing, and no key made before it was there
+        exclude_if=lambda interval: interval == 1,
+        description="the UNet's deep blocks run at every so manyth step (DeepCache); 1 is all, 3 is usual",
+    )
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = Field(
         default=None, description="None is the model's own; Lightning wants 'trailing'"
     )

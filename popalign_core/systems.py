@@ -18,8 +18,12 @@ SYSTEMS: dict[str, SystemConfig] = {
     "rescaled-cfg": SystemConfig(sampling={"guidance_rescale": 0.7}),
     "fair-diffusion": SystemConfig(sampling={"fair_diffusion": {}}),
     "identity-injection": SystemConfig(sampling={"inject_identity": True}),
+    "deepcache": SystemConfig(sampling={"reuse_interval": 3}),
+    "fp8": SystemConfig(model={"storage": "float8"}),
 }
-"""The model before and after training, and the training-free rivals with their authors' usual settings."""
+"""The model before and after training, the training-free rivals with their authors' usual settings, and what makes
+sampling cheaper at some price, which is to be measured before it is paid.
+"""
 
 
 def find_system(config: PipelineConfig, name: str) -> SystemConfig:

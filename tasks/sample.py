@@ -45,6 +45,8 @@ def request(
     from popalign_core.sampling.models import model_hash
 
     weights = {"dtype": config.model.dtype} | ({} if model else {"hash": model_hash(config.model)})
+    if config.model.storage is not None:  # absent from the keys of all others
+        weights["storage"] = config.model.storage
     payload = {
         "purpose": purpose,
         "n_images": n_images(config, purpose),

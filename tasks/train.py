@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.errors import ConfigError
 from storage.store import ArtifactRef, Build, Store
 from tasks.stage import Progress, Request, no_progress, produce, set_threads
 from tasks.training_inputs import TrainingRefs
@@ -25,7 +26,16 @@ def request(
     prompts: ArtifactRef | None = None,
     attributes: ArtifactRef | None = None,
 ) -> Request:
-    """What the key depends on; the base model enters with the sample, the axes' targets with the preferences."""
+    """What the key depends on; the base model enters with the sample, the axes' targets with the preferences.
+
+    Raises:
+        ConfigError: When the weights are kept in a way that cannot be trained: here, so that no run draws images first.
+    """
+    if config.model.storage is not None:
+        raise ConfigError(
+            f"model.storage is {config.model.storage!r}, which is for sampling alone; leave it out to train, and "
+            "compare with a system that sets it, such as fp8"
+        )
     given = {"preferences": preferences, "sample": sample, "prompts": prompts, "attributes": attributes}
     inputs = {name: ref.key for name, ref in given.items() if ref is not None}
     return Request(STAGE, VERSION, {"training": config.training.model_dump(mode="json")}, inputs)

@@ -164,10 +164,11 @@ def load_pipeline(
     """Load a pipeline for sampling and training. Nothing is downloaded: a hub id is read from the local hub cache.
 
     The VAE of a half-precision pipeline is kept in float32 where it asks for that (`force_upcast`: SDXL's overflows).
-    A LoRA is fused into the weights before they move, so that they are the same on every device.
+    A LoRA is fused into the weights, and then these are cast as `model.storage` says, before they move: they are the
+    same on every device.
 
     Args:
-        model: Name, revision, dtype, denoiser and LoRA.
+        model: Name, revision, dtype, storage, denoiser and LoRA.
         device: Where the modules go.
         folder: Loads this folder in place of the model's own (an aligned copy, which holds denoiser and LoRA already).
         components: Loads these alone, and None stands for the others: training needs neither text encoders nor VAE.
@@ -191,6 +192,11 @@ def load_pipeline(
         from popalign_core.sampling.lora import fuse_lora
 
         fuse_lora(pipeline, lora, model.lora_scale)
+    denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    if model.storage is not None and denoiser is not None:
+        from popalign_core.sampling.storage import store_as_float8
+
+        store_as_float8(denoiser)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
     if pipeline.text_encoder is not None and getattr(pipeline, "text_encoder_3", pipeline) is None:

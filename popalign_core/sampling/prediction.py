@@ -1,6 +1,6 @@
 """The prediction of one step: which forwards it takes, and how guidance puts them together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from popalign_core.sampling.guidance import (
     guidance_weight,
     guide,
 )
+from popalign_core.sampling.reuse import FeatureReuse
 from popalign_core.sampling.schedulers import diffusion_time, noise_level
 
 
@@ -71,11 +72,11 @@ class Predictor:
             captions: Of B images.
             seeds: [B], for the noise of CADS.
             time_ids: [1, 6], SDXL's sizes.
-            config: Guidance.
+            config: Guidance, and how often the whole denoiser runs.
             device: Where the denoiser computes.
 
         Raises:
-            ConfigError: As `check_guidance`.
+            ConfigError: As `check_guidance`; when features of this denoiser cannot be reused, but are to be.
         """
         self._denoiser, self._scheduler, self._config = denoiser, scheduler, config
         self._family, self._place = family_of(denoiser), (device, denoiser.dtype)
@@ -83,11 +84,13 @@ class Predictor:
         self._time_ids = time_ids.to(*self._place)
         self._conditional = captions.embeddings.rows(captions.index).to(*self._place)
         self._unconditional = captions.unconditional.to(*self._place).expand(len(seeds))
+        self._reuse = FeatureReuse(denoiser, config.reuse_interval) if config.reuse_interval > 1 else None
         self._annealing = annealing_generators(seeds) if config.cads else []
-        self._concepts: list[PromptEmbeddings] = []
+        self._concepts: dict[str, PromptEmbeddings] = {}
         self._steer: SemanticGuidance | None = None
         if captions.edits is not None and config.fair_diffusion is not None and captions.edits.direction.any():
-            self._concepts = [part.to(*self._place) for part in captions.edits.columns()]
+            columns = enumerate(captions.edits.columns())
+            self._concepts = {f"concept {number}": part.to(*self._place) for number, part in columns}
             self._steer = SemanticGuidance(captions.edits.direction.to(device), config.fair_diffusion, config.n_steps)
 
     def __call__(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
@@ -101,16 +104,16 @@ class Predictor:
         weight = 1.0
         if not self._family.embeds_guidance:
             weight = guidance_weight(self._config, time, noise_level(self._scheduler, timestep))
-        parts = [self._unconditional] if weight != 1 or self._steer is not None else []
+        parts = {"unconditional": self._unconditional} if weight != 1 or self._steer is not None else {}
         if weight != 0:
-            parts.append(self._condition(time))
-        predictions = self._forward(latents, timestep, parts)
+            parts["conditional"] = self._condition(time)
+        predictions = self._forward(latents, timestep, step, parts)
         unguided, model_pred = predictions[0], predictions[-1]
         if len(parts) == 2:
             model_pred = guide(unguided, model_pred, weight, self._config.guidance_rescale)
         if self._steer is not None:
             # a forward of their own: a batch of all parts at once would need twice the memory and more
-            concepts = torch.stack(self._forward(latents, timestep, self._concepts), 1)
+            concepts = torch.stack(self._forward(latents, timestep, step, self._concepts), 1)
             model_pred = model_pred + self._steer(concepts, unguided, step)
         return model_pred
 
@@ -120,15 +123,18 @@ class Predictor:
         gamma = annealing_gamma(time, self._config.cads.tau1, self._config.cads.tau2)
         return anneal_embeddings(self._conditional, gamma, self._annealing, self._config.cads)
 
-    def _forward(self, latents: Tensor, timestep: Tensor, parts: Sequence[PromptEmbeddings]) -> tuple[Tensor, ...]:
+    def _forward(
+        self, latents: Tensor, timestep: Tensor, step: int, parts: Mapping[str, PromptEmbeddings]
+    ) -> tuple[Tensor, ...]:
         """One forward for all parts: their predictions, float32."""
         noisy = torch.cat([latents] * len(parts))
         if hasattr(self._scheduler, "scale_model_input"):
             noisy = self._scheduler.scale_model_input(noisy, timestep)
-        captions = concatenate(parts)
+        captions = concatenate(list(parts.values()))
         sizes = self._time_ids.expand(len(noisy), -1)
         guidance = latents.new_full((len(noisy),), self._config.guidance_scale)
         conditions = Conditions(captions.prompt_embeds, captions.pooled_prompt_embeds, sizes, guidance)
         times = timestep.expand(len(noisy))
-        model_pred = predict(self._denoiser, self._family, noisy.to(self._denoiser.dtype), times, conditions)
+        denoiser = self._reuse.denoiser(step, tuple(parts)) if self._reuse else self._denoiser
+        model_pred = predict(denoiser, self._family, noisy.to(self._denoiser.dtype), times, conditions)
         return model_pred.float().chunk(len(parts))

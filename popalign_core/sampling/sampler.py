@@ -4,8 +4,10 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,12 @@ from torch import Tensor
 
 from popalign_core.config import ModelConfig, RuntimeConfig, SamplingConfig
 from popalign_core.denoisers import find_denoiser
-from popalign_core.errors import ResourceError
+from popalign_core.errors import ConfigError, ResourceError
 from popalign_core.sampling import engine
 from popalign_core.sampling.engine import execution_device
 from popalign_core.sampling.models import load_pipeline, resolve_device
 from popalign_core.sampling.prediction import Captions
+from popalign_core.sampling.storage import is_float8
 
 _log = logging.getLogger(__name__)
 
@@ -41,12 +44,17 @@ class Sampler:
         Args:
             pipeline: Loaded; its denoiser and VAE are changed in place.
             runtime: Batch size, memory layout, compilation, offloading.
+
+        Raises:
+            ConfigError: When projections are to be fused whose weights are kept as float8.
         """
         self.pipeline = pipeline
         self.batch_size = runtime.batch_size
         self.device = execution_device(pipeline)
         self._is_measured = self.device.type != "cuda"
         _speed_up(pipeline, runtime)
+        # float8 weights are cast in place at each use: threads that share them take turns
+        self._turn = Lock() if is_float8(find_denoiser(pipeline)) else nullcontext()
 
     def draw(
         self, captions: Captions, seeds: Sequence[int], config: SamplingConfig
@@ -83,16 +91,17 @@ class Sampler:
     ) -> tuple[NDArray[np.uint8], Tensor] | None:
         """One batch, or None when it does not fit: the error is gone by then, and with it what it held on to."""
         try:
-            return engine.sample_images(
-                self.pipeline,
-                captions.embeddings,
-                captions.unconditional,
-                captions.index,
-                seeds,
-                config,
-                edits=captions.edits,
-                start_latents=captions.start_latents,
-            )
+            with self._turn:
+                return engine.sample_images(
+                    self.pipeline,
+                    captions.embeddings,
+                    captions.unconditional,
+                    captions.index,
+                    seeds,
+                    config,
+                    edits=captions.edits,
+                    start_latents=captions.start_latents,
+                )
         except (RuntimeError, MemoryError) as error:
             if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
                 raise
@@ -141,7 +150,7 @@ def load_sampler(model: ModelConfig, runtime: RuntimeConfig, *, device: str, fol
         folder: Of an aligned copy, loaded in place of the model's own.
 
     Raises:
-        ConfigError: As `resolve_device`.
+        ConfigError: As `resolve_device`, and when projections are to be fused whose weights are kept as float8.
         MissingWeightsError: As `load_pipeline`.
     """
     place = resolve_device(device)
@@ -171,6 +180,10 @@ def fitting_batch(limit: int, free: int, measure: Callable[[int], int]) -> int:
 
 def _speed_up(pipeline: Any, runtime: RuntimeConfig) -> None:
     denoiser = find_denoiser(pipeline)
+    if runtime.fuse_qkv and is_float8(denoiser):
+        raise ConfigError(
+            "runtime.fuse_qkv does not fuse weights that model.storage keeps as float8; leave one of the two out"
+        )
     if runtime.fuse_qkv and hasattr(denoiser, "fuse_qkv_projections"):
         denoiser.fuse_qkv_projections()
     if runtime.channels_last:

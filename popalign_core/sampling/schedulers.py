@@ -1,6 +1,7 @@
 """Samplers by name, on the noise schedule of a model's own scheduler; diffusion time and noise level of a step."""
 
 import warnings
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ _SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "euler-ancestral": (EulerAncestralDiscreteScheduler, {}),
     "lcm": (LCMScheduler, {"clip_sample": False}),
 }
+
+_filtering = Lock()
+"""Warnings are filtered for the whole process: threads that draw take turns."""
 
 
 def make_scheduler(scheduler: Any, name: str, timestep_spacing: str | None = None) -> Any:
@@ -66,7 +70,7 @@ def start_sampling(scheduler: Any, config: SamplingConfig, family: Family, noise
         options["sigmas"] = np.linspace(1, 1 / config.n_steps, config.n_steps)
     if scheduler.config.get("use_dynamic_shifting", False):
         options["mu"] = level_shift(scheduler, *noise.shape[-2:])
-    with warnings.catch_warnings():
+    with _filtering, warnings.catch_warnings():
         # diffusers hands CPU tensors to numpy 2 in a way that torch's CPU wheel calls deprecated
         warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
         scheduler.set_timesteps(config.n_steps, device=noise.device, **options)

@@ -8,6 +8,7 @@ import torch
 from popalign_core.config import RuntimeConfig, TrainingConfig
 from popalign_core.denoisers import family_of, latent_channels
 from popalign_core.errors import ConfigError, InputError
+from popalign_core.sampling.storage import is_float8
 from popalign_core.training.batch import uses_anchors
 from popalign_core.training.data import PreferenceData
 
@@ -17,7 +18,10 @@ def check_inputs(model: Any, data: PreferenceData, config: TrainingConfig) -> No
 
     Raises:
         InputError: Naming what does not fit.
+        ConfigError: When the weights cannot be trained.
     """
+    if is_float8(model):
+        raise ConfigError("the weights are kept as float8, too coarse to be trained; leave model.storage out")
     channels, (width, *size) = latent_channels(model), data.latents.shape[1:]
     if channels != width:
         raise InputError(

@@ -13,8 +13,9 @@ def test_every_system_that_ships_fits_every_family(name: str) -> None:
     for base in ("portraits", "sdxl", "sd15"):
         config = preset(base)
         changed = configure_system(config, name)
-        assert changed.model_copy(update={"sampling": config.sampling}) == config
-        assert (changed.sampling == config.sampling) is (name in ("base", "aligned"))
+        assert changed.model_copy(update={"sampling": config.sampling, "model": config.model}) == config
+        assert (changed.sampling == config.sampling) is (name in ("base", "aligned", "fp8"))
+        assert (changed.model == config.model) is (name != "fp8")
 
 
 def test_rivals_are_what_their_authors_propose() -> None:
@@ -30,6 +31,14 @@ def test_rivals_are_what_their_authors_propose() -> None:
     fair = configure_system(config, "fair-diffusion").sampling.fair_diffusion
     assert fair is not None
     assert (fair.scale, fair.threshold, fair.momentum_scale, fair.momentum_beta) == (4.0, 0.95, 0.3, 0.6)
+
+
+def test_cheaper_sampling_is_a_system_to_measure() -> None:
+    config = preset("sdxl")
+    assert (config.sampling.reuse_interval, config.model.storage) == (1, None)
+    assert configure_system(config, "deepcache").sampling.reuse_interval == 3
+    stored = configure_system(config, "fp8").model
+    assert (stored.storage, stored.dtype) == ("float8", "bfloat16")
 
 
 def with_systems(**systems: SystemConfig) -> PipelineConfig:

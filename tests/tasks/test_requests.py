@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from flows.graph import PROMPT_STEPS, evaluation_steps, plan
 from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.errors import ConfigError
 from popalign_core.presets import preset
 from storage.store import ArtifactRef
 from tasks import attributes, evaluate, identities, preferences, prompts, sample, train
@@ -82,6 +84,33 @@ def test_a_model_counts_by_its_weights_not_by_its_path(tiny_config: PipelineConf
     trained = sample.request(tiny_config, prompts=P, purpose="evaluation", model=ArtifactRef("train", "train-key"))
     assert trained.inputs == {"prompts": "identities-key", "model": "train-key"}
     assert "hash" not in trained.config["model"]
+
+
+def test_what_makes_sampling_cheaper_is_hashed_where_it_is_asked_for(tiny_config: PipelineConfig) -> None:
+    plain, reusing, stored = (
+        sample.request(changed(tiny_config, **fields), prompts=P, purpose="evaluation").config
+        for fields in ({"sampling__reuse_interval": 1}, {"sampling__reuse_interval": 3}, {"model__storage": "float8"})
+    )
+    # the keys of what was drawn before there was either stay
+    assert "reuse_interval" not in plain["sampling"]
+    assert plain["model"].keys() == {"dtype", "hash"}
+    assert reusing == plain | {"sampling": plain["sampling"] | {"reuse_interval": 3}}
+    assert stored == plain | {"model": plain["model"] | {"storage": "float8"}}
+    trained = ArtifactRef("train", "train-key")
+    drawn = sample.request(
+        changed(tiny_config, model__storage="float8"), prompts=P, purpose="evaluation", model=trained
+    )
+    assert drawn.config["model"] == {"dtype": "float32", "storage": "float8"}
+
+
+def test_float8_is_refused_before_a_run_draws_what_it_cannot_train_on(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    stored = changed(tiny_config, model__storage="float8")
+    with pytest.raises(ConfigError, match=r"model\.storage is 'float8', which is for sampling alone; leave it out to"):
+        plan(stored, tiny_runtime)
+    measured = plan(stored, tiny_runtime, (*PROMPT_STEPS, *evaluation_steps("base")))
+    assert measured[-1].node == "evaluate:base"
 
 
 def test_where_the_language_model_answers_does_not_matter() -> None:
