@@ -97,7 +97,7 @@ def evaluate_checkpoints(
     """
     protocol, added, failures = evaluation_protocol(config, runtime), [], list[PopAlignError]()
     for checkpoint in new_checkpoints(checkpoints, config, runtime):
-        model = ModelConfig(name=str(checkpoint.folder), dtype=config.model.dtype)
+        model = ModelConfig(name=str(checkpoint.folder), dtype=config.model.dtype, storage=config.model.storage)
         try:
             refs = run_steps(_STEPS, config.model_copy(update={"model": model}), runtime, call)
         except PopAlignError as error:
