@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ from tasks.fanout import fan_out
 from tasks.shard_worker import claim_slot, worker_device
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CLUSTERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("ray", "dask")]
+CLUSTERS = [
+    pytest.param(
+        name,
+        marks=(pytest.mark.slow, pytest.mark.skipif(not find_spec(f"prefect_{name}"), reason=f"popalign[{name}]")),
+    )
+    for name in ("ray", "dask")
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -219,7 +226,7 @@ def test_ctrl_c_at_a_terminal_ends_all_at_once_without_a_server(tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runner", ["threads", "processes", "ray", "dask"])
+@pytest.mark.parametrize("runner", ["threads", "processes", *CLUSTERS])
 def test_without_a_server_large_results_come_back_and_lie_nowhere(runner: str, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     process = drive(tmp_path, runner, "make_megabytes", {0: 0, 1: 1, 2: 2}, PREFECT_API_URL="")
