@@ -471,6 +471,8 @@ class RuntimeConfig(Frozen):
             raise ValueError(
                 f"n_workers is {self.n_workers}, but runner 'inline' has one; set runner to processes, ray or dask"
             )
+        if self.runner == "threads" and self.n_workers > 1 and self.offload:
+            raise ValueError("offload moves one model to and fro, which threads would share; set runner to processes")
         if self.runner_address is not None and self.runner not in ("ray", "dask"):
             raise ValueError(
                 f"runner_address {self.runner_address!r} is for the runners ray and dask, not {self.runner!r}; "

@@ -36,6 +36,7 @@ def make_runner(runtime: RuntimeConfig, n_workers: int, place: Place) -> Any:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             from prefect_ray.task_runners import RayTaskRunner
 
+            # "local": without, Ray looks for a cluster that somebody else started on this machine
             return RayTaskRunner(address or "local", init_kwargs=None if address else _local_ray(n_workers))
         from prefect_dask.task_runners import DaskTaskRunner
 

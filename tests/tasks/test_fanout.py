@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ from tasks.fanout import fan_out
 from tasks.shard_worker import claim_slot, worker_device
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CLUSTERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("ray", "dask")]
+CLUSTERS = [
+    pytest.param(
+        name,
+        marks=(pytest.mark.slow, pytest.mark.skipif(not find_spec(f"prefect_{name}"), reason=f"popalign[{name}]")),
+    )
+    for name in ("ray", "dask")
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -219,7 +226,7 @@ def test_ctrl_c_at_a_terminal_ends_all_at_once_without_a_server(tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runner", ["threads", "processes", "ray", "dask"])
+@pytest.mark.parametrize("runner", ["threads", "processes", *CLUSTERS])
 def test_without_a_server_large_results_come_back_and_lie_nowhere(runner: str, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     process = drive(tmp_path, runner, "make_megabytes", {0: 0, 1: 1, 2: 2}, PREFECT_API_URL="")
@@ -287,6 +294,7 @@ def test_a_runner_that_is_not_installed_is_named(runner: str, module: str, monke
     [
         ({"n_workers": 4}, "n_workers is 4, but runner 'inline' has one"),
         ({"runner": "threads", "runner_address": "ray://head:10001"}, "is for the runners ray and dask, not 'threads'"),
+        ({"runner": "threads", "n_workers": 2, "offload": True}, "which threads would share; set runner to processes"),
         ({"n_workers": 0}, "greater than or equal to 1"),
     ],
 )
