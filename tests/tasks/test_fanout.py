@@ -202,7 +202,7 @@ def test_workers_end_with_their_coordinator(how: signal.Signals, runner: str, tm
     try:
         wait_for(lambda: len(list(marks.iterdir())) == 2, "two workers at work")
         process.send_signal(how)
-        process.communicate(timeout=30)
+        process.communicate(timeout=90)
         pids = [int(mark.name) for mark in marks.iterdir()]
         wait_for(lambda: not any(map(is_running, pids)), "the end of the workers", timeout_s=15)
         assert process.returncode != 0
