@@ -6,16 +6,16 @@ asks one for patience the others go on. So its retries are off, and they are her
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from popalign_core.config import LLMConfig
-from popalign_core.errors import ServiceError
+from popalign_core.errors import PopAlignError, ServiceError
 from popalign_core.ids import content_id
 from popalign_core.prompts.answers import Answer, Kept, UnreadableError, count_tokens, keep, load_kept, read_subjects
-from popalign_core.prompts.pacing import Budget, Pace, StoppedError, backoff_s, retry_after_s
+from popalign_core.prompts.pacing import Budget, Pace, SpentError, StoppedError, backoff_s, retry_after_s
 
 if TYPE_CHECKING:
     import openai
@@ -60,14 +60,17 @@ class Endpoint:
         if self._client is not None:
             self._client.close()
 
-    def ask_all(self, first_call: int, requests: Sequence[dict[str, Any]]) -> Iterator[Reply]:
-        """Replies in the order of the requests, from disk or from the service; several are asked for at once.
+    def ask_all(self, first_call: int, requests: Sequence[dict[str, Any]]) -> Iterator[tuple[int, Reply]]:
+        """Ask several at once; what is on disk is not asked again.
 
-        After an error nothing new is begun, but what is under way is waited for and kept.
+        After an error nothing new is begun, but what is under way is waited for, kept and yielded before it is raised.
 
         Args:
             first_call: Number of the first request; requests are told apart by number and content.
             requests: Chat completions without response format.
+
+        Yields:
+            Number of the request and reply, in the order of the requests, whoever came first.
 
         Raises:
             ServiceError: When the endpoint is down, or still refuses after the retries, or keeps answering something
@@ -83,12 +86,9 @@ class Endpoint:
                 pool.submit(self._ask_or_stop, stem, request) for stem, request in zip(stems, requests, strict=True)
             ]
             try:
-                for future in futures:
-                    yield future.result()
-            except StoppedError as stopped:
-                raise _cause(futures) from stopped
+                yield from _collect(futures)
             finally:
-                if not all(future.done() for future in futures):
+                if not all(future.done() for future in futures):  # interrupted
                     self._pace.stop()
 
     def _connect(self) -> None:
@@ -172,17 +172,21 @@ class Endpoint:
 
     def _rest(self, error: "openai.OpenAIError", n_tries: int) -> None:
         asked = _asked_wait(error)
-        if asked is None:
-            self._pace.rest(backoff_s(n_tries))
-        else:
+        if asked:
             self._pace.hold(asked)
+        else:  # "Retry-After: 0" must not become a storm
+            self._pace.rest(backoff_s(n_tries))
 
 
-def _cause(futures: Sequence["Future[Reply]"]) -> BaseException:
-    """The error that stopped the others."""
-    wait(futures)
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    return next((error for error in errors if not isinstance(error, StoppedError)), errors[0])
+def _collect(futures: Sequence["Future[Reply]"]) -> Iterator[tuple[int, Reply]]:
+    stopped: list[Exception] = []
+    for number, future in enumerate(futures):
+        try:
+            yield number, future.result()
+        except (PopAlignError, SpentError, StoppedError) as error:
+            stopped.append(error)
+    if stopped:  # by the first that was not stopped by another
+        raise next((error for error in stopped if not isinstance(error, StoppedError)), stopped[0])
 
 
 def _reject(kept: Kept) -> tuple[str, str]:

@@ -122,7 +122,7 @@ class Budget:
 
 def backoff_s(n_tries: int) -> float:
     """How long to wait after so many tries when the service does not say: 0.5 s, doubling, a minute at most."""
-    return min(FIRST_WAIT_S * 2.0 ** (n_tries - 1), LONGEST_WAIT_S)
+    return min(FIRST_WAIT_S * 2.0 ** min(n_tries - 1, 32), LONGEST_WAIT_S)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

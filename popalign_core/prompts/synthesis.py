@@ -113,7 +113,8 @@ def _gather(endpoint: Endpoint, llm: LLMConfig, harvest: _Harvest, on_call: OnCa
     n_calls = 0
     while wishes := _wishes(quotas, harvest):
         requests = [_request(llm, harvest, wish) for wish in wishes]
-        for (theme, _), reply in zip(wishes, endpoint.ask_all(n_calls, requests), strict=True):
+        for number, reply in endpoint.ask_all(n_calls, requests):
+            theme, _ = wishes[number]
             harvest.rejected.extend(reply.unreadable)
             harvest.take(reply.subjects, theme, quotas[theme])
             if on_call is not None:

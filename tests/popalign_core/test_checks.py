@@ -216,7 +216,9 @@ def test_the_word_lists_are_words(name):
 
 
 def test_near_duplicates_are_refused_and_kin_is_not():
-    with pytest.raises(InputError, match=r"2 neutral subject\(s\) say the same as another: 'fire fighter ~ firefighter'"):
+    with pytest.raises(
+        InputError, match=r"2 neutral subject\(s\) say the same as another: 'fire fighter ~ firefighter'"
+    ):
         check_prompts(prompts(("firefighter", "fire fighter", "music teacher", "teacher of music")), AXES)
     check_prompts(prompts(("software engineer", "software developer", "biologist", "geologist")), AXES)
 
