@@ -122,11 +122,12 @@ def prompt_fault(text: str, taken: set[str]) -> str | None:
     return "duplicate" if canonical(text) in taken else None
 
 
-def check_balance(themes: Sequence[str], largest_ratio: float = 2.0) -> None:
+def check_balance(themes: Sequence[str], name: str, largest_ratio: float = 2.0) -> None:
     """Refuse prompts of which one theme has many more than another.
 
     Args:
         themes: Of each prompt.
+        name: Of the list they are in, for the message.
         largest_ratio: Prompts of the largest theme over those of the smallest, at most.
 
     Raises:
@@ -136,8 +137,8 @@ def check_balance(themes: Sequence[str], largest_ratio: float = 2.0) -> None:
     (most, n_most), (fewest, n_fewest) = counts[0], counts[-1]
     if n_most > largest_ratio * n_fewest:
         raise InputError(
-            f"theme {most!r} has {n_most} prompts and {fewest!r} has {n_fewest}, over {largest_ratio:g} times as many; "
-            "add prompts to the small theme, or merge it into another"
+            f"in {name} theme {most!r} has {n_most} prompts and {fewest!r} has {n_fewest}, over {largest_ratio:g} "
+            "times as many; add prompts to the small theme, merge it into another, or leave the column of themes out"
         )
 
 

@@ -9,12 +9,14 @@ from pathlib import PurePath
 from typing import Any
 
 from popalign_core.errors import InputError
+from popalign_core.prompts.checks import check_balance
 
 SETS = ("occupations-train", "occupations-eval", "couples", "ages", "descriptors")
 """Shipped sets, written for this project: 300 and 100 occupations, and for evaluation couples, people of any age, and
 descriptions that pictures of people are often biased about."""
 TEXT_COLUMNS = ("subject", "prompt", "text", "caption")
 """Columns that hold prompts, whatever their case; the first one there is read."""
+THEME_COLUMN = "theme"
 SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".parquet")
 
 
@@ -34,7 +36,7 @@ def parse_list(name: str, data: bytes) -> list[str]:
         data: Its bytes, UTF-8 with or without a byte order mark.
 
     Raises:
-        InputError: When it is something else, or no prompts are found in it.
+        InputError: When it is something else, no prompts are found in it, or its themes are out of balance.
     """
     text = _decode(name, data)
     match PurePath(name).suffix.lower():
@@ -94,12 +96,17 @@ class _Tabs(csv.excel_tab):
 
 
 def _read_table(name: str, text: str, dialect: type[csv.Dialect]) -> list[str]:
+    """The texts; where the table has a column of themes, they must be balanced."""
     rows = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect, strict=True)
     try:
         column = find_text_column(name, rows.fieldnames or ())
-        return [row[column] or "" for row in rows]
+        found = list(rows)
     except csv.Error as error:
         raise InputError(f"prompt list {name} is damaged at line {rows.line_num} ({error}); repair it") from error
+    themes = [row[THEME_COLUMN] for row in found if row.get(THEME_COLUMN)]
+    if themes:
+        check_balance(themes, name)
+    return [row[column] or "" for row in found]
 
 
 def _read_json(name: str, text: str) -> list[str]:

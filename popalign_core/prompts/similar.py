@@ -1,7 +1,7 @@
 """Subjects that are the same in other words: spelling, number, hyphens, order; and which part of one is the person.
 
-No library of the install finds near-duplicates. MinHash would find them by chance; for texts this short a prefix
-index is exact and no longer.
+No library of the install finds near-duplicates. MinHash would find them by chance; for texts this short an index of
+words is exact and no longer.
 """
 
 import re
@@ -27,7 +27,7 @@ _SPELLINGS = (
     (re.compile(r"(?<=[bt])re$"), "er"),  # theatre
     (re.compile(r"(?<=\w)or$"), "er"),  # adviser
     (re.compile(r"is(?=(?:e|er|ing)$)"), "iz"),
-    (re.compile(r"(.)\1"), r"\1"),  # jeweller
+    (re.compile(r"([a-z])\1"), r"\1"),  # jeweller
 )
 
 
@@ -80,8 +80,8 @@ def _tokens(text: str) -> list[str]:
 class SimilarTexts:
     """Texts to which others are compared.
 
-    Every two texts that are alike share one of the first words of each, when the words of both are in one order; so
-    only texts that do are compared.
+    A text that is like another lacks few of its words, so it has one at least of any few more than that: only texts
+    with one of the rarest are compared.
     """
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
@@ -97,7 +97,7 @@ class SimilarTexts:
         if not tokens:
             return
         self._joined.setdefault("".join(tokens), text)
-        for word in _prefix(tokens):
+        for word in set(tokens):
             self._by_word.setdefault(word, []).append(len(self._entries))
         self._entries.append((frozenset(tokens), text))
 
@@ -106,16 +106,11 @@ class SimilarTexts:
         tokens = _tokens(text)
         if (same := self._joined.get("".join(tokens))) is not None:
             return same
-        words = frozenset(tokens)
-        candidates = {number for word in _prefix(tokens) for number in self._by_word.get(word, ())}
-        return next((self._entries[n][1] for n in sorted(candidates) if _alike(words, self._entries[n][0])), None)
-
-
-def _prefix(tokens: list[str]) -> list[str]:
-    """The first words by length, the long ones being rare: one more than two texts that are alike may differ in."""
-    words = sorted(set(tokens), key=lambda word: (-len(word), word))
-    part, whole = SHARE
-    return words[: len(words) - -(-len(words) * part // whole) + 1] if words else []
+        words, (part, whole) = frozenset(tokens), SHARE
+        n_lacking = len(words) * (whole - part) // whole
+        rarest = sorted((self._by_word.get(word, []) for word in words), key=len)[: n_lacking + 1]
+        candidates = sorted({number for numbers in rarest for number in numbers})
+        return next((self._entries[n][1] for n in candidates if _alike(words, self._entries[n][0])), None)
 
 
 def _alike(one: frozenset[str], other: frozenset[str]) -> bool:

@@ -264,9 +264,9 @@ def test_prompts_that_are_used_as_they_are(text, fault):
 
 
 def test_a_theme_with_three_times_as_many_is_out_of_balance():
-    check_balance(["law"] * 2 + ["food"] * 4)
-    with pytest.raises(InputError, match="theme 'food' has 6 prompts and 'law' has 2, over 2 times as many"):
-        check_balance(["law"] * 2 + ["food"] * 6)
+    check_balance(["law"] * 2 + ["food"] * 4, "mine")
+    with pytest.raises(InputError, match=r"in mine theme 'food' has 6 prompts and 'law' has 2, over 2 times as many"):
+        check_balance(["law"] * 2 + ["food"] * 6, "mine")
 
 
 def test_canonical_folds_case_and_spacing():

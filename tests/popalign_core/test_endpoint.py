@@ -212,7 +212,7 @@ def test_a_server_without_structured_output_is_asked_more_simply(
 
 def test_a_request_that_no_form_helps_is_reported(service: Service, tmp_path: Path) -> None:
     service.play(Reply(400, '{"error": {"message": "unknown parameter temperature"}}'))
-    with pytest.raises(ServiceError, match="answers HTTP 400 at once: '.*unknown parameter temperature"):
+    with pytest.raises(ServiceError, match=r"answers HTTP 400 at once: '.*unknown parameter temperature"):
         write(service.url, tmp_path, n_parallel=1)
     assert len(service.requests) == 3
 

@@ -1,4 +1,4 @@
-"""LLM prompts against a real HTTP server that misbehaves, through the real openai client; in parallel: test_endpoint."""
+"""LLM prompts against a real HTTP server that misbehaves, by the real openai client; in parallel: test_endpoint."""
 
 import json
 import socket

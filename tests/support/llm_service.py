@@ -40,7 +40,7 @@ def completion(
 
 
 class Service(ThreadingHTTPServer):
-    """Plays a script, one reply a request, the last one repeated; or answers by the request. Keeps what it was asked."""
+    """Plays a script, one reply a request, the last one repeated, or answers by the request; keeps what was asked."""
 
     daemon_threads = True
 
