@@ -54,6 +54,11 @@ def usual(request: dict) -> Reply:
     return answer(subject(request), n_tokens=100)
 
 
+PROCESS = (
+    "import pathlib, sys; from popalign_core.config import *; from popalign_core.prompts.synthesis import *;"
+    "synthesise_prompts(PromptsConfig.model_validate_json(sys.argv[1]), [Axis(name='gender', classes=('male',"
+    " 'female'))], pathlib.Path(sys.argv[2]))"
+)
 ALL = [f"{name} worker" for name in THEMES]
 
 
@@ -87,10 +92,9 @@ def test_as_many_calls_as_configured_are_under_way(service: Service, tmp_path: P
         return answer(subject(request), delay_s=0.2)
 
     service.answer_with(slow)
-    started = time.monotonic()
     assert write(service.url, tmp_path, n_parallel=4) == ALL
     assert service.most_open == 4
-    assert time.monotonic() - started < 8 * 0.2
+    assert service.times[-1] - service.times[0] < 7 * 0.2
 
 
 def test_the_rate_limit_holds_over_all_calls_and_retries(service: Service, tmp_path: Path) -> None:
@@ -99,15 +103,15 @@ def test_the_rate_limit_holds_over_all_calls_and_retries(service: Service, tmp_p
 
     service.answer_with(respond)
     assert write(service.url, tmp_path, requests_per_minute=600, n_parallel=8) == ALL
-    gaps = [after - before for before, after in itertools.pairwise(service.times)]
-    assert len(gaps) == 8
-    assert sum(gaps) >= 0.75  # 8 gaps of 0.1 s; single ones jitter on their way to the server
-    assert min(gaps) > 0.04
+    assert len(service.times) == 9
+    assert service.times[-1] - service.times[0] > 0.6  # 8 gaps of 0.1 s, less what the first took to the server
 
 
 def test_one_retry_after_holds_all_calls(service: Service, tmp_path: Path) -> None:
     def respond(request: dict) -> Reply:
-        return Reply(429, "{}", {"Retry-After": "1"}) if len(service.requests) == 1 else usual(request)
+        if len(service.requests) == 1:
+            return Reply(429, "{}", {"Retry-After": "1"})
+        return answer(subject(request), delay_s=0.2)  # so that the refusal is read first
 
     service.answer_with(respond)
     assert write(service.url, tmp_path, n_parallel=2) == ALL
@@ -116,10 +120,13 @@ def test_one_retry_after_holds_all_calls(service: Service, tmp_path: Path) -> No
 
 
 def test_retry_after_may_be_a_date(service: Service, tmp_path: Path) -> None:
-    date = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
-    service.play(Reply(503, "{}", {"Retry-After": date}), answer("baker"))
+    def respond(request: dict) -> Reply:
+        date = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+        return Reply(503, "{}", {"Retry-After": date}) if len(service.requests) == 1 else answer("baker")
+
+    service.answer_with(respond)
     assert write(service.url, tmp_path, themes=(), n_train=1) == ["baker"]
-    assert 0.8 < service.times[1] - service.times[0] < 3
+    assert service.times[1] - service.times[0] > 0.9  # a date has whole seconds; the back-off would be 0.5 s
 
 
 def test_more_patience_than_is_sensible_is_left_to_a_later_run(service: Service, tmp_path: Path) -> None:
@@ -145,8 +152,8 @@ def test_without_a_wish_of_the_service_the_wait_doubles(
     service.play(Reply(503, "{}", header), Reply(502, "{}", header), answer("baker"))
     assert write(service.url, tmp_path, themes=(), n_train=1) == ["baker"]
     gaps = [after - before for before, after in itertools.pairwise(service.times)]
-    assert 0.1 <= gaps[0] < 0.19
-    assert 0.2 <= gaps[1] < 0.35
+    assert gaps[0] > 0.1
+    assert gaps[1] > 0.2
 
 
 def test_the_wait_has_an_end() -> None:
@@ -260,12 +267,7 @@ def test_a_kill_with_several_calls_under_way_costs_those_alone(service: Service,
     service.answer_with(lambda request: answer(subject(request), delay_s=0.0 if theme(request) in first else 60.0))
     folder = tmp_path / "answers"
     settings = config(service.url).model_dump_json()
-    code = (
-        "import pathlib, sys; from popalign_core.config import *; from popalign_core.prompts.synthesis import *;"
-        "synthesise_prompts(PromptsConfig.model_validate_json(sys.argv[1]), [Axis(name='gender', classes=('male',"
-        " 'female'))], pathlib.Path(sys.argv[2]))"
-    )
-    worker = subprocess.Popen([sys.executable, "-c", code, settings, str(folder)])
+    worker = subprocess.Popen([sys.executable, "-c", PROCESS, settings, str(folder)])
     deadline = time.monotonic() + 60
     while len(list(folder.glob("call-*.json"))) < 3 or len(service.requests) < 7:
         assert time.monotonic() < deadline
@@ -279,3 +281,19 @@ def test_a_kill_with_several_calls_under_way_costs_those_alone(service: Service,
     assert write(service.url, folder) == ALL
     assert len(service.requests) == 8 - 3
     assert {name: (folder / name).read_bytes() for name in paid} == paid
+
+
+def test_an_interrupt_keeps_what_is_under_way(service: Service, tmp_path: Path) -> None:
+    service.answer_with(lambda request: answer(subject(request), delay_s=0.5))
+    settings = config(service.url, n_parallel=2).model_dump_json()
+    worker = subprocess.Popen(
+        [sys.executable, "-c", PROCESS, settings, str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    while len(service.requests) < 2:
+        assert worker.poll() is None
+        time.sleep(0.01)
+    worker.send_signal(signal.SIGINT)
+    _, errors = worker.communicate(timeout=60)
+    assert "KeyboardInterrupt" in errors
+    assert len(service.requests) == 2
+    assert len(list(tmp_path.glob("call-*.json"))) == 2
