@@ -10,6 +10,7 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
 from storage.store import ArtifactRef
 from tasks import attributes, evaluate, identities, preferences, prompts, report, sample, scores, train
+from tasks.prompt_lists import count_listed
 from tasks.stage import Request, open_store, reference
 
 OnProgress = Callable[[str, int, int], None]
@@ -182,11 +183,13 @@ def expected_images(step: Step, config: PipelineConfig) -> int:
         return 0
     purpose: sample.Purpose = "preferences" if name in ("sample", "attributes") else "evaluation"
     counts = sample.n_images(config, purpose)
-    written = config.prompts
-    people, things = len(written.eval_subjects), len(written.generic_subjects)
+    written, listed = config.prompts, count_listed(config.prompts)
+    people = len(written.eval_subjects) + listed["eval_lists"]
+    things = len(written.generic_subjects) + listed["generic_lists"]
     if purpose == "preferences":
-        people = written.n_train if written.source == "llm" else len(written.train_subjects)
-        things = len(written.retained_subjects)
+        given = len(written.train_subjects) + listed["train_lists"]
+        people = written.n_train if written.source == "llm" else given
+        things = len(written.retained_subjects) + listed["retained_lists"]
     cells = prod(len(axis.classes) for axis in config.axes)
     total = people * (counts["neutral"] + cells * counts["specific"])
     return total + (0 if name.startswith("attributes") else things * counts["generic"])

@@ -5,6 +5,7 @@ lives in `RuntimeConfig`, which is never hashed.
 """
 
 import tomllib
+from collections.abc import Sized
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,10 +18,17 @@ Text = Annotated[str, Field(min_length=1)]
 SystemName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$")]
 
 
+def _is_empty(values: Sized) -> bool:
+    return len(values) == 0
+
+
 class Frozen(BaseModel):
     """Immutable, and refuses fields it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+PHRASE = "{word} {subject}"
 
 
 class Axis(Frozen):
@@ -29,12 +37,20 @@ class Axis(Frozen):
     name: Text
     classes: tuple[Text, ...] = Field(min_length=2, description="fixed class list; discrepancy is taken over all of it")
     words: dict[str, str] = Field(default={}, description="class -> words in a prompt; the class's own name if absent")
+    # Left out of keys and documents when it is the usual one, so that the keys of before it came stay.
+    phrase: str = Field(
+        default=PHRASE,
+        exclude_if=PHRASE.__eq__,
+        description="how the words join the subject, such as '{subject} who is {word}'; the first axis joins first",
+    )
     target: dict[str, float] | None = Field(default=None, description="class -> share, sums to 1; None is uniform")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"axis {self.name!r} names a class twice: {self.classes}; name each once")
+        if self.phrase.count("{word}") != 1 or self.phrase.count("{subject}") != 1:
+            raise ValueError(f"axis {self.name!r}: phrase {self.phrase!r} needs {{word}} and {{subject}}, each once")
         for field, mapping in (("words", self.words), ("target", self.target or {})):
             unknown = sorted(set(mapping) - set(self.classes))
             if unknown:
@@ -56,6 +72,12 @@ class Axis(Frozen):
         return tuple(self.target.get(name, 0.0) for name in self.classes)
 
 
+THEMES = (
+    "health", "science", "technology", "engineering", "education", "law", "finance", "office work", "service", "food",
+    "farming", "trades", "manufacturing", "crafts", "arts", "music", "media", "sport", "transport", "safety",
+)  # fmt: skip
+
+
 class LLMConfig(Frozen):
     """An OpenAI-compatible endpoint. The key is read from the environment, never stored."""
 
@@ -63,9 +85,15 @@ class LLMConfig(Frozen):
     model: Text = "gpt-4o-mini"
     api_key_env: Text = "OPENAI_API_KEY"
     temperature: float = Field(default=1.0, ge=0, le=2)
-    max_retries: int = Field(default=4, ge=0)
+    themes: tuple[Text, ...] = Field(default=THEMES, description="equally many prompts of each; one request is of one")
+    n_parallel: int = Field(default=4, ge=1, description="calls under way at once")
+    requests_per_minute: float | None = Field(default=None, gt=0, description="retries included; None sets no limit")
+    max_retries: int = Field(default=4, ge=0, description="of one call: no answer, 408, 409, 429, 5xx")
     timeout_s: float = Field(default=60, gt=0)
-    max_calls: int = Field(default=100, ge=1)
+    max_calls: int = Field(default=100, ge=1, description="answers paid for, those of earlier runs included")
+    max_tokens_total: int | None = Field(
+        default=None, ge=1, description="the same in tokens, as the server counts them"
+    )
 
 
 class PromptsConfig(Frozen):
@@ -78,6 +106,18 @@ class PromptsConfig(Frozen):
     generic_subjects: tuple[Text, ...] = Field(default=(), description="objects and other prompts without people")
     retained_subjects: tuple[Text, ...] = Field(
         default=(), description="the same for training.retention to hold; disjoint from generic_subjects"
+    )
+    # Left out of keys and documents when they are not used, so that the keys of before they came stay.
+    train_lists: tuple[Text, ...] = Field(
+        default=(), exclude_if=_is_empty, description="more of train_subjects: names of shipped sets, or files"
+    )
+    eval_lists: tuple[Text, ...] = Field(default=(), exclude_if=_is_empty, description="more of eval_subjects")
+    generic_lists: tuple[Text, ...] = Field(
+        default=(), exclude_if=_is_empty, description="prompts like generic_subjects, but used as they are"
+    )
+    retained_lists: tuple[Text, ...] = Field(default=(), exclude_if=_is_empty, description="like retained_subjects")
+    one_person: bool = Field(
+        default=True, exclude_if=bool, description="drop prompts of several people, as written or listed by others"
     )
     n_train: int = Field(default=0, ge=0, description="llm: how many training prompts to write")
     llm: LLMConfig | None = None

@@ -86,8 +86,8 @@ def _sdxl() -> PipelineConfig:
         axes=(GENDER, DEEPFACE_RACE),
         prompts=PromptsConfig(
             carrier="best quality, a realistic photo of {}",
-            train_subjects=_TRAIN_OCCUPATIONS,
-            eval_subjects=EVAL_OCCUPATIONS,
+            train_lists=("occupations-train",),
+            eval_lists=("occupations-eval",),
             generic_subjects=THINGS,
         ),
         sampling=SamplingConfig(n_steps=50, guidance_scale=6.5, scheduler="euler", width=1024, height=1024),

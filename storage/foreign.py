@@ -86,6 +86,24 @@ def iter_rows(
             first = numbers.stop
 
 
+def read_texts(path: Path, choose: Callable[[Sequence[str]], str]) -> list[str]:
+    """One column of text of a Parquet file; an empty cell is an empty text.
+
+    Args:
+        path: Of the file.
+        choose: The column, given the names of all.
+
+    Raises:
+        InputError: When the file is damaged, or the column is no text.
+    """
+    with opened(path) as parquet:
+        name = choose(parquet.schema_arrow.names)
+        kind = parquet.schema_arrow.field(name).type
+        if not is_text(kind):
+            raise InputError(f"{path} has the column {name!r} as {kind}, which is no text; give a column of strings")
+        return [cell or "" for cell in parquet.read(columns=[name]).column(name).to_pylist()]
+
+
 def is_number(kind: pa.DataType) -> bool:
     """Whether a column holds numbers."""
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))

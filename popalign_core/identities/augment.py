@@ -1,6 +1,7 @@
 """Identity augmentation: every neutral prompt gains one child for each cell of the axes' product."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
-from popalign_core.prompts.grammar import fill, prompt_table
+from popalign_core.prompts.grammar import fill, prompt_table, without_determiner
 
 
 def augment_prompts(prompts: pd.DataFrame, axes: Sequence[Axis], carrier: str) -> pd.DataFrame:
@@ -20,8 +21,8 @@ def augment_prompts(prompts: pd.DataFrame, axes: Sequence[Axis], carrier: str) -
 
     Args:
         prompts: A `prompts` table with neutral and generic rows.
-        axes: The attributes. Their words stand before the subject in reversed order: the axes (gender, race) give
-            "a black female doctor".
+        axes: The attributes. Unless an axis has a phrase of its own, their words stand before the subject in reversed
+            order: the axes (gender, race) give "a black female doctor".
         carrier: The template that the neutral prompts were written with.
 
     Returns:
@@ -48,7 +49,7 @@ def _children(parent: dict[Any, Any], axes: Sequence[Axis], carrier: str) -> lis
     children = []
     texts = {parent["text"]}
     for classes in product(*(axis.classes for axis in axes)):
-        text = fill(carrier, parent["subject"], identity_words(axes, classes))
+        text = fill(carrier, identity_phrase(parent["subject"], axes, classes))
         if text in texts:
             raise InputError(f"the identity {classes} gives {text!r} a second time; give each class words of its own")
         texts.add(text)
@@ -65,7 +66,20 @@ def _children(parent: dict[Any, Any], axes: Sequence[Axis], carrier: str) -> lis
     return children
 
 
-def identity_words(axes: Sequence[Axis], classes: Sequence[str]) -> list[str]:
-    """The words of an identity as they stand before the subject: those of the last axis first."""
-    words = [axis.word(name) for axis, name in zip(axes, classes, strict=True)]
-    return [word for word in reversed(words) if word]
+def identity_phrase(subject: str, axes: Sequence[Axis], classes: Sequence[str]) -> str:
+    """A subject with an identity, by each axis's phrase, without article: "black female doctor".
+
+    Args:
+        subject: A determiner of its own gives way to the identity.
+        axes: The first one joins the subject first, so its words stand next to it.
+        classes: Of each axis; one without words leaves the phrase as it is.
+    """
+    bare, phrase = without_determiner(subject), ""
+    for axis, name in zip(axes, classes, strict=True):
+        if word := axis.word(name).strip():
+            phrase = _fill_phrase(axis.phrase, {"{word}": word, "{subject}": phrase or bare})
+    return phrase or subject
+
+
+def _fill_phrase(template: str, parts: Mapping[str, str]) -> str:
+    return re.sub("|".join(map(re.escape, parts)), lambda found: parts[found[0]], template)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from popalign_core.config import Axis
-from popalign_core.identities.augment import identity_words
+from popalign_core.identities.augment import identity_phrase
 from popalign_core.ids import image_seed
 from popalign_core.prompts.grammar import fill
 
@@ -26,7 +26,7 @@ def draw_identity(axes: Sequence[Axis], seed: int) -> dict[str, str]:
 
 def injected_text(template: str, subject: str, axes: Sequence[Axis], identity: Mapping[str, str]) -> str:
     """A neutral prompt with an identity in it, phrased as `augment_prompts` phrases it."""
-    return fill(template, subject, identity_words(axes, [identity[axis.name] for axis in axes]))
+    return fill(template, identity_phrase(subject, axes, [identity[axis.name] for axis in axes]))
 
 
 def edit_concepts(axes: Sequence[Axis], identity: Mapping[str, str], concept: str) -> list[tuple[str, float]]:

@@ -1,46 +1,42 @@
 """What makes a prompt, or a table of prompts, acceptable."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 import pandas as pd
 
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
+from popalign_core.prompts.similar import SimilarTexts, head, heads, noun, singular
+from popalign_core.prompts.words import identity_words_in
 
 MAX_SUBJECT_WORDS = 6
 """Longer subjects are scenes rather than people, and push the identity words away from the noun."""
+MAX_SCENE_WORDS = 40
+"""Of a neutral prompt from a file; text encoders read about 50 words."""
+MAX_PROMPT_CHARACTERS = 2000
+"""Of a prompt that is used as it is: several times what any text encoder reads."""
 
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_GENDERED = _words(
-    """
-    he him his himself she her hers herself mr mrs ms miss mister sir madam
-    male males female females masculine feminine man men woman women gentleman gentlemen lady ladies guy guys gal dude
-    boy boys girl girls boyfriend girlfriend husband wife housewife widow widower bride groom bridesmaid
-    father mother dad mom mum son daughter brother sister uncle aunt nephew niece
-    grandfather grandmother grandpa grandma king queen prince princess duke duchess countess baron baroness
-    emperor empress lord actress waitress hostess stewardess seamstress governess heiress priestess goddess
-    sorceress enchantress mistress headmistress headmaster postmistress abbess nun monk friar
-    barmaid maid chambermaid milkmaid handmaid masseur masseuse chanteuse ballerina comedienne
-    cowboy cowgirl busboy bellboy playboy showgirl matriarch patriarch
-    """
-)
-# "fireman", "saleswomen", but not "human": words that end so without naming a gender are short or listed.
-_MAN_WORD = re.compile(r"[a-z]{3,}m[ae]n")
-_NOT_A_MAN = _words(
-    "german norman ottoman shaman talisman caiman cayman specimen regimen acumen abdomen stamen bitumen albumen turkmen"
-)
-_SEVERAL_ANYWHERE = _words("and two three four five six several many both")
 # Only as what is shown: a "family doctor" and a "police officer" are one person.
-_SEVERAL_AS_HEAD = _words(
-    "people couple pair trio duo team crew group crowd family staff band orchestra choir squad children police"
-)
+_SEVERAL_AS_HEAD = frozenset(
+    ("people", "couple", "pair", "trio", "duo", "team", "crew", "group", "crowd", "family", "staff", "band",
+     "orchestra", "choir", "squad", "children", "police", "audience", "twins", "triplets")
+)  # fmt: skip
+# "and" does it in the noun only: a chef may chop onions and garlic.
+_SEVERAL = frozenset(("two", "three", "four", "five", "six", "several", "many", "both", "together", "another"))
+# Behind the noun, with or for whom something is done.
+_SECOND_PERSON = frozenset(
+    ("people", "person", "patient", "customer", "client", "student", "pupil", "child", "baby", "toddler", "infant",
+     "kid", "friend", "colleague", "coworker", "partner", "crowd", "audience", "team", "family", "class", "group",
+     "guest", "passenger", "visitor", "tourist", "athlete", "witness", "suspect", "bystander", "onlooker", "other",
+     "twin", "couple", "crew", "apprentice", "resident", "neighbour", "neighbor")
+)  # fmt: skip
 _SINGULAR_ENDINGS = ("ss", "us", "is")
-_PLAIN = re.compile(r"[^\W\d_]+(?:[ '’-][^\W\d_]+)*")
+_LETTER = "[A-Za-zÀ-ÖØ-öø-žȘ-țḀ-ỿ]"  # Latin ones: the word lists and the grammar are English
+_PLAIN = re.compile(rf"{_LETTER}+(?:[ '’-]{_LETTER}+)*")
+_PLAIN_SCENE = re.compile(rf"(?:{_LETTER}|[0-9 ,;:.()&/%'’\"“”–-])*{_LETTER}(?:{_LETTER}|[0-9 ,;:.()&/%'’\"“”–-])*")
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffd]")
 
 
 def check_prompts(prompts: pd.DataFrame, axes: Sequence[Axis]) -> None:
@@ -52,10 +48,13 @@ def check_prompts(prompts: pd.DataFrame, axes: Sequence[Axis]) -> None:
 
     Raises:
         InputError: When the table is empty, holds an empty or a repeated prompt, has a neutral prompt that names
-            an identity, or a subject in both the training and the evaluation split.
+            an identity or reads like another of its split, or a subject in both the training and the evaluation split.
     """
     if prompts.empty:
-        raise InputError("the prompt list is empty (0 prompts); give prompts.train_subjects and prompts.eval_subjects")
+        raise InputError(
+            "the prompt list is empty (0 prompts); give prompts.train_subjects and prompts.eval_subjects, or "
+            "prompts.train_lists and prompts.eval_lists"
+        )
     blank = int((prompts["text"].map(canonical) == "").sum() + (prompts["subject"].map(canonical) == "").sum())
     if blank:
         raise InputError(f"{blank} prompt(s) have an empty text or subject; remove them")
@@ -69,62 +68,89 @@ def canonical(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def identity_words_in(text: str, axes: Sequence[Axis]) -> list[str]:
-    """The words of a text that name an identity: the axes' own and gendered English.
-
-    Whole words only, so "female" is not "male" and "blacksmith" is not "black".
-
-    Args:
-        text: Any text.
-        axes: Their class names and their words in prompts are looked for, with spaces or hyphens between words.
-
-    Returns:
-        The words found, as listed in the axis or in the text, without repeats.
-    """
-    phrases = {phrase for axis in axes for name in axis.classes for phrase in (name, axis.word(name)) if phrase.strip()}
-    found = sorted(phrase for phrase in phrases if _phrase(phrase).search(text))
-    words = re.findall(r"[^\W\d_]+", text.casefold())
-    gendered = [word for word in words if word in _GENDERED or (_MAN_WORD.fullmatch(word) and word not in _NOT_A_MAN)]
-    return list(dict.fromkeys((*found, *gendered)))
-
-
-def subject_fault(subject: str, axes: Sequence[Axis], taken: Collection[str], held_out: Collection[str]) -> str | None:
-    """Why a subject that a language model wrote cannot become a neutral training prompt.
+def subject_fault(
+    subject: str,
+    axes: Sequence[Axis],
+    taken: SimilarTexts,
+    held_out: SimilarTexts,
+    *,
+    max_words: int = MAX_SUBJECT_WORDS,
+    one_person: bool = True,
+) -> str | None:
+    """Why a subject that somebody else wrote cannot become a neutral prompt.
 
     Args:
-        subject: Noun phrase without article.
+        subject: Noun phrase, or a scene when more words are allowed.
         axes: The attributes it must not name.
-        taken: `canonical` forms of the subjects accepted so far.
-        held_out: `canonical` forms of the subjects kept for evaluation.
+        taken: The subjects accepted so far.
+        held_out: The heads of the subjects kept for evaluation; see `similar.head`.
+        max_words: At most so many; more than `MAX_SUBJECT_WORDS` allows scenes, with figures and commas.
+        one_person: Whether only one may be shown.
 
     Returns:
         None when it is fine, else one of `not_plain_words`, `too_long`, `names_identity`, `several_people`,
         `duplicate`, `held_out`.
     """
-    key = canonical(subject)
-    if not _PLAIN.fullmatch(subject):
-        return "not_plain_words"
-    if len(key.split()) > MAX_SUBJECT_WORDS:
+    is_scene = max_words > MAX_SUBJECT_WORDS
+    if len(subject) > MAX_PROMPT_CHARACTERS or len(subject.split()) > max_words:
         return "too_long"
+    if not (_PLAIN_SCENE if is_scene else _PLAIN).fullmatch(subject):
+        return "not_plain_words"
     if identity_words_in(subject, axes):
         return "names_identity"
-    if _names_several_people(key):
+    if one_person and _names_several_people(canonical(subject)):
         return "several_people"
-    if key in taken:
+    if taken.find(subject) is not None:
         return "duplicate"
-    return "held_out" if key in held_out else None
+    return "held_out" if held_out.find(head(subject)) is not None else None
+
+
+def prompt_fault(text: str, taken: set[str]) -> str | None:
+    """Why a prompt that is used as it is cannot be: `empty`, `too_long`, `unprintable`, `duplicate`; None if it can.
+
+    Args:
+        text: The prompt; any script, any characters that are one.
+        taken: `canonical` forms of the prompts accepted so far. Near-duplicates are fine: benchmarks ask for "a red
+            cube on a blue sphere" beside "a blue cube on a red sphere".
+    """
+    if not text.strip():
+        return "empty"
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        return "too_long"
+    if _UNPRINTABLE.search(text):
+        return "unprintable"
+    return "duplicate" if canonical(text) in taken else None
+
+
+def check_balance(themes: Sequence[str], name: str, largest_ratio: float = 2.0) -> None:
+    """Refuse prompts of which one theme has many more than another.
+
+    Args:
+        themes: Of each prompt.
+        name: Of the list they are in, for the message.
+        largest_ratio: Prompts of the largest theme over those of the smallest, at most.
+
+    Raises:
+        InputError: Names both.
+    """
+    counts = Counter(themes).most_common()
+    (most, n_most), (fewest, n_fewest) = counts[0], counts[-1]
+    if n_most > largest_ratio * n_fewest:
+        raise InputError(
+            f"in {name} theme {most!r} has {n_most} prompts and {fewest!r} has {n_fewest}, over {largest_ratio:g} "
+            "times as many; add prompts to the small theme, merge it into another, or leave the column of themes out"
+        )
 
 
 def _names_several_people(key: str) -> bool:
-    if _SEVERAL_ANYWHERE & set(key.split()):
+    shown = noun(key)
+    words, rest = shown.split(), key.partition(shown)[2].replace(",", " ").split()
+    if set(words) & (_SEVERAL | {"and"}) or set(rest) & _SEVERAL:
         return True
-    head = re.split(r" (?:of|in|for|at|on|with|from|who) ", key, maxsplit=1)[0].split()[-1]
-    return head in _SEVERAL_AS_HEAD or (head.endswith("s") and not head.endswith(_SINGULAR_ENDINGS))
-
-
-def _phrase(phrase: str) -> re.Pattern[str]:
-    body = r"[\s-]+".join(re.escape(word) for word in re.split(r"[\s-]+", phrase.strip()))
-    return re.compile(rf"(?<!\w){body}(?!\w)", re.IGNORECASE)
+    last = shown.partition(" of ")[0].split()[-1]
+    if last in _SEVERAL_AS_HEAD or (last.endswith("s") and not last.endswith(_SINGULAR_ENDINGS)):
+        return True
+    return any(singular(word.removesuffix("'s")) in _SECOND_PERSON for word in rest)
 
 
 def _check_duplicates(prompts: pd.DataFrame) -> None:
@@ -132,12 +158,22 @@ def _check_duplicates(prompts: pd.DataFrame) -> None:
     repeated = prompts["text"][keys.duplicated(keep="first")].tolist()
     if repeated:
         raise InputError(f"{len(repeated)} duplicate prompt(s), e.g. {_sample(repeated)}; keep each prompt once")
+    alike = []
+    for split in ("train", "eval"):
+        taken = SimilarTexts()
+        for subject in _neutral_subjects(prompts, split):
+            if (other := taken.find(subject)) is not None:
+                alike.append(f"{subject} ~ {other}")
+            taken.add(subject)
+    if alike:
+        raise InputError(f"{len(alike)} neutral subject(s) say the same as another: {_sample(alike)}; keep one of each")
 
 
 def _check_neutral(prompts: pd.DataFrame, axes: Sequence[Axis]) -> None:
     faults = []
-    for text in prompts["text"][prompts["kind"] == "neutral"]:
-        words = identity_words_in(text, axes)
+    neutral = prompts[prompts["kind"] == "neutral"]
+    for text, subject, template in zip(neutral["text"], neutral["subject"], neutral["template"], strict=True):
+        words = identity_words_in(template.replace("{}", ""), axes) + identity_words_in(subject, axes)
         if words:
             faults.append(f"{text!r} names {', '.join(map(repr, words))}")
     if faults:
@@ -150,11 +186,20 @@ def _check_neutral(prompts: pd.DataFrame, axes: Sequence[Axis]) -> None:
 def _check_leakage(prompts: pd.DataFrame) -> None:
     subjects = {split: set(prompts["subject"][prompts["split"] == split].map(canonical)) for split in ("train", "eval")}
     both = sorted(subjects["train"] & subjects["eval"])
+    trained = SimilarTexts(heads(_neutral_subjects(prompts, "train")))
+    for subject in _neutral_subjects(prompts, "eval"):
+        other = trained.find(head(subject))
+        if other is not None and canonical(subject) not in both:
+            both.append(f"{subject} ~ {other}")
     if both:
         raise InputError(
             f"{len(both)} subject(s) are in both the training and the evaluation split: {_sample(both)}; "
             "keep each in one, or the evaluation measures memory"
         )
+
+
+def _neutral_subjects(prompts: pd.DataFrame, split: str) -> list[str]:
+    return prompts["subject"][(prompts["kind"] == "neutral") & (prompts["split"] == split)].tolist()
 
 
 def _sample(values: list[str]) -> str:

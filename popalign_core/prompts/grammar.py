@@ -1,7 +1,7 @@
 """Prompts without a language model: subjects from the configuration, put into one carrier template."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -44,7 +44,15 @@ def write_prompts(config: PromptsConfig) -> pd.DataFrame:
 
 def neutral_or_generic_row(subject: str, kind: str, split: str, carrier: str, source: str) -> dict[str, Any]:
     """One row of `prompts` that names no identity."""
-    text = fill(carrier, subject)
+    return _row(fill(carrier, subject), subject, kind, split, carrier, source)
+
+
+def verbatim_row(text: str, split: str) -> dict[str, Any]:
+    """One row of `prompts` for a generic prompt that somebody else wrote, used as it is."""
+    return _row(text, text, "generic", split, "{}", "list")
+
+
+def _row(text: str, subject: str, kind: str, split: str, carrier: str, source: str) -> dict[str, Any]:
     return {
         "prompt_id": content_id("prompt", text, kind, split),
         "text": text,
@@ -66,21 +74,22 @@ def prompt_table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return frame
 
 
-def fill(carrier: str, subject: str, words: Sequence[str] = ()) -> str:
-    """Put a described subject into the carrier: `("a photo of {}", "doctor", ("black", "female"))`.
+def fill(carrier: str, phrase: str) -> str:
+    """Put who or what is shown into the carrier: `("a photo of {}", "black female doctor")`.
 
     Args:
         carrier: Template with one `{}`.
-        subject: Bare noun phrase, or one that brings its own determiner ("the moon").
-        words: Adjectives in reading order; a subject's own determiner gives way to them.
+        phrase: Bare noun phrase, or one that brings its own determiner ("the moon").
 
     Returns:
         The prompt, its article right: "a photo of a black female doctor".
     """
-    subject = " ".join(subject.split())
-    if words:
-        subject = " ".join((*words, _DETERMINER.sub("", subject, count=1) if _DETERMINER.match(subject) else subject))
-    return carrier.replace("{}", with_article(subject))
+    return carrier.replace("{}", with_article(" ".join(phrase.split())))
+
+
+def without_determiner(phrase: str) -> str:
+    """The phrase without the article or the number that it may begin with."""
+    return _DETERMINER.sub("", " ".join(phrase.split()), count=1) if _DETERMINER.match(phrase) else phrase
 
 
 def with_article(phrase: str) -> str:

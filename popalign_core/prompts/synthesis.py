@@ -1,72 +1,73 @@
 """Training prompts written by a language model behind any OpenAI-compatible endpoint.
 
 The model is asked for subjects only (occupations and the like), as structured JSON; each is put into the carrier
-template here, so that its style cannot leak into the prompts. Every answer is kept beside its request: a rerun in
-the same folder replays what was paid for and asks only for what is missing.
+template here, so that its style cannot leak into the prompts. It is asked in rounds: the requests of a round depend on
+what the rounds before brought, are sent in parallel, and their answers are taken in the order of the requests. So the
+prompts are those of the answers, whoever came first. Every answer is kept beside its request: a rerun in the same
+folder replays what was paid for and asks only for what is missing.
 """
 
-import json
-import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from popalign_core.config import Axis, LLMConfig, PromptsConfig
-from popalign_core.errors import ConfigError, InputError, ServiceError
-from popalign_core.ids import content_id
-from popalign_core.prompts.checks import MAX_SUBJECT_WORDS, canonical, subject_fault
+from popalign_core.errors import ConfigError, ServiceError
+from popalign_core.prompts.checks import MAX_SUBJECT_WORDS, subject_fault
+from popalign_core.prompts.endpoint import Endpoint
 from popalign_core.prompts.grammar import neutral_or_generic_row, prompt_table, write_prompts
+from popalign_core.prompts.pacing import SpentError
+from popalign_core.prompts.similar import SimilarTexts, heads
 
 BATCH_SIZE = 25
 """Subjects asked for in one call; longer lists repeat themselves."""
-MAX_UNREADABLE = 3
-"""Unreadable answers to one request before giving up: a model that refuses three times will refuse the fourth."""
 
 _SYSTEM = (
-    "You write subjects for pictures of one person: occupations, hobbies and roles, as diverse as you can. "
+    "You write subjects for pictures of {who}: occupations, hobbies and roles, as diverse as you can. "
     f"Each is a short English noun phrase in the singular, at most {MAX_SUBJECT_WORDS} words, without an article. "
-    "Never name or imply gender, race, ethnicity, nationality, age or religion. Answer in JSON only."
+    "Never name or imply gender, race, ethnicity, nationality, age or religion. "
+    'Answer in JSON only: {{"subjects": ["...", "..."]}}'
 )
 
 OnCall = Callable[[int, int], None]
-
-
-class _Answer(BaseModel):
-    """The JSON that the model is asked for."""
-
-    model_config = ConfigDict(extra="forbid")
-    subjects: list[str]
-
-
-class _UnreadableAnswer(Exception):
-    """An answer that came but holds no subjects; the argument is the reason counted for it."""
+Wish = tuple[str | None, int]
+"""A theme, and how many subjects are asked for at once."""
 
 
 @dataclass
 class _Harvest:
     """What the answers so far have brought."""
 
-    accepted: list[str] = field(default_factory=list)
+    config: PromptsConfig
+    axes: Sequence[Axis]
+    held_out: SimilarTexts
+    accepted: list[tuple[str, str | None]] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
+    taken: SimilarTexts = field(default_factory=SimilarTexts)
 
-    def take(self, subjects: Sequence[str], axes: Sequence[Axis], held_out: set[str], n_wanted: int) -> None:
-        taken = {canonical(subject) for subject in self.accepted}
+    def take(self, subjects: Sequence[str], theme: str | None, n_wanted: int) -> None:
+        """Accept what is fine, until the theme has so many."""
+        n_theme = len(self.of_theme(theme))
         for raw in subjects:
             subject = " ".join(raw.split()).removesuffix(".")
-            fault = subject_fault(subject, axes, taken, held_out)
-            if fault is None and len(self.accepted) == n_wanted:
+            fault = subject_fault(subject, self.axes, self.taken, self.held_out, one_person=self.config.one_person)
+            if fault is None and n_theme == n_wanted:
                 fault = "surplus"
             if fault is not None:
                 self.rejected.append((raw, fault))
                 continue
-            self.accepted.append(subject)
-            taken.add(canonical(subject))
+            self.accepted.append((subject, theme))
+            self.taken.add(subject)
+            n_theme += 1
+
+    def of_theme(self, theme: str | None) -> list[str]:
+        """The subjects accepted for a theme."""
+        return [subject for subject, of in self.accepted if of == theme]
 
 
 def synthesise_prompts(
@@ -75,7 +76,7 @@ def synthesise_prompts(
     """Write `config.n_train` neutral training prompts with a language model; the rest comes from the grammar.
 
     Args:
-        config: Endpoint, number of prompts, carrier; its other subjects are used as they are,
+        config: Endpoint, number of prompts, themes, carrier; its other subjects are used as they are,
             its training subjects are not used.
         axes: The attributes no subject may name.
         folder: Where every raw answer is kept as JSON, `call-NNNN-<request>.json`; give the same folder again to
@@ -89,164 +90,67 @@ def synthesise_prompts(
     Raises:
         ConfigError: When there is no endpoint configured.
         ServiceError: When the endpoint is down, still refuses after the retries, keeps answering something else
-            than the JSON asked for, or `max_calls` calls were not enough.
+            than the JSON asked for, or the budget was not enough.
         InputError: When a kept answer was damaged.
     """
     if config.llm is None or config.n_train == 0:
         raise ConfigError(f"prompts.llm is {config.llm} and n_train {config.n_train}; configure both to ask a model")
     folder.mkdir(parents=True, exist_ok=True)
-    held_out = {canonical(subject) for subject in config.eval_subjects}
-    harvest = _Harvest()
-    with closing(_Endpoint(config.llm, folder)) as endpoint:
-        for call in count():
-            request = _request(config.llm, harvest.accepted, config.n_train - len(harvest.accepted))
-            subjects, unreadable = endpoint.ask(call, request, len(harvest.accepted), config.n_train)
-            harvest.rejected.extend(unreadable)
-            harvest.take(subjects, axes, held_out, config.n_train)
-            if on_call is not None:
-                on_call(len(harvest.accepted), config.n_train)
-            if len(harvest.accepted) == config.n_train:
-                break
+    harvest = _Harvest(config, axes, SimilarTexts(heads(config.eval_subjects)))
+    with closing(Endpoint(config.llm, folder)) as endpoint:
+        try:
+            _gather(endpoint, config.llm, harvest, on_call)
+        except SpentError as spent:
+            raise ServiceError(
+                f"{config.llm.base_url}: {len(harvest.accepted)} of {config.n_train} usable prompts after {spent}; "
+                "raise that limit and run again: the answers so far are kept and not paid for again"
+            ) from spent
     return _tables(config, harvest, f"llm:{config.llm.model}")
 
 
-def _tables(config: PromptsConfig, harvest: _Harvest, source: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    rows = [neutral_or_generic_row(name, "neutral", "train", config.carrier, source) for name in harvest.accepted]
-    offline = write_prompts(config.model_copy(update={"train_subjects": ()}))
-    prompts = prompt_table([*rows, *offline.to_dict("records")])  # type: ignore[list-item]  # pandas: Hashable keys
-    return prompts, pd.DataFrame(harvest.rejected, columns=["text", "reason"])
+def _gather(endpoint: Endpoint, llm: LLMConfig, harvest: _Harvest, on_call: OnCall | None) -> None:
+    quotas = theme_quotas(harvest.config.n_train, llm.themes)
+    n_calls = 0
+    while wishes := _wishes(quotas, harvest):
+        requests = [_request(llm, harvest, wish) for wish in wishes]
+        for number, reply in endpoint.ask_all(n_calls, requests):
+            theme, _ = wishes[number]
+            harvest.rejected.extend(reply.unreadable)
+            harvest.take(reply.subjects, theme, quotas[theme])
+            if on_call is not None:
+                on_call(len(harvest.accepted), harvest.config.n_train)
+        n_calls += len(requests)
 
 
-def _request(llm: LLMConfig, accepted: Sequence[str], n_missing: int) -> dict[str, Any]:
-    wish = f"Write {min(BATCH_SIZE, n_missing)} subjects."
-    if accepted:
-        wish += " Do not repeat any of these: " + ", ".join(accepted) + "."
-    schema = {"name": "subjects", "strict": True, "schema": _Answer.model_json_schema()}
+def theme_quotas(n_wanted: int, themes: Sequence[str]) -> dict[str | None, int]:
+    """How many subjects each theme gets: equally many, the first ones one more; None stands for no theme."""
+    names: Sequence[str | None] = themes or (None,)
+    share, rest = divmod(n_wanted, len(names))
+    return {name: share + (number < rest) for number, name in enumerate(names)}
+
+
+def _wishes(quotas: dict[str | None, int], harvest: _Harvest) -> list[Wish]:
+    """The next round: what each theme lacks, in batches."""
+    there = Counter(theme for _, theme in harvest.accepted)
+    missing = {theme: quota - there[theme] for theme, quota in quotas.items()}
+    return [(theme, min(BATCH_SIZE, n - start)) for theme, n in missing.items() for start in range(0, n, BATCH_SIZE)]
+
+
+def _request(llm: LLMConfig, harvest: _Harvest, wish: Wish) -> dict[str, Any]:
+    theme, n_subjects = wish
+    text = f"Write {n_subjects} subjects" + (f" from the field of {theme}." if theme else ".")
+    if accepted := harvest.of_theme(theme):
+        text += " Do not repeat any of these: " + ", ".join(accepted) + "."
+    system = _SYSTEM.format(who="one person" if harvest.config.one_person else "people")
     return {
         "model": llm.model,
         "temperature": llm.temperature,
-        "messages": [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": wish}],
-        "response_format": {"type": "json_schema", "json_schema": schema},
+        "messages": [{"role": "system", "content": system}, {"role": "user", "content": text}],
     }
 
 
-class _Endpoint:
-    """One endpoint with the answers it has given, on disk."""
-
-    def __init__(self, llm: LLMConfig, folder: Path) -> None:
-        self._llm = llm
-        self._folder = folder
-        self._n_calls = 0
-        self._client: Any = None
-
-    def close(self) -> None:
-        """Close the connections, if any were opened."""
-        if self._client is not None:
-            self._client.close()
-
-    def ask(
-        self, call: int, request: dict[str, Any], n_accepted: int, n_wanted: int
-    ) -> tuple[list[str], list[tuple[str, str]]]:
-        """Subjects of one request, from disk or from the service, and the unreadable answers on the way."""
-        stem = f"call-{call:04d}-{content_id(self._llm.base_url, request)}"
-        kept = self._folder / f"{stem}.json"
-        unreadable = [_unreadable(path) for path in sorted(self._folder.glob(f"{stem}.unreadable-*.json"))]
-        if kept.exists():
-            return _replay(kept), unreadable
-        for _ in range(MAX_UNREADABLE):
-            if self._n_calls == self._llm.max_calls:
-                raise self._spent(n_accepted, n_wanted)
-            self._n_calls += 1
-            answer = self._call(request)
-            try:
-                subjects = _read_answer(answer)
-            except _UnreadableAnswer as fault:
-                path = self._folder / f"{stem}.unreadable-{len(unreadable):04d}.json"
-                _keep(path, {"request": request, "answer": answer, "reason": str(fault)})
-                unreadable.append(_unreadable(path))
-                continue
-            _keep(kept, {"request": request, "answer": answer})
-            return subjects, unreadable
-        raise ServiceError(
-            f"{self._llm.base_url}: model {self._llm.model!r} gave {MAX_UNREADABLE} answers in a row that are not the "
-            f"JSON asked for (last: {unreadable[-1][1]}, {unreadable[-1][0]!r}); use a model and server with "
-            f"structured output. The raw answers are in {self._folder}"
-        )
-
-    def _spent(self, n_accepted: int, n_wanted: int) -> ServiceError:
-        return ServiceError(
-            f"{self._llm.base_url}: {n_accepted} of {n_wanted} usable prompts after max_calls = {self._llm.max_calls} "
-            "calls; run again to go on from the answers kept, or raise prompts.llm.max_calls or lower prompts.n_train"
-        )
-
-    def _call(self, request: dict[str, Any]) -> str:
-        import openai
-
-        llm = self._llm
-        if self._client is None:
-            # Local servers want no key, but the client insists on one; a service that needs it answers 401.
-            key = os.environ.get(llm.api_key_env) or "none"
-            self._client = openai.OpenAI(
-                base_url=llm.base_url, api_key=key, max_retries=llm.max_retries, timeout=llm.timeout_s
-            )
-        try:
-            # The raw text, because what is paid for is kept as it came, whatever it is.
-            return str(self._client.chat.completions.with_raw_response.create(**request).text)
-        except openai.OpenAIError as error:
-            raise ServiceError(f"{llm.base_url}: {_explain(error, llm)}") from error
-
-
-def _explain(error: Exception, llm: LLMConfig) -> str:
-    import openai
-
-    tries = f"after {llm.max_retries + 1} tries"
-    if isinstance(error, openai.APITimeoutError):
-        return f"no answer within {llm.timeout_s:g} s {tries}; raise prompts.llm.timeout_s or look at the server"
-    if isinstance(error, openai.APIConnectionError):
-        cause = error.__cause__ or error
-        return f"cannot be reached {tries} ({cause}); start the server or correct prompts.llm.base_url"
-    if isinstance(error, openai.RateLimitError):
-        return f"still answers 429 (too many requests) {tries}; wait, raise prompts.llm.max_retries, or check the quota"
-    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        return f"refuses the key (HTTP {error.status_code}); put a valid one into ${llm.api_key_env}"
-    if isinstance(error, openai.NotFoundError):
-        return f"has no such address or model (404, model {llm.model!r}); correct prompts.llm.base_url or .model"
-    if isinstance(error, openai.APIStatusError):
-        return f"answers HTTP {error.status_code} {tries}: {error.response.text[:200]!r}; look at the server's log"
-    return f"the call failed ({error}); look at the server's log"
-
-
-def _read_answer(text: str) -> list[str]:
-    """Subjects out of a raw chat completion."""
-    try:
-        choice = json.loads(text)["choices"][0]
-        message = choice["message"]
-        refused = bool(message.get("refusal")) or choice.get("finish_reason") == "content_filter"
-        content = message.get("content") or ""
-    except (json.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _UnreadableAnswer("not_json") from error
-    if refused:
-        raise _UnreadableAnswer("refusal")
-    try:
-        return _Answer.model_validate_json(content).subjects
-    except ValidationError as error:
-        raise _UnreadableAnswer("truncated" if choice.get("finish_reason") == "length" else "not_json") from error
-
-
-def _replay(path: Path) -> list[str]:
-    try:
-        return _read_answer(json.loads(path.read_text())["answer"])
-    except (_UnreadableAnswer, json.JSONDecodeError, KeyError) as error:
-        raise InputError(f"the kept answer {path} is damaged; delete that file and run again to ask anew") from error
-
-
-def _unreadable(path: Path) -> tuple[str, str]:
-    document = json.loads(path.read_text())
-    return document["answer"][:200], document["reason"]
-
-
-def _keep(path: Path, document: dict[str, Any]) -> None:
-    """Write under another name first: a kill must not leave half an answer to be replayed."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(document, indent=1, ensure_ascii=False))
-    draft.replace(path)
+def _tables(config: PromptsConfig, harvest: _Harvest, source: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    rows = [neutral_or_generic_row(name, "neutral", "train", config.carrier, source) for name, _ in harvest.accepted]
+    offline = write_prompts(config.model_copy(update={"train_subjects": ()}))
+    prompts = prompt_table([*rows, *offline.to_dict("records")])  # type: ignore[list-item]  # pandas: Hashable keys
+    return prompts, pd.DataFrame(harvest.rejected, columns=["text", "reason"])

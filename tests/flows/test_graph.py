@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,20 @@ def test_the_work_is_estimated(tiny_config: PipelineConfig, tiny_runtime: Runtim
     assert work["train"] == (0, 4)
     assert work["sample-eval:base"] == work["scores:aligned"] == (2 * (6 + 2 * 3) + 2 * 2, 0)
     assert work["attributes-eval:base"] == (2 * (6 + 2 * 3), 0)
+
+
+def test_prompts_of_lists_are_counted_too(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "things.txt").write_text("a tree\na house\na boat\n")
+    more = {"eval_lists": ("couples",), "generic_lists": (str(tmp_path / "things.txt"),), "one_person": False}
+    listed = tiny_config.model_copy(update={"prompts": tiny_config.prompts.model_copy(update=more)})
+    images = [
+        {node.node: node.n_images for node in plan(config, tiny_runtime)}["sample-eval:base"]
+        for config in (tiny_config, listed)
+    ]
+    counts = tiny_config.evaluation
+    assert images[1] - images[0] == 40 * (counts.n_neutral + 2 * counts.n_specific) + 3 * counts.n_generic
 
 
 def test_planned_keys_are_the_ones_a_run_publishes(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:

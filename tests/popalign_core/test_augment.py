@@ -73,3 +73,93 @@ def test_cells_that_read_the_same_are_refused():
 def test_no_axis_is_refused():
     with pytest.raises(InputError, match="no axis to augment"):
         augment_prompts(PROMPTS, (), "a photo of {}")
+
+
+NURSE = write_prompts(PromptsConfig(train_subjects=("nurse",)))
+WORDS = {"black": "Black", "asian": "Asian"}
+
+
+@pytest.mark.parametrize(
+    ("phrases", "texts"),
+    [
+        ((None, None), ["a Black male nurse", "an Asian male nurse", "a Black female nurse", "an Asian female nurse"]),
+        (
+            (None, "{subject} who is {word}"),
+            ["a male nurse who is Black", "a male nurse who is Asian", "a female nurse who is Black",
+             "a female nurse who is Asian"],
+        ),
+        (
+            ("{subject} ({word})", None),
+            ["a Black nurse (male)", "an Asian nurse (male)", "a Black nurse (female)", "an Asian nurse (female)"],
+        ),
+        (
+            ("{word}-presenting {subject}", "{subject} of {word} descent"),
+            ["a male-presenting nurse of Black descent", "a male-presenting nurse of Asian descent",
+             "a female-presenting nurse of Black descent", "a female-presenting nurse of Asian descent"],
+        ),
+    ],
+)  # fmt: skip
+def test_each_axis_may_say_where_its_words_stand(phrases, texts):
+    plain = (
+        Axis(name="gender", classes=("male", "female")),
+        Axis(name="race", classes=("black", "asian"), words=WORDS),
+    )
+    axes = [
+        axis if phrase is None else axis.model_copy(update={"phrase": phrase})
+        for axis, phrase in zip(plain, phrases, strict=True)
+    ]
+    children = augment_prompts(NURSE, axes, "a photo of {}").iloc[1:]
+    assert children["text"].tolist() == [f"a photo of {text}" for text in texts]
+    assert children["identity"].tolist()[1] == {"gender": "male", "race": "asian"}
+    assert Counter(tuple(identity.values()) for identity in children["identity"]) == {
+        ("male", "black"): 1, ("male", "asian"): 1, ("female", "black"): 1, ("female", "asian"): 1,
+    }  # fmt: skip
+
+
+def test_an_identity_takes_the_place_of_a_subjects_article_and_braces_mean_nothing():
+    axes = (Axis(name="mood", classes=("{subject}", "calm"), phrase="{word}, {subject}"),)
+    prompts = write_prompts(PromptsConfig(train_subjects=("the {word} mayor",)))
+    assert augment_prompts(prompts, axes, "a photo of {}")["text"].tolist() == [
+        "a photo of the {word} mayor",
+        "a photo of a {subject}, {word} mayor",
+        "a photo of a calm, {word} mayor",
+    ]
+
+
+def test_a_class_without_words_leaves_the_rest_of_the_identity():
+    axes = (GENDER, Axis(name="sight", classes=("none", "glasses"), words={"none": ""}, phrase="{subject} with {word}"))
+    assert augment_prompts(NURSE, axes, "a photo of {}")["text"].tolist()[1:] == [
+        "a photo of a male nurse",
+        "a photo of a male nurse with glasses",
+        "a photo of a female nurse",
+        "a photo of a female nurse with glasses",
+    ]
+
+
+@pytest.mark.parametrize("phrase", ["{subject}", "{word}", "{word} {word} {subject}", "", "{subject} {subject} {word}"])
+def test_a_phrase_says_each_once(phrase):
+    with pytest.raises(ValueError, match=r"axis 'age': phrase .* needs \{word\} and \{subject\}, each once"):
+        Axis(name="age", classes=("young", "old"), phrase=phrase)
+
+
+def test_the_usual_phrase_leaves_keys_as_they_were():
+    assert set(GENDER.model_dump()) == {"name", "classes", "words", "target"}
+    other = GENDER.model_copy(update={"phrase": "{subject} ({word})"})
+    assert other.model_dump()["phrase"] == "{subject} ({word})"
+    assert Axis.model_validate(other.model_dump()) == other
+
+
+def test_couples_are_described_like_anybody():
+    axes = (
+        Axis(
+            name="couple",
+            classes=("woman and man", "two women"),
+            words={"woman and man": "heterosexual", "two women": "lesbian"},
+        ),
+    )
+    prompts = write_prompts(PromptsConfig(eval_subjects=("couple on a beach",)))
+    assert augment_prompts(prompts, axes, "a photo of {}")["text"].tolist() == [
+        "a photo of a couple on a beach",
+        "a photo of a heterosexual couple on a beach",
+        "a photo of a lesbian couple on a beach",
+    ]

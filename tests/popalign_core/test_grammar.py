@@ -4,7 +4,7 @@ import pytest
 
 from popalign_core.config import PromptsConfig
 from popalign_core.ids import content_id
-from popalign_core.prompts.grammar import PROMPT_COLUMNS, fill, with_article, write_prompts
+from popalign_core.prompts.grammar import PROMPT_COLUMNS, fill, with_article, without_determiner, write_prompts
 
 CONFIG = PromptsConfig(train_subjects=("doctor",), eval_subjects=("engineer",), generic_subjects=("apple", "the moon"))
 
@@ -51,10 +51,11 @@ def test_the_article_follows_the_sound(phrase):
     assert with_article(bare) == phrase
 
 
-def test_words_stand_before_the_subject_and_replace_its_determiner():
-    assert fill("a photo of {}", "engineer", ("black", "female")) == "a photo of a black female engineer"
-    assert fill("{}, portrait", "the mayor", ("old",)) == "an old mayor, portrait"
+def test_a_determiner_of_its_own_stays_and_can_be_taken_off():
     assert fill("{}, portrait", "the mayor") == "the mayor, portrait"
+    assert [without_determiner(phrase) for phrase in ("the  old mayor", "A nurse", "theologian", "an")] == [
+        "old mayor", "nurse", "theologian", "an",
+    ]  # fmt: skip
 
 
 def test_braces_in_a_subject_or_carrier_are_left_alone():

@@ -1,106 +1,31 @@
-"""LLM prompts against a real HTTP server that misbehaves, through the real openai client."""
+"""LLM prompts against a real HTTP server that misbehaves, by the real openai client; in parallel: test_endpoint."""
 
 import json
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from llm_service import AT_ONCE, Reply, Service, answer, completion, serving
 
 from popalign_core.config import Axis, LLMConfig, PromptsConfig
 from popalign_core.errors import ConfigError, InputError, ServiceError
 from popalign_core.prompts.checks import check_prompts
-from popalign_core.prompts.synthesis import synthesise_prompts
+from popalign_core.prompts.synthesis import synthesise_prompts, theme_quotas
 
 AXES = (Axis(name="gender", classes=("male", "female")), Axis(name="race", classes=("white", "black", "asian")))
-AT_ONCE = {"retry-after-ms": "1"}  # the client's own wait would be half a second and more
-
-
-@dataclass
-class Reply:
-    status: int = 200
-    body: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
-    delay_s: float = 0.0
-
-
-def answer(*subjects: str) -> Reply:
-    return completion(json.dumps({"subjects": list(subjects)}))
-
-
-def completion(content: str | None, finish_reason: str = "stop", refusal: str | None = None) -> Reply:
-    message = {"role": "assistant", "content": content, "refusal": refusal}
-    choice = {"index": 0, "finish_reason": finish_reason, "message": message}
-    document = {"id": "c", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-    return Reply(body=json.dumps(document), headers={"Content-Type": "application/json"})
-
-
-class Service(ThreadingHTTPServer):
-    """Plays a script, one reply a request; the last one is repeated. Keeps what it was asked."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script: list[Reply] = []
-        self.requests: list[dict] = []
-        self.times: list[float] = []
-        self.authorization: list[str | None] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def play(self, *script: Reply) -> None:
-        self.script = list(script)
-        self.requests.clear()
-        self.times.clear()
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Service
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        number = len(self.server.requests)
-        self.server.requests.append(request | {"path": self.path})
-        self.server.times.append(time.monotonic())
-        self.server.authorization.append(self.headers["Authorization"])
-        reply = self.server.script[min(number, len(self.server.script) - 1)]
-        time.sleep(reply.delay_s)
-        payload = reply.body.encode()
-        try:
-            self.send_response(reply.status)
-            for name, value in ({"Content-Type": "application/json"} | reply.headers).items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(payload)))
-            self.end_headers()
-            self.wfile.write(payload)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the client gave up waiting
-
-    def log_message(self, *args: object) -> None:
-        pass
 
 
 @pytest.fixture
 def service(monkeypatch) -> Iterator[Service]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with Service() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def config(url: str, n_train: int = 2, **llm: object) -> PromptsConfig:
-    settings = {"max_retries": 2, "timeout_s": 10.0, "model": "m"} | llm
+    settings = {"max_retries": 2, "timeout_s": 10.0, "model": "m", "themes": ()} | llm
     return PromptsConfig(
         source="llm",
         n_train=n_train,
@@ -109,6 +34,10 @@ def config(url: str, n_train: int = 2, **llm: object) -> PromptsConfig:
         generic_subjects=("tree",),
         llm=LLMConfig(base_url=url, **settings),
     )
+
+
+def wish(request: dict) -> str:
+    return request["messages"][1]["content"]
 
 
 def kept(folder) -> list[dict]:
@@ -181,10 +110,41 @@ def test_every_reject_has_its_reason_and_the_counts_add_up(service, tmp_path):
 def test_large_orders_are_asked_for_in_batches(service, tmp_path):
     seconds = ("bra", "cre", "dri", "fro", "glu", "pla", "ske")
     names = [f"{first}{second} seller" for first in ("ka", "lo", "mi", "nu") for second in seconds]
-    service.play(answer(*names[:25]), answer(*names[25:]))
+    service.answer_with(lambda request: answer(*(names[:25] if "Write 25 " in wish(request) else names[25:])))
     prompts, _ = synthesise_prompts(config(service.url, n_train=28), AXES, tmp_path)
-    assert [request["messages"][1]["content"][:9] for request in service.requests] == ["Write 25 ", "Write 3 s"]
+    assert sorted(wish(request)[:9] for request in service.requests) == ["Write 25 ", "Write 3 s"]
     assert prompts["subject"].tolist()[:28] == names
+
+
+def test_themes_get_equal_shares_and_are_asked_for_what_they_lack(service, tmp_path):
+    given = {"Write 2 subjects from the field of food.": ("baker", "waiters"), "food": ("brewer",)}
+    given |= {"Write 1 subjects from the field of law.": ("notary", "bailiff")}
+    service.answer_with(lambda request: answer(*given.get(wish(request), given["food"])))
+    prompts, rejected = synthesise_prompts(config(service.url, n_train=3, themes=("food", "law")), AXES, tmp_path)
+    assert prompts["subject"].tolist()[:3] == ["baker", "notary", "brewer"]
+    assert rejected.to_numpy().tolist() == [["waiters", "several_people"], ["bailiff", "surplus"]]
+    assert wish(service.requests[2]) == "Write 1 subjects from the field of food. Do not repeat any of these: baker."
+
+
+def test_quotas_add_up():
+    assert theme_quotas(300, [str(i) for i in range(20)]) == {str(i): 15 for i in range(20)}
+    assert theme_quotas(7, ("a", "b", "c")) == {"a": 3, "b": 2, "c": 2}
+    assert theme_quotas(5, ()) == {None: 5}
+
+
+def test_people_together_are_asked_for_where_they_are_wanted(service, tmp_path):
+    service.play(answer("couple on a beach", "two bakers"))
+    together = config(service.url).model_copy(update={"one_person": False})
+    prompts, _ = synthesise_prompts(together, AXES, tmp_path)
+    assert prompts["subject"].tolist()[:2] == ["couple on a beach", "two bakers"]
+    assert "pictures of people:" in service.requests[0]["messages"][0]["content"]
+
+
+def test_near_duplicates_and_near_leaks_are_rejected(service, tmp_path):
+    service.play(answer("firefighter", "fire fighter", "Engineer in a lab", "software engineer"))
+    prompts, rejected = synthesise_prompts(config(service.url), AXES, tmp_path)
+    assert prompts["subject"].tolist()[:2] == ["firefighter", "software engineer"]
+    assert rejected.to_numpy().tolist() == [["fire fighter", "duplicate"], ["Engineer in a lab", "held_out"]]
 
 
 def test_a_rerun_makes_no_call_and_gives_the_same_tables(service, tmp_path):
@@ -235,7 +195,7 @@ def test_500_is_tried_again(service, tmp_path):
 @pytest.mark.parametrize(
     ("status", "n_requests", "message"),
     [
-        (429, 3, r"still answers 429 \(too many requests\) after 3 tries; wait, raise prompts\.llm\.max_retries"),
+        (429, 3, r"still answers 429 \(too many requests\) after 3 tries; lower prompts\.llm\.requests_per_minute"),
         (500, 3, r"answers HTTP 500 after 3 tries: 'broken'; look at the server's log"),
         (401, 1, r"refuses the key \(HTTP 401\); put a valid one into \$OPENAI_API_KEY"),
         (404, 1, r"has no such address or model \(404, model 'm'\); correct prompts\.llm\.base_url or \.model"),
@@ -302,13 +262,17 @@ def test_only_unreadable_answers_end_the_run_and_do_not_poison_the_next(service,
     assert rejected["reason"].tolist() == [reason] * 3
 
 
-def test_the_budget_of_calls_is_kept_and_a_further_run_goes_on(service, tmp_path):
-    service.play(answer("baker"), answer("baker"), answer("welder"))
-    with pytest.raises(ServiceError, match="1 of 2 usable prompts after max_calls = 2 calls; run again to go on"):
-        synthesise_prompts(config(service.url, max_calls=2), AXES, tmp_path)
-    assert len(service.requests) == 2
+def test_the_budget_of_calls_counts_those_of_earlier_runs_and_can_be_raised(service, tmp_path):
+    service.play(answer("baker"), answer("baker"))
+    spent = (
+        r"1 of 2 usable prompts after max_calls = 2 calls; raise that limit and run again: the answers so far are kept"
+    )
+    for n_requests in (2, 2):
+        with pytest.raises(ServiceError, match=spent):
+            synthesise_prompts(config(service.url, max_calls=2), AXES, tmp_path)
+        assert len(service.requests) == n_requests
     service.play(answer("welder"))
-    prompts, rejected = synthesise_prompts(config(service.url, max_calls=2), AXES, tmp_path)
+    prompts, rejected = synthesise_prompts(config(service.url, max_calls=3), AXES, tmp_path)
     assert len(service.requests) == 1
     assert prompts["subject"].tolist()[:2] == ["baker", "welder"]
     assert rejected["reason"].tolist() == ["duplicate"]
