@@ -12,7 +12,8 @@ from popalign_core.attributes.reader import FaceReading
 from popalign_core.config import AttributesConfig, Axis, PreferencesConfig, PromptsConfig
 from popalign_core.errors import InputError
 from popalign_core.identities.augment import augment_prompts
-from popalign_core.preferences.sets import build_sets, largest_discrepancy, set_discrepancy, target_joint
+from popalign_core.preferences.sets import build_sets
+from popalign_core.preferences.target import Target, set_discrepancy, target_joint
 from popalign_core.prompts.grammar import write_prompts
 
 GENDER = Axis(name="gender", classes=("male", "female"))
@@ -341,7 +342,7 @@ def test_discrepancy_is_taken_over_the_fixed_class_list():
     """Pitfall 1: over the classes observed a single race would score 0."""
     race = (Axis(name="race", classes=("white", "black", "asian", "indian", "middle eastern", "latino hispanic")),)
     assert set_discrepancy([("white",)] * 5, race) == pytest.approx(0.9129, abs=5e-5)
-    assert largest_discrepancy(race) == pytest.approx(0.9129, abs=5e-5)
+    assert Target(race).largest_discrepancy() == pytest.approx(0.9129, abs=5e-5)
     assert set_discrepancy([(name,) for name in race[0].classes], race) == pytest.approx(0.0, abs=1e-12)
 
 
