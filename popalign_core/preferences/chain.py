@@ -1,4 +1,4 @@
-"""The human-in-the-loop Markov chain (PopAlign, Appendix B): replace one image, keep it if a judge finds the set better.
+"""The human-in-the-loop Markov chain (PopAlign, Appendix B): replace an image, keep it if a judge prefers the new set.
 
     propose -> show the judge `after(...)` -> accept or undo -> ... until the judge is content
 
@@ -14,6 +14,9 @@ import numpy as np
 from popalign_core.errors import InputError
 from popalign_core.preferences.target import Target, TargetOf
 
+Member = int | str
+"""An image, by its id or its number."""
+
 _ROUNDING = 1e-12
 
 
@@ -28,8 +31,8 @@ class Chain:
         n_undone: Steps that went back.
     """
 
-    members: tuple[int | str, ...]
-    spare: tuple[int | str, ...]
+    members: tuple[Member, ...]
+    spare: tuple[Member, ...]
     n_accepted: int = 0
     n_undone: int = 0
 
@@ -45,10 +48,10 @@ class Proposal:
 class Judge(Protocol):
     """A person, or a classifier with a target."""
 
-    def prefers(self, after: Sequence[int | str], before: Sequence[int | str]) -> bool:
+    def prefers(self, after: Sequence[Member], before: Sequence[Member]) -> bool:
         """Whether the set after a step is nearer the target than the one before."""
 
-    def is_content(self, members: Sequence[int | str]) -> bool:
+    def is_content(self, members: Sequence[Member]) -> bool:
         """Whether the set needs no further step."""
 
 
@@ -62,19 +65,19 @@ class TargetJudge:
         of: Whether the cells' shares count, or each axis's alone.
     """
 
-    cells: Mapping[int | str, int]
+    cells: Mapping[Member, int]
     target: Target
     of: TargetOf
 
-    def prefers(self, after: Sequence[int | str], before: Sequence[int | str]) -> bool:
+    def prefers(self, after: Sequence[Member], before: Sequence[Member]) -> bool:
         """Whether the distance falls."""
         return self._distance(after) < self._distance(before) - _ROUNDING
 
-    def is_content(self, members: Sequence[int | str]) -> bool:
+    def is_content(self, members: Sequence[Member]) -> bool:
         """Whether no set of this size can be nearer."""
         return self._distance(members) <= self.target.nearest(len(members), self.of) + _ROUNDING
 
-    def _distance(self, members: Sequence[int | str]) -> float:
+    def _distance(self, members: Sequence[Member]) -> float:
         counts = self.target.count(np.array([self.cells[member] for member in members]))
         return float(self.target.distances(counts, self.of))
 
@@ -93,7 +96,7 @@ def propose(chain: Chain, generator: np.random.Generator) -> Proposal:
     return Proposal(int(generator.integers(len(chain.members))), int(generator.integers(len(chain.spare))))
 
 
-def after(chain: Chain, proposal: Proposal) -> tuple[int | str, ...]:
+def after(chain: Chain, proposal: Proposal) -> tuple[Member, ...]:
     """The members as the judge sees them if the proposal is accepted."""
     new = chain.spare[proposal.replacement]
     return (*chain.members[: proposal.slot], new, *chain.members[proposal.slot + 1 :])

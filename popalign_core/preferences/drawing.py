@@ -93,10 +93,9 @@ def _take_turns(
             if not len(rows):
                 continue
             is_open = supplies[rows] > 0
-            keys = _lacks(counts[rows, number], shapes[rows, 1:], target)
-            keys = keys if of == "joint" else keys[::-1]
-            keys = (*keys, _draws(is_open, appearance[rows], [generators[row] for row in rows]))
-            chosen = _largest(keys, is_open)
+            lacks = _lacks(counts[rows, number], shapes[rows, 1:], target)
+            draws = _draws(is_open, appearance[rows], [generators[row] for row in rows.tolist()])
+            chosen = _largest([*(lacks if of == "joint" else lacks[::-1]), draws], is_open)
             picked[rows, number, slot] = chosen
             supplies[rows, chosen] -= 1
             counts[rows, number, chosen] += 1
@@ -127,7 +126,8 @@ def _largest(keys: Sequence[FloatArray], is_open: NDArray[np.bool_]) -> IntArray
     for key in keys:
         key = np.where(is_open, key, -np.inf)
         is_open = key == key.max(axis=1, keepdims=True)
-    return is_open.argmax(axis=1)
+    chosen: IntArray = is_open.argmax(axis=1)
+    return chosen
 
 
 def _images_of(picks: IntArray, cells: IntArray, order: IntArray) -> IntArray:

@@ -104,15 +104,19 @@ def _read_prompts(prompts: pd.DataFrame, neutral: pd.Series, axes: Sequence[Axis
     known = [name for axis in axes for name in axis.classes]
     asked_for = [name for identity in identities for name in identity.values()]
     classes = {name: number for number, name in enumerate(dict.fromkeys([*known, *asked_for]))}
-    shape = (len(neutral) + len(children), max(map(len, identities), default=0))
-    axis, wanted = np.full(shape, -1), np.full(shape, -1)
-    for row, identity in enumerate(identities, len(neutral)):
-        axis[row, : len(identity)] = [names.index(name) for name in identity]
-        wanted[row, : len(identity)] = [classes[name] for name in identity.values()]
+    nothing: list[dict[str, str]] = [{} for _ in neutral]
+    place = {name: number for number, name in enumerate(names)}
+    axis = _padded([[place[name] for name in each] for each in nothing + identities])
+    wanted = _padded([[classes[name] for name in each.values()] for each in nothing + identities])
     parents = pd.Index(neutral).get_indexer(children["parent_id"])
     owner = np.concatenate([np.arange(len(neutral)), parents]).astype(np.int64)
     ids = pd.Index([*neutral, *children["prompt_id"]], dtype=object)
     return _Asked(ids, owner, axis, wanted, names, classes)
+
+
+def _padded(rows: Sequence[list[int]]) -> IntArray:
+    width = max(map(len, rows), default=0)
+    return np.array([row + [-1] * (width - len(row)) for row in rows], dtype=np.int64).reshape(len(rows), width)
 
 
 def _usable(

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from popalign_core.config import Axis, PreferencesConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
-from popalign_core.preferences.chain import Chain, TargetJudge, run_chain
+from popalign_core.preferences.chain import Chain, Member, TargetJudge, run_chain
 from popalign_core.preferences.drawing import Generators, Shape, draw_at_random, draw_to_target
-from popalign_core.preferences.pools import Pool, gather_pools
+from popalign_core.preferences.pools import Ids, Pool, gather_pools
 from popalign_core.preferences.target import FloatArray, IntArray, Target
 
 _STAGE = "preferences"
@@ -126,15 +126,11 @@ def _draw_sets(pools: Sequence[Pool], target: Target, config: PreferencesConfig,
     used = [(pool, shape) for pool, shape in zip(pools, shapes, strict=True) if shape is not None]
     generators = [_generator(pool.prompt_id, config) for pool, _ in used]
     job = _Job([pool for pool, _ in used], [shape for _, shape in used], generators, target, config, drops)
-    drawn = _STRATEGIES[config.strategy](job) if used else []
-    pairs = [_Pairs.of(job, number, winners) for number, winners in enumerate(drawn)]
-    for pool in pools:
-        drops["specific_image/unused"] += len(pool.specific)
-        drops["neutral_image/unused"] += len(pool.neutral)
-    n_used = sum(each.winners.size for each in pairs)
-    drops["specific_image/unused"] -= n_used
-    drops["neutral_image/unused"] -= n_used
-    return _table(pairs, target)
+    pairs = _no_worse(_pair_up(job), job) if used else None
+    n_used = len(pairs.winners.ids) if pairs else 0
+    drops["specific_image/unused"] += sum(len(pool.specific) for pool in pools) - n_used
+    drops["neutral_image/unused"] += sum(len(pool.neutral) for pool in pools) - n_used
+    return _table(pairs, job) if n_used and pairs else pd.DataFrame(columns=list(_COLUMNS))
 
 
 def _shape(pool: Pool, config: PreferencesConfig, drops: Counter[str]) -> Shape | None:
@@ -172,7 +168,7 @@ def _mcmc(job: _Job) -> list[IntArray]:
     drawn = []
     for pool, random, generator in zip(job.pools, _paper(job), job.generators, strict=True):
         judge = TargetJudge(dict(enumerate(pool.specific_cells.tolist())), job.target, job.config.target_of)
-        spare = tuple(sorted(set(range(len(pool.specific))) - set(random.ravel().tolist())))
+        spare: tuple[Member, ...] = tuple(sorted(set(range(len(pool.specific))) - set(random.ravel().tolist())))
         ends = []
         for members in random.tolist():
             end = run_chain(Chain(tuple(members), spare), judge, generator, job.config.mcmc_steps)
@@ -193,66 +189,95 @@ _STRATEGIES: dict[str, Callable[[_Job], list[IntArray]]] = {
 
 
 @dataclass(frozen=True)
+class _Side:
+    """One role's images of all pairs, one after another: ids and cells, [n]."""
+
+    ids: Ids
+    cells: IntArray
+
+    def __getitem__(self, rows: NDArray[np.bool_]) -> "_Side":
+        return _Side(self.ids[rows], self.cells[rows])
+
+
+@dataclass(frozen=True)
 class _Pairs:
-    """The pairs of sets of one prompt: [n_pairs, size] ids of both roles, [n_pairs] discrepancies."""
+    """Pairs of sets, both sides alike: [n_pairs] number of the prompt and size."""
 
-    prompt_id: str
-    winners: NDArray[np.object_]
-    losers: NDArray[np.object_]
-    better: FloatArray
-    worse: FloatArray
+    owner: IntArray
+    sizes: IntArray
+    winners: _Side
+    losers: _Side
 
-    @classmethod
-    def of(cls, job: _Job, number: int, winners: IntArray) -> "_Pairs":
-        """Against neutral images drawn at random; a pair that is no preference is dropped."""
-        pool, target = job.pools[number], job.target
-        losers = draw_at_random(len(pool.neutral), job.shapes[number], job.generators[number])
-        cells = (pool.specific_cells[winners], pool.neutral_cells[losers])
-        better, worse = (target.discrepancies(target.count(each)) for each in cells)
-        is_nearer = better < worse
-        job.drops["set_pair/not_nearer_the_target"] += int((~is_nearer).sum())
-        kept = [each[is_nearer] for each in (winners, losers, *cells)]
-        if job.config.strategy == "pairwise":
-            # who is with whom in a set is forgotten, and with it what the set had to say
-            kept = [each.reshape(-1, 1) for each in kept]
-        winners, losers, *cells_kept = kept
-        better, worse = (target.discrepancies(target.count(each)) for each in cells_kept)
-        return cls(pool.prompt_id, _text(pool.specific[winners]), _text(pool.neutral[losers]), better, worse)
+    def discrepancies(self, target: Target) -> tuple[FloatArray, FloatArray]:
+        """[n_pairs] of the preferred and of the dispreferred sets."""
+        pair_of = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        shape = (len(self.sizes), len(target.cells))
+        places = (pair_of * shape[1] + side.cells for side in (self.winners, self.losers))
+        counts = (np.bincount(each, minlength=shape[0] * shape[1]).reshape(shape) for each in places)
+        better, worse = (target.discrepancies(each) for each in counts)
+        return better, worse
 
 
-def _text(ids: NDArray[np.bytes_]) -> NDArray[np.object_]:
-    text = np.array([image_id.decode() for image_id in ids.ravel().tolist()], dtype=object)
-    return text.reshape(ids.shape)
-
-
-def _table(pairs: Sequence[_Pairs], target: Target) -> pd.DataFrame:
-    """Part of a `preferences` table: of every pair the preferred set, then the dispreferred one."""
-    pairs = [each for each in pairs if each.winners.size]
-    shares, largest = target.table(), target.largest_discrepancy()
-    set_ids = [
-        content_id("set-pair", each.prompt_id, sorted(winners), sorted(losers))
-        for each in pairs
-        for winners, losers in zip(each.winners.tolist(), each.losers.tolist(), strict=True)
+def _pair_up(job: _Job) -> _Pairs:
+    """The strategy's sets against neutral images drawn at random."""
+    drawn = _STRATEGIES[job.config.strategy](job)
+    neutral = [
+        draw_at_random(len(pool.neutral), shape, generator)
+        for pool, shape, generator in zip(job.pools, job.shapes, job.generators, strict=True)
     ]
-    sizes = np.concatenate([np.full(len(each.winners), each.winners.shape[1]) for each in pairs] or [np.array([], int)])
-    of_pair = np.repeat(np.arange(len(sizes)), 2 * sizes)
-    members = np.concatenate([np.arange(0), *(np.tile(np.arange(size), 2) for size in sizes)])
-    is_winner = np.concatenate([np.zeros(0, bool), *(np.arange(2 * size) < size for size in sizes)])
-    images = [np.concatenate([each.winners, each.losers], axis=1).ravel() for each in pairs]
-    better, worse = (
-        np.concatenate([np.zeros(0), *(getattr(each, side) for each in pairs)])[of_pair] for side in ("better", "worse")
+    winners = [
+        (pool.specific[at.ravel()], pool.specific_cells[at.ravel()]) for pool, at in zip(job.pools, drawn, strict=True)
+    ]
+    losers = [
+        (pool.neutral[at.ravel()], pool.neutral_cells[at.ravel()]) for pool, at in zip(job.pools, neutral, strict=True)
+    ]
+    n_sets, sizes = np.array(job.shapes).T
+    owner = np.repeat(np.arange(len(job.pools)), n_sets)
+    return _Pairs(owner, np.repeat(sizes, n_sets), _joined(winners), _joined(losers))
+
+
+def _no_worse(pairs: _Pairs, job: _Job) -> _Pairs:
+    """Without the pairs that are no preference, which are counted; strategy `pairwise` then takes sets apart."""
+    better, worse = pairs.discrepancies(job.target)
+    is_nearer = better < worse
+    job.drops["set_pair/not_nearer_the_target"] += int((~is_nearer).sum())
+    kept = np.repeat(is_nearer, pairs.sizes)
+    owner, sizes = pairs.owner[is_nearer], pairs.sizes[is_nearer]
+    if job.config.strategy == "pairwise":
+        owner, sizes = np.repeat(owner, sizes), np.ones(sizes.sum(), dtype=np.int64)
+    return _Pairs(owner, sizes, pairs.winners[kept], pairs.losers[kept])
+
+
+def _table(pairs: _Pairs, job: _Job) -> pd.DataFrame:
+    """Part of a `preferences` table: of every pair the preferred set, then the dispreferred one."""
+    prompt_ids = np.array([pool.prompt_id for pool in job.pools], dtype=object)[pairs.owner]
+    winners, losers = ([name.decode() for name in side.ids.tolist()] for side in (pairs.winners, pairs.losers))
+    ends = np.cumsum(pairs.sizes)
+    starts = ends - pairs.sizes
+    set_ids = [
+        content_id("set-pair", prompt_id, sorted(winners[start:end]), sorted(losers[start:end]))
+        for prompt_id, start, end in zip(prompt_ids, starts.tolist(), ends.tolist(), strict=True)
+    ]
+    one_side = np.repeat(np.arange(len(starts)), pairs.sizes)
+    order = np.argsort(np.concatenate([2 * one_side, 2 * one_side + 1]), kind="stable")
+    pair, is_winner = np.tile(one_side, 2)[order], order < len(one_side)
+    better, worse = pairs.discrepancies(job.target)
+    distance = np.where(is_winner, better[pair], worse[pair])
+    shares = job.target.table()
+    return pd.DataFrame(
+        {
+            "set_id": np.array(set_ids, dtype=object)[pair],
+            "prompt_id": prompt_ids[pair],
+            "role": np.where(is_winner, "preferred", "dispreferred"),
+            "image_id": np.array(winners + losers, dtype=object)[order],
+            "slot": (order % len(one_side) - starts[pair]).astype(np.int32),
+            "target": pd.Series([shares] * len(pair), dtype=object),
+            "discrepancy": distance,
+            "balance": 1.0 - distance / job.target.largest_discrepancy(),
+        },
+        columns=list(_COLUMNS),
     )
-    distance = np.where(is_winner, better, worse)
-    columns = {
-        "set_id": np.array(set_ids, dtype=object)[of_pair],
-        "prompt_id": np.repeat(
-            np.array([each.prompt_id for each in pairs], dtype=object), [2 * each.winners.size for each in pairs]
-        ),
-        "role": np.where(is_winner, "preferred", "dispreferred"),
-        "image_id": np.concatenate([np.array([], dtype=object), *images]),
-        "slot": members.astype(np.int32),
-        "target": pd.Series([shares] * len(of_pair), dtype=object),
-        "discrepancy": distance,
-        "balance": 1.0 - distance / largest,
-    }
-    return pd.DataFrame(columns, columns=list(_COLUMNS))
+
+
+def _joined(parts: Sequence[tuple[Ids, IntArray]]) -> _Side:
+    return _Side(np.concatenate([ids for ids, _ in parts]), np.concatenate([cells for _, cells in parts]))
