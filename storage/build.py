@@ -86,9 +86,7 @@ class Build:
         with storage_errors(f"write {path}"):
             write_atomic(path, data)
 
-    def read_table(
-        self, name: str, shard: int | None = None, columns: Sequence[str] | None = None
-    ) -> "pd.DataFrame":
+    def read_table(self, name: str, shard: int | None = None, columns: Sequence[str] | None = None) -> "pd.DataFrame":
         """All rows of a table written so far, shards in order, or those of one shard; all columns, or some.
 
         Raises:

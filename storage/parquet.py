@@ -98,9 +98,10 @@ def _map_column(cells: pd.Series, kind: pa.DataType) -> pa.Array:
     """Maps as sorted pairs, since equal dicts may have their items in another order; a dict in many rows is sorted
     and converted once.
     """
-    rows, distinct = pd.factorize(cells.map(id))
-    objects = dict(zip(cells.map(id), cells, strict=True))
-    return pa.array([sorted(objects[each].items()) for each in distinct], kind).take(pa.array(rows))
+    objects = {id(cell): cell for cell in cells}
+    place = {number: row for row, number in enumerate(objects)}
+    rows = pa.array([place[id(cell)] for cell in cells], pa.int64())
+    return pa.array([sorted(cell.items()) for cell in objects.values()], kind).take(rows)
 
 
 def decode(name: str, data: bytes, where: str, columns: Sequence[str] | None = None) -> pa.Table:

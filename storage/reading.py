@@ -58,9 +58,7 @@ def size_problems(root: Root, manifest: Manifest) -> dict[str, str]:
     return found
 
 
-def iter_arrow(
-    root: Root, manifest: Manifest, name: str, columns: Sequence[str] | None = None
-) -> Iterator["pa.Table"]:
+def iter_arrow(root: Root, manifest: Manifest, name: str, columns: Sequence[str] | None = None) -> Iterator["pa.Table"]:
     """A table shard by shard, each against its checksum and schema; all columns, or some.
 
     Raises:

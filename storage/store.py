@@ -136,9 +136,7 @@ class Store:
 
         return to_frame(reading.iter_arrow(self._root, self.manifest(ref), name, columns))
 
-    def iter_table(
-        self, ref: ArtifactRef, name: str, columns: Sequence[str] | None = None
-    ) -> Iterator["pd.DataFrame"]:
+    def iter_table(self, ref: ArtifactRef, name: str, columns: Sequence[str] | None = None) -> Iterator["pd.DataFrame"]:
         """A table shard by shard; raises as `read_table` does, when it gets there."""
         from storage.parquet import to_frame
 

@@ -91,14 +91,16 @@ def gather_pools(
     Raises:
         InputError: When an image has no attributes, or is there twice.
     """
-    neutral = prompts.loc[(prompts["kind"] == "neutral") & (prompts["split"] == "train"), "prompt_id"]
+    neutral = prompts.loc[(prompts["kind"] == "neutral") & (prompts["split"] == "train"), "prompt_id"].tolist()
     asked = _read_prompts(prompts, neutral, axes)
     found = [_usable(asked, images, attributes, axes, drops) for images, attributes in pieces]
-    return _sorted_pools(neutral.tolist(), found)
+    return _sorted_pools(neutral, found)
 
 
-def _read_prompts(prompts: pd.DataFrame, neutral: pd.Series, axes: Sequence[Axis]) -> _Asked:
-    children = prompts[(prompts["kind"] == "specific") & prompts["parent_id"].isin(neutral)]
+def _read_prompts(prompts: pd.DataFrame, neutral: list[str], axes: Sequence[Axis]) -> _Asked:
+    parents = _numbers(prompts["parent_id"], pd.Index(neutral, dtype=object))
+    is_child = (prompts["kind"] == "specific").to_numpy() & (parents >= 0)
+    children = prompts[is_child]
     identities = [dict(identity) for identity in children["identity"]]
     names = tuple(dict.fromkeys([*(axis.name for axis in axes), *(name for each in identities for name in each)]))
     known = [name for axis in axes for name in axis.classes]
@@ -108,9 +110,8 @@ def _read_prompts(prompts: pd.DataFrame, neutral: pd.Series, axes: Sequence[Axis
     place = {name: number for number, name in enumerate(names)}
     axis = _padded([[place[name] for name in each] for each in nothing + identities])
     wanted = _padded([[classes[name] for name in each.values()] for each in nothing + identities])
-    parents = pd.Index(neutral).get_indexer(children["parent_id"])
-    owner = np.concatenate([np.arange(len(neutral)), parents]).astype(np.int64)
-    ids = pd.Index([*neutral, *children["prompt_id"]], dtype=object)
+    owner = np.concatenate([np.arange(len(neutral)), parents[is_child]])
+    ids = pd.Index(neutral + children["prompt_id"].tolist(), dtype=object)
     return _Asked(ids, owner, axis, wanted, names, classes)
 
 
@@ -211,23 +212,19 @@ def _sorted_pools(prompt_ids: Sequence[str], found: Sequence[_Piece]) -> list[Po
     ids = np.concatenate([piece.image_id for piece in found] or [np.array([], dtype=np.bytes_)])
     cells = np.concatenate([piece.cell for piece in found] or [np.array([], dtype=np.int32)])
     groups = np.concatenate([len(ROLES) * piece.owner + piece.role for piece in found] or [cells])
-    order = np.argsort(groups, kind="stable")
-    ends = np.cumsum(np.bincount(groups, minlength=len(ROLES) * len(prompt_ids)))
-    members = [_in_order(ids[part], cells[part]) for part in np.split(order, ends[:-1])] if prompt_ids else []
+    by_id = np.argsort(ids, kind="stable")
+    twice = ids[by_id[1:]] == ids[by_id[:-1]]
+    if twice.any():
+        raise InputError(f"image {ids[by_id[int(twice.argmax())]].decode()} is listed twice; give each image once")
+    order = by_id[np.argsort(groups[by_id], kind="stable")]
+    ids, cells = ids[order], cells[order].astype(np.int64)
+    ends = np.cumsum(np.bincount(groups, minlength=len(ROLES) * len(prompt_ids))).tolist()
+    parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
     pools = []
     for number, prompt_id in enumerate(prompt_ids):
-        specific, neutral = members[len(ROLES) * number : len(ROLES) * (number + 1)]
-        pools.append(Pool(prompt_id, *specific, *neutral))
+        specific, neutral = parts[len(ROLES) * number : len(ROLES) * (number + 1)]
+        pools.append(Pool(prompt_id, ids[specific], cells[specific], ids[neutral], cells[neutral]))
     return pools
-
-
-def _in_order(ids: Ids, cells: NDArray[np.int32]) -> tuple[Ids, IntArray]:
-    order = np.argsort(ids, kind="stable")
-    ids = ids[order]
-    if (ids[1:] == ids[:-1]).any():
-        twice = ids[1:][ids[1:] == ids[:-1]][0].decode()
-        raise InputError(f"image {twice} is listed twice; give each image once")
-    return ids, cells[order].astype(np.int64)
 
 
 def _numbers(values: pd.Series, known: pd.Index) -> IntArray:

@@ -17,7 +17,9 @@ def retained_images(prompts: pd.DataFrame, images: pd.DataFrame, preferences: pd
     """
     generic = prompts.loc[(prompts["kind"] == "generic") & (prompts["split"] == "train"), "prompt_id"]
     preferred = preferences.loc[preferences["role"] == "preferred", "image_id"]
-    chosen = images[images["prompt_id"].isin(generic) | images["image_id"].isin(preferred)]
+    # as objects: pandas makes an Arrow scalar of each value that it looks for among Arrow strings
+    is_preferred = images["image_id"].astype(object).isin(preferred.astype(object))
+    chosen = images[images["prompt_id"].isin(generic) | is_preferred]
     kinds = prompts.set_index("prompt_id")["kind"]
     table = chosen[["image_id", "prompt_id"]].assign(kind=chosen["prompt_id"].map(kinds))
     return table.sort_values("image_id", kind="stable").reset_index(drop=True)
