@@ -84,8 +84,8 @@ def make_tables(prompts: pd.DataFrame, n_images: int, generator: np.random.Gener
         {
             "image_id": np.repeat(ids, len(AXES)),
             "axis": np.tile([axis.name for axis in AXES], n_images),
-            "class": np.where(faceless, None, classes),
-            "drop_reason": np.where(faceless, "no_face", None),
+            "class": pd.Series(classes).mask(faceless),
+            "drop_reason": pd.Series("no_face", index=range(len(faceless))).where(faceless),
             "probability": generator.random(len(faceless), dtype=np.float32),
             "box": pd.Series([[0.0, 0.0, 500.0, 500.0]] * len(faceless), dtype=object),
         }
@@ -167,7 +167,7 @@ def compare(options: argparse.Namespace) -> Row:
         for image_id, text, kind in zip(images["image_id"].tolist(), texts, kinds, strict=True)
     ]
     readings = attributes[["image_id", "axis", "class"]].to_dict("records")
-    joined = {row["image_id"]: {} for row in listed}
+    joined: dict[str, Row] = {row["image_id"]: {} for row in listed}
     for reading in readings:
         joined[reading["image_id"]][reading["axis"]] = reading["class"]
     subjects = list(config.prompts.train_subjects)

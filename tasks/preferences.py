@@ -62,7 +62,7 @@ def build_preferences(
         pieces = _pieces(store, sample, attributes, on_progress)
         build.write_parts("preferences", iter_sets(table, pieces, config.axes, config.preferences, drops))
         chosen = build.read_table("preferences", columns=["image_id", "role"])
-        images = store.read_table(sample, "images", columns=_IMAGE_COLUMNS)
+        images = store.iter_table(sample, "images", _IMAGE_COLUMNS)
         build.write_table("retained", retained_images(table, images, chosen))
         build.write_table("drops", count_drops(drops))
 
