@@ -11,6 +11,10 @@ rows, in one process, in turns.
 
     python benchmarks/preferences.py
     python benchmarks/preferences.py --rows 1000000 3000000 10000000
+
+On two cores that others kept busy (load 4 to 6): 1 million rows in 5.7 s (3.2 s of CPU) and 385 MiB, 3 million in 6.3 s
+of CPU and 412 MiB, 10 million in 19 s of CPU and 629 MiB; of 20,000 rows 140 to 270 times as fast as list scanning, and
+4 to 22 times as fast where the join was done before.
 """
 
 import argparse
