@@ -7,6 +7,7 @@ Nothing here knows who judges: a person's answers drive the same functions as `T
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -55,31 +56,31 @@ class Judge(Protocol):
         """Whether the set needs no further step."""
 
 
-@dataclass(frozen=True)
 class TargetJudge:
     """The classifier's readings and the target distribution in place of a person.
 
-    Attributes:
+    Args:
         cells: Image id -> number of its cell.
         target: The wanted population.
         of: Whether the cells' shares count, or each axis's alone.
     """
 
-    cells: Mapping[Member, int]
-    target: Target
-    of: TargetOf
+    def __init__(self, cells: Mapping[Member, int], target: Target, of: TargetOf) -> None:
+        def measure(members: tuple[Member, ...]) -> float:
+            counts = target.count(np.array([cells[member] for member in members]))
+            return float(target.distances(counts, of))
+
+        # the set before a step was the one after an earlier one
+        self._distance = lru_cache(maxsize=4)(measure)
+        self._nearest = lru_cache(maxsize=4)(lambda n: target.nearest(n, of))
 
     def prefers(self, after: Sequence[Member], before: Sequence[Member]) -> bool:
         """Whether the distance falls."""
-        return self._distance(after) < self._distance(before) - _ROUNDING
+        return self._distance(tuple(after)) < self._distance(tuple(before)) - _ROUNDING
 
     def is_content(self, members: Sequence[Member]) -> bool:
         """Whether no set of this size can be nearer."""
-        return self._distance(members) <= self.target.nearest(len(members), self.of) + _ROUNDING
-
-    def _distance(self, members: Sequence[Member]) -> float:
-        counts = self.target.count(np.array([self.cells[member] for member in members]))
-        return float(self.target.distances(counts, self.of))
+        return self._distance(tuple(members)) <= self._nearest(len(members)) + _ROUNDING
 
 
 def propose(chain: Chain, generator: np.random.Generator) -> Proposal:
