@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -44,6 +44,8 @@ portraits = typer.Typer(no_args_is_help=True, help="The embedded model.", rich_m
 app.add_typer(portraits, name="portraits")
 imports = typer.Typer(no_args_is_help=True, help="Data made elsewhere.", rich_markup_mode=None)
 app.add_typer(imports, name="import")
+exports = typer.Typer(no_args_is_help=True, help="Data for other programs.", rich_markup_mode=None)
+app.add_typer(exports, name="export")
 
 Preset = Annotated[str | None, typer.Option(help="A named configuration; 'portraits' when nothing is given.")]
 Config = Annotated[Path | None, typer.Option(help="A TOML file; see README.md for an example.")]
@@ -326,6 +328,33 @@ def import_images(
     n_pictured, n_prompts = count_prompts(store, refs["identities"], ref)
     typer.echo(pictures_line(store.manifest(ref).rows["images"], n_pictured, n_prompts, drops), err=True)
     typer.echo(ref.key)
+
+
+@exports.command("preferences")
+def export_preferences(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Of stage preferences, as `popalign plan` lists it.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Of the folder to make.")],
+    form: Annotated[
+        Literal["pickapic", "datasets"],
+        typer.Option("--format", help="Pairs as Diffusion-DPO trainers read them, or sets for HF `datasets`."),
+    ] = "pickapic",
+    root: Root = None,
+) -> None:
+    """Write preferences with their pictures as a folder of Parquet files."""
+    from flows.options import DEFAULT_ROOT
+    from flows.progress import console_progress
+    from popalign_core.config import RuntimeConfig
+    from tasks.export import export_preferences as run_export
+
+    with console_progress() as progress:
+        n_rows = run_export(
+            key,
+            path,
+            form,
+            runtime=RuntimeConfig(root=root or DEFAULT_ROOT),
+            on_progress=lambda done, total: progress("export", done, total),
+        )
+    typer.echo(f"{n_rows} {'pair(s)' if form == 'pickapic' else 'member(s) of sets'} are in {path}")
 
 
 @portraits.command()

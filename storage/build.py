@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,27 @@ class Build:
 
         self.write_file(file_name(name, shard), encode(name, frame))
 
+    def write_parts(self, name: str, parts: "Iterable[pd.DataFrame]") -> None:
+        """Write a table in one file, its rows part by part as they come; it appears whole or not at all.
+
+        Args:
+            name: Of the table, in `storage.schemas.SCHEMAS`.
+            parts: Its rows; none is kept.
+
+        Raises:
+            StoreError: As `write_table` does.
+        """
+        from storage.parquet import file_name, open_table
+
+        path = self.folder / file_name(name, None)
+        partial = path.with_name(path.name + PARTIAL)
+        with open_table(name, partial) as write:
+            for part in parts:
+                with storage_errors(f"write {path}"):
+                    write(part)
+        with storage_errors(f"write {path}"):
+            partial.replace(path)
+
     def write_file(self, name: str, data: bytes) -> None:
         """Write a file that was made elsewhere, a shard of a table among them; it appears whole or not at all.
 
@@ -65,8 +86,8 @@ class Build:
         with storage_errors(f"write {path}"):
             write_atomic(path, data)
 
-    def read_table(self, name: str, shard: int | None = None) -> "pd.DataFrame":
-        """All rows of a table written so far, shards in order, or those of one shard.
+    def read_table(self, name: str, shard: int | None = None, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+        """All rows of a table written so far, shards in order, or those of one shard; all columns, or some.
 
         Raises:
             StoreError: When there is none, or a file is damaged.
@@ -79,7 +100,8 @@ class Build:
         files = [file for file in whole if file in there]
         if not files:
             raise StoreError(f"{self.ref} has no table {name!r} yet; write it first")
-        return to_frame(decode(name, (self.folder / file).read_bytes(), str(self.folder / file)) for file in files)
+        paths = [self.folder / file for file in files]
+        return to_frame(decode(name, path.read_bytes(), str(path), columns) for path in paths)
 
     def use_shard_size(self, n_items: int) -> None:
         """Say how many items a shard holds, before asking for finished ones.

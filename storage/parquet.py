@@ -2,9 +2,10 @@
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import pandas as pd
 import pyarrow as pa
@@ -49,32 +50,72 @@ def encode(name: str, frame: pd.DataFrame) -> bytes:
         StoreError: When there is no such table, a column is missing, unknown or of another
             type, or a value that must be there is absent.
     """
+    sink = io.BytesIO()
+    with _writer(sink, name) as write:
+        write(frame)
+    return sink.getvalue()
+
+
+@contextmanager
+def open_table(name: str, path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """Write a table part by part, each a row group; nothing of it stays in memory.
+
+    Args:
+        name: Of the table, in `SCHEMAS`.
+        path: Of the file.
+
+    Yields:
+        A function that writes one part; raises `StoreError` as `encode` does.
+    """
+    with open(path, "wb") as sink, _writer(sink, name) as write:
+        yield write
+
+
+@contextmanager
+def _writer(sink: BinaryIO, name: str) -> Iterator[Callable[[pd.DataFrame], None]]:
+    with pq.ParquetWriter(sink, _schema_of(name), use_dictionary=name != "images") as writer:
+        yield lambda frame: writer.write_table(_to_arrow(name, frame))
+
+
+def _to_arrow(name: str, frame: pd.DataFrame) -> pa.Table:
     schema = _schema_of(name)
     missing, unknown = sorted(set(schema.names) - set(frame)), sorted(map(str, set(frame) - set(schema.names)))
     if missing or unknown:
         raise StoreError(f"table {name!r}: missing columns {missing}, unknown columns {unknown}; give {schema.names}")
+    maps = [field for field in schema if pa.types.is_map(field.type)]
+    plain = pa.schema([field for field in schema if field not in maps])
     try:
-        table = pa.Table.from_pandas(_with_sorted_maps(frame, schema), schema, preserve_index=False, nthreads=1)
+        table = pa.Table.from_pandas(frame[plain.names], plain, preserve_index=False, nthreads=1)
+        for field in maps:
+            table = table.append_column(field, _map_column(frame[field.name], field.type))
+        # the schema's metadata replace what pandas added: its version
+        return table.select(schema.names).replace_schema_metadata(schema.metadata)
     except (ValueError, TypeError, AttributeError, pa.ArrowException) as error:
         raise StoreError(f"table {name!r} does not fit its schema: {error}; see storage/schemas.py") from error
-    sink = io.BytesIO()
-    # The metadata of the schema replaces what pandas added: its version.
-    pq.write_table(table.replace_schema_metadata(schema.metadata), sink, use_dictionary=name != "images")
-    return sink.getvalue()
 
 
-def decode(name: str, data: bytes, where: str) -> pa.Table:
-    """Read one file of a table.
+def _map_column(cells: pd.Series, kind: pa.DataType) -> pa.Array:
+    """Maps as sorted pairs, since equal dicts may have their items in another order; a dict in many rows is sorted
+    and converted once.
+    """
+    objects = {id(cell): cell for cell in cells}
+    place = {number: row for row, number in enumerate(objects)}
+    rows = pa.array([place[id(cell)] for cell in cells], pa.int64())
+    return pa.array([sorted(cell.items()) for cell in objects.values()], kind).take(rows)
+
+
+def decode(name: str, data: bytes, where: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one file of a table, or some of its columns.
 
     Raises:
         StoreError: When it is no Parquet file, of another table, or of another schema version.
     """
     try:
-        table = pq.read_table(pa.BufferReader(data), use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(data))
+        check_schema(name, file.schema_arrow, where)
+        return file.read(columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{where} cannot be read as Parquet ({error}); run `popalign verify`") from error
-    check_schema(name, table.schema, where)
-    return table
 
 
 def count_rows(name: str, path: Path) -> int:
@@ -134,13 +175,3 @@ def _schema_of(name: str) -> pa.Schema:
     if name not in SCHEMAS:
         raise StoreError(f"there is no table {name!r}; storage/schemas.py has {sorted(SCHEMAS)}")
     return SCHEMAS[name]
-
-
-def _with_sorted_maps(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
-    """Maps as sorted pairs, since equal dicts may have their items in another order."""
-    maps: dict[str, Any] = {
-        field.name: pd.Series([sorted(cell.items()) for cell in frame[field.name]], index=frame.index, dtype=object)
-        for field in schema
-        if pa.types.is_map(field.type)
-    }
-    return frame.assign(**maps)

@@ -1,7 +1,7 @@
 """Reading published artifacts: cheap checks on a hit, full checksums whenever content is handed out."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,8 +58,8 @@ def size_problems(root: Root, manifest: Manifest) -> dict[str, str]:
     return found
 
 
-def iter_arrow(root: Root, manifest: Manifest, name: str) -> Iterator["pa.Table"]:
-    """A table shard by shard, each against its checksum and schema.
+def iter_arrow(root: Root, manifest: Manifest, name: str, columns: Sequence[str] | None = None) -> Iterator["pa.Table"]:
+    """A table shard by shard, each against its checksum and schema; all columns, or some.
 
     Raises:
         StoreError: When the table is absent, damaged, or of another schema version.
@@ -76,7 +76,7 @@ def iter_arrow(root: Root, manifest: Manifest, name: str) -> Iterator["pa.Table"
             raise damaged(root, ref, file, "is gone")
         if hashlib.sha256(data).hexdigest() != manifest.files[file].sha256:
             raise damaged(root, ref, file, "does not match its checksum")
-        yield decode(name, data, root.at(manifest.location(file)))
+        yield decode(name, data, root.at(manifest.location(file)), columns)
 
 
 def localize(root: Root, scratch: Scratch, manifest: Manifest, path: str) -> Path:

@@ -116,6 +116,45 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
 """Table -> schema; its name and version are in the schema's metadata and go into the Parquet file."""
 
 
+PICK_A_PIC: Final = pa.schema(
+    {
+        "are_different": pa.bool_(),
+        "best_image_uid": _TEXT,
+        "caption": _TEXT,
+        "has_label": pa.bool_(),
+        "image_0_uid": _TEXT,
+        "image_1_uid": _TEXT,
+        "jpg_0": pa.binary(),  # PNG in truth: nothing is lost, and whoever decodes the one decodes the other
+        "jpg_1": pa.binary(),
+        "label_0": _F64,
+        "label_1": _F64,
+        "model_0": _TEXT,
+        "model_1": _TEXT,
+        "num_example_per_prompt": _I64,
+        "ranking_id": _I64,
+        "user_id": _I64,
+    }
+)
+"""Pairs as Pick-a-Pic publishes them and Diffusion-DPO trainers read them; for `popalign export`, no table of ours."""
+
+SET_MEMBERS: Final = pa.schema(
+    {
+        "set_id": _TEXT,
+        "prompt_id": _TEXT,
+        "caption": _TEXT,
+        "role": _TEXT,
+        "slot": _I32,
+        "image_id": _TEXT,
+        "image": pa.struct([("bytes", pa.binary()), ("path", _TEXT)]),
+        "discrepancy": _F64,
+        "balance": _F64,
+        "target": pa.list_(pa.struct([("class", _TEXT), ("share", _F64)])),  # `datasets` knows no maps
+    },
+    _HF_FEATURES,
+)
+"""The members of set preferences with their pictures, for HF `datasets`; for `popalign export`, no table of ours."""
+
+
 def schema_version(schema: pa.Schema) -> int | None:
     """The version in a schema's metadata; None when this program did not write it."""
     text = (schema.metadata or {}).get(VERSION_KEY, b"")

@@ -5,7 +5,7 @@ store's own: `.revisions` (forced new versions), `.locks`, `.scratch` (builds un
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -126,21 +126,21 @@ class Store:
             raise StoreError(f"{ref} is not in {self.root}; run `popalign stage {ref.stage}` to make it")
         return manifest
 
-    def read_table(self, ref: ArtifactRef, name: str) -> "pd.DataFrame":
-        """All rows of a table, shards in order.
+    def read_table(self, ref: ArtifactRef, name: str, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+        """All rows of a table, shards in order; all columns, or some.
 
         Raises:
             StoreError: When the table is absent, damaged, or of another schema version.
         """
         from storage.parquet import to_frame
 
-        return to_frame(reading.iter_arrow(self._root, self.manifest(ref), name))
+        return to_frame(reading.iter_arrow(self._root, self.manifest(ref), name, columns))
 
-    def iter_table(self, ref: ArtifactRef, name: str) -> Iterator["pd.DataFrame"]:
+    def iter_table(self, ref: ArtifactRef, name: str, columns: Sequence[str] | None = None) -> Iterator["pd.DataFrame"]:
         """A table shard by shard; raises as `read_table` does, when it gets there."""
         from storage.parquet import to_frame
 
-        for table in reading.iter_arrow(self._root, self.manifest(ref), name):
+        for table in reading.iter_arrow(self._root, self.manifest(ref), name, columns):
             yield to_frame([table])
 
     def localize(self, ref: ArtifactRef, path: str = "") -> "Path":

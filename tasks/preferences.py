@@ -1,21 +1,40 @@
 """Stage `preferences`: pairs of sets, one near the target population and one as the model draws it."""
 
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from collections import Counter
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from popalign_core.config import PipelineConfig, PreferencesConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
 from tasks.stage import Progress, Request, no_progress, produce
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 STAGE = "preferences"
 VERSION = "1"
+
+_LATER = {"strategy", "target_of", "mcmc_steps"}
+"""Fields that came after the first artifacts: at their defaults they are left out of the key."""
+
+_PIECE_ROWS = 100_000
+"""Rows of `attributes` that are joined at once."""
 
 
 def request(config: PipelineConfig, *, prompts: ArtifactRef, sample: ArtifactRef, attributes: ArtifactRef) -> Request:
     """What the key depends on; here the targets of the axes enter."""
     payload = {
-        "preferences": config.preferences.model_dump(mode="json"),
+        "preferences": _hashed(config.preferences),
         "axes": [axis.model_dump(mode="json", exclude={"words"}) for axis in config.axes],
     }
     inputs = {"prompts": prompts.key, "sample": sample.key, "attributes": attributes.key}
     return Request(STAGE, VERSION, payload, inputs)
+
+
+def _hashed(config: PreferencesConfig) -> dict[str, Any]:
+    fields, default = config.model_dump(mode="json"), PreferencesConfig().model_dump(mode="json")
+    return {name: value for name, value in fields.items() if name not in _LATER or value != default[name]}
 
 
 def build_preferences(
@@ -29,21 +48,60 @@ def build_preferences(
 ) -> ArtifactRef:
     """Publish tables `preferences`, `retained` and `drops`.
 
+    The tables it reads are joined a piece at a time: the memory it takes hardly grows with them.
+
     Raises:
         InputError: When no prompt has images enough for a pair of sets.
     """
 
     def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
         from popalign_core.preferences.retained import retained_images
-        from popalign_core.preferences.sets import build_sets
-        from tasks.tables import read_images
+        from popalign_core.preferences.sets import count_drops, iter_sets
 
-        table, images = store.read_table(prompts, "prompts"), read_images(store, sample)
-        readings = store.read_table(attributes, "attributes")
-        preferences, drops = build_sets(table, images, readings, config.axes, config.preferences)
-        build.write_table("preferences", preferences)
-        build.write_table("retained", retained_images(table, images, preferences))
-        build.write_table("drops", drops)
-        on_progress(1, 1)
+        table, drops = store.read_table(prompts, "prompts"), Counter[str]()
+        pieces = _pieces(store, sample, attributes, on_progress)
+        build.write_parts("preferences", iter_sets(table, pieces, config.axes, config.preferences, drops))
+        chosen = build.read_table("preferences", columns=["image_id", "role"])
+        images = store.iter_table(sample, "images", _IMAGE_COLUMNS)
+        build.write_table("retained", retained_images(table, images, chosen))
+        build.write_table("drops", count_drops(drops))
 
     return produce(request(config, prompts=prompts, sample=sample, attributes=attributes), runtime, fill)
+
+
+_IMAGE_COLUMNS = ("image_id", "prompt_id")
+_ATTRIBUTE_COLUMNS = ("image_id", "axis", "class", "drop_reason")
+
+
+def _pieces(
+    store: Store, sample: ArtifactRef, attributes: ArtifactRef, on_progress: Progress
+) -> "Iterator[tuple[pd.DataFrame, pd.DataFrame]]":
+    """Tables `images` and `attributes` in pieces of whole shards, which cover each other; else all at once."""
+    import pandas as pd
+
+    images: list[pd.DataFrame] = []
+    readings: list[pd.DataFrame] = []
+    done, total = 0, store.manifest(sample).rows["images"]
+    is_parallel = _n_shards(store, sample, "images") == _n_shards(store, attributes, "attributes")
+    shards = zip_longest(
+        store.iter_table(sample, "images", _IMAGE_COLUMNS),
+        store.iter_table(attributes, "attributes", _ATTRIBUTE_COLUMNS),
+    )
+    for pictured, read in shards:
+        images += [] if pictured is None else [pictured]
+        readings += [] if read is None else [read]
+        if is_parallel and sum(map(len, readings)) >= _PIECE_ROWS:
+            done += sum(map(len, images))
+            yield pd.concat(images, ignore_index=True), pd.concat(readings, ignore_index=True)
+            images, readings = [], []
+            on_progress(done, total)
+    if images:
+        yield pd.concat(images, ignore_index=True), pd.concat(readings, ignore_index=True)
+    on_progress(total, total)
+
+
+def _n_shards(store: Store, ref: ArtifactRef, table: str) -> int:
+    """Stage `attributes` writes one for each shard of the images it reads."""
+    from storage.parquet import group_tables
+
+    return len(group_tables(store.manifest(ref).files).get(table, []))

@@ -5,33 +5,36 @@ will carry the neutral prompt as caption in training.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from popalign_core.attributes.filtering import agreeing, classes_by_image
 from popalign_core.config import Axis, PreferencesConfig
 from popalign_core.errors import InputError
-from popalign_core.evaluation.fairness import discrepancy
 from popalign_core.ids import content_id
-
-Cell = tuple[str, ...]
-"""One class of each axis, in the order of the axes."""
+from popalign_core.preferences.chain import Chain, Member, TargetJudge, run_chain
+from popalign_core.preferences.drawing import Generators, Shape, draw_at_random, draw_to_target
+from popalign_core.preferences.pools import Ids, Pool, gather_pools
+from popalign_core.preferences.target import FloatArray, IntArray, Target
 
 _STAGE = "preferences"
 _COLUMNS = ("set_id", "prompt_id", "role", "image_id", "slot", "target", "discrepancy", "balance")
+_PROMPTS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
-class _Pool:
-    """The usable images of one neutral prompt, image id -> cell, in the order of the ids."""
+class _Job:
+    """What a strategy is given: some prompts with images enough, and each one's shape and generator."""
 
-    specific: dict[str, Cell]
-    neutral: dict[str, Cell]
+    pools: Sequence[Pool]
+    shapes: Sequence[Shape]
+    generators: Generators
+    target: Target
+    config: PreferencesConfig
+    drops: Counter[str]
 
 
 def build_sets(
@@ -43,45 +46,73 @@ def build_sets(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Build up to `n_sets` pairs of sets for each neutral training prompt.
 
-    No image is in two sets. The preferred sets follow the target joint (the product of the axes' targets) by
-    quota, as near as the images allow; the dispreferred ones are drawn at random from the neutral images with a
-    readable face. The sets of a prompt have equal sizes: `set_size`, or less by at most half where images are
-    missing, or fewer sets. A pair whose preferred set is not nearer the target is no preference and is dropped.
+    No image is in two sets. The preferred sets come of `config.strategy`; the dispreferred ones are drawn at random
+    from the neutral images with a readable face. The sets of a prompt have equal sizes: `set_size`, or less by at
+    most half where images are missing, or fewer sets. A pair whose preferred set is not nearer the target, by its
+    discrepancy, is no preference and is dropped.
 
     Args:
         prompts: A `prompts` table with the specific children.
         images: `image_id` and `prompt_id` at least; images of other prompts than training ones are not looked at.
         attributes: An `attributes` table that covers the images.
         axes: The attributes with their targets.
-        config: Sizes and the seed. The draw depends on nothing else, nor on the order of any row.
+        config: Strategy, sizes and the seed. The draw depends on nothing else, nor on the order of any row.
 
     Returns:
-        A `preferences` table and a `drops` table. Its reasons `specific_image/...` and `neutral_image/...` count
-        images, and with the images used add up to the images given (`unused`: fine, but in no set);
-        `prompt/...` counts prompts and `set_pair/...` pairs.
+        A `preferences` table, whose statistics are those of each row's set, and a `drops` table. Its reasons
+        `specific_image/...` and `neutral_image/...` count images, and with the images used add up to the images given
+        (`unused`: fine, but in no set); `prompt/...` counts prompts, `set_pair/...` pairs and `chain_step/...` the
+        steps of strategy `mcmc`.
 
     Raises:
-        InputError: When an image has no attributes, or no pair at all can be built.
+        InputError: When an image has no attributes or is there twice, or no pair at all can be built.
     """
-    neutral = prompts[(prompts["kind"] == "neutral") & (prompts["split"] == "train")]
     drops: Counter[str] = Counter()
-    pools = _pools(list(neutral["prompt_id"]), prompts, images, attributes, axes, drops)
-    rows: list[dict[str, Any]] = []
-    for prompt_id in neutral["prompt_id"]:
-        pool = pools[prompt_id]
-        pairs = _set_pairs(prompt_id, pool, axes, config, drops)
-        rows += [row for pair in pairs for row in pair]
-        used = Counter(row["role"] for pair in pairs for row in pair)
-        drops["specific_image/unused"] += len(pool.specific) - used["preferred"]
-        drops["neutral_image/unused"] += len(pool.neutral) - used["dispreferred"]
-    counted = sorted((reason, n) for reason, n in drops.items() if n)
-    if not rows:
+    tables = list(iter_sets(prompts, [(images, attributes)], axes, config, drops))
+    return pd.concat(tables, ignore_index=True), count_drops(drops)
+
+
+def iter_sets(
+    prompts: pd.DataFrame,
+    pieces: Iterable[tuple[pd.DataFrame, pd.DataFrame]],
+    axes: Sequence[Axis],
+    config: PreferencesConfig,
+    drops: Counter[str],
+) -> Iterator[pd.DataFrame]:
+    """`build_sets` for tables of any size: they are given in pieces, and the sets come prompts by prompts.
+
+    Args:
+        prompts: As `build_sets` takes it.
+        pieces: Of `images` and `attributes`; a piece's attributes cover its images. The cut changes no result.
+        axes: The attributes with their targets.
+        config: Strategy, sizes and the seed.
+        drops: Counts as the table `drops` does, complete at the end; see `count_drops`.
+
+    Yields:
+        Parts of the `preferences` table.
+
+    Raises:
+        InputError: As `build_sets`.
+    """
+    pools, target, n_rows = gather_pools(prompts, pieces, axes, drops), Target(axes), 0
+    n_images = sum(len(pool.specific) + len(pool.neutral) for pool in pools) + drops.total()
+    for start in range(0, len(pools), _PROMPTS_AT_ONCE):
+        table = _draw_sets(pools[start : start + _PROMPTS_AT_ONCE], target, config, drops)
+        n_rows += len(table)
+        if len(table):
+            yield table
+    if not n_rows:
+        counted = {reason: n for reason, n in sorted(drops.items()) if n}
         raise InputError(
-            f"no preference pair can be built from {len(neutral)} neutral training prompt(s) and {len(images)} "
-            f"image(s); dropped: {dict(counted) or 'nothing'}. Sample more images or lower preferences.set_size"
+            f"no preference pair can be built from {len(pools)} neutral training prompt(s) and {n_images} "
+            f"image(s); dropped: {counted or 'nothing'}. Sample more images or lower preferences.set_size"
         )
-    table = pd.DataFrame(rows, columns=list(_COLUMNS)).astype({"slot": np.int32})
-    return table, pd.DataFrame(
+
+
+def count_drops(drops: Counter[str]) -> pd.DataFrame:
+    """Table `drops` of what `iter_sets` counted."""
+    counted = sorted((reason, n) for reason, n in drops.items() if n)
+    return pd.DataFrame(
         {
             "stage": [_STAGE] * len(counted),
             "reason": [reason for reason, _ in counted],
@@ -90,166 +121,163 @@ def build_sets(
     )
 
 
-def target_joint(axes: Sequence[Axis]) -> dict[Cell, float]:
-    """Share of each cell when the axes are independent: the product of their targets."""
-    shares = [dict(zip(axis.classes, axis.shares(), strict=True)) for axis in axes]
-    cells = product(*(axis.classes for axis in axes))
-    return {cell: float(np.prod([share[name] for share, name in zip(shares, cell, strict=True)])) for cell in cells}
+def _draw_sets(pools: Sequence[Pool], target: Target, config: PreferencesConfig, drops: Counter[str]) -> pd.DataFrame:
+    shapes = [_shape(pool, config, drops) for pool in pools]
+    used = [(pool, shape) for pool, shape in zip(pools, shapes, strict=True) if shape is not None]
+    generators = [_generator(pool.prompt_id, config) for pool, _ in used]
+    job = _Job([pool for pool, _ in used], [shape for _, shape in used], generators, target, config, drops)
+    pairs = _no_worse(_pair_up(job), job) if used else None
+    n_used = len(pairs.winners.ids) if pairs else 0
+    drops["specific_image/unused"] += sum(len(pool.specific) for pool in pools) - n_used
+    drops["neutral_image/unused"] += sum(len(pool.neutral) for pool in pools) - n_used
+    return _table(pairs, job) if n_used and pairs else pd.DataFrame(columns=list(_COLUMNS))
 
 
-def set_discrepancy(cells: Sequence[Cell], axes: Sequence[Axis]) -> float:
-    """Mean over the axes of `|| target - shares ||_2` (Eq. 13), over the axes' fixed class lists.
-
-    Args:
-        cells: One an image of the set; at least one.
-        axes: The attributes with their targets.
-
-    Returns:
-        0 at the target.
-    """
-    distances = []
-    for i, axis in enumerate(axes):
-        found = Counter(cell[i] for cell in cells)
-        distances.append(discrepancy([found[name] for name in axis.classes], axis.shares()))
-    return float(np.mean(distances))
-
-
-def largest_discrepancy(axes: Sequence[Axis]) -> float:
-    """The largest `set_discrepancy` there is: on every axis all images in its least wanted class."""
-    distances = []
-    for axis in axes:
-        counts = [0] * len(axis.classes)
-        counts[int(np.argmin(axis.shares()))] = 1
-        distances.append(discrepancy(counts, axis.shares()))
-    return float(np.mean(distances))
-
-
-def _pools(
-    parents: Sequence[str],
-    prompts: pd.DataFrame,
-    images: pd.DataFrame,
-    attributes: pd.DataFrame,
-    axes: Sequence[Axis],
-    drops: Counter[str],
-) -> dict[str, _Pool]:
-    """Usable images by neutral prompt, joined on ids; the others are counted in `drops`."""
-    children = prompts[(prompts["kind"] == "specific") & prompts["parent_id"].isin(list(parents))]
-    parent_of = dict(zip(children["prompt_id"], children["parent_id"], strict=True))
-    relevant = images[images["prompt_id"].isin([*parents, *parent_of])].sort_values("image_id", kind="stable")
-    verdicts = agreeing(attributes, relevant, children)
-    rejected = verdicts[~verdicts["keep"]]
-    reasons = dict(zip(rejected["image_id"], rejected["reason"], strict=True))
-    seen = classes_by_image(attributes)
-    pools = {parent: _Pool({}, {}) for parent in parents}
-    for image_id, prompt_id in zip(relevant["image_id"], relevant["prompt_id"], strict=True):
-        is_specific = prompt_id in parent_of
-        read = _read(image_id, seen, axes)
-        reason = reasons.get(image_id) or next((read[axis.name][1] for axis in axes if read[axis.name][1]), None)
-        if reason is not None:
-            drops[f"{'specific' if is_specific else 'neutral'}_image/{reason}"] += 1
-            continue
-        pool = pools[parent_of.get(prompt_id, prompt_id)]
-        (pool.specific if is_specific else pool.neutral)[image_id] = tuple(str(read[axis.name][0]) for axis in axes)
-    return pools
-
-
-def _read(
-    image_id: str, seen: Mapping[str, Mapping[str, tuple[str | None, str | None]]], axes: Sequence[Axis]
-) -> Mapping[str, tuple[str | None, str | None]]:
-    read = seen.get(image_id, {})
-    missing = [axis.name for axis in axes if axis.name not in read]
-    if missing:
-        raise InputError(f"image {image_id} has no attributes on {missing}; read all images on all axes first")
-    return read
-
-
-def _set_pairs(
-    prompt_id: str, pool: _Pool, axes: Sequence[Axis], config: PreferencesConfig, drops: Counter[str]
-) -> list[list[dict[str, Any]]]:
-    """The pairs of one prompt, each a list of rows."""
-    scarcest = min(len(pool.specific), len(pool.neutral))
-    shape = _n_sets_and_size(scarcest, config)
-    if shape is None:
-        drops[f"prompt/too_few_{'specific' if len(pool.specific) < len(pool.neutral) else 'neutral'}_images"] += 1
-        return []
-    n_sets, size = shape
-    generator = np.random.default_rng(int(content_id("sets", config.seed, prompt_id), 16))
-    preferred = _draw_to_target(pool.specific, n_sets, size, axes, generator)
-    shuffled = [str(image_id) for image_id in generator.permutation(list(pool.neutral))]
-    pairs = []
-    for i, winners in enumerate(preferred):
-        losers = shuffled[i * size : (i + 1) * size]
-        better = set_discrepancy([pool.specific[name] for name in winners], axes)
-        worse = set_discrepancy([pool.neutral[name] for name in losers], axes)
-        if better >= worse:
-            drops["set_pair/not_nearer_the_target"] += 1
-            continue
-        set_id = content_id("set-pair", prompt_id, sorted(winners), sorted(losers))
-        pairs.append(
-            [
-                *_set_rows(set_id, prompt_id, "preferred", winners, better, axes),
-                *_set_rows(set_id, prompt_id, "dispreferred", losers, worse, axes),
-            ]
-        )
-    return pairs
-
-
-def _n_sets_and_size(n_images: int, config: PreferencesConfig) -> tuple[int, int] | None:
+def _shape(pool: Pool, config: PreferencesConfig, drops: Counter[str]) -> Shape | None:
     """As many sets as can be at least half full, as full as they can equally be."""
     for n_sets in range(config.n_sets, 0, -1):
-        size = min(config.set_size, n_images // n_sets)
+        size = min(config.set_size, min(len(pool.specific), len(pool.neutral)) // n_sets)
         if size > 0 and 2 * size >= config.set_size:
             return n_sets, size
+    drops[f"prompt/too_few_{'specific' if len(pool.specific) < len(pool.neutral) else 'neutral'}_images"] += 1
     return None
 
 
-def _draw_to_target(
-    specific: Mapping[str, Cell], n_sets: int, size: int, axes: Sequence[Axis], generator: np.random.Generator
-) -> list[list[str]]:
-    """Sets whose cells are as near the target joint as the images allow, in the squared distance of counts.
+def _generator(prompt_id: str, config: PreferencesConfig) -> np.random.Generator:
+    return np.random.default_rng(int(content_id("sets", config.seed, prompt_id), 16))
 
-    One image at a time goes to the cell that lacks most (target share x size - count so far). With images enough
-    this is the largest-remainder quota; with too few it is still the nearest joint, because the squared distance
-    is a sum of convex terms, one a cell. Equal cells are told apart by what the axes lack by themselves, then at
-    random, so that no cell gets the odd image of every set. The sets take turns and so share what is scarce.
+
+def _balanced(job: _Job) -> list[IntArray]:
+    """As near the target as the images allow."""
+    cells = [pool.specific_cells for pool in job.pools]
+    return draw_to_target(cells, job.shapes, job.target, job.config.target_of, job.generators)
+
+
+def _paper(job: _Job) -> list[IntArray]:
+    """The paper's: verified images of all identities together, and luck."""
+    return [
+        draw_at_random(len(pool.specific), shape, generator)
+        for pool, shape, generator in zip(job.pools, job.shapes, job.generators, strict=True)
+    ]
+
+
+def _mcmc(job: _Job) -> list[IntArray]:
+    """The paper's Appendix B with the classifier as judge, from random sets; the chains of a prompt share its spare
+    images.
     """
-    supply: dict[Cell, list[str]] = {}
-    for image_id in generator.permutation(list(specific)):
-        supply.setdefault(specific[str(image_id)], []).append(str(image_id))
-    joint = target_joint(axes)
-    sets: list[list[str]] = [[] for _ in range(n_sets)]
-    for _ in range(size):
-        for members in sets:
-            counts = Counter(specific[name] for name in members)
-            open_cells = [cell for cell, names in supply.items() if names]
-            lacks = [(_lack(cell, counts, joint, size, axes), generator.random()) for cell in open_cells]
-            members.append(supply[open_cells[lacks.index(max(lacks))]].pop())
-    return sets
+    drawn = []
+    for pool, random, generator in zip(job.pools, _paper(job), job.generators, strict=True):
+        judge = TargetJudge(dict(enumerate(pool.specific_cells.tolist())), job.target, job.config.target_of)
+        spare: tuple[Member, ...] = tuple(sorted(set(range(len(pool.specific))) - set(random.ravel().tolist())))
+        ends = []
+        for members in random.tolist():
+            end = run_chain(Chain(tuple(members), spare), judge, generator, job.config.mcmc_steps)
+            spare = end.spare
+            ends.append(end.members)
+            job.drops["chain_step/accepted"] += end.n_accepted
+            job.drops["chain_step/undone"] += end.n_undone
+        drawn.append(np.array(ends, dtype=np.int64))
+    return drawn
 
 
-def _lack(
-    cell: Cell, counts: Counter[Cell], joint: Mapping[Cell, float], size: int, axes: Sequence[Axis]
-) -> tuple[float, float]:
-    """Images this cell lacks, then images its classes lack over all axes; rounded, so that ties are ties."""
-    marginal = 0.0
-    for i, axis in enumerate(axes):
-        have = sum(n for other, n in counts.items() if other[i] == cell[i])
-        marginal += axis.shares()[axis.classes.index(cell[i])] * size - have
-    return round(joint[cell] * size - counts[cell], 9), round(marginal, 9)
+_STRATEGIES: dict[str, Callable[[_Job], list[IntArray]]] = {
+    "balanced": _balanced,
+    "paper": _paper,
+    "pairwise": _balanced,
+    "mcmc": _mcmc,
+}
 
 
-def _set_rows(
-    set_id: str, prompt_id: str, role: str, image_ids: Sequence[str], distance: float, axes: Sequence[Axis]
-) -> list[dict[str, Any]]:
-    target = {
-        f"{axis.name}={name}": share for axis in axes for name, share in zip(axis.classes, axis.shares(), strict=True)
-    }
-    common = {
-        "set_id": set_id,
-        "prompt_id": prompt_id,
-        "role": role,
-        "target": target,
-        "discrepancy": distance,
-        "balance": 1.0 - distance / largest_discrepancy(axes),
-    }
-    return [common | {"image_id": image_id, "slot": slot} for slot, image_id in enumerate(image_ids)]
+@dataclass(frozen=True)
+class _Side:
+    """One role's images of all pairs, one after another: ids and cells, [n]."""
+
+    ids: Ids
+    cells: IntArray
+
+    def __getitem__(self, rows: NDArray[np.bool_]) -> "_Side":
+        return _Side(self.ids[rows], self.cells[rows])
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs of sets, both sides alike: [n_pairs] number of the prompt and size."""
+
+    owner: IntArray
+    sizes: IntArray
+    winners: _Side
+    losers: _Side
+
+    def discrepancies(self, target: Target) -> tuple[FloatArray, FloatArray]:
+        """[n_pairs] of the preferred and of the dispreferred sets."""
+        pair_of = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        shape = (len(self.sizes), len(target.cells))
+        places = (pair_of * shape[1] + side.cells for side in (self.winners, self.losers))
+        counts = (np.bincount(each, minlength=shape[0] * shape[1]).reshape(shape) for each in places)
+        better, worse = (target.discrepancies(each) for each in counts)
+        return better, worse
+
+
+def _pair_up(job: _Job) -> _Pairs:
+    """The strategy's sets against neutral images drawn at random."""
+    drawn = _STRATEGIES[job.config.strategy](job)
+    neutral = [
+        draw_at_random(len(pool.neutral), shape, generator)
+        for pool, shape, generator in zip(job.pools, job.shapes, job.generators, strict=True)
+    ]
+    winners = [
+        (pool.specific[at.ravel()], pool.specific_cells[at.ravel()]) for pool, at in zip(job.pools, drawn, strict=True)
+    ]
+    losers = [
+        (pool.neutral[at.ravel()], pool.neutral_cells[at.ravel()]) for pool, at in zip(job.pools, neutral, strict=True)
+    ]
+    n_sets, sizes = np.array(job.shapes).T
+    owner = np.repeat(np.arange(len(job.pools)), n_sets)
+    return _Pairs(owner, np.repeat(sizes, n_sets), _joined(winners), _joined(losers))
+
+
+def _no_worse(pairs: _Pairs, job: _Job) -> _Pairs:
+    """Without the pairs that are no preference, which are counted; strategy `pairwise` then takes sets apart."""
+    better, worse = pairs.discrepancies(job.target)
+    is_nearer = better < worse
+    job.drops["set_pair/not_nearer_the_target"] += int((~is_nearer).sum())
+    kept = np.repeat(is_nearer, pairs.sizes)
+    owner, sizes = pairs.owner[is_nearer], pairs.sizes[is_nearer]
+    if job.config.strategy == "pairwise":
+        owner, sizes = np.repeat(owner, sizes), np.ones(sizes.sum(), dtype=np.int64)
+    return _Pairs(owner, sizes, pairs.winners[kept], pairs.losers[kept])
+
+
+def _table(pairs: _Pairs, job: _Job) -> pd.DataFrame:
+    """Part of a `preferences` table: of every pair the preferred set, then the dispreferred one."""
+    prompt_ids = np.array([pool.prompt_id for pool in job.pools], dtype=object)[pairs.owner]
+    winners, losers = ([name.decode() for name in side.ids.tolist()] for side in (pairs.winners, pairs.losers))
+    ends = np.cumsum(pairs.sizes)
+    starts = ends - pairs.sizes
+    set_ids = [
+        content_id("set-pair", prompt_id, sorted(winners[start:end]), sorted(losers[start:end]))
+        for prompt_id, start, end in zip(prompt_ids, starts.tolist(), ends.tolist(), strict=True)
+    ]
+    one_side = np.repeat(np.arange(len(starts)), pairs.sizes)
+    order = np.argsort(np.concatenate([2 * one_side, 2 * one_side + 1]), kind="stable")
+    pair, is_winner = np.tile(one_side, 2)[order], order < len(one_side)
+    better, worse = pairs.discrepancies(job.target)
+    distance = np.where(is_winner, better[pair], worse[pair])
+    shares = job.target.table()
+    return pd.DataFrame(
+        {
+            "set_id": np.array(set_ids, dtype=object)[pair],
+            "prompt_id": prompt_ids[pair],
+            "role": np.where(is_winner, "preferred", "dispreferred"),
+            "image_id": np.array(winners + losers, dtype=object)[order],
+            "slot": (order % len(one_side) - starts[pair]).astype(np.int32),
+            "target": pd.Series([shares] * len(pair), dtype=object),
+            "discrepancy": distance,
+            "balance": 1.0 - distance / job.target.largest_discrepancy(),
+        },
+        columns=list(_COLUMNS),
+    )
+
+
+def _joined(parts: Sequence[tuple[Ids, IntArray]]) -> _Side:
+    return _Side(np.concatenate([ids for ids, _ in parts]), np.concatenate([cells for _, cells in parts]))

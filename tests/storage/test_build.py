@@ -296,3 +296,33 @@ def test_scratch_may_lie_on_another_disk(
         assert store.is_published(ref)
         assert store.verify() == []
         assert [path for path in Path(folder).rglob("*") if path.is_file()] == []
+
+
+def test_a_table_is_written_part_by_part(
+    store: Store, ref: ArtifactRef, payload: dict[str, Any], scores: pd.DataFrame
+) -> None:
+    parts = [scores, scores.assign(value=9.0), scores[:0]]
+    with store.build(ref, payload) as build:
+        build.write_parts("scores", iter(parts))
+        assert build.read_table("scores", columns=["value"])["value"].tolist() == [0.25, 0.5, 9.0, 9.0]
+    pd.testing.assert_frame_equal(store.read_table(ref, "scores"), pd.concat(parts, ignore_index=True))
+    assert [path.name for path in store.localize(ref).iterdir() if path.suffix == ".partial"] == []
+
+
+def test_parts_that_end_in_an_error_leave_no_table(
+    store: Store, ref: ArtifactRef, payload: dict[str, Any], scores: pd.DataFrame
+) -> None:
+    def failing() -> Iterator[pd.DataFrame]:
+        yield scores
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"), store.build(ref, payload) as build:
+        build.write_parts("scores", failing())
+    with store.build(ref, payload) as build:
+        with pytest.raises(StoreError, match="has no table 'scores' yet"):
+            build.read_table("scores")
+        with pytest.raises(StoreError, match="missing columns"):
+            build.write_parts("scores", iter([scores.drop(columns="value")]))
+        build.write_table("scores", scores)
+    assert store.read_table(ref, "scores")["value"].tolist() == [0.25, 0.5]
+    assert sorted(path.name for path in store.localize(ref).iterdir()) == ["manifest.json", "scores.parquet"]

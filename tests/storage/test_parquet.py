@@ -190,3 +190,13 @@ def test_files_are_grouped_by_table() -> None:
 def test_a_missing_shard_is_an_error(files: list[str]) -> None:
     with pytest.raises(StoreError, match=r"expected t\.parquet alone or shards from 00000 on"):
         group_tables(files)
+
+
+def test_equal_maps_are_converted_once_and_give_the_same_bytes() -> None:
+    shared, rows = {"b": 0.5, "a": 0.5}, []
+    for number in range(4):
+        rows.append(ROWS["preferences"][0] | {"slot": number, "target": shared})
+    each = [row | {"target": dict(sorted(shared.items()))} for row in rows]
+    assert encode("preferences", pd.DataFrame(rows)) == encode("preferences", pd.DataFrame(each))
+    targets = to_frame([decode("preferences", encode("preferences", pd.DataFrame(rows)), "there")])["target"].tolist()
+    assert [list(target.items()) for target in targets] == [[("a", 0.5), ("b", 0.5)]] * 4

@@ -71,6 +71,15 @@ def test_a_table_comes_back_whole_or_shard_by_shard(store: Store, published: Art
     assert [shard["value"].tolist() for shard in store.iter_table(published, "scores")] == [[0.25, 0.5], [1.25, 1.5]]
 
 
+def test_some_columns_are_read_alone_and_the_rest_is_still_checked(store: Store, published: ArtifactRef) -> None:
+    some = store.read_table(published, "scores", ["value", "image_id"])
+    assert some.to_dict("list") == {"value": [0.25, 0.5, 1.25, 1.5], "image_id": ["a", "b", "a", "b"]}
+    assert [list(shard.columns) for shard in store.iter_table(published, "scores", ["scorer"])] == [["scorer"]] * 2
+    (store.localize(published) / "scores-00001.parquet").write_bytes(b"torn")
+    with pytest.raises(StoreError, match=r"scores-00001\.parquet does not match its checksum"):
+        store.read_table(published, "scores", ["value"])
+
+
 def test_two_stores_hold_the_same_bytes(
     tmp_path: Path, payload: dict[str, Any], ref: ArtifactRef, scores: pd.DataFrame
 ) -> None:
