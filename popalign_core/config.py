@@ -278,6 +278,7 @@ class PeopleConfig(Frozen):
 
     kind: Literal["people"]
     path: Text
+    axes: dict[str, tuple[Text, ...]] = Field(min_length=1, description="axis -> the classes people chose from")
 
 
 class AttributesConfig(Frozen):

@@ -47,7 +47,7 @@ class DeepFaceReader:
         if self._bands and len(shares["age"]):
             shares["age"] = age_shares(shares["age"], self._bands)
         rows: list[Probabilities] = [
-            {axis: dict(zip(classes, map(float, shares[axis][row]), strict=True)) for axis, classes in self.axes.items()}
+            {axis: dict(zip(self.axes[axis], map(float, values[row]), strict=True)) for axis, values in shares.items()}
             for row in range(len(shares["gender"]))
         ]
         faces = iter(rows)

@@ -40,8 +40,8 @@ class FaceDetector:
             modeling().build_model(task="face_detector", model_name=backend)
         except (ImportError, RuntimeError) as error:  # torchvision beside another torch raises the latter
             raise ConfigError(
-                f"attributes.detector_backend = {backend!r} needs a package that is not installed or does not load ({error}); "
-                "install it, or use 'opencv'"
+                f"attributes.detector_backend = {backend!r} needs a package that is not installed or does not load "
+                f"({error}); install it, or use 'opencv'"
             ) from error
 
     def detect(self, pixels_u8: NDArray[np.uint8]) -> tuple[FaceReading, NDArray[np.float32] | None]:
@@ -97,9 +97,7 @@ class FaceDetector:
         return [face for face in faces if _area(face) > 0 and min(face["face"].shape) > 0]
 
 
-def cut_out(
-    pixels_u8: NDArray[np.uint8], box: tuple[float, float, float, float], margin: float
-) -> NDArray[np.uint8]:
+def cut_out(pixels_u8: NDArray[np.uint8], box: tuple[float, float, float, float], margin: float) -> NDArray[np.uint8]:
     """The face of a picture with what is around it, for classifiers that DeepFace's narrow crops do not suit.
 
     Args:

@@ -100,10 +100,15 @@ def _begin(n_threads: int) -> None:
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if n_threads:
         os.environ["OMP_NUM_THREADS"] = str(n_threads)
+    # a pool's process waits for work for ever, even when its parent was killed
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
     parent = parent_process()
     assert parent is not None
-    # a pool's process waits for work for ever, even when its parent was killed
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    parent.join()
+    os._exit(1)
 
 
 def _open(load: Callable[[], AttributeReader]) -> None:

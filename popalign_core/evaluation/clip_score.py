@@ -104,12 +104,12 @@ def load_clip(folder: Path, device: torch.device | str = "cpu") -> ClipScorer:
 
 
 @torch.inference_mode()
-def embed_images(scorer: ClipScorer, batches: Iterable[NDArray[np.uint8]]) -> Tensor:
+def embed_images(scorer: ClipScorer, batches: Iterable[NDArray[np.uint8] | Sequence[NDArray[np.uint8]]]) -> Tensor:
     """Image embeddings.
 
     Args:
         scorer: The CLIP.
-        batches: Each `[B, H, W, 3]` uint8.
+        batches: Each `[B, H, W, 3]` uint8, or B of `[H, W, 3]` of any size.
 
     Returns:
         `[N, D]` float32 on the CPU, length 1.

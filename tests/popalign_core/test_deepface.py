@@ -175,7 +175,7 @@ def test_detectors_ask_for_the_files_that_their_packages_read():
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "facenet_pytorch", None)
-    with pytest.raises(ConfigError, match=r"detector_backend = 'fastmtcnn' needs a package .*facenet"):
+    with pytest.raises(ConfigError, match=r"detector_backend = 'fastmtcnn' needs a package .*\n?.*facenet"):
         FaceDetector(AttributesConfig(detector_backend="fastmtcnn"))
 
 
