@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -104,9 +105,9 @@ def _load_open_clip(settings: ZeroShotConfig, device: str) -> SharedSpace:
         model, _, preprocess = open_clip.create_model_and_transforms(
             settings.architecture, pretrained=settings.path, device=device
         )
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, ValueError, AssertionError, UnpicklingError) as error:
         raise InputError(
-            f"{settings.path} is no checkpoint of {settings.architecture} ({str(error).splitlines()[0]}); "
+            f"{settings.path} is no checkpoint of {settings.architecture} ({(str(error) or 'empty').splitlines()[0]}); "
             "give the architecture it was trained with"
         ) from error
     model.eval().requires_grad_(False)

@@ -1,15 +1,13 @@
 """DeepFace: real detection on real portraits; no face is not a face (pitfall 4); nothing is ever downloaded."""
 
-import io
 import os
 import subprocess
 import sys
-import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from portrait_files import needs_portraits, portrait
 
 from popalign_core.attributes.deepface import DeepFaceReader
 from popalign_core.attributes.detector import FaceDetector, cut_out
@@ -19,20 +17,12 @@ from popalign_core.attributes.weights import DETECTOR_WEIGHTS, HEAD_WEIGHTS, wei
 from popalign_core.config import AttributesConfig
 from popalign_core.errors import ConfigError, MissingWeightsError
 
-PORTRAITS = Path(__file__).parents[2].parent / "shared" / "data" / "portraits_256.zip"
-needs_portraits = pytest.mark.skipif(not PORTRAITS.exists(), reason=f"needs the CC0 portraits at {PORTRAITS}")
-
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     """A home without weights; anything DeepFace would write or download lands here."""
     monkeypatch.setenv("DEEPFACE_HOME", str(tmp_path))
     return tmp_path
-
-
-def portrait(name):
-    with zipfile.ZipFile(PORTRAITS) as archive:
-        return np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB"))
 
 
 def portraits(n):
