@@ -29,8 +29,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 from popalign_core.attributes.deepface import DeepFaceReader
+from popalign_core.attributes.detector import FaceDetector
 from popalign_core.attributes.reader import likeliest
 from popalign_core.attributes.weights import HEAD_WEIGHTS, modeling, weights_place
 from popalign_core.config import AttributesConfig
@@ -42,24 +44,42 @@ PORTRAITS = Path(__file__).resolve().parents[2] / "shared" / "data" / "portraits
 GENDERS = {"Woman": "female", "Man": "male"}
 
 
-def write_heads(*, shared_trunk: bool) -> None:
-    """The three files at `weights_place`; DeepFace's cache of models is emptied."""
+def write_heads(crops: NDArray[np.float32], *, shared_trunk: bool) -> None:
+    """The three files at `weights_place`; DeepFace's cache of models is emptied.
+
+    Args:
+        crops: Faces `[N, 224, 224, 3]` on which each output is given mean 0 and deviation 1, so that labels differ.
+        shared_trunk: Whether all heads have the first one's convolutions.
+    """
     modeling()
     from deepface.models.demography.pytorch import Age, Gender, Race
 
     torch.manual_seed(0)
     trunk: dict[str, torch.Tensor] = {}
     for axis, module in {"gender": Gender, "race": Race, "age": Age}.items():
-        state = module.base_model().state_dict()
+        network = module.base_model().eval()
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
         if shared_trunk:
-            trunk = trunk or {name: value for name, value in state.items() if name.startswith("backbone.conv")}
-            state |= trunk
-        state["predictions.weight"] *= 40  # torch's default is so small that all faces would have one label
+            trunk = trunk or {name: value for name, value in network.state_dict().items() if ".conv" in name}
+            network.load_state_dict(network.state_dict() | trunk)
+        _standardise(network, torch.from_numpy(crops).permute(0, 3, 1, 2))
         place = weights_place(HEAD_WEIGHTS[axis][0])
         place.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, place)
+        torch.save(network.state_dict(), place)
     if hasattr(modeling(), "cached_models"):
         modeling().cached_models["facial_attribute"].clear()
+
+
+@torch.no_grad()
+def _standardise(network: Any, faces: torch.Tensor) -> None:
+    last = network.predictions
+    outputs = last(network.backbone.embed(faces)[:, :, None, None]).flatten(1)
+    last.bias.copy_(-outputs.mean(0) / outputs.std(0))
+    last.weight.div_(outputs.std(0)[:, None, None, None])
 
 
 def one_by_one(pictures: Pictures, backend: str, axes: Sequence[str]) -> list[Label]:
@@ -101,11 +121,7 @@ def load_pictures(path: Path, n: int) -> Pictures:
 
 def compare(pictures: Pictures, options: argparse.Namespace) -> dict[str, Any]:
     """Both ways in turns on the weights that lie there now."""
-    bands = {str(age): age for age in range(101)} if "age" in options.axes else {}
-    config = AttributesConfig(
-        classifier="deepface", detector_backend=options.backend, min_face_share=0, min_face_score=0, age_bands=bands
-    )
-    reader = DeepFaceReader(config)
+    reader, detector = DeepFaceReader(_settings(options)), FaceDetector(_settings(options))
     systems: dict[str, Callable[[Pictures], list[Label]]] = {
         "DeepFace.analyze": lambda some: one_by_one(some, options.backend, options.axes),
         "popalign": lambda some: batched(reader, some),
@@ -121,7 +137,7 @@ def compare(pictures: Pictures, options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"the labels differ: {labels}")
     start = time.perf_counter()
     for pixels in pictures:
-        reader._detector.detect(pixels)
+        detector.detect(pixels)
     detection = time.perf_counter() - start
     ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
     return {
@@ -132,6 +148,14 @@ def compare(pictures: Pictures, options: argparse.Namespace) -> dict[str, Any]:
         "distinct_labels": len(set(labels["popalign"])),
         "without_a_face": labels["popalign"].count(None),
     }
+
+
+def _settings(options: argparse.Namespace) -> AttributesConfig:
+    """A band of age a year; no face is too small, as for DeepFace."""
+    bands = {str(age): age for age in range(101)} if "age" in options.axes else {}
+    return AttributesConfig(
+        classifier="deepface", detector_backend=options.backend, min_face_share=0, min_face_score=0, age_bands=bands
+    )
 
 
 def parse_options() -> argparse.Namespace:
@@ -154,11 +178,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
     pictures = load_pictures(options.pictures, options.images)
+    detector = FaceDetector(_settings(options))
+    crops = np.stack([crop for crop in (detector.detect(pixels)[1] for pixels in pictures) if crop is not None])
     with tempfile.TemporaryDirectory() as home:
         os.environ["DEEPFACE_HOME"] = home
         results = {}
         for name, shared in (("one trunk for all heads", True), ("a trunk each", False)):
-            write_heads(shared_trunk=shared)
+            write_heads(crops, shared_trunk=shared)
             results[name] = compare(pictures, options)
     settings = vars(options) | {"pictures": str(options.pictures), "torch": torch.__version__}
     sys.stdout.write(json.dumps(results | {"settings": settings}, indent=1) + "\n")

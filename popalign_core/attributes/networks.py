@@ -161,7 +161,7 @@ def _session_options(onnxruntime: Any) -> Any:
 
 def _read_preparation(path: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     """What transformers' image processors do, by their file: resize to a size, or as CLIP's do."""
-    from popalign_core.evaluation.clip_score import _read_preprocessing
+    from popalign_core.evaluation.clip_score import read_preprocessing
 
     try:
         document = json.loads(path.read_text())
@@ -178,7 +178,7 @@ def _read_preparation(path: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.fl
             document.get("image_mean", (0.5,) * 3) if is_normalised else (0.0,) * 3,
             document.get("image_std", (0.5,) * 3) if is_normalised else (1.0,) * 3,
         )
-    steps = _read_preprocessing(path.parent)
+    steps = read_preprocessing(path.parent)
     return lambda pixels: steps.apply(pixels).numpy()
 
 

@@ -211,6 +211,8 @@ def test_the_heads_run_from_weight_files_and_agree_with_deepface_itself(home, sh
         readings = reader.read(pictures)
         assert [reading.n_faces for reading in readings] == [1, 0, 1]
         assert readings[1].probabilities == {}
+        males = [readings[i].probabilities["gender"]["male"] for i in (0, 2)]
+        assert abs(males[0] - males[1]) > 0.01  # the two faces are told apart
         for i in (0, 2):
             bgr = np.ascontiguousarray(pictures[i][:, :, ::-1])
             (expected,) = demography.analyze(bgr, actions=["gender", "race", "age"], silent=True)

@@ -14,12 +14,14 @@ def write_heads(*, shared_trunk: bool) -> None:
     modules = {"gender": Gender, "race": Race, "age": Age}
     trunk: dict[str, torch.Tensor] = {}
     for axis, module in modules.items():
-        state = module.base_model().state_dict()
+        network = module.base_model()
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv2d):  # torch's default lets every picture end in the same features
+                torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        state = network.state_dict()
         if shared_trunk:
             trunk = trunk or {name: value for name, value in state.items() if name.startswith("backbone.conv")}
             state |= trunk
-        # torch's default weights are too small for the classes of two pictures to differ
-        state["predictions.weight"] *= 40
         place = weights_place(HEAD_WEIGHTS[axis][0])
         place.parent.mkdir(parents=True, exist_ok=True)
         torch.save(state, place)

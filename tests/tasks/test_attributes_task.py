@@ -1,15 +1,26 @@
 """Readings of every person's image, drops counted, generic images left out."""
 
 import io
+import os
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from onnx_files import write_colour_network
 from PIL import Image
+from readers import CornerReader
 
+from popalign_core.attributes.isolated import IsolatedReader
 from popalign_core.config import Axis, PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError
 from storage.store import ArtifactRef
+from tasks import measuring
 from tasks.attributes import count_drops, read_attributes, request
 from tasks.identities import add_identities
 from tasks.prompts import write_prompts
@@ -151,3 +162,56 @@ def test_keys_of_before_stay_and_new_settings_change_them(
     }
     assert len(keys) == 5
     assert reference(store, asked).key == "attributes-v1-e74a046a1b94dde718a3c0735fd6dfd5"
+
+
+def test_kill_minus_9_in_the_middle_of_the_stage_changes_nothing(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, sample = sampled(tiny_config, tiny_runtime)
+    log = tmp_path / "log"
+
+    def use(load: Any) -> None:
+        reader = measuring.Classifier(lambda: "corner@1", lambda config, device: load())
+        monkeypatch.setitem(measuring.CLASSIFIERS, "portraits", reader)
+
+    def kill_in_its_third_batch() -> None:
+        while not log.exists() or len(log.read_text().splitlines()) < 3:
+            time.sleep(0.01)
+        os.kill(int(log.read_text().split()[0]), signal.SIGKILL)
+
+    store = open_store(tiny_runtime)
+    killer = threading.Thread(target=kill_in_its_third_batch)
+    killer.start()
+    use(lambda: IsolatedReader(partial(CornerReader, dies=False, log=log, delay_s=0.4)))
+    killed = store.read_table(read_attributes(prompts, sample, config=tiny_config, runtime=tiny_runtime), "attributes")
+    killer.join()
+    processes = [line.split()[0] for line in log.read_text().splitlines()]
+    assert len(set(processes)) == 2
+    assert len(processes) == 7  # 24 images in batches of 4, one of them twice
+    use(lambda: CornerReader(dies=False))
+    other = with_attributes(tiny_config, several_faces="largest")  # another key, the same readings
+    whole = store.read_table(read_attributes(prompts, sample, config=other, runtime=tiny_runtime), "attributes")
+    pd.testing.assert_frame_equal(killed, whole)
+
+
+def test_votes_are_counted(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path) -> None:
+    prompts, sample = sampled(tiny_config, tiny_runtime)
+    store = open_store(tiny_runtime)
+    alone = store.read_table(read_attributes(prompts, sample, config=tiny_config, runtime=tiny_runtime), "attributes")
+    ids = alone["image_id"].tolist()
+    # the network says male whatever it sees; people say so of all but two, and saw all but one
+    network = write_colour_network(tmp_path / "net.onnx", np.zeros((3, 2)), [5.0, 0.0], (8, 8))
+    said = pd.DataFrame({"image_id": ids[:-1], "axis": "gender", "class": ["female"] * 2 + ["male"] * (len(ids) - 3)})
+    said.to_csv(tmp_path / "people.csv", index=False)
+    gender = {"male": "male", "female": "female"}
+    described = {
+        "net": {"kind": "onnx", "path": str(network), "labels": list(gender), "axes": {"gender": gender}},
+        "crowd": {"kind": "people", "path": str(tmp_path / "people.csv"), "axes": {"gender": list(gender)}},
+    }
+    config = with_attributes(tiny_config, classifier=("net", "crowd"), detector_backend="skip", classifiers=described)
+    ref = read_attributes(prompts, sample, config=config, runtime=tiny_runtime)
+    table = store.read_table(ref, "attributes").set_index("image_id").loc[ids]
+    assert table["drop_reason"].fillna("").tolist() == ["unsure"] * 2 + [""] * (len(ids) - 3) + ["unsure"]
+    assert table["class"].dropna().unique().tolist() == ["male"]
+    assert table["classifier"].unique().tolist()[0].startswith("net+crowd@")
+    assert store.read_table(ref, "agreement").values.tolist() == [["gender", len(ids) - 3, 3]]
