@@ -13,7 +13,7 @@ from popalign_core.attributes.deepface import DeepFaceReader
 from popalign_core.attributes.detector import FaceDetector, cut_out
 from popalign_core.attributes.heads import age_shares
 from popalign_core.attributes.reader import FaceReading
-from popalign_core.attributes.weights import DETECTOR_WEIGHTS, HEAD_WEIGHTS, weights_place
+from popalign_core.attributes.weights import DETECTOR_WEIGHTS, HEAD_WEIGHTS, modeling, weights_place
 from popalign_core.config import AttributesConfig
 from popalign_core.errors import ConfigError, MissingWeightsError
 
@@ -163,6 +163,25 @@ def test_detectors_ask_for_the_files_that_their_packages_read():
     assert all(url.endswith(f"/{file}") for files in DETECTOR_WEIGHTS.values() for file, url in files)
 
 
+def test_the_retinaface_file_is_the_one_that_is_read(home):
+    """Random weights in its own format: it runs, is sure of no face in grey, and fetches nothing else."""
+    import torch
+    from retinaface import RetinaFace
+    from retinaface.model.retinaface_pth_model import RetinaFace as Network
+
+    ((file, _),) = DETECTOR_WEIGHTS["retinaface"]
+    weights_place(file).parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(Network().state_dict(), weights_place(file))
+    try:
+        reading, crop = FaceDetector(AttributesConfig(detector_backend="retinaface")).detect(GREY[:64, :64])
+        assert (reading.n_faces, reading.problem, crop) == (0, None, None)
+        assert [path.name for path in weights_place(file).parent.iterdir()] == [file]
+    finally:  # both packages keep what they loaded
+        modeling().cached_models["face_detector"].pop("retinaface", None)
+        vars(RetinaFace).pop("model", None)
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "facenet_pytorch", None)
     with pytest.raises(ConfigError, match=r"detector_backend = 'fastmtcnn' needs a package .*\n?.*facenet"):
@@ -199,7 +218,7 @@ def test_importing_the_module_touches_neither_deepface_nor_the_home(tmp_path):
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_heads_run_from_weight_files_and_agree_with_deepface_itself(home, shared):
     """Random weights in DeepFace's own format (three files of 512 MB): what `DeepFace.analyze` reads, in one batch."""
-    from deepface.modules import demography, modeling
+    from deepface.modules import demography
     from head_files import write_heads
 
     write_heads(shared_trunk=shared)
@@ -223,7 +242,7 @@ def test_the_heads_run_from_weight_files_and_agree_with_deepface_itself(home, sh
             assert sum(ours["gender"].values()) == pytest.approx(1)
     finally:
         # Gigabytes, in memory and on disk, that nobody after this test should carry.
-        modeling.cached_models["facial_attribute"].clear()
+        modeling().cached_models["facial_attribute"].clear()
         for file, _ in HEAD_WEIGHTS.values():
             weights_place(file).unlink()
 
