@@ -2,8 +2,9 @@
 
 Both use the same detector, the same weight files and the same images, in turns, in one process, and must give the same
 labels: gender, race and the age in years. The files are made here, in DeepFace's own format, with random numbers, in
-two ways: with one trunk of convolutions for all heads, which is how the published heads were trained (VGG-Face with all
-convolutions frozen), and with a trunk each. This project's reader compares the files and runs equal trunks once.
+two ways: with one trunk of convolutions for all heads, as the known recipe for these heads leaves them (VGG-Face with
+all convolutions frozen), and with a trunk each. This project's reader compares the files and runs equal trunks once.
+Which of the two the published files are cannot be seen without them.
 
     python benchmarks/attributes.py
     python benchmarks/attributes.py --images 32 --rounds 5 --axes gender race
@@ -11,8 +12,8 @@ convolutions frozen), and with a trunk each. This project's reader compares the 
 The images are `../shared/data/portraits_256.zip` or `--pictures FILE.zip`.
 
 On one thread of a busy AMD EPYC (AVX2, torch 2.13, 12 images, three heads, best of three rounds): 0.90 images/s against
-0.14, 6.4 times, with one trunk; 0.49 against 0.17, 2.9 times, with a trunk each (an earlier run: 7.1 and 4.0). The labels
-were identical. Two things are saved: a batch reads the 400 MB of each head's first fully connected layer once, where a
+0.14, 6.4 times, with one trunk; 0.49 against 0.17, 2.9 times, with a trunk each (an earlier run: 7.1 and 4.0). The
+labels were identical. Two things are saved: a batch reads the 400 MB of each head's first fully connected layer once, where a
 call an image lays them out anew every time; and equal trunks run once. Finding the faces takes 0.1 to 0.2 s an image in
 both, as the detectors take one image at a time.
 """

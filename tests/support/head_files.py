@@ -6,7 +6,7 @@ from popalign_core.attributes.weights import HEAD_WEIGHTS, prepare, weights_plac
 
 
 def write_heads(*, shared_trunk: bool) -> None:
-    """Three files of 512 MB at `weights_place`; with one trunk, as the published training left them, or one each."""
+    """Three files of 512 MB at `weights_place`; with one trunk, as training with it frozen leaves them, or one each."""
     prepare()
     from deepface.models.demography.pytorch import Age, Gender, Race
 
