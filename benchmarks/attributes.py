@@ -13,9 +13,9 @@ The images are `../shared/data/portraits_256.zip` or `--pictures FILE.zip`.
 
 On one thread of a busy AMD EPYC (AVX2, torch 2.13, 12 images, three heads, best of three rounds): 0.90 images/s against
 0.14, 6.4 times, with one trunk; 0.49 against 0.17, 2.9 times, with a trunk each (an earlier run: 7.1 and 4.0). The
-labels were identical. Two things are saved: a batch reads the 400 MB of each head's first fully connected layer once, where a
-call an image lays them out anew every time; and equal trunks run once. Finding a face takes 0.1 to 0.2 s in
-both, as the detectors take one image at a time.
+labels were identical. Two things are saved: a batch lays out the 400 MB of a head's first fully connected layer once,
+where a call an image does so every time; and equal trunks run once. Finding a face takes 0.1 to 0.2 s in both, as the
+detectors take one image at a time.
 """
 
 import argparse
