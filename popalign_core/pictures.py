@@ -1,7 +1,8 @@
-"""Pictures made elsewhere, brought to the model's size."""
+"""Pictures made elsewhere: any sort that PIL reads, made upright RGB, and brought to the model's size."""
 
 import io
 import struct
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,25 +12,53 @@ from PIL import Image, ImageOps
 MISSING = "missing image"
 TWICE = "same image twice"
 UNDECODABLE = "undecodable image"
+TOO_LARGE = "too large image"
 
-# What PIL raises for bytes that are no picture, or one that is cut off, damaged or absurdly large.
-_BAD_PICTURE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+# What PIL raises for bytes that are no picture, or one that is cut off or damaged.
+_BAD_PICTURE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
+_BOMB = (Image.DecompressionBombWarning, Image.DecompressionBombError)
+
+
+def read_picture(data: bytes) -> tuple[NDArray[np.uint8] | None, str | None]:
+    """Decode a picture of any sort: turned as its camera says, the first of an animation, 16 bits made 8.
+
+    Args:
+        data: The encoded picture, in any format that PIL reads.
+
+    Returns:
+        [H, W, 3] uint8 RGB and None; or None and `UNDECODABLE`, or `TOO_LARGE` for what PIL takes for a
+        decompression bomb (89 million pixels), which is refused before it is decoded.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as picture:
+                return np.asarray(_to_rgb(ImageOps.exif_transpose(picture))), None
+    except _BOMB:
+        return None, TOO_LARGE
+    except _BAD_PICTURE:
+        return None, UNDECODABLE
 
 
 def fit_picture(data: bytes, width: int, height: int) -> NDArray[np.uint8] | None:
     """A picture in the model's size: scaled until its shorter side fits, the middle of the longer one kept.
 
     Args:
-        data: The encoded picture, in any format that PIL reads; it is turned as its camera says.
+        data: The encoded picture, as `read_picture` takes it.
         width: px.
         height: px.
 
     Returns:
         [height, width, 3] uint8 RGB; None when the bytes are no readable picture.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
-    except _BAD_PICTURE:
+    pixels, _ = read_picture(data)
+    if pixels is None:
         return None
-    return np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS))
+    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height), Image.Resampling.LANCZOS))
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits; PIL's own conversion cuts everything above 255 off
+        return Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    return picture.convert("RGB")

@@ -111,6 +111,22 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
     "comparison": _schema("comparison", 1, _METRICS, optional=_METRICS_OPTIONAL),
     "training_log": _schema("training_log", 1, {"step": _I64, "name": _TEXT, "value": _F64}),
     "drops": _schema("drops", 1, {"stage": _TEXT, "reason": _TEXT, "n": _I64}),
+    "agreement": _schema("agreement", 1, {"axis": _TEXT, "n_agreed": _I64, "n_disagreed": _I64}),
+    "calibration": _schema(
+        "calibration",
+        1,
+        {
+            "classifier": _TEXT,  # name@version
+            "axis": _TEXT,
+            "true_class": _TEXT,
+            "read_class": _TEXT,  # "" where no class was read
+            "n": _I64,
+            "share": _F64,  # of the images read, among those of the true class; of all for ""
+            "ci_low": _F64,
+            "ci_high": _F64,
+        },
+        optional=("share", "ci_low", "ci_high"),
+    ),
     "rejected": _schema("rejected", 1, {"text": _TEXT, "reason": _TEXT}),
 }
 """Table -> schema; its name and version are in the schema's metadata and go into the Parquet file."""

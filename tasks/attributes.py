@@ -1,32 +1,42 @@
 """Stage `attributes`: faces and classes of every image of a person, and why an image is dropped."""
 
-from collections.abc import Set
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config import AttributesConfig, PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
-from tasks.measuring import CLASSIFIERS
+from tasks.measuring import classifier_identity, load_reader
 from tasks.sample import UNSAFE
 from tasks.stage import Progress, Request, no_progress, produce, set_threads
-from tasks.tables import drops_table, iter_batches
+from tasks.tables import drops_table
 
 if TYPE_CHECKING:
-    pass
+    from popalign_core.attributes.reader import AttributeReader, FaceReading
 
 STAGE = "attributes"
 VERSION = "1"
+
+_ALWAYS_HASHED = {"classifier", "detector_backend", "min_face_score", "min_face_share", "min_probability"}
+"""Settings of the first day; later ones enter the key where they are set, so that old keys stay."""
+_AGREED, _DISAGREED = "agreed:", "disagreed:"
 
 
 def request(config: PipelineConfig, *, prompts: ArtifactRef, sample: ArtifactRef) -> Request:
     """What the key depends on: the classifier by its weights, the axes by name and classes."""
     payload = {
-        "attributes": config.attributes.model_dump(mode="json"),
-        "classifier": CLASSIFIERS[config.attributes.classifier].identity(),
+        "attributes": _hashed_settings(config.attributes),
+        "classifier": classifier_identity(config.attributes),
         "axes": [axis.model_dump(mode="json", include={"name", "classes"}) for axis in config.axes],
     }
     return Request(STAGE, VERSION, payload, {"prompts": prompts.key, "sample": sample.key})
+
+
+def _hashed_settings(settings: AttributesConfig) -> dict[str, Any]:
+    later = settings.model_dump(mode="json", exclude_defaults=True, exclude={"classifiers"})
+    return settings.model_dump(mode="json", include=_ALWAYS_HASHED) | later
 
 
 def read_attributes(
@@ -39,7 +49,8 @@ def read_attributes(
 ) -> ArtifactRef:
     """Publish tables `attributes` (one row an image and axis) and `drops` (images by reason).
 
-    Images of generic prompts are left out: nobody is expected in them.
+    Images of generic prompts are left out: nobody is expected in them. Where several classifiers vote, table
+    `agreement` says how often they do.
 
     Raises:
         InputError: When the classifier lacks a class that an axis has.
@@ -73,18 +84,59 @@ def _read_shards(
     from popalign_core.sampling.models import resolve_device
 
     set_threads(runtime)
-    reader = CLASSIFIERS[config.attributes.classifier].load(config.attributes, str(resolve_device(runtime.device)))
+    reader = load_reader(config.attributes, str(resolve_device(runtime.device)))
     check_reader(reader, config.axes)
     done, total = 0, store.manifest(sample).rows["images"]
     for number, shard in enumerate(store.iter_table(sample, "images")):
         if not build.shard_done(number):
             chosen, name = shard[shard["prompt_id"].isin(people)], f"{reader.name}@{reader.version}"
             seen = chosen["image"].notna()
-            readings = [face for _, pixels in iter_batches(chosen, runtime.batch_size) for face in reader.read(pixels)]
+            readings = _read_images(reader, chosen[seen], runtime.batch_size)
             table = judge(readings, chosen.loc[seen, "image_id"].tolist(), config.axes, config.attributes, name)
             withheld = unread(chosen.loc[~seen, "image_id"].tolist(), config.axes, name, UNSAFE)
             build.write_table("attributes", pd.concat([table, withheld], ignore_index=True), shard=number)
-            build.mark_shard(number, {"images": len(chosen)})
+            build.mark_shard(number, {"images": len(chosen)} | _count_votes(readings))
         done += len(shard)
         on_progress(done, total)
     build.write_table("drops", count_drops(build.read_table("attributes")))
+    if len(config.attributes.names) > 1:
+        build.write_table("agreement", _agreement(build.sum_counts(), [axis.name for axis in config.axes]))
+
+
+def _read_images(reader: "AttributeReader", images: pd.DataFrame, batch_size: int) -> "list[FaceReading]":
+    """One reading an image; those that cannot be decoded say so and never reach the reader."""
+    from popalign_core.attributes.reader import unreadable
+    from popalign_core.pictures import UNDECODABLE, read_picture
+
+    readings = []
+    for start in range(0, len(images), batch_size):
+        rows = images.iloc[start : start + batch_size]
+        decoded = [read_picture(cell["bytes"]) for cell in rows["image"]]
+        usable = [pixels is not None for pixels, _ in decoded]
+        pictures = [pixels for pixels, _ in decoded if pixels is not None]
+        found = iter(reader.read(pictures, rows.loc[usable, "image_id"].tolist()))
+        readings += [
+            next(found) if is_usable else unreadable(reason or UNDECODABLE)
+            for is_usable, (_, reason) in zip(usable, decoded, strict=True)
+        ]
+    return readings
+
+
+def _count_votes(readings: "Sequence[FaceReading]") -> dict[str, int]:
+    """How often classifiers agreed on each axis; nothing where one reads alone."""
+    from popalign_core.attributes.voting import votes
+
+    counts: dict[str, int] = {}
+    for reading in readings:
+        for axis, agreed in votes(reading).items():
+            key = f"{_AGREED if agreed else _DISAGREED}{axis}"
+            counts[key] = counts.get(key, 0) + 1
+    return counts
+
+
+def _agreement(counts: Mapping[str, int], axes: Sequence[str]) -> pd.DataFrame:
+    numbers = {
+        column: np.array([counts.get(f"{prefix}{axis}", 0) for axis in axes], dtype=np.int64)
+        for column, prefix in (("n_agreed", _AGREED), ("n_disagreed", _DISAGREED))
+    }
+    return pd.DataFrame({"axis": pd.Series(axes, dtype=object)} | numbers)

@@ -1,8 +1,16 @@
 """Stage `evaluate`: the metrics table of one system, from statistics that other stages have read off its images."""
 
+from typing import TYPE_CHECKING
+
 from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.errors import InputError
 from storage.store import ArtifactRef, Build, Store
 from tasks.stage import Progress, Request, no_progress, produce
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
 
 STAGE = "evaluate"
 VERSION = "1"
@@ -16,6 +24,7 @@ def request(
     attributes: ArtifactRef,
     scores: ArtifactRef,
     system: str,
+    calibration: ArtifactRef | None = None,
 ) -> Request:
     """What the key depends on; the targets of the axes enter, and the system's name, which stands in the table."""
     payload = {
@@ -24,6 +33,8 @@ def request(
         "axes": [axis.model_dump(mode="json", exclude={"words"}) for axis in config.axes],
     }
     inputs = {"prompts": prompts.key, "sample": sample.key, "attributes": attributes.key, "scores": scores.key}
+    if calibration is not None:
+        inputs["calibration"] = calibration.key
     return Request(STAGE, VERSION, payload, inputs)
 
 
@@ -34,11 +45,14 @@ def evaluate_system(
     scores: ArtifactRef,
     *,
     system: str,
+    calibration: ArtifactRef | None = None,
     config: PipelineConfig,
     runtime: RuntimeConfig,
     on_progress: Progress = no_progress,
 ) -> ArtifactRef:
     """Publish table `metrics`: one row a benchmark, metric and axis, with interval and floor.
+
+    With a `calibration` of the same classifier there are rows of corrected shares and discrepancies besides.
 
     Raises:
         InputError: When the tables do not fit together, or no face was read.
@@ -48,17 +62,31 @@ def evaluate_system(
         from popalign_core.evaluation.metrics import compute_metrics
         from tasks.tables import read_images
 
+        readings = store.read_table(attributes, "attributes")
         metrics = compute_metrics(
             system,
             store.read_table(prompts, "prompts"),
             read_images(store, sample),
-            store.read_table(attributes, "attributes"),
+            readings,
             store.read_table(scores, "scores"),
             config.axes,
             config.evaluation,
+            None if calibration is None else _confusion(store, calibration, readings, config),
         )
         build.write_table("metrics", metrics)
         on_progress(1, 1)
 
-    asked = request(config, prompts=prompts, sample=sample, attributes=attributes, scores=scores, system=system)
-    return produce(asked, runtime, fill)
+    inputs = {"prompts": prompts, "sample": sample, "attributes": attributes, "scores": scores}
+    return produce(request(config, **inputs, system=system, calibration=calibration), runtime, fill)
+
+
+def _confusion(
+    store: Store, calibration: ArtifactRef, readings: "pd.DataFrame", config: PipelineConfig
+) -> "dict[str, NDArray[np.float64]]":
+    from popalign_core.evaluation.calibration import confusion_matrices
+
+    table = store.read_table(calibration, "calibration")
+    calibrated, read = sorted(set(table["classifier"])), sorted(set(readings["classifier"]))
+    if calibrated != read:
+        raise InputError(f"{calibration.key} is of the classifier {calibrated}, the images were read by {read}")
+    return confusion_matrices(table, config.axes)

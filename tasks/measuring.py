@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from popalign_core.config import AttributesConfig
+from popalign_core.errors import MissingWeightsError
 from popalign_core.portraits import weights_folder
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier by its name in `AttributesConfig`.
+    """A classifier that ships, or is a dependency, by its name in `AttributesConfig`.
 
     Attributes:
         identity: What stands for its weights in a key; cheap, imports no torch.
@@ -36,6 +38,61 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def content_digest(path: Path) -> str:
+    """sha256 of a file's bytes, or `folder_digest`.
+
+    Raises:
+        MissingWeightsError: When there is nothing.
+    """
+    if path.is_dir():
+        return folder_digest(path)
+    if not path.is_file():
+        raise MissingWeightsError(f"there is nothing at {path}; give the classifier's file or folder in its `path`")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def classifier_identity(config: AttributesConfig) -> Any:
+    """What stands in a key for who reads: weights and labels by their content, never by their path."""
+    found = [_identity(name, config) for name in config.names]
+    return found[0] if isinstance(config.classifier, str) else found
+
+
+def load_reader(config: AttributesConfig, device: str) -> "AttributeReader":
+    """Who reads. All but the shipped classifier alone work in a process of their own.
+
+    Raises:
+        MissingWeightsError: When a file is absent.
+        ConfigError: When a package is.
+        InputError: When a file is not what it should be.
+    """
+    if config.classifier in CLASSIFIERS:
+        return CLASSIFIERS[str(config.classifier)].load(config, device)
+    from popalign_core.attributes.building import build_reader
+
+    contents = {name: content_digest(Path(config.classifiers[name].path)) for name in _described(config)}
+    return _isolate(partial(build_reader, config, device, contents))
+
+
+def _described(config: AttributesConfig) -> list[str]:
+    return [name for name in config.names if name in config.classifiers]
+
+
+def _identity(name: str, config: AttributesConfig) -> Any:
+    if name in CLASSIFIERS:
+        return CLASSIFIERS[name].identity()
+    settings = config.classifiers[name]
+    return settings.model_dump(mode="json", exclude={"path"}) | {"content": content_digest(Path(settings.path))}
+
+
+def _isolate(load: "Callable[[], AttributeReader]") -> "AttributeReader":
+    import torch
+
+    from popalign_core.attributes.isolated import IsolatedReader
+
+    return IsolatedReader(load, torch.get_num_threads())
+
+
 def _load_portraits(config: AttributesConfig, device: str) -> "AttributeReader":
     from popalign_core.attributes.embedded import PortraitsReader
 
@@ -45,7 +102,7 @@ def _load_portraits(config: AttributesConfig, device: str) -> "AttributeReader":
 def _load_deepface(config: AttributesConfig, device: str) -> "AttributeReader":
     from popalign_core.attributes.deepface import DeepFaceReader
 
-    return DeepFaceReader(config)
+    return _isolate(partial(DeepFaceReader, config, device))
 
 
 CLASSIFIERS: dict[str, Classifier] = {

@@ -191,10 +191,10 @@ def _make_probe(
     from popalign_core.sampling.embeddings import PromptEmbeddings
     from popalign_core.sampling.models import resolve_device
     from popalign_core.training.probe import PopulationProbe
-    from tasks.measuring import CLASSIFIERS, clip_folder
+    from tasks.measuring import clip_folder, load_reader
 
     device = resolve_device(runtime.device)
-    reader = CLASSIFIERS[config.attributes.classifier].load(config.attributes, str(device))
+    reader = load_reader(config.attributes, str(device))
     check_reader(reader, config.axes)
     neutral = data.prompt_index.unique()
     chosen = neutral[:: max(1, len(neutral) // settings.n_prompts)][: settings.n_prompts]

@@ -44,11 +44,12 @@ class PixelSumReader:
     version = "1"
     axes = {"gender": GENDERS}  # noqa: RUF012 (as the protocol has it)
 
-    def read(self, pixels_u8: Any) -> list[Any]:
+    def read(self, pictures: Any, image_ids: Any = ()) -> list[Any]:
         from popalign_core.attributes.reader import FaceReading
 
         readings = []
-        for total in pixels_u8.sum(axis=(1, 2, 3), dtype=np.int64):
+        for pixels in pictures:
+            total = int(pixels.sum(dtype=np.int64))
             if total % 7 == 0:
                 readings.append(FaceReading(0, None, 0.0, {}))
             else:

@@ -1,6 +1,7 @@
 """The embedded model's own classifier as an attribute reader."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import ResNetForImageClassification
 
-from popalign_core.attributes.reader import FaceReading
+from popalign_core.attributes.reader import FaceReading, Pictures
 from popalign_core.portraits import weights_folder
 from popalign_core.portraits.classifier import HEADS, predict_logits, split_heads
 from popalign_core.portraits.pictures import SIZE
@@ -37,17 +38,14 @@ class PortraitsReader:
         self._model = ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32).to(self._device).eval()
         self._temperatures = json.loads((folder / "calibration.json").read_text())["temperatures"]
 
-    def read(self, pixels_u8: NDArray[np.uint8]) -> list[FaceReading]:
-        """Read `[N, H, W, 3]` uint8 pictures, one reading each. Other sizes are scaled to 64 px."""
-        if len(pixels_u8) == 0:
+    def read(self, pictures: Pictures, image_ids: Sequence[str] = ()) -> list[FaceReading]:
+        """One reading a picture, in order. Pictures of other sizes are scaled to 64 px."""
+        if len(pictures) == 0:
             return []
-        height, width = pixels_u8.shape[1:3]
-        logits = split_heads(predict_logits(self._model, _resize(pixels_u8)))
+        logits = split_heads(predict_logits(self._model, np.stack([_resize(pixels) for pixels in pictures])))
         shares = {head: (values / self._temperatures[head]).softmax(1).numpy() for head, values in logits.items()}
-        left, top, wide, high = FACE_BOX_SHARE
-        box = (left * width, top * height, wide * width, high * height)
         readings = []
-        for i, score in enumerate(shares["face"][:, 1]):
+        for i, (pixels, score) in enumerate(zip(pictures, shares["face"][:, 1], strict=True)):
             found = bool(score >= 0.5)
             if not found:
                 readings.append(FaceReading(0, None, float(score), {}))
@@ -56,12 +54,16 @@ class PortraitsReader:
                 axis: dict(zip(classes, map(float, shares[axis][i]), strict=True))
                 for axis, classes in self.axes.items()
             }
-            readings.append(FaceReading(1, box, float(score), probabilities))
+            readings.append(FaceReading(1, _face_box(*pixels.shape[:2]), float(score), probabilities))
         return readings
 
 
+def _face_box(height: int, width: int) -> tuple[float, float, float, float]:
+    left, top, wide, high = FACE_BOX_SHARE
+    return left * width, top * height, wide * width, high * height
+
+
 def _resize(pixels_u8: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if pixels_u8.shape[1:3] == (SIZE, SIZE):
+    if pixels_u8.shape[:2] == (SIZE, SIZE):
         return pixels_u8
-    scaled = [Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.LANCZOS) for pixels in pixels_u8]
-    return np.stack([np.asarray(image) for image in scaled])
+    return np.asarray(Image.fromarray(pixels_u8).resize((SIZE, SIZE), Image.Resampling.LANCZOS))

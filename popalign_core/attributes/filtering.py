@@ -148,13 +148,15 @@ def _disagreement(
 
 
 def _drop_reason(reading: FaceReading, config: AttributesConfig) -> str | None:
+    if reading.problem is not None:
+        return reading.problem
     if reading.n_faces == 0:
         return "no_face"
     if reading.detector_score < config.min_face_score:
         return "low_face_score"
     if reading.face_share < config.min_face_share:
         return "small_face"
-    return "several_faces" if reading.n_faces > 1 else None
+    return "several_faces" if reading.n_faces > 1 and config.several_faces == "drop" else None
 
 
 def _rows(

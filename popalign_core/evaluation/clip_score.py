@@ -100,16 +100,16 @@ def load_clip(folder: Path, device: torch.device | str = "cpu") -> ClipScorer:
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         digest.update((folder / name).read_bytes())
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return ClipScorer(model, tokenizer, _read_preprocessing(folder), digest.hexdigest()[:12])
+    return ClipScorer(model, tokenizer, read_preprocessing(folder), digest.hexdigest()[:12])
 
 
 @torch.inference_mode()
-def embed_images(scorer: ClipScorer, batches: Iterable[NDArray[np.uint8]]) -> Tensor:
+def embed_images(scorer: ClipScorer, batches: Iterable[NDArray[np.uint8] | Sequence[NDArray[np.uint8]]]) -> Tensor:
     """Image embeddings.
 
     Args:
         scorer: The CLIP.
-        batches: Each `[B, H, W, 3]` uint8.
+        batches: Each `[B, H, W, 3]` uint8, or B of `[H, W, 3]` of any size.
 
     Returns:
         `[N, D]` float32 on the CPU, length 1.
@@ -212,7 +212,12 @@ def _fitted(size: tuple[int, int], shortest_edge: int) -> tuple[int, int]:
     return int(shortest_edge * width / height), shortest_edge
 
 
-def _read_preprocessing(folder: Path) -> ImagePreprocessing:
+def read_preprocessing(folder: Path) -> ImagePreprocessing:
+    """The image processor of a folder, from its `preprocessor_config.json`.
+
+    Raises:
+        InputError: When it is not one of CLIP's kind.
+    """
     path = folder / "preprocessor_config.json"
     try:
         document = json.loads(path.read_text())

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from popalign_core.attributes.filtering import agreeing, check_reader, judge
-from popalign_core.attributes.reader import FaceReading
+from popalign_core.attributes.reader import FaceReading, abstain, unreadable
 from popalign_core.config import AttributesConfig, Axis, PromptsConfig
 from popalign_core.errors import InputError
 from popalign_core.identities.augment import augment_prompts
@@ -59,6 +59,25 @@ def test_an_unusable_face_has_one_reason_on_all_its_rows(reading, reason):
     assert table["drop_reason"].tolist() == [reason, reason]
     assert table["class"].tolist() == [None, None]
     assert table["probability"].isna().tolist() == [True, True]
+
+
+def test_of_several_faces_the_largest_counts_where_the_configuration_says_so():
+    largest = CONFIG.model_copy(update={"several_faces": "largest"})
+    assert one(face(n=3), largest)["class"].tolist() == ["female", "black"]
+    assert one(face(n=3), largest)["n_faces"].tolist() == [3, 3]
+    assert one(face(n=3, share=0.09), largest)["drop_reason"].tolist() == ["small_face"] * 2
+
+
+def test_what_could_not_be_looked_at_keeps_its_reason():
+    table = one(unreadable("undecodable image"))
+    assert table["drop_reason"].tolist() == ["undecodable image"] * 2
+    assert table["class"].tolist() == [None, None]
+
+
+def test_abstaining_on_one_axis_leaves_the_other():
+    table = one(face(SURE | {"gender": abstain(("male", "female"))}))
+    assert table["drop_reason"].tolist() == ["unsure", None]
+    assert table["class"].tolist() == [None, "black"]
 
 
 def test_thresholds_themselves_pass():

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from popalign_core.pictures import fit_picture
+from popalign_core.pictures import fit_picture, read_picture
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
@@ -61,3 +61,60 @@ def test_damaged_pictures_never_stop_the_import() -> None:
                 bad[place] = int(generator.integers(256))
             outcomes.add(fit_picture(bytes(bad), 16, 16) is None)
     assert outcomes == {True, False}
+
+
+def test_any_sort_of_picture_becomes_8_bit_rgb() -> None:
+    colour = np.full((12, 10, 3), (200, 100, 50), np.uint8)
+    for mode in ("RGB", "RGBA", "P", "CMYK", "YCbCr", "LA", "1"):
+        kind = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
+        sink = io.BytesIO()
+        Image.fromarray(colour).convert(mode).save(sink, format=kind)
+        pixels, reason = read_picture(sink.getvalue())
+        assert reason is None
+        assert (pixels.shape, pixels.dtype) == ((12, 10, 3), np.uint8)
+        if mode not in ("P", "LA", "1"):  # these lose colours
+            assert int(np.abs(pixels.astype(int) - colour).max()) <= 3, mode
+    jpeg = io.BytesIO()
+    Image.fromarray(colour).convert("CMYK").save(jpeg, format="JPEG", quality=95)
+    assert int(np.abs(read_picture(jpeg.getvalue())[0].astype(int) - colour).max()) <= 8
+
+
+def test_16_bits_become_8_and_not_white() -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    pixels, _ = read_picture(encoded(ramp))
+    assert np.array_equal(pixels[:, :, 0].ravel(), np.arange(256))
+    assert np.array_equal(pixels[:, :, 0], pixels[:, :, 2])
+
+
+def test_of_an_animation_the_first_picture_counts() -> None:
+    frames = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (10, 200)]
+    for kind in ("GIF", "WEBP", "PNG"):
+        sink = io.BytesIO()
+        frames[0].save(sink, format=kind, save_all=True, append_images=frames[1:], lossless=True)
+        pixels, reason = read_picture(sink.getvalue())
+        assert reason is None
+        assert int(np.abs(pixels.astype(int) - 10).max()) <= 2, kind
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    """20,000 x 20,000 px in 0.2 MB; decoded it would be 1.2 GB."""
+    for side in (20_000, 10_000):  # beyond PIL's error, and beyond its warning
+        sink = io.BytesIO()
+        Image.new("1", (side, side)).save(sink, format="PNG")
+        assert len(sink.getvalue()) < 1_000_000
+        assert read_picture(sink.getvalue()) == (None, "too large image")
+
+
+def test_a_sideways_picture_is_turned() -> None:
+    halves = np.zeros((8, 16, 3), np.uint8)
+    halves[:, :8] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    pixels, _ = read_picture(encoded(halves, exif=exif))
+    assert np.array_equal(pixels, np.rot90(halves, -1))
+
+
+def test_reasons_of_what_cannot_be_read() -> None:
+    good = encoded(np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8), "JPEG")
+    for data in (b"", b"not a picture", good[: len(good) // 2], b"\x89PNG\r\n\x1a\n"):
+        assert read_picture(data) == (None, "undecodable image")

@@ -1,16 +1,31 @@
 """Readings of every person's image, drops counted, generic images left out."""
 
+import io
+import os
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import pytest
+from onnx_files import write_colour_network
+from PIL import Image
+from readers import CornerReader
 
+from popalign_core.attributes.isolated import IsolatedReader
 from popalign_core.config import Axis, PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError
 from storage.store import ArtifactRef
-from tasks.attributes import count_drops, read_attributes
+from tasks import measuring
+from tasks.attributes import count_drops, read_attributes, request
 from tasks.identities import add_identities
 from tasks.prompts import write_prompts
 from tasks.sample import sample_images
-from tasks.stage import open_store
+from tasks.stage import open_store, reference
 
 
 def sampled(config: PipelineConfig, runtime: RuntimeConfig) -> tuple[ArtifactRef, ArtifactRef]:
@@ -53,3 +68,150 @@ def test_a_class_the_classifier_lacks_is_refused(tiny_config: PipelineConfig, ti
     prompts, sample = sampled(config, tiny_runtime)
     with pytest.raises(InputError, match=r"\[attributes/attributes-v1-.*non-binary"):
         read_attributes(prompts, sample, config=config, runtime=tiny_runtime)
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, format=kind)
+    return sink.getvalue()
+
+
+def publish_images(runtime: RuntimeConfig, prompt_id: str, pictures: dict[str, bytes]) -> ArtifactRef:
+    """An artifact with a picture an id, in shards of two, whatever the bytes are."""
+    store, ref = open_store(runtime), ArtifactRef("sample", "sample-v1-odd")
+    names = list(pictures)
+    with store.build(ref, {"test": "odd pictures"}) as build:
+        for number, start in enumerate(range(0, len(names), 2)):
+            rows = names[start : start + 2]
+            table = pd.DataFrame({"image_id": rows, "image": [{"bytes": pictures[n], "path": None} for n in rows]})
+            table = table.assign(prompt_id=prompt_id, seed=0, width=8, height=8, latents_file="", latents_row=0)
+            build.write_table("images", table.assign(index=range(len(rows))), shard=number)
+            build.mark_shard(number, {"images": len(rows)})
+    return ref
+
+
+def test_odd_pictures_never_stop_a_shard(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
+    prompts = add_identities(
+        write_prompts(config=tiny_config, runtime=tiny_runtime), config=tiny_config, runtime=tiny_runtime
+    )
+    table = open_store(tiny_runtime).read_table(prompts, "prompts")
+    prompt_id = table.loc[table["kind"] == "neutral", "prompt_id"].iloc[0]
+    good = np.full((8, 8, 3), 9, np.uint8)
+    bomb = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(bomb, format="PNG")
+    noise = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), "JPEG")
+    sample = publish_images(
+        tiny_runtime,
+        prompt_id,
+        {
+            "good": encoded(good),
+            "empty": b"",
+            "truncated": noise[:200],
+            "wide": encoded(np.full((8, 33, 3), 9, np.uint8)),
+            "bomb": bomb.getvalue(),
+            "grey": encoded(np.full((9, 9), 11, np.uint8)),
+            "sixteen": encoded(np.full((9, 9), 20 * 257, np.uint16)),
+        },
+    )
+    ref = read_attributes(prompts, sample, config=tiny_config, runtime=tiny_runtime)
+    store = open_store(tiny_runtime)
+    rows = store.read_table(ref, "attributes").set_index("image_id")
+    reasons = {name: None if pd.isna(reason) else reason for name, reason in rows["drop_reason"].items()}
+    assert reasons == {
+        "good": None,
+        "empty": "undecodable image",
+        "truncated": "undecodable image",
+        "wide": None,
+        "bomb": "too large image",
+        "grey": None,
+        "sixteen": None,
+    }
+    # parity of the pixels' sum: 8 * 8 * 3 * 9, 8 * 33 * 3 * 9 are even, 9 * 9 * 3 * 11 is odd, 9 * 9 * 3 * 20 is even
+    assert rows.loc[["good", "wide", "grey", "sixteen"], "class"].tolist() == ["female", "female", "male", "female"]
+    drops = store.read_table(ref, "drops")
+    assert dict(zip(drops["reason"], drops["n"], strict=True)) == {"too large image": 1, "undecodable image": 2}
+
+
+P, S = ArtifactRef("identities", "identities-key"), ArtifactRef("sample", "sample-key")
+
+
+def with_attributes(config: PipelineConfig, **changes: object) -> PipelineConfig:
+    document = config.model_dump()
+    document["attributes"] |= changes
+    return PipelineConfig.model_validate(document)
+
+
+def test_keys_of_before_stay_and_new_settings_change_them(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    """Another key here means that everybody's artifacts are made again."""
+    store, asked = open_store(tiny_runtime), request(tiny_config, prompts=P, sample=S)
+    assert set(asked.config["attributes"]) == {
+        "classifier", "detector_backend", "min_face_score", "min_face_share", "min_probability",
+    }  # fmt: skip
+    assert asked.config["classifier"] == "pixel-sum@1"
+    keys = {
+        reference(store, request(with_attributes(tiny_config, **changes), prompts=P, sample=S)).key
+        for changes in (
+            {},
+            {"several_faces": "largest"},
+            {"age_bands": {"young": 0, "old": 60}},
+            {"classifier": "deepface"},
+            {"classifier": ["portraits", "deepface"]},
+        )
+    }
+    assert len(keys) == 5
+    assert reference(store, asked).key == "attributes-v1-e74a046a1b94dde718a3c0735fd6dfd5"
+
+
+def test_kill_minus_9_in_the_middle_of_the_stage_changes_nothing(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, sample = sampled(tiny_config, tiny_runtime)
+    log = tmp_path / "log"
+
+    def use(load: Any) -> None:
+        reader = measuring.Classifier(lambda: "corner@1", lambda config, device: load())
+        monkeypatch.setitem(measuring.CLASSIFIERS, "portraits", reader)
+
+    def kill_in_its_third_batch() -> None:
+        while not log.exists() or len(log.read_text().splitlines()) < 3:
+            time.sleep(0.01)
+        os.kill(int(log.read_text().split()[0]), signal.SIGKILL)
+
+    store = open_store(tiny_runtime)
+    killer = threading.Thread(target=kill_in_its_third_batch)
+    killer.start()
+    use(lambda: IsolatedReader(partial(CornerReader, dies=False, log=log, delay_s=0.4)))
+    killed = store.read_table(read_attributes(prompts, sample, config=tiny_config, runtime=tiny_runtime), "attributes")
+    killer.join()
+    processes = [line.split()[0] for line in log.read_text().splitlines()]
+    assert len(set(processes)) == 2
+    assert len(processes) == 7  # 24 images in batches of 4, one of them twice
+    use(lambda: CornerReader(dies=False))
+    other = with_attributes(tiny_config, several_faces="largest")  # another key, the same readings
+    whole = store.read_table(read_attributes(prompts, sample, config=other, runtime=tiny_runtime), "attributes")
+    pd.testing.assert_frame_equal(killed, whole)
+
+
+def test_votes_are_counted(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path) -> None:
+    prompts, sample = sampled(tiny_config, tiny_runtime)
+    store = open_store(tiny_runtime)
+    alone = store.read_table(read_attributes(prompts, sample, config=tiny_config, runtime=tiny_runtime), "attributes")
+    ids = alone["image_id"].tolist()
+    # the network says male whatever it sees; people say so of all but two, and saw all but one
+    network = write_colour_network(tmp_path / "net.onnx", np.zeros((3, 2)), [5.0, 0.0], (8, 8))
+    said = pd.DataFrame({"image_id": ids[:-1], "axis": "gender", "class": ["female"] * 2 + ["male"] * (len(ids) - 3)})
+    said.to_csv(tmp_path / "people.csv", index=False)
+    gender = {"male": "male", "female": "female"}
+    described = {
+        "net": {"kind": "onnx", "path": str(network), "labels": list(gender), "axes": {"gender": gender}},
+        "crowd": {"kind": "people", "path": str(tmp_path / "people.csv"), "axes": {"gender": list(gender)}},
+    }
+    config = with_attributes(tiny_config, classifier=("net", "crowd"), detector_backend="skip", classifiers=described)
+    ref = read_attributes(prompts, sample, config=config, runtime=tiny_runtime)
+    table = store.read_table(ref, "attributes").set_index("image_id").loc[ids]
+    assert table["drop_reason"].fillna("").tolist() == ["unsure"] * 2 + [""] * (len(ids) - 3) + ["unsure"]
+    assert table["class"].dropna().unique().tolist() == ["male"]
+    assert table["classifier"].unique().tolist()[0].startswith("net+crowd@")
+    assert store.read_table(ref, "agreement").values.tolist() == [["gender", len(ids) - 3, 3]]

@@ -1,0 +1,124 @@
+"""A reader in a process of its own: its frameworks, its memory and its crashes are not the pipeline's.
+
+DeepFace and its detectors bring runtimes that crash on bad luck, fight over threads, and hold the GPU's memory for as
+long as their process lives. Here they live in one spawned process, which ends with the reader and is started again
+when it dies. Killing it costs one batch's time and no result.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from popalign_core.attributes.reader import AttributeReader, FaceReading, Pictures, unreadable
+from popalign_core.errors import ResourceError
+
+READER_DIED = "reader_died"
+"""Drop reason: the process died whenever it looked at this image."""
+
+R = TypeVar("R")
+_N_TRIES = 2
+_here: dict[str, AttributeReader] = {}
+
+
+class IsolatedReader:
+    """An attribute reader that another process runs; attributes as those of the reader in it."""
+
+    def __init__(self, load: Callable[[], AttributeReader], n_threads: int = 0) -> None:
+        """Start the process and load the reader in it.
+
+        Args:
+            load: Makes the reader; travels to the process, so it must be picklable.
+            n_threads: Of torch there; 0 leaves its default.
+
+        Raises:
+            PopAlignError: Whatever `load` raises.
+            ResourceError: When the process dies while it loads.
+        """
+        self._load, self._n_threads = load, n_threads
+        self._pool: ProcessPoolExecutor | None = None
+        try:
+            self.name, self.version, self.axes = self._ask(_describe)
+        except BrokenProcessPool as error:
+            raise ResourceError(
+                "the process of the attribute reader died while it loaded its models; see whether memory ran out"
+            ) from error
+
+    def read(self, pictures: Pictures, image_ids: Sequence[str] = ()) -> list[FaceReading]:
+        """Read a batch; when the process dies, again in a new one, and then picture by picture.
+
+        Raises:
+            ResourceError: When it dies on every picture of the batch.
+        """
+        readings = self._read(list(pictures), image_ids)
+        if readings is None:
+            alone = [self._read([one], image_ids[i : i + 1], 1) for i, one in enumerate(pictures)]
+            if not any(alone):
+                raise ResourceError(
+                    f"the process of the attribute reader {self.name}@{self.version} died on each of {len(alone)} "
+                    "image(s) and in every new process; see whether memory ran out, or lower runtime.batch_size"
+                )
+            readings = [one[0] if one else unreadable(READER_DIED) for one in alone]
+        return readings
+
+    def process_id(self) -> int:
+        """Of the process, which is started if there is none."""
+        return self._ask(os.getpid)
+
+    def _read(
+        self, pictures: list[NDArray[np.uint8]], image_ids: Sequence[str], n_tries: int = _N_TRIES
+    ) -> list[FaceReading] | None:
+        """None when the process dies every time."""
+        for _ in range(n_tries):
+            try:
+                return self._ask(_read, pictures, list(image_ids))
+            except BrokenProcessPool:
+                continue
+        return None
+
+    def _ask(self, call: Callable[..., R], *arguments: Any) -> R:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (self._n_threads,))
+            self._pool.submit(_open, self._load).result()
+        try:
+            return self._pool.submit(call, *arguments).result()
+        except BrokenProcessPool:
+            self._pool.shutdown(wait=False)
+            self._pool = None
+            raise
+
+
+def _begin(n_threads: int) -> None:
+    """In the process: what must be said before the frameworks are imported, and an end with the parent's."""
+    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # some detectors run on TensorFlow where there is one
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if n_threads:
+        os.environ["OMP_NUM_THREADS"] = str(n_threads)
+    # a pool's process waits for work for ever, even when its parent was killed
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _open(load: Callable[[], AttributeReader]) -> None:
+    _here["reader"] = load()
+
+
+def _describe() -> tuple[str, str, dict[str, tuple[str, ...]]]:
+    reader = _here["reader"]
+    return reader.name, reader.version, reader.axes
+
+
+def _read(pictures: list[NDArray[np.uint8]], image_ids: list[str]) -> list[FaceReading]:
+    return _here["reader"].read(pictures, image_ids)

@@ -1,0 +1,197 @@
+"""Image classifiers with labels: any folder of transformers, or an ONNX file."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from popalign_core.attributes.reader import Probabilities
+from popalign_core.config import NetworkConfig
+from popalign_core.errors import InputError, MissingWeightsError
+
+_BATCH = 32
+_SUM_TOLERANCE = 1e-3
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A loaded network.
+
+    Attributes:
+        labels: Of its outputs, in order.
+        run: Pictures `[H, W, 3]` RGB uint8 of any size to outputs `[N, K]`.
+        is_logits: Whether a softmax over an axis's labels makes probabilities of the outputs, or they are some.
+    """
+
+    labels: tuple[str, ...]
+    run: Callable[[Sequence[NDArray[np.uint8]]], FloatArray]
+    is_logits: bool
+
+
+class LabelClassifier:
+    """Reads axes off a network's labels; attributes as those of `FaceClassifier`.
+
+    The labels of one axis compete with each other only, so a network may hold several axes in one row of outputs, as
+    FairFace's does. Several labels may mean one class.
+    """
+
+    def __init__(self, name: str, version: str, settings: NetworkConfig, network: Network) -> None:
+        """Check that every label of the network has a place.
+
+        Raises:
+            InputError: When a label is in no axis, in two, or not the network's.
+        """
+        self.name, self.version, self._network = name, version, network
+        self.axes = {axis: tuple(dict.fromkeys(labels.values())) for axis, labels in settings.axes.items()}
+        self._labels = settings.axes
+        named = [label for labels in settings.axes.values() for label in labels]
+        for wrong, text in (
+            (sorted(set(network.labels) - set(named)), "are in no axis; map each, to itself if no axis has its class"),
+            (sorted(set(named) - set(network.labels)), f"are not labels of the network, which has {network.labels}"),
+            (sorted({label for label in named if named.count(label) > 1}), "are in two axes; put each in one"),
+        ):
+            if wrong:
+                raise InputError(f"attributes.classifiers.{name}.axes: {wrong} {text}")
+
+    def classify(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Probabilities]:
+        """Probabilities of each axis's labels, added up to classes."""
+        parts = [self._network.run(pictures[i : i + _BATCH]) for i in range(0, len(pictures), _BATCH)]
+        outputs = np.concatenate(parts) if parts else np.empty((0, len(self._network.labels)))
+        return [{axis: self._read_axis(axis, row) for axis in self.axes} for row in outputs]
+
+    def _read_axis(self, axis: str, row: FloatArray) -> dict[str, float]:
+        labels = self._labels[axis]
+        values = row[[self._network.labels.index(label) for label in labels]]
+        if self._network.is_logits:
+            values = np.exp(values - values.max())
+            values /= values.sum()
+        elif not (values >= 0).all() or abs(values.sum() - 1) > _SUM_TOLERANCE:
+            raise InputError(
+                f"classifier {self.name}: outputs {values.tolist()} for {axis!r} are no distribution; "
+                "set softmax = true"
+            )
+        shares = dict.fromkeys(self.axes[axis], 0.0)
+        for name, value in zip(labels.values(), values, strict=True):
+            shares[name] = min(1.0, shares[name] + float(value))
+        return shares
+
+
+def load_transformers(settings: NetworkConfig, device: str) -> Network:
+    """A folder that `save_pretrained` wrote, with preprocessor_config.json; nothing is downloaded.
+
+    Raises:
+        MissingWeightsError: When a file is absent.
+        InputError: When the folder holds another sort of model.
+    """
+    from transformers import AutoModelForImageClassification
+
+    folder = Path(settings.path)
+    for name in ("config.json", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            raise MissingWeightsError(f"the image classifier {folder} has no {name}; give a folder with all its files")
+    prepare = _read_preparation(folder / "preprocessor_config.json")
+    try:
+        model = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is no image classifier of transformers ({str(error).splitlines()[0]})") from error
+    model = model.to(torch.device(device)).eval()
+
+    @torch.inference_mode()
+    def run(pictures: Sequence[NDArray[np.uint8]]) -> FloatArray:
+        values = torch.from_numpy(np.stack([prepare(pixels) for pixels in pictures]))
+        outputs: FloatArray = model(pixel_values=values.to(model.device)).logits.double().cpu().numpy()
+        return outputs
+
+    labels = model.config.id2label
+    return Network(tuple(str(labels[i]) for i in range(len(labels))), run, is_logits=True)
+
+
+def load_onnx(settings: NetworkConfig, device: str) -> Network:
+    """An ONNX file with one input `[N, 3, H, W]` and outputs `[N, K]`.
+
+    Raises:
+        MissingWeightsError: When it is absent.
+        InputError: When it cannot be read, or its shapes are others.
+    """
+    import onnxruntime
+
+    if not Path(settings.path).is_file():
+        raise MissingWeightsError(f"there is no ONNX file at {settings.path}; put it there")
+    wanted = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
+    known = onnxruntime.get_available_providers()
+    providers = [*(name for name in wanted if name in known), "CPUExecutionProvider"]
+    try:
+        session = onnxruntime.InferenceSession(settings.path, _session_options(onnxruntime), providers=providers)
+    except Exception as error:  # onnxruntime's own errors have no other root
+        raise InputError(f"{settings.path} cannot be read as ONNX ({str(error).splitlines()[0]})") from error
+    given, made = session.get_inputs()[0], session.get_outputs()[0]
+    shape, n_labels = list(given.shape), made.shape[-1]
+    if len(shape) != 4 or shape[1] != 3 or not all(isinstance(side, int) for side in shape[2:]):
+        raise InputError(
+            f"{settings.path} takes {shape}; an image classifier takes [N, 3, height, width] of fixed size"
+        )
+    if isinstance(n_labels, int) and n_labels != len(settings.labels):
+        raise InputError(f"{settings.path} has {n_labels} outputs, but there are {len(settings.labels)} labels")
+    prepare = _resizing((shape[2], shape[3]), int(Image.Resampling.BILINEAR), 1 / 255, settings.mean, settings.std)
+    batch = shape[0] if isinstance(shape[0], int) else None
+
+    def run(pictures: Sequence[NDArray[np.uint8]]) -> FloatArray:
+        values = np.stack([prepare(pixels) for pixels in pictures])
+        step = batch or len(values)
+        parts = [values[i : i + step] for i in range(0, len(values), step)]
+        filled = [np.pad(part, [(0, step - len(part)), *[(0, 0)] * 3]) for part in parts]
+        outputs = [session.run([made.name], {given.name: part})[0] for part in filled]
+        return np.concatenate(outputs).astype(np.float64)[: len(values)]
+
+    return Network(settings.labels, run, is_logits=settings.softmax)
+
+
+def _session_options(onnxruntime: Any) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return options
+
+
+def _read_preparation(path: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """What transformers' image processors do, by their file: resize to a size, or as CLIP's do."""
+    from popalign_core.evaluation.clip_score import read_preprocessing
+
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); save the image processor again") from error
+    size = document.get("size")
+    sides = (size, size) if isinstance(size, int) else tuple(size[k] for k in ("height", "width") if k in (size or {}))
+    if len(sides) == 2 and not document.get("do_center_crop", False):
+        is_normalised = document.get("do_normalize", True)
+        return _resizing(
+            sides,
+            document.get("resample", int(Image.Resampling.BILINEAR)),
+            document.get("rescale_factor", 1 / 255),
+            document.get("image_mean", (0.5,) * 3) if is_normalised else (0.0,) * 3,
+            document.get("image_std", (0.5,) * 3) if is_normalised else (1.0,) * 3,
+        )
+    steps = read_preprocessing(path.parent)
+    return lambda pixels: steps.apply(pixels).numpy()
+
+
+def _resizing(
+    size: tuple[int, int], resample: int, scale: float, mean: Sequence[float], std: Sequence[float]
+) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """To exactly height x width, whatever the shape was, then normalised: `[3, H, W]`."""
+    height, width = size
+    centre, spread = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+
+    def prepare(pixels_u8: NDArray[np.uint8]) -> NDArray[np.float32]:
+        resized = Image.fromarray(pixels_u8).resize((width, height), Image.Resampling(resample))
+        values: NDArray[np.float32] = (np.asarray(resized, np.float32) * np.float32(scale) - centre) / spread
+        return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+    return prepare

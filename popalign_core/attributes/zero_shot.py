@@ -1,0 +1,125 @@
+"""CLIP as a classifier: a picture belongs to the class whose words are nearest to it (Radford et al. 2021, 3.1)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from popalign_core.attributes.reader import Probabilities
+from popalign_core.config import ZeroShotConfig
+from popalign_core.errors import ConfigError, InputError, MissingWeightsError
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class SharedSpace:
+    """A CLIP, whoever wrote its file.
+
+    Attributes:
+        embed_pictures: Pictures `[H, W, 3]` RGB uint8 of any size to `[N, D]` of length 1.
+        embed_texts: Texts to `[N, D]` of length 1.
+        scale: What the model multiplies cosines with before the softmax.
+    """
+
+    embed_pictures: Callable[[Sequence[NDArray[np.uint8]]], Tensor]
+    embed_texts: Callable[[Sequence[str]], Tensor]
+    scale: float
+
+
+class ZeroShotClassifier:
+    """Tells the classes of any axis apart by their words; attributes as those of `FaceClassifier`."""
+
+    def __init__(self, name: str, version: str, settings: ZeroShotConfig, space: SharedSpace) -> None:
+        """Embed the words of each class in all templates; their mean stands for the class."""
+        self.name, self.version = name, version
+        self.axes = {axis: tuple(words) for axis, words in settings.axes.items()}
+        self._space = space
+        self._classes = {
+            axis: torch.stack([self._embed_class(word, settings.templates) for word in words.values()])
+            for axis, words in settings.axes.items()
+        }
+
+    def classify(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Probabilities]:
+        """Softmax over the classes of each axis."""
+        found: list[Probabilities] = []
+        for start in range(0, len(pictures), _BATCH):
+            embeds = self._space.embed_pictures(pictures[start : start + _BATCH])
+            shares = {
+                axis: (self._space.scale * embeds @ classes.T).double().softmax(1).tolist()
+                for axis, classes in self._classes.items()
+            }
+            found += [
+                {axis: dict(zip(self.axes[axis], rows[i], strict=True)) for axis, rows in shares.items()}
+                for i in range(len(embeds))
+            ]
+        return found
+
+    def _embed_class(self, word: str, templates: Sequence[str]) -> Tensor:
+        texts = self._space.embed_texts([template.format(word) for template in templates])
+        return functional.normalize(texts.mean(dim=0), dim=0)
+
+
+def load_space(settings: ZeroShotConfig, device: str) -> SharedSpace:
+    """The CLIP of a configuration; nothing is downloaded.
+
+    Raises:
+        MissingWeightsError: When its files are absent.
+        ConfigError: When open_clip is not installed or does not know the architecture.
+        InputError: When a file is not what it should be.
+    """
+    return _load_open_clip(settings, device) if settings.kind == "open-clip" else _load_transformers(settings, device)
+
+
+def _load_transformers(settings: ZeroShotConfig, device: str) -> SharedSpace:
+    from popalign_core.evaluation.clip_score import embed_images, embed_texts, load_clip
+
+    clip = load_clip(Path(settings.path), device)
+    return SharedSpace(
+        lambda pictures: embed_images(clip, [pictures]),
+        lambda texts: embed_texts(clip, texts),
+        float(clip.model.logit_scale.exp()),
+    )
+
+
+def _load_open_clip(settings: ZeroShotConfig, device: str) -> SharedSpace:
+    try:
+        import open_clip
+    except (ImportError, RuntimeError) as error:  # torchvision beside another torch raises the latter
+        raise ConfigError(
+            f"kind 'open-clip' needs open_clip, which does not load ({error}); pip install 'popalign[clip]'"
+        ) from error
+    from PIL import Image
+
+    if settings.architecture not in open_clip.list_models():
+        raise ConfigError(f"open_clip has no architecture {settings.architecture!r}; see open_clip.list_models()")
+    if not Path(settings.path).is_file():
+        raise MissingWeightsError(f"there is no open_clip checkpoint at {settings.path}; put the file there")
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            settings.architecture, pretrained=settings.path, device=device
+        )
+    except (RuntimeError, KeyError, ValueError, AssertionError, UnpicklingError) as error:
+        raise InputError(
+            f"{settings.path} is no checkpoint of {settings.architecture} ({(str(error) or 'empty').splitlines()[0]}); "
+            "give the architecture it was trained with"
+        ) from error
+    model.eval().requires_grad_(False)
+    tokenize = open_clip.get_tokenizer(settings.architecture)
+
+    def embed_pictures(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
+        values = torch.stack([preprocess(Image.fromarray(pixels)) for pixels in pictures]).to(device)
+        embeds: Tensor = model.encode_image(values, normalize=True).float().cpu()
+        return embeds
+
+    def embed_texts(texts: Sequence[str]) -> Tensor:
+        embeds: Tensor = model.encode_text(tokenize(list(texts)).to(device), normalize=True).float().cpu()
+        return embeds
+
+    return SharedSpace(embed_pictures, embed_texts, float(model.logit_scale.exp()))
