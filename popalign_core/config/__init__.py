@@ -1,0 +1,58 @@
+"""The configuration: one frozen model a stage, composed into `PipelineConfig`, the flows' only parameter.
+
+Everything here changes results and is hashed into artifact keys. What does not (batch size, workers, device)
+lives in `RuntimeConfig`, which is never hashed.
+"""
+
+from popalign_core.config.attributes import AttributesConfig, NetworkConfig, PeopleConfig, ZeroShotConfig
+from popalign_core.config.base import PHRASE, Axis, Frozen, Text
+from popalign_core.config.pipeline import (
+    EvaluationConfig,
+    PipelineConfig,
+    PreferencesConfig,
+    SystemConfig,
+    load_config,
+    merge_documents,
+    parse_config,
+)
+from popalign_core.config.prompts import THEMES, LLMConfig, PromptsConfig
+from popalign_core.config.runtime import RuntimeConfig
+from popalign_core.config.sampling import (
+    AnnealingConfig,
+    CADSConfig,
+    FairDiffusionConfig,
+    ModelConfig,
+    SamplingConfig,
+    SDEditConfig,
+)
+from popalign_core.config.training import ProbeConfig, TrainingConfig
+
+__all__ = [
+    "PHRASE",
+    "THEMES",
+    "AnnealingConfig",
+    "AttributesConfig",
+    "Axis",
+    "CADSConfig",
+    "EvaluationConfig",
+    "FairDiffusionConfig",
+    "Frozen",
+    "LLMConfig",
+    "ModelConfig",
+    "NetworkConfig",
+    "PeopleConfig",
+    "PipelineConfig",
+    "PreferencesConfig",
+    "ProbeConfig",
+    "PromptsConfig",
+    "RuntimeConfig",
+    "SDEditConfig",
+    "SamplingConfig",
+    "SystemConfig",
+    "Text",
+    "TrainingConfig",
+    "ZeroShotConfig",
+    "load_config",
+    "merge_documents",
+    "parse_config",
+]

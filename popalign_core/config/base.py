@@ -1,0 +1,63 @@
+"""What all configuration models share, and the axis: an attribute whose distribution matters."""
+
+from collections.abc import Sized
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+def is_empty(values: Sized) -> bool:
+    """For `exclude_if`: a field that is not used stays out of keys and documents."""
+    return len(values) == 0
+
+
+class Frozen(BaseModel):
+    """Immutable, and refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+PHRASE = "{word} {subject}"
+
+
+class Axis(Frozen):
+    """An attribute whose distribution matters, as data: a user adds one without code."""
+
+    name: Text
+    classes: tuple[Text, ...] = Field(min_length=2, description="fixed class list; discrepancy is taken over all of it")
+    words: dict[str, str] = Field(default={}, description="class -> words in a prompt; the class's own name if absent")
+    # Left out of keys and documents when it is the usual one, so that the keys of before it came stay.
+    phrase: str = Field(
+        default=PHRASE,
+        exclude_if=PHRASE.__eq__,
+        description="how the words join the subject, such as '{subject} who is {word}'; the first axis joins first",
+    )
+    target: dict[str, float] | None = Field(default=None, description="class -> share, sums to 1; None is uniform")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"axis {self.name!r} names a class twice: {self.classes}; name each once")
+        if self.phrase.count("{word}") != 1 or self.phrase.count("{subject}") != 1:
+            raise ValueError(f"axis {self.name!r}: phrase {self.phrase!r} needs {{word}} and {{subject}}, each once")
+        for field, mapping in (("words", self.words), ("target", self.target or {})):
+            unknown = sorted(set(mapping) - set(self.classes))
+            if unknown:
+                raise ValueError(f"axis {self.name!r}: {field} has {unknown}, which are not among {self.classes}")
+        if self.target is not None:
+            total = sum(self.target.values())
+            if abs(total - 1) > 1e-6 or min(self.target.values()) < 0:
+                raise ValueError(f"axis {self.name!r}: target sums to {total:g}; give shares >= 0 that sum to 1")
+        return self
+
+    def word(self, name: str) -> str:
+        """What a prompt says for a class."""
+        return self.words.get(name, name)
+
+    def shares(self) -> tuple[float, ...]:
+        """The target distribution in the order of `classes`."""
+        if self.target is None:
+            return (1 / len(self.classes),) * len(self.classes)
+        return tuple(self.target.get(name, 0.0) for name in self.classes)
