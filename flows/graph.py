@@ -9,7 +9,7 @@ from typing import Any
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
 from storage.store import ArtifactRef
-from tasks import attributes, evaluate, identities, preferences, prompts, report, sample, scores, train
+from tasks import attributes, calibration, evaluate, identities, preferences, prompts, report, sample, scores, train
 from tasks.prompt_lists import count_listed
 from tasks.stage import Request, open_store, reference
 
@@ -109,6 +109,17 @@ PIPELINE = (
     REPORT_STEP,
 )
 
+STAGES = (
+    *PIPELINE,
+    Step(
+        "calibration",
+        calibration.calibrate_classifier,
+        calibration.request,
+        {"prompts": "identities", "sample": "sample", "attributes": "attributes"},
+    ),
+)
+"""What `popalign stage` runs: the pipeline's nodes, and what it does without."""
+
 PAIRS_STEP = Step(
     "train", train.train_model, train.request, {"preferences": "pairs", "sample": "pairs", "prompts": "pairs"}
 )
@@ -195,7 +206,7 @@ def expected_images(step: Step, config: PipelineConfig) -> int:
     return total + (0 if name.startswith("attributes") else things * counts["generic"])
 
 
-def needed_for(node: str, steps: tuple[Step, ...] = PIPELINE) -> tuple[Step, ...]:
+def needed_for(node: str, steps: tuple[Step, ...] = STAGES) -> tuple[Step, ...]:
     """A node and all it needs, in order.
 
     Raises:

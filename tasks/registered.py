@@ -11,7 +11,20 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 
 from storage.store import ArtifactRef
-from tasks import attributes, evaluate, identities, pairs, pictures, preferences, prompts, report, sample, scores, train
+from tasks import (
+    attributes,
+    calibration,
+    evaluate,
+    identities,
+    pairs,
+    pictures,
+    preferences,
+    prompts,
+    report,
+    sample,
+    scores,
+    train,
+)
 from tasks.stage import Progress
 
 N_UPDATES = 20
@@ -58,6 +71,7 @@ _STAGES: tuple[Callable[..., ArtifactRef], ...] = (
     identities.add_identities,
     sample.sample_images,
     attributes.read_attributes,
+    calibration.calibrate_classifier,
     preferences.build_preferences,
     pairs.import_pairs,
     pictures.import_images,

@@ -76,3 +76,14 @@ def test_force_replaces_a_damaged_artifact(tiny_config: PipelineConfig, tiny_run
     second = run_stage("prompts", tiny_config, tiny_runtime, call=call, force=True)
     assert second != first
     assert len(open_store(tiny_runtime).read_table(second, "prompts")) > 0
+
+
+def test_the_calibration_is_a_stage_that_the_pipeline_does_without(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    ref = run_stage("calibration", tiny_config, tiny_runtime, call=call_directly())
+    table = open_store(tiny_runtime).read_table(ref, "calibration")
+    assert set(table["axis"]) == {"gender"}
+    # of 2 prompts, 2 classes and 6 images each, those with a readable face: the shares of each true class sum to 1
+    assert table.groupby("true_class")["share"].sum().round(9).to_dict() == {"female": 1.0, "male": 1.0}
+    assert "calibration" not in {node.node for node in plan(tiny_config, tiny_runtime)}
