@@ -9,8 +9,10 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from popalign_core.config import load_config
+from popalign_core.presets import preset
 from popalign_core.prompts.checks import check_prompts
 from popalign_core.prompts.grammar import write_prompts
+from popalign_core.systems import configure_system
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
@@ -85,3 +87,15 @@ def test_the_readmes_configuration_can_be_used(tmp_path: Path) -> None:
     config = load_config(path)
     check_prompts(write_prompts(config.prompts), config.axes)
     assert config.training.lora_rank == 8
+
+
+def test_every_piece_of_configuration_in_the_readme_fits(tmp_path: Path) -> None:
+    pieces = re.findall(r"```toml\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(pieces) >= 4
+    path = tmp_path / "piece.toml"
+    for piece in pieces:
+        path.write_text(piece if "preset =" in piece else f'preset = "portraits"\n{piece}', encoding="utf-8")
+        config = load_config(path)
+        assert config != preset("portraits")
+        for name in config.systems:
+            configure_system(config, name)
