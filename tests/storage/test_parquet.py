@@ -68,6 +68,13 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "training_log": [{"step": 0, "name": "loss", "value": 0.5}],
     "drops": [{"stage": "attributes", "reason": "no_face", "n": 3}],
     "rejected": [{"text": "a waitress", "reason": "identity"}],
+    "agreement": [{"axis": "gender", "n_agreed": 9, "n_disagreed": 1}],
+    "calibration": [
+        {
+            **{"classifier": "portraits@1", "axis": "gender", "true_class": "male", "read_class": "female", "n": 1},
+            **{"share": 0.25, "ci_low": 0.0, "ci_high": 0.75},
+        }
+    ],
 }
 ROWS["comparison"] = ROWS["metrics"]
 
