@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
 from popalign_core.errors import ConfigError
 
@@ -204,12 +204,11 @@ def _token_inputs(
     family: Family, timesteps: Tensor, conditions: Conditions, n_rows: int, n_columns: int
 ) -> dict[str, Any]:
     """What FLUX's transformer reads besides: the times as shares, where each token stands, the guidance scale."""
-    device = timesteps.device
-    rows, columns = torch.arange(n_rows, device=device), torch.arange(n_columns, device=device)
+    rows, columns = (torch.arange(n, device=timesteps.device) for n in (n_rows, n_columns))
     places = torch.cartesian_prod(rows, columns)
     return {
         "timestep": timesteps / 1000,  # the transformer's own factor, whatever the scheduler's number of steps
-        "img_ids": torch.nn.functional.pad(places, (1, 0)),
+        "img_ids": pad(places, (1, 0)),
         "txt_ids": places.new_zeros((conditions.prompt_embeds.shape[1], 3)),
         "guidance": conditions.guidance if family.embeds_guidance else None,
     }
