@@ -9,8 +9,8 @@ two of rounding. The batched ones try each of `--batches` in the warm-up and kee
     python benchmarks/sampling.py
     python benchmarks/sampling.py --prompts 4 --images 16 --threads 2 --compile
 
-`overhead` is what this engine spends outside UNet and VAE. Measured on two cores, several runs: with two threads 5.1 to 5.7
-times the images a second of one image a call and 1.12 to 1.16 times the stock pipeline's best batch (1.28 with
+`overhead` is what this engine spends outside UNet and VAE. Measured on two cores, several runs: with two threads 5.1 to
+5.7 times the images a second of one image a call and 1.12 to 1.16 times the stock pipeline's best batch (1.28 with
 --compile), with one thread 3.3 and 1.14 to 1.17 times; overhead 1%.
 """
 

@@ -1,6 +1,5 @@
 """Who measures: the classifiers and CLIP models a configuration can name, and what identifies each in a key."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from popalign_core.config import AttributesConfig
 from popalign_core.errors import MissingWeightsError
 from popalign_core.portraits import weights_folder
+from popalign_core.sampling.models import hash_file, hash_folder
 
 if TYPE_CHECKING:
     from popalign_core.attributes.reader import AttributeReader
@@ -31,11 +31,7 @@ class Classifier:
 
 def folder_digest(folder: Path) -> str:
     """sha256 over the names and bytes of a folder's files, wherever it lies."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
-    return digest.hexdigest()
+    return hash_folder(folder, suffixes=None)
 
 
 def content_digest(path: Path) -> str:
@@ -48,8 +44,7 @@ def content_digest(path: Path) -> str:
         return folder_digest(path)
     if not path.is_file():
         raise MissingWeightsError(f"there is nothing at {path}; give the classifier's file or folder in its `path`")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_file(path)
 
 
 def classifier_identity(config: AttributesConfig) -> Any:

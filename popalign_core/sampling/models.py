@@ -103,7 +103,7 @@ def model_hash(model: ModelConfig) -> str:
     if (denoiser := denoiser_folder(model)) is not None:
         parts.append(f"denoiser:{hash_folder(denoiser)}")
     if (lora := lora_file(model)) is not None:
-        parts.append(f"lora:{_hash_file(lora)}*{model.lora_scale!r}")
+        parts.append(f"lora:{hash_file(lora)}*{model.lora_scale!r}")
     return "+".join(parts)
 
 
@@ -121,12 +121,12 @@ def reads_guidance(model: ModelConfig) -> bool:
     return bool(config.get("guidance_embeds"))
 
 
-def hash_folder(folder: Path) -> str:
-    """sha256 over names and bytes of a folder's weight and configuration files."""
+def hash_folder(folder: Path, suffixes: Collection[str] | None = HASHED_SUFFIXES) -> str:
+    """sha256 over names and bytes of a folder's weight and configuration files, or with None of all its files."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
-        if path.is_file() and path.suffix in HASHED_SUFFIXES:
-            digest.update(f"{path.relative_to(folder).as_posix()}\0{_hash_file(path)}\n".encode())
+        if path.is_file() and (suffixes is None or path.suffix in suffixes):
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{hash_file(path)}\n".encode())
     return digest.hexdigest()
 
 
@@ -300,7 +300,8 @@ def _read_json(source: Path | str, revision: str | None, name: str) -> dict[str,
     return document
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
