@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = """
-import json, resource, sys
+SCRIPT = r"""
+import json, re, sys
 from popalign_core.config import Axis, EvaluationConfig, ModelConfig, PipelineConfig, PromptsConfig, RuntimeConfig
 from popalign_core.config import SamplingConfig
 from tasks.identities import add_identities
@@ -28,7 +28,8 @@ prompts = add_identities(write_prompts(config=config, runtime=runtime), config=c
 used = {}
 
 def note(done, total):
-    used[done] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # getrusage's peak would be that of the process that forked this one, if it was larger
+    used[done] = int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) / 1024
 
 ref = sample_images(prompts, purpose="evaluation", config=config, runtime=runtime, on_progress=note)
 n_images = open_store(runtime).manifest(ref).rows["images"]
