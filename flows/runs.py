@@ -112,21 +112,25 @@ def compare_systems(
 
     Raises:
         ConfigError: For a name that is given twice or that no system has, before anything is run.
-        InputError: When imported images are not there, or are for other prompts.
+        InputError: When imported images are not there, or are for other prompts; also before anything is run.
     """
     if len(set(names)) != len(names):
         raise ConfigError(f"systems {', '.join(names)}: one is there twice; name each once")
     systems = {each: (find_system(config, each), configure_system(config, each)) for each in names}
     check_training_name(runtime, name)
     steps = (*PROMPT_STEPS, *(TRAINING_STEPS if any(system.aligned for system, _ in systems.values()) else ()))
-    refs = run_steps(steps, config, runtime, call)
+    refs = {step.node: ref for step, ref in references(config, runtime, steps)}
+    parts = [(steps, config)]
     for each, (system, changed) in systems.items():
         evaluation = evaluation_steps(each, model="train" if system.aligned else None)
         if system.images is not None:
             drawn, evaluation = evaluation[0], evaluation[1:]
             refs[drawn.node] = find_imported(open_store(runtime), system.images, refs["identities"], config)
-        refs = run_steps(evaluation, changed, runtime, call, refs)
-        reserve_run(refs.values(), runtime, name)
+        refs |= {step.node: ref for step, ref in references(changed, runtime, evaluation, refs)}
+        parts.append((evaluation, changed))
+    reserve_run(refs.values(), runtime, name)
+    for part, changed in parts:
+        refs = run_steps(part, changed, runtime, call, refs)
     return publish_comparison(refs, names, config, runtime, name)
 
 

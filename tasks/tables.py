@@ -31,8 +31,7 @@ def read_images(store: Store, sample: ArtifactRef) -> pd.DataFrame:
 
 
 def iter_batches(shard: pd.DataFrame, batch_size: int) -> Iterator[tuple[pd.DataFrame, NDArray[np.uint8]]]:
-    """Rows and pixels [B, H, W, 3] uint8 of one shard, batch by batch; images without a picture are passed over."""
-    shard = shard[shard["image"].notna()]
+    """Rows and pixels [B, H, W, 3] uint8 of images that have a picture, batch by batch."""
     for start in range(0, len(shard), batch_size):
         rows = shard.iloc[start : start + batch_size]
         yield rows, np.stack([decode_png(cell["bytes"]) for cell in rows["image"]])
