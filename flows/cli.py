@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from flows.review.commands import review, studies
 from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ imports = typer.Typer(no_args_is_help=True, help="Data made elsewhere.", rich_ma
 app.add_typer(imports, name="import")
 exports = typer.Typer(no_args_is_help=True, help="Data for other programs.", rich_markup_mode=None)
 app.add_typer(exports, name="export")
+app.add_typer(studies, name="study")
+app.command()(review)
 
 Preset = Annotated[str | None, typer.Option(help="A named configuration; 'portraits' when nothing is given.")]
 Config = Annotated[Path | None, typer.Option(help="A TOML file; see README.md for an example.")]
