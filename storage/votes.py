@@ -160,7 +160,7 @@ class ReviewDatabase:
             .join(Asked, Asked.rater_id == Rater.rater_id)
             .outerjoin(Vote, Vote.asked_id == Asked.asked_id)
             .where(Rater.study == name)
-            .group_by(Rater)
+            .group_by(Rater.rater_id)
             .order_by(Rater.number)
         )
         with self._begin() as session:
@@ -259,9 +259,7 @@ class ReviewDatabase:
                 raise InputError(conflict) from error
             raise
         except SQLAlchemyError as error:
-            raise StoreError(f"the review database does not answer as it should ({error}); see to it, then retry") from (
-                error
-            )
+            raise StoreError(f"the review database does not answer ({error}); see to it, then try again") from error
 
 
 def _coverage(session: Session, name: str) -> dict[str, int]:
@@ -272,7 +270,7 @@ def _coverage(session: Session, name: str) -> dict[str, int]:
         .where(Rater.study == name, Vote.asked_id.is_not(None) | ~Rater.is_closed)
         .group_by(Asked.pair_id)
     )
-    return {pair_id: n for pair_id, n in session.execute(counts)}
+    return dict(session.execute(counts).tuples())
 
 
 def _engine(url: str) -> Engine:

@@ -81,9 +81,10 @@ def create_study(
         InputError: When the systems have too little in common, or there is a study of that name.
     """
     texts = store.read_table(prompts, "prompts", ["prompt_id", "text", "kind", "split"])
-    texts = texts[(texts["kind"] == kind) & (texts["split"] == "eval")].set_index("prompt_id")["text"]
+    texts = texts[(texts["kind"] == kind) & (texts["split"] == "eval")]
+    text_of = dict(zip(texts["prompt_id"], texts["text"], strict=True))
     (a, b), shipped = systems, "instructions.md" if config.set_size > 1 else "instructions_pictures.md"
-    frames = [_shown_images(store, ref, texts.index) for ref in systems.values()]
+    frames = [_shown_images(store, ref, text_of) for ref in systems.values()]
     pairs = pair_sets(frames[0], frames[1], config)
     checks = make_checks(pairs, config)
     study = {
@@ -94,7 +95,7 @@ def create_study(
         "source": {"prompts": str(prompts), a: str(systems[a]), b: str(systems[b])},
         "instructions": instructions or (SHIPPED / shipped).read_text(encoding="utf-8"),
     }
-    rows = [_pair_row(name, pair, texts) for pair in (*pairs, *checks)]
+    rows = [_pair_row(name, pair, text_of) for pair in (*pairs, *checks)]
     database.create_study(study, _iter_pictures(store, name, systems.values(), [*pairs, *checks], config), rows)
     return len(pairs)
 
@@ -251,5 +252,3 @@ def _iter_pictures(
                 # two systems may share an image
                 plain.discard(image_id)
                 spoiled.discard(image_id)
-
-

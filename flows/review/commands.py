@@ -181,7 +181,9 @@ def _database_url(database: str | None, root: str | None) -> str:
 
     root = root or DEFAULT_ROOT
     if database is None and "://" in root:
-        raise ConfigError(f"votes cannot be kept in {root}; give a database with --database, such as sqlite:///x.sqlite")
+        raise ConfigError(
+            f"votes cannot be kept in {root}; give a database with --database, such as sqlite:///x.sqlite"
+        )
     return database or f"sqlite:///{(Path(root) / 'reviews.sqlite').absolute()}"
 
 

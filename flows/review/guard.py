@@ -1,4 +1,4 @@
-"""What stands before every request: the name it came for, its size, failed attempts; and the headers of every answer."""
+"""Before every request: the name it came for, its size, failed attempts. After it: the headers of the answer."""
 
 import time
 from collections import OrderedDict
@@ -100,7 +100,7 @@ async def _read_body(receive: Receive, max_body: int) -> bytes | None:
     body = b""
     while True:
         message = await receive()
-        body += message.get("body", b"")
+        body += bytes(message.get("body", b""))
         if len(body) > max_body:
             return None
         if not message.get("more_body", False):

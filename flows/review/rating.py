@@ -1,6 +1,7 @@
 """A rater's pages: the way in, the instructions, one question at a time, undo, the end."""
 
 import time
+from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -114,7 +115,7 @@ def picture(request: Request, name: str, picture_id: str, session: Session) -> R
     return Response(data, media_type=MEDIA_TYPE, headers=headers)
 
 
-def _shown(turn: Turn, config: StudyConfig) -> dict[str, object]:
+def _shown(turn: Turn, config: StudyConfig) -> dict[str, Any]:
     """What of a turn the page shows: nothing that tells the systems apart."""
     sets = [turn.pair.pictures_a, turn.pair.pictures_b]
     if turn.asked.first == "b":
@@ -133,5 +134,3 @@ def _shown(turn: Turn, config: StudyConfig) -> dict[str, object]:
 
 def _go(path: str) -> RedirectResponse:
     return RedirectResponse(path, 303)
-
-

@@ -113,12 +113,12 @@ def open_form(session: RaterSession, purpose: str, form: dict[str, str]) -> list
         HTTPException: 403 when the token is not one of this rater's pages.
     """
     try:
-        rater_id, *rest = signer(session.study, purpose).loads(form.get("token", ""))
+        signed: list[Any] = signer(session.study, purpose).loads(form.get("token", ""))
     except BadSignature:
-        rater_id, rest = None, []
-    if rater_id != session.rater.rater_id:
+        signed = [None]
+    if signed[0] != session.rater.rater_id:
         raise HTTPException(403, "This form did not come from your page; load the page again.")
-    return rest
+    return signed[1:]
 
 
 def operator(request: Request) -> None:

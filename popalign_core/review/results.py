@@ -24,8 +24,8 @@ class Results:
     """Tables of a study.
 
     Attributes:
-        wins: question, by (`majority` or `votes`), n, n_wins, n_ties, n_losses, win_rate of system A (ties half), ci_low,
-            ci_high.
+        wins: question, by (`majority` or `votes`), n, n_wins, n_ties, n_losses, win_rate of system A (ties half),
+            ci_low, ci_high.
         agreement: question, alpha, ci_low, ci_high, n_pairs (with two raters or more), note.
         raters: rater, n_votes, n_checks, n_right, median_seconds, flag ("" or why).
     """
@@ -53,7 +53,7 @@ def majority(votes: pd.DataFrame) -> pd.DataFrame:
     leads = counts.eq(counts.max(axis=1), axis=0)
     answer = counts.idxmax(axis=1).where(leads.sum(axis=1) == 1, "tie")
     prompts = votes.groupby("pair_id")["prompt_id"].first()
-    return pd.DataFrame({"pair_id": counts.index, "prompt_id": prompts[counts.index].to_numpy(), "answer": answer.array})
+    return pd.DataFrame({"prompt_id": prompts, "answer": answer}).rename_axis("pair_id").reset_index()
 
 
 def win_interval(scores: np.ndarray, clusters: np.ndarray, confidence: float) -> tuple[float, float]:
