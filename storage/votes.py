@@ -1,6 +1,7 @@
 """A review database: SQLite in a file, or PostgreSQL by URL. A vote that was acknowledged is on the disk."""
 
 import secrets
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class ReviewDatabase:
                 f"the review database {url!r} cannot be opened ({error}); give a URL such as "
                 "sqlite:///reviews.sqlite, or postgresql://user@host/name after `pip install 'popalign[postgres]'`"
             ) from error
+        weakref.finalize(self, self._engine.dispose)
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
 
     def close(self) -> None:
@@ -270,7 +272,7 @@ def _coverage(session: Session, name: str) -> dict[str, int]:
         .where(Rater.study == name, Vote.asked_id.is_not(None) | ~Rater.is_closed)
         .group_by(Asked.pair_id)
     )
-    return dict(session.execute(counts).tuples())
+    return {row[0]: row[1] for row in session.execute(counts)}
 
 
 def _engine(url: str) -> Engine:

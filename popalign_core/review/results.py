@@ -7,6 +7,7 @@ The answer that is known of a check is always `a`.
 from dataclasses import dataclass
 from math import comb, sqrt
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from popalign_core.evaluation.intervals import interval
 ANSWERS = ("a", "tie", "b")
 _CHANCE = 1 / len(ANSWERS)
 _RESAMPLES = 500
+_WINS = ["question", "by", "n", "n_wins", "n_ties", "n_losses", "win_rate", "ci_low", "ci_high"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def evaluate_votes(votes: pd.DataFrame, config: StudyConfig, confidence: float =
     by_question = {name: counted[counted["question"] == name] for name in names}
     wins = [row for name in names for row in _win_rows(name, by_question[name], confidence)]
     agreement = [{"question": name, **agree(by_question[name], confidence)} for name in names]
-    return Results(pd.DataFrame(wins), pd.DataFrame(agreement), raters)
+    return Results(pd.DataFrame(wins, columns=_WINS), pd.DataFrame(agreement), raters)
 
 
 def majority(votes: pd.DataFrame) -> pd.DataFrame:
@@ -86,13 +88,13 @@ def win_interval(scores: np.ndarray, clusters: np.ndarray, confidence: float) ->
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def agree(votes: pd.DataFrame, confidence: float = 0.95) -> dict[str, object]:
+def agree(votes: pd.DataFrame, confidence: float = 0.95) -> dict[str, Any]:
     """Krippendorff's alpha of one question's answers, in the order A, tie, B; its interval by resampling pairs."""
     import krippendorff
 
     counts = _answer_counts(votes)[list(ANSWERS)].to_numpy()
     counts = counts[counts.sum(axis=1) > 1]
-    row: dict[str, object] = {"alpha": np.nan, "ci_low": np.nan, "ci_high": np.nan, "n_pairs": len(counts), "note": ""}
+    row: dict[str, Any] = {"alpha": np.nan, "ci_low": np.nan, "ci_high": np.nan, "n_pairs": len(counts), "note": ""}
     if not len(counts):
         return row | {"note": "not measured: no pair has two raters yet"}
     if (counts.sum(axis=0) > 0).sum() < 2:
