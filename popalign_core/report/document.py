@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from popalign_core.report.charts import PATTERNS
+from popalign_core.report.drawing import PATTERNS
 from popalign_core.report.estimates import SYMBOLS, Status
 from popalign_core.report.style import CSS
 

@@ -6,8 +6,9 @@ from html import escape
 import pandas as pd
 
 from popalign_core.report.by_prompt import MOST_PROMPTS, axis_rows, largest_discrepancy, paired_prompts
-from popalign_core.report.charts import Bar, class_histogram, curve, legend, prompt_bars
+from popalign_core.report.charts import class_histogram, curve, legend, prompt_bars
 from popalign_core.report.document import bullets, definitions, details, figures, html_page, verdict_box
+from popalign_core.report.drawing import Bar
 from popalign_core.report.estimates import Estimate
 from popalign_core.report.inputs import ReportInputs, check_inputs
 from popalign_core.report.limits import limits

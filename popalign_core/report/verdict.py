@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from popalign_core.report.inputs import ReportInputs
 from popalign_core.report.estimates import (
     UNKNOWN,
     WORDS,
@@ -14,6 +13,7 @@ from popalign_core.report.estimates import (
     judge_difference,
     measures_of,
 )
+from popalign_core.report.inputs import ReportInputs
 from popalign_core.report.measures import FAIRNESS, listed, measure_name, number
 
 
