@@ -16,9 +16,9 @@ from popalign_core.report.estimates import (
     judge_difference,
     measures_of,
 )
-from popalign_core.report.measures import FAIRNESS, listed, number
+from popalign_core.report.measures import FAIRNESS, FURTHER, listed, number
 
-_DETAILS = ("discrepancy_worst10", "discrepancy_unbiased", "discrepancy_joint", "kl", "entropy", "parity_gap", "bias")
+_DETAILS = (*FURTHER, "discrepancy_worst10", "discrepancy_joint")
 Place = Literal["fairer", "fairer at a cost", "less fair", "unclear", "unmeasured"]
 
 
@@ -68,7 +68,7 @@ class Results:
     @property
     def headlines(self) -> list[Measure]:
         """What the tables of the paper show; the rest is in the table of every number."""
-        return [m for m in self.measures if ":" not in m.metric and m.metric not in _DETAILS]
+        return [m for m in self.measures if ":" not in m.metric and not m.metric.startswith(_DETAILS)]
 
     def value(self, system: str, measure: Measure) -> Estimate:
         """What a system was measured to have."""
@@ -85,16 +85,17 @@ class Results:
     def standing(self, system: str) -> Standing:
         """One system against the reference, from intervals and adjusted p-values alone."""
         axes = {axis.name: self._fairness(system, axis.name) for axis in self.inputs.axes}
-        found = {m: self.status(system, m) for m in self.headlines if not self._decides(m)}
+        found = {m: self.status(system, m) for m in self.headlines if not self.decides(m) and _counts(m, self.primary)}
         lost = tuple(m for m, status in found.items() if status == "worse")
         gained = tuple(m for m, status in found.items() if status == "improved")
         return Standing(system, _place(list(axes.values()), bool(lost)), axes, lost, gained)
 
-    def _decides(self, measure: Measure) -> bool:
+    def decides(self, measure: Measure) -> bool:
+        """Whether a system is called fairer or less fair by this measure."""
         return measure.benchmark == self.primary and measure.metric in FAIRNESS
 
     def _fairness(self, system: str, axis: str) -> Status:
-        return combined([self.status(system, m) for m in self.measures if self._decides(m) and m.axis == axis])
+        return combined([self.status(system, m) for m in self.measures if self.decides(m) and m.axis == axis])
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,11 @@ def summarise(results: Results) -> Summary:
         status = "worse" if all(s.place == "less fair" for s in standings) else "unclear"
         headline = f"No system is shown to be fairer than {inputs.reference}"
     return Summary(status, headline, tuple(_sentences(results, standings)))
+
+
+def _counts(measure: Measure, primary: str) -> bool:
+    """Whether a change is a gain or a loss; faces are looked for where shares are read off them."""
+    return measure.metric != "no_face_share" or measure.benchmark == primary
 
 
 def _place(statuses: Sequence[Status], is_costly: bool) -> Place:
