@@ -13,6 +13,9 @@ from popalign_core.config.sampling import ModelConfig, SamplingConfig
 from popalign_core.config.training import TrainingConfig
 from popalign_core.errors import ConfigError
 
+_EVALUATION_COUNTS = {"n_neutral": 2, "n_specific": 1, "n_generic": 1}
+"""Images a prompt by kind -> at least."""
+
 SystemName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$")]
 
 
@@ -82,7 +85,51 @@ class PipelineConfig(Frozen):
         names = [axis.name for axis in self.axes]
         if len(set(names)) != len(names):
             raise ValueError(f"two axes share a name: {names}")
+        for name, benchmark in self.prompts.benchmarks.items():
+            unknown = [axis for axis in benchmark.axes if axis not in names]
+            if unknown:
+                raise ValueError(
+                    f"prompts.benchmarks.{name} measures {unknown}, but there are the axes {names}; add them to "
+                    "`axes`, with only_measured = true where prompts and sets are not to vary over them"
+                )
         return self
+
+    @property
+    def identity_axes(self) -> tuple[Axis, ...]:
+        """The axes that prompts vary over and sets balance."""
+        return tuple(axis for axis in self.axes if not axis.only_measured)
+
+    def measured_axes(self, benchmark: str) -> tuple[Axis, ...]:
+        """The axes that are measured on a benchmark."""
+        named = self.prompts.benchmarks[benchmark].axes if benchmark in self.prompts.benchmarks else ()
+        return tuple(axis for axis in self.axes if axis.name in named) or self.identity_axes
+
+    @property
+    def benchmark_axes(self) -> dict[str, tuple[str, ...]]:
+        """Benchmark -> names of the axes measured on it, for those with other axes than all."""
+        names = ("neutral", "specific", *self.prompts.benchmarks)
+        measured = {name: self.measured_axes(name) for name in names}
+        return {name: tuple(axis.name for axis in axes) for name, axes in measured.items() if axes != self.axes}
+
+    def scaled(self, factor: float) -> "PipelineConfig":
+        """The same evaluation with `factor` times the images a prompt, and the prompts of benchmarks that limit theirs;
+        at least one of each, and two of a neutral prompt. Training stays as it is.
+        """
+
+        def scale(value: int | None, least: int = 1) -> int | None:
+            return None if value is None else max(least, round(factor * value))
+
+        counts = {name: scale(getattr(self.evaluation, name), least) for name, least in _EVALUATION_COUNTS.items()}
+        benchmarks = {
+            name: each.model_copy(update={"n_prompts": scale(each.n_prompts), "n_images": scale(each.n_images)})
+            for name, each in self.prompts.benchmarks.items()
+        }
+        return self.model_copy(
+            update={
+                "evaluation": self.evaluation.model_copy(update=counts),
+                "prompts": self.prompts.model_copy(update={"benchmarks": benchmarks}),
+            }
+        )
 
 
 def load_config(path: Path) -> PipelineConfig:
