@@ -13,7 +13,7 @@ VERSION = "1"
 
 def request(config: PipelineConfig, *, prompts: ArtifactRef) -> Request:
     """What the key depends on; targets are not part of it."""
-    payload = {"axes": _hashed(config.identity_axes), "carrier": config.prompts.carrier}
+    payload: dict[str, Any] = {"axes": _hashed(config.identity_axes), "carrier": config.prompts.carrier}
     if varied := {name: _hashed(axes) for name, axes in _varied(config).items()}:
         payload["benchmarks"] = varied
     return Request(STAGE, VERSION, payload, {"prompts": prompts.key})

@@ -194,7 +194,7 @@ def _make_probe(
     from tasks.measuring import clip_folder, load_reader
 
     device = resolve_device(runtime.device)
-    reader = load_reader(config.attributes, str(device))
+    reader = load_reader(config.attributes, str(device), config.identity_axes)
     check_reader(reader, config.identity_axes)
     neutral = data.prompt_index.unique()
     chosen = neutral[:: max(1, len(neutral) // settings.n_prompts)][: settings.n_prompts]

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from popalign_core.config.attributes import AttributesConfig
 from popalign_core.config.base import Axis, Frozen, Text
@@ -79,6 +79,20 @@ class PipelineConfig(Frozen):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     systems: dict[SystemName, SystemConfig] = Field(default={}, description="for `popalign compare`, by name")
+
+    @field_validator("axes", mode="before")
+    @classmethod
+    def _look_up(cls, value: Any) -> Any:
+        if not isinstance(value, list) or not any(isinstance(given, str) for given in value):
+            return value
+        from popalign_core.presets import AXES
+
+        unknown = [given for given in value if isinstance(given, str) and given not in AXES]
+        if unknown:
+            raise ValueError(
+                f"there are no axes {unknown}; choose from {', '.join(AXES)}, or describe them in [[axes]]"
+            )
+        return [AXES[given] if isinstance(given, str) else given for given in value]
 
     @model_validator(mode="after")
     def _check(self) -> Self:

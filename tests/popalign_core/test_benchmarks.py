@@ -5,10 +5,10 @@ import pytest
 
 from popalign_core.config import Axis, PipelineConfig, parse_config
 from popalign_core.errors import ConfigError
-from popalign_core.presets import preset
+from popalign_core.presets import AGE, COUPLE, SKIN_TONE, preset
 from popalign_core.prompts.benchmarks import benchmark_prompts, benchmarks_of, evenly
 
-COUPLE = {"name": "couple", "classes": ["two men", "two women"], "of": "picture", "only_measured": True}
+COUPLE_TABLE = {"name": "couple", "classes": ["two men", "two women"], "of": "picture", "only_measured": True}
 
 
 def config(benchmarks: dict, axes: tuple = (), **more: dict) -> PipelineConfig:
@@ -21,7 +21,7 @@ def config(benchmarks: dict, axes: tuple = (), **more: dict) -> PipelineConfig:
 def test_a_benchmark_that_ships_needs_no_list():
     made = config(
         {"couples": {}, "descriptor": {"n_images": 7}, "parti": {"list": "PartiPrompts.tsv", "kind": "generic"}},
-        [COUPLE],
+        [COUPLE_TABLE],
     )
     benchmarks = made.prompts.benchmarks
     assert [each.list for each in benchmarks.values()] == ["couples", "descriptors", "PartiPrompts.tsv"]
@@ -48,7 +48,9 @@ def test_what_does_not_fit_is_said(benchmarks, message):
 
 
 def test_an_axis_that_is_only_measured_varies_no_prompt_and_counts_where_it_is_named():
-    made = config({"couples": {}, "descriptor": {}, "both": {"list": "ages", "axes": ["couple", "race"]}}, [COUPLE])
+    made = config(
+        {"couples": {}, "descriptor": {}, "both": {"list": "ages", "axes": ["couple", "race"]}}, [COUPLE_TABLE]
+    )
     assert [axis.name for axis in made.identity_axes] == ["gender", "race"]
     assert made.benchmark_axes == {
         "neutral": ("gender", "race"),
@@ -58,6 +60,17 @@ def test_an_axis_that_is_only_measured_varies_no_prompt_and_counts_where_it_is_n
         "both": ("race", "couple"),
     }
     assert preset("smoke").benchmark_axes == {}
+
+
+def test_axes_that_ship_are_given_by_name():
+    made = config({"couples": {}, "age": {}}, ["couple", "age", "skin tone"])
+    assert made.axes[2:] == (COUPLE, AGE, SKIN_TONE)
+    assert made.benchmark_axes["couples"] == ("couple",)
+    assert made.benchmark_axes["age"] == ("age",)
+    with pytest.raises(
+        ConfigError, match=r"there are no axes \['hat'\]; choose from gender, race, couple, age, skin tone"
+    ):
+        config({}, ["hat"])
 
 
 def test_a_quick_look_takes_fewer_images_and_prompts():
@@ -106,4 +119,4 @@ def test_rows_of_each_kind():
 def test_axes_keep_their_documents():
     plain = Axis(name="gender", classes=("a", "b"))
     assert set(plain.model_dump()) == {"name", "classes", "words", "target"}
-    assert Axis.model_validate(COUPLE).model_dump()["of"] == "picture"
+    assert Axis.model_validate(COUPLE_TABLE).model_dump()["of"] == "picture"
