@@ -95,11 +95,12 @@ def compare_statistics(
         build.write_table("comparison", pd.concat([metrics[0].head(0), *comparison], ignore_index=True))
         by_prompt = [per_prompt_table(f.name, table, f.images, f.attributes, config.axes) for f in frames]
         build.write_table("per_prompt", pd.concat(by_prompt, ignore_index=True))
-        costs = [count_costs(store, name, samples_of(name, n_seeds, statistics)) for name in systems]
+        costs = [count_costs(store, name, refs_of("sample", name, n_seeds, statistics)) for name in systems]
         build.write_table("costs", pd.concat(costs, ignore_index=True))
 
-    inputs = {"prompts": prompts, "calibration": calibration, **statistics}
-    asked = request(config, **inputs, systems=systems, n_seeds=n_seeds, scale=scale)
+    asked = request(
+        config, prompts=prompts, calibration=calibration, systems=systems, n_seeds=n_seeds, scale=scale, **statistics
+    )
     return produce(asked, runtime, fill)
 
 
@@ -108,9 +109,9 @@ def is_paired(one: "SystemFrames", other: "SystemFrames") -> bool:
     return not any((frames.images["seed"] == NO_SEED).any() for frames in (one, other))
 
 
-def samples_of(system: str, n_seeds: int, statistics: Inputs) -> list[ArtifactRef]:
-    """A system's images, a replicate each."""
-    names = (parameter("sample", system, replicate) for replicate in range(n_seeds))
+def refs_of(part: str, system: str, n_seeds: int, statistics: Inputs) -> list[ArtifactRef]:
+    """A part of a system's statistics, one artifact a replicate; imported images have one."""
+    names = (parameter(part, system, replicate) for replicate in range(n_seeds))
     return [statistics[name] for name in names if name in statistics]
 
 
@@ -137,12 +138,10 @@ def read_system(store: Store, system: str, n_seeds: int, statistics: Inputs) -> 
     """The statistics of a system, its replicates one below the other."""
     from popalign_core.evaluation.metrics import SystemFrames
 
-    parts: dict[str, list[pd.DataFrame]] = {"sample": [], "attributes": [], "scores": []}
-    for replicate in range(n_seeds):
-        refs = {part: statistics.get(parameter(part, system, replicate)) for part in parts}
-        if refs["sample"] is None:
-            continue
-        parts["sample"].append(read_images(store, refs["sample"]).assign(replicate=replicate))
-        for part in ("attributes", "scores"):
-            parts[part].append(store.read_table(refs[part], part))
-    return SystemFrames(system, *(pd.concat(frames, ignore_index=True) for frames in parts.values()))
+    samples = refs_of("sample", system, n_seeds, statistics)
+    images = [read_images(store, ref).assign(replicate=replicate) for replicate, ref in enumerate(samples)]
+    attributes, scores = (
+        [store.read_table(ref, part) for ref in refs_of(part, system, n_seeds, statistics)]
+        for part in ("attributes", "scores")
+    )
+    return SystemFrames(system, *(pd.concat(parts, ignore_index=True) for parts in (images, attributes, scores)))
