@@ -1,11 +1,14 @@
 """Tables that the command line prints."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flows.graph import PlannedNode
+    from popalign_core.evaluation.gate import Judgement
     from storage.store import GarbageReport
 
 Row = Mapping[Any, Any]
@@ -80,6 +83,22 @@ def systems_lines(metrics: Iterable[Row], systems: Sequence[str]) -> list[str]:
             lines.append(f"{f'{label}, {axis}' if axis else label}{floor}")
             lines += [f"  {system:<{width}}{'-' if row is None else _interval(row)}" for system, row in rows.items()]
     return lines
+
+
+def judgement_lines(judgements: Iterable["Judgement"]) -> list[str]:
+    """A line a judgement: what became of the bar, the bar, and why."""
+    words = {"met": "ok", "missed": "MISSED", "unclear": "cannot tell", "unmeasured": "NOT MEASURED"}
+    return [
+        f"{words[each.verdict]:<14}{each.bar!s:<28}{each.subject:<12}{each.reason}"
+        + ("; more images would tell" if each.verdict == "unclear" else "")
+        for each in judgements
+    ]
+
+
+def judgements_json(judgements: Iterable["Judgement"]) -> str:
+    """The same for programs: a list of objects."""
+    rows = [asdict(each) | {"bar": str(each.bar), "bound": each.bar.bound} for each in judgements]
+    return json.dumps(rows, indent=1)
 
 
 def garbage_lines(report: "GarbageReport") -> list[str]:
