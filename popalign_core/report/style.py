@@ -57,6 +57,21 @@ svg .line-3 { stroke: #c25e00; stroke-width: 2.2; stroke-dasharray: 2 3; }
 svg .dotted { stroke: #57606a; stroke-width: 1.2; stroke-dasharray: 1 3; }
 svg .thin { stroke: #9aa7b4; stroke-width: .8; }
 svg .thick { stroke: #0b5394; stroke-width: 2.2; }
+svg .full { fill: var(--ink); stroke: #fff; stroke-width: 1; }
+svg .hollow { fill: #fff; stroke: var(--ink); stroke-width: 1.6; }
+svg .ring { fill: none; stroke: #0b5394; stroke-width: 1.1; }
+svg .mean { stroke: #000; stroke-width: 3; }
+svg .join { stroke: #57606a; stroke-width: 1.6; }
+svg polyline.front { stroke: #57606a; stroke-width: 1.4; stroke-dasharray: 5 3; }
+ul.notes { list-style: none; margin: 2px 0 12px; padding: 0; font-size: .85rem; color: var(--soft); }
+p.warning { margin: 12px 0; padding: 8px 14px; border: 3px dashed var(--ink); }
+article.systems { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(310px, 100%), 1fr)); gap: 8px 28px; }
+article.systems h3 { grid-column: 1 / -1; margin-bottom: 0; }
+article.systems figure { margin: 0; }
+article.systems figcaption { font-size: .85rem; overflow-wrap: anywhere; }
+.strip { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 3px; }
+.strip img { display: block; width: 100%; height: auto; background: var(--wash); }
+.strip img.small { image-rendering: pixelated; }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: 12px 28px; }
 .sides figure { margin: 0; padding: 8px 10px 10px; border: 2px solid #0b5394; border-radius: 6px; }
 .sides figure.before { border: 2px dashed #c25e00; }
