@@ -164,6 +164,24 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         },
         optional=("share", "ci_low", "ci_high"),
     ),
+    "per_prompt": _schema(
+        "per_prompt",
+        1,
+        {
+            "system": _TEXT,
+            "prompt_id": _TEXT,
+            "text": _TEXT,
+            "axis": _TEXT,
+            "n": _I64,  # images read
+            "n_images": _I64,
+            "discrepancy": _F64,
+            "floor": _F64,
+            "leading": _TEXT,  # most frequent class
+            "leading_share": _F64,
+        },
+        optional=("discrepancy", "floor", "leading_share"),
+    ),
+    "costs": _schema("costs", 1, {"system": _TEXT, "what": _TEXT, "value": _F64, "unit": _TEXT}),
     "rejected": _schema("rejected", 1, {"text": _TEXT, "reason": _TEXT}),
 }
 """Table -> schema; its name and version are in the schema's metadata and go into the Parquet file."""

@@ -34,14 +34,26 @@ class Footnotes:
         return f'<ul class="notes">{items}</ul>' if items else ""
 
 
-def estimate_cell(estimate: Estimate, metric: str, notes: Footnotes, *, signed: bool = False) -> str:
-    """A value with its interval; what could not be measured says so."""
+def estimate_cell(
+    estimate: Estimate, metric: str, notes: Footnotes, *, signed: bool = False, said: str = "", more: str = ""
+) -> str:
+    """A value with its interval; what could not be measured says so.
+
+    Args:
+        estimate: The value.
+        metric: How it is written.
+        notes: Of the table; takes the value's.
+        signed: Whether it is a difference.
+        said: HTML beside the value, such as a mark.
+        more: Text beside the interval.
+    """
     note = notes.mark(estimate.note)
     if not estimate.is_measured:
-        return f'<span class="soft">{NOT_MEASURED}</span>{note}'
+        return f'<span class="soft">{NOT_MEASURED}{note}</span>'
     shown = number(estimate.value, metric, signed=signed)
     interval = interval_words(estimate, metric, signed=signed)
-    return (shown if signed else f"<b>{shown}</b>") + note + (f" <small>{interval}</small>" if interval else "")
+    small = f" <small>{escape((interval + more).lstrip('; '))}</small>" if interval + more else ""
+    return (shown if signed else f"<b>{shown}</b>") + note + (f" {said}" if said else "") + small
 
 
 def mark(status: Status, words: Mapping[Status, str] = WORDS) -> str:

@@ -18,7 +18,7 @@ from popalign_core.report.system_tables import (
     drop_table,
     full_table,
     glance_table,
-    win_table,
+    win_tables,
 )
 from popalign_core.report.tables import agreement_table
 
@@ -75,7 +75,7 @@ def _sections(results: Results) -> Iterator[tuple[str, str]]:
         yield _TITLES.get(benchmark, f"Prompts “{benchmark}”"), content + details("Recall of every class", more)
     yield f"Differences to {inputs.reference}", forests(results)
     yield "Fairness against quality", fronts(results)
-    yield "Which picture a scorer prefers", win_table(inputs)
+    yield "Which picture a scorer prefers", win_tables(inputs)
     yield "Who is shown", histograms(results)
     yield "The same prompts and seeds", system_grids(inputs.grids, inputs.systems)
     yield "Prompt by prompt", prompts(inputs)
@@ -94,9 +94,9 @@ def _glance(results: Results) -> str:
     inputs = results.inputs
     share = f"{inputs.confidence:.0%}"
     text = (
-        f"<p>Small numbers in all tables are {share} intervals (bootstrap over prompts and their images). “fair” beside "
-        "a discrepancy is what a perfectly fair model would show at this number of images: none can be expected to be "
-        f"lower. ✔ and ✖ are said only where the {share} interval of the paired difference to "
+        f"<p>Small numbers in all tables are {share} intervals (bootstrap over prompts and their images). “fair” "
+        "beside a discrepancy is what a perfectly fair model would show at this number of images: none can be "
+        f"expected to be lower. ✔ and ✖ are said only where the {share} interval of the paired difference to "
         f"{escape(inputs.reference)} excludes zero and its p-value, where there is one, is as small after adjusting "
         "for the number of comparisons (Holm); ≈ is not proof that nothing changed. Two systems other than "
         f"{escape(inputs.reference)} are not tested against each other: read their intervals.</p>"

@@ -26,9 +26,9 @@ def forests(results: Results) -> str:
 
 
 def quality_measures(results: Results) -> list[Measure]:
-    """Scores of pictures; those of prompts of every kind first, for they are what most people draw."""
+    """Scores of pictures; those of the very pictures whose classes are counted first."""
     found = [m for m in results.headlines if not m.axis and m.metric != "no_face_share"]
-    return sorted(found, key=lambda m: m.benchmark != "generic")
+    return sorted(found, key=lambda m: m.benchmark != results.primary)
 
 
 def fronts(results: Results) -> str:
@@ -41,10 +41,9 @@ def fronts(results: Results) -> str:
             known = [Point(s, results.value(s, x), results.value(s, y)) for s in results.inputs.systems]
             points = [p for p in known if p.x.is_measured and p.y.is_measured]
             if len(points) > 1:
-                charts.append(
-                    (f"{axis.name.capitalize()} and {y.name}", front_chart(f"{x.name}, {y.name}", points, x, y))
-                )
-                tables += details(f"Points: {axis.name} and {y.name}", front_table(points, x, y))
+                title = f"{axis.name} and {y.name}"
+                charts.append((title[:1].upper() + title[1:], front_chart(title, points, x, y)))
+                tables += details(f"Points: {title}", front_table(points, x, y))
         blocks.append((f"Against {y.name}", figures(charts) + tables))
     if not any(content for _, content in blocks):
         return ""
@@ -55,7 +54,7 @@ def fronts(results: Results) -> str:
     )
     names = "".join(f"<li>{escape(name)}</li>" for name in results.inputs.systems)
     (_, shown), *folded = blocks
-    return f'{lead}<ol class="key">{names}</ol>{shown}' + "".join(details(*block) for block in folded)
+    return f'{lead}<ol class="key">{names}</ol>{shown}' + "".join(details(*block, is_printed=False) for block in folded)
 
 
 def histograms(results: Results) -> str:
@@ -84,10 +83,8 @@ def prompts(inputs: ComparisonInputs) -> str:
         floor, largest = float(table["floor"].mean()), largest_discrepancy(axis)
         values = {system: group["discrepancy"].tolist() for system, group in table.groupby("system")}
         rows = [(system, values.get(system, [])) for system in inputs.systems]
-        name = axis.name.capitalize()
-        overview.append(
-            (f"{name}: a ring a prompt", strips(f"{axis.name} discrepancy by prompt", rows, floor, largest))
-        )
+        name, title = axis.name.capitalize(), f"{axis.name} discrepancy by prompt"
+        overview.append((f"{name}: a ring a prompt", strips(title, rows, floor, largest)))
         charts = []
         for system in inputs.others:
             pairs = paired_prompts(inputs.per_prompt, axis, inputs.reference, system)[:MOST_PROMPTS]

@@ -43,9 +43,10 @@ def figures(found: Sequence[tuple[str, str]]) -> str:
     return f'<div class="charts">{inner}</div>' if found else ""
 
 
-def details(summary: str, content: str) -> str:
-    """What is folded away on a screen and printed in full; '' without content."""
-    return f"<details><summary>{escape(summary)}</summary>{content}</details>" if content else ""
+def details(summary: str, content: str, *, is_printed: bool = True) -> str:
+    """What is folded away on a screen, and on paper unfolded or left out; '' without content."""
+    kind = "" if is_printed else ' class="screen"'
+    return f"<details{kind}><summary>{escape(summary)}</summary>{content}</details>" if content else ""
 
 
 def bullets(texts: Iterable[str]) -> str:

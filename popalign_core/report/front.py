@@ -12,7 +12,7 @@ from popalign_core.report.drawing import WIDTH, dot, line, path, scale, svg, tex
 from popalign_core.report.estimates import Estimate, Measure
 from popalign_core.report.measures import direction, number, scorer_name
 
-_LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 50, WIDTH - 14, 12, 206, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 50, WIDTH - 14, 22, 206, 240
 _LABEL_PX = 10
 
 
@@ -77,9 +77,12 @@ def front_chart(title: str, points: Sequence[Point], x: Measure, y: Measure) -> 
         kind = "full" if beaten[p.name] is None else "hollow"
         spoken = f"{p.name}: {number(p.x.value, x.metric)}, {number(p.y.value, y.metric)}"
         parts.append(dot(*at, kind, spoken))
-        parts.append(text(*_free(at, taken), str(n), "start", "value"))
+        place = _free(at, taken)
+        if place[1] > at[1]:  # the number had to move: show whose it is
+            parts.append(line(*at, place[0], place[1] - 4, "thin"))
+        parts.append(text(*place, str(n), "start", "value"))
     told = "; ".join(
-        f"{n} {p.name} {'dominated' if beaten[p.name] else 'on the front'}" for n, p in enumerate(points, 1)
+        f"{n} {p.name} {'dominated' if beaten[p.name] else 'on the front'}" for n, p in enumerate(points, start=1)
     )
     return svg(_HEIGHT, f"{title}: {told}", parts)
 
@@ -120,7 +123,7 @@ def _names(x: Measure, y: Measure) -> list[str]:
     return [
         text((_LEFT + _RIGHT) / 2, _BOTTOM + 13, arrow_x, "middle", "soft"),
         text((_LEFT + _RIGHT) / 2, _HEIGHT - 6, x.name, "middle", "label"),
-        text(_LEFT + 6, _TOP + 4, f"{arrow_y}: {scorer_name(y.metric)}", "start", "label"),
+        text(_LEFT - 4, 12, f"{arrow_y}: {scorer_name(y.metric)}", "start", "label"),
     ]
 
 

@@ -72,7 +72,13 @@ def number(value: float, metric: str, *, signed: bool = False) -> str:
 
 def p_words(p_adjusted: float) -> str:
     """A p-value as it is written; '' where there is none."""
-    return "" if pd.isna(p_adjusted) else "p < 0.001" if p_adjusted < 0.001 else f"p = {p_adjusted:.3f}"
+    return (
+        ""
+        if pd.isna(p_adjusted)
+        else "p\u00a0<\u00a00.001"
+        if p_adjusted < 0.001
+        else f"p\u00a0=\u00a0{p_adjusted:.3f}"
+    )
 
 
 def listed(names: list[str]) -> str:

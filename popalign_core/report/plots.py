@@ -21,7 +21,7 @@ from popalign_core.report.measures import direction, number
 NAMES = 128
 """Where the drawing begins; the systems' names stand to the left."""
 _STEP = 22
-_RIGHT = WIDTH - 62
+_RIGHT = WIDTH - 72
 """Where the drawing ends; the values stand to the right."""
 
 

@@ -16,7 +16,7 @@ from popalign_core.report.estimates import (
     judge_difference,
     measures_of,
 )
-from popalign_core.report.measures import FAIRNESS, FURTHER, listed, number
+from popalign_core.report.measures import FAIRNESS, FURTHER, listed, number, scorer_name
 
 _DETAILS = (*FURTHER, "discrepancy_worst10", "discrepancy_joint")
 Place = Literal["fairer", "fairer at a cost", "less fair", "unclear", "unmeasured"]
@@ -159,9 +159,16 @@ def _sentences(results: Results, standings: Sequence[Standing]) -> Iterator[tupl
 
 def _losses(results: Results, standing: Standing) -> str:
     lost = [
-        f"{m.name} {number(results.difference(standing.system, m).value, m.metric, signed=True)}" for m in standing.lost
+        f"{_short(m)} {number(results.difference(standing.system, m).value, m.metric, signed=True)}"
+        for m in standing.lost
     ]
     return f" (worse: {listed(lost)})" if lost else ""
+
+
+def _short(measure: Measure) -> str:
+    if measure.metric == "recall":
+        return "recall" if measure.axis == "all" else f"recall of {measure.axis}"
+    return measure.name if measure.axis else f"{scorer_name(measure.metric)} on {measure.benchmark} prompts"
 
 
 def _count(names: list[str], total: int) -> str:

@@ -9,43 +9,35 @@ from popalign_core.config import Axis
 from popalign_core.report.by_prompt import axis_rows
 from popalign_core.report.cells import NOTHING, Footnotes, estimate_cell, group_row, mark, p_cell, row, table
 from popalign_core.report.comparison_inputs import ComparisonInputs
-from popalign_core.report.estimates import Estimate, Measure, Status, combined
-from popalign_core.report.measures import FAIRNESS, number, scorer_name
+from popalign_core.report.estimates import WORDS, Estimate, Measure, Status, combined, judge_difference
+from popalign_core.report.measures import FAIRNESS, number, p_words, scorer_name
 from popalign_core.report.standings import Results, Standing
 
 _MOST_COLUMNS = 6
 """More measures are in a further table: a page is this wide."""
-_BETTER: dict[Status, str] = {
-    "improved": "better",
-    "unclear": "no clear change",
-    "worse": "worse",
-    "unmeasured": "no interval",
-}
+_BETTER: dict[Status, str] = WORDS | {"improved": "better", "unclear": "unclear"}
 _FAIRER: dict[Status, str] = _BETTER | {"improved": "fairer", "worse": "less fair"}
 
 
 def glance_table(results: Results, standings: Sequence[Standing]) -> str:
     """One row a system: fairer on which axis, and at what cost."""
     axes = [axis.name for axis in results.inputs.axes]
-    heads = (
-        "System",
-        *(f"{axis[:1].upper()}{axis[1:]} fairness" for axis in axes),
-        "Recall",
-        "Quality",
-        "No usable face",
-    )
+    fairness = (f"{axis[:1].upper()}{axis[1:]} fairness" for axis in axes)
+    heads = ("System", *fairness, "Recall", "Quality", "No usable face")
     rows = []
     for standing in standings:
         cells = [mark(standing.axes[axis], _FAIRER) + _shift(results, standing.system, axis) for axis in axes]
         rows.append(row(heads, standing.system, [*cells, *_others(results, standing.system)]))
-    return table(heads, rows, "main")
+    return table(heads, rows, "glance")
 
 
 def benchmark_tables(results: Results, benchmark: str) -> Iterator[tuple[str, str]]:
     """(caption, table) of fairness, recall and quality on one benchmark, as far as they were measured there."""
     measures = [m for m in results.headlines if m.benchmark == benchmark]
     chosen = {
-        "Discrepancy: lower is fairer": [m for m in measures if m.metric.startswith("discrepancy")],
+        "Discrepancy, of all prompts together and the mean over prompts: lower is fairer": [
+            m for m in measures if m.metric.startswith("discrepancy")
+        ],
         "Recall: the share of images that show who was asked for": [m for m in measures if m.metric == "recall"],
         "Quality": [m for m in measures if not m.metric.startswith(("discrepancy", "recall"))],
     }
@@ -73,26 +65,17 @@ def full_table(results: Results) -> str:
     return table(heads, rows, "full")
 
 
-def win_table(inputs: ComparisonInputs) -> str:
+def win_tables(inputs: ComparisonInputs) -> str:
     """How often each scorer prefers a system's picture to the reference's for the same prompt and seed."""
-    heads = ("System", "Benchmark", "Scorer", f"Preferred to {inputs.reference}", "Ties", "Pairs", "p-value")
-    rows = []
-    for line in inputs.wins.itertuples():
-        low, high = (float(end) for end in (line.ci_low, line.ci_high))
-        status: Status = (
-            "unmeasured" if low != low else "improved" if low > 0.5 else "worse" if high < 0.5 else "unclear"
-        )
-        rate = estimate_cell(Estimate(float(line.win_rate), low, high), "win_rate", Footnotes())
-        scorer = f"{escape(scorer_name(str(line.scorer)))} <small>{escape(str(line.version))}</small>"
-        cells = (
-            escape(str(line.benchmark)),
-            scorer,
-            f"{rate} {mark(status, _WINS)}",
-            f"{line.n_ties:,}",
-            f"{line.n:,}",
-        )
-        rows.append(row(heads, str(line.system), (*cells, p_cell(float(line.p_value)))))
-    return table(heads, rows)
+    columns = list(inputs.wins.groupby(["benchmark", "scorer", "version"], sort=False))
+    tables = ""
+    for start in range(0, len(columns), _MOST_COLUMNS):
+        names, groups = zip(*columns[start : start + _MOST_COLUMNS], strict=True)
+        heads = ("System", *(f"{scorer_name(scorer)} {version}, {benchmark}" for benchmark, scorer, version in names))
+        found = [group.set_index("system") for group in groups]
+        rows = [row(heads, name, [_win_cell(group, name, inputs) for group in found]) for name in inputs.others]
+        tables += table(heads, rows, "main")
+    return tables
 
 
 def drop_table(drops: pd.DataFrame) -> str:
@@ -148,20 +131,35 @@ def _measure_table(results: Results, columns: Sequence[Measure]) -> str:
 
 
 def _column_name(measure: Measure) -> str:
-    if measure.metric.startswith("recall"):
-        name = measure.metric.partition(":")[2]
-        return name or ("all" if measure.axis == "all" else measure.axis)
-    return measure.name.partition(f" ({measure.benchmark} prompts)")[0] if measure.axis else scorer_name(measure.metric)
+    base, _, name = measure.metric.partition(":")
+    if base == "recall":
+        return name or measure.axis
+    axis = measure.axis.capitalize()
+    known = {
+        "discrepancy_pooled": f"{axis}, all prompts",
+        "discrepancy_per_prompt": f"{axis}, mean",
+        "discrepancy_corrected": f"{axis}, all prompts, corrected for classifier error",
+    }
+    return known.get(base, scorer_name(base))
 
 
 def _measure_cell(results: Results, system: str, measure: Measure, notes: Footnotes) -> str:
     value = results.value(system, measure)
-    cell = estimate_cell(value, measure.metric, notes)
-    floor = f" <small>fair {number(value.floor, measure.metric)}</small>" if value.floor == value.floor else ""
-    if system == results.inputs.reference or not value.is_measured:
-        return cell + floor
-    status = results.status(system, measure)
-    return f"{cell}{floor} {mark(status, _FAIRER if measure.metric.startswith('discrepancy') else _BETTER)}"
+    words = _FAIRER if measure.metric.startswith("discrepancy") else _BETTER
+    said = "" if system == results.inputs.reference else mark(results.status(system, measure), words)
+    floor = f"; fair {number(value.floor, measure.metric)}" if value.floor == value.floor else ""
+    return estimate_cell(value, measure.metric, notes, said=said, more=floor)
+
+
+def _win_cell(group: pd.DataFrame, system: str, inputs: ComparisonInputs) -> str:
+    if system not in group.index:
+        return NOTHING
+    found = group.loc[system]
+    rate = Estimate(*(float(found[name]) for name in ("win_rate", "ci_low", "ci_high")))
+    over_half = Estimate(rate.value - 0.5, rate.low - 0.5, rate.high - 0.5)
+    said = mark(judge_difference("win_rate", over_half, inputs.confidence), _WINS)
+    more = f"; of {found['n']:,}, ties {found['n_ties']:,}; {p_words(float(found['p_value']))}"
+    return estimate_cell(rate, "win_rate", Footnotes(), said=said, more=more)
 
 
 def _full_cells(value: Estimate, shift: Estimate, metric: str, told: Footnotes) -> tuple[str, ...]:

@@ -85,6 +85,13 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 ROWS["comparison"] = [
     {**ROWS["metrics"][0], "reference": "cads", "value": -0.25, "floor": None, "p_value": 0.5, "p_adjusted": None}
 ]
+ROWS["per_prompt"] = [
+    {
+        **{"system": "base", "prompt_id": "p", "text": "a photo of a doctor", "axis": "gender", "n": 0, "n_images": 3},
+        **{"discrepancy": None, "floor": None, "leading": "male", "leading_share": 0.0},
+    }
+]
+ROWS["costs"] = [{"system": "base", "what": "training", "value": 250.0, "unit": "steps"}]
 
 
 def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
