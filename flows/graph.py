@@ -10,7 +10,7 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
 from storage.store import ArtifactRef
 from tasks import attributes, calibration, evaluate, identities, preferences, prompts, report, sample, scores, train
-from tasks.prompt_lists import count_listed
+from tasks.prompt_lists import count_listed, read_benchmarks
 from tasks.stage import Request, open_store, reference
 
 OnProgress = Callable[[str, int, int], None]
@@ -214,9 +214,22 @@ def expected_images(step: Step, config: PipelineConfig) -> int:
         given = len(written.train_subjects) + listed["train_lists"]
         people = written.n_train if written.source == "llm" else given
         things = len(written.retained_subjects) + listed["retained_lists"]
-    cells = prod(len(axis.classes) for axis in config.axes)
-    total = people * (counts["neutral"] + cells * counts["specific"])
-    return total + (0 if name.startswith("attributes") else things * counts["generic"])
+    people_only = name.startswith("attributes")
+    cells = prod(len(axis.classes) for axis in config.identity_axes)
+    total = people * (counts["neutral"] + cells * counts["specific"]) + (
+        0 if people_only else things * counts["generic"]
+    )
+    return total + (0 if purpose == "preferences" else _expected_of_benchmarks(config, counts, people_only))
+
+
+def _expected_of_benchmarks(config: PipelineConfig, counts: Mapping[str, int], people_only: bool) -> int:
+    """Images of the benchmarks with names of their own."""
+    total = 0
+    for name, part in read_benchmarks(config.prompts).items():
+        kind = config.prompts.benchmarks[name].kind
+        cells = prod(len(axis.classes) for axis in config.measured_axes(name)) if kind == "specific" else 1
+        total += 0 if people_only and kind == "generic" else len(part.texts) * cells * counts[name]
+    return total
 
 
 def needed_for(node: str, steps: tuple[Step, ...] = PIPELINE) -> tuple[Step, ...]:

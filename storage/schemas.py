@@ -62,7 +62,7 @@ _COMPARISON = {
 SCHEMAS: Final[dict[str, pa.Schema]] = {
     "prompts": _schema(
         "prompts",
-        1,
+        2,
         {
             "prompt_id": _TEXT,
             "text": _TEXT,
@@ -73,8 +73,9 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
             "parent_id": _TEXT,
             "template": _TEXT,
             "source": _TEXT,
+            "benchmark": _TEXT,  # neutral, specific, generic, or a name of its own
         },
-        optional=("parent_id",),
+        optional=("parent_id", "benchmark"),
     ),
     "images": _schema(
         "images",
@@ -185,6 +186,9 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
     "rejected": _schema("rejected", 1, {"text": _TEXT, "reason": _TEXT}),
 }
 """Table -> schema; its name and version are in the schema's metadata and go into the Parquet file."""
+
+ADDED: Final[dict[tuple[str, int], tuple[str, ...]]] = {("prompts", 2): ("benchmark",)}
+"""Nullable columns that a version brought and that are all it brought: tables of the one before are read without."""
 
 
 PICK_A_PIC: Final = pa.schema(

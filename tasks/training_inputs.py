@@ -73,7 +73,7 @@ def run_training(
     parts = (*DENOISER_PARTS, "vae") if config.training.probe else DENOISER_PARTS
     folder = refs.start_folder(store)
     pipeline = load_pipeline(config.model, device=resolve_device(runtime.device), folder=folder, components=parts)
-    data = replace(read_preferences(store, refs, config.axes), guidance_scale=config.sampling.guidance_scale)
+    data = replace(read_preferences(store, refs, config.identity_axes), guidance_scale=config.sampling.guidance_scale)
     denoiser = find_denoiser(pipeline)
     log = train_preferences(
         denoiser,
@@ -201,8 +201,8 @@ def _make_probe(
     from tasks.measuring import clip_folder, load_reader
 
     device = resolve_device(runtime.device)
-    reader = load_reader(config.attributes, str(device))
-    check_reader(reader, config.axes)
+    reader = load_reader(config.attributes, str(device), config.identity_axes)
+    check_reader(reader, config.identity_axes)
     neutral = data.prompt_index.unique()
     chosen = neutral[:: max(1, len(neutral) // settings.n_prompts)][: settings.n_prompts]
     texts = None
@@ -216,7 +216,7 @@ def _make_probe(
         unconditional=PromptEmbeddings(data.empty_prompt_embeds, data.empty_pooled),
         sampling=config.sampling,
         settings=settings,
-        axes=config.axes,
+        axes=config.identity_axes,
         attributes=config.attributes,
         reader=reader,
         batch_size=runtime.batch_size,

@@ -15,7 +15,7 @@ from popalign_core.config.pipeline import (
     merge_documents,
     parse_config,
 )
-from popalign_core.config.prompts import THEMES, LLMConfig, PromptsConfig
+from popalign_core.config.prompts import BENCHMARKS, THEMES, BenchmarkConfig, Kind, LLMConfig, PromptsConfig
 from popalign_core.config.runtime import RuntimeConfig
 from popalign_core.config.sampling import (
     AnnealingConfig,
@@ -28,15 +28,18 @@ from popalign_core.config.sampling import (
 from popalign_core.config.training import ProbeConfig, TrainingConfig
 
 __all__ = [
+    "BENCHMARKS",
     "PHRASE",
     "THEMES",
     "AnnealingConfig",
     "AttributesConfig",
     "Axis",
+    "BenchmarkConfig",
     "CADSConfig",
     "EvaluationConfig",
     "FairDiffusionConfig",
     "Frozen",
+    "Kind",
     "LLMConfig",
     "ModelConfig",
     "NetworkConfig",

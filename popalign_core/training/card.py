@@ -71,7 +71,7 @@ def _start(keys: Mapping[str, str]) -> str:
 def _target(config: PipelineConfig) -> str:
     rows = [
         [axis.name, name, f"{share:.3g}"]
-        for axis in config.axes
+        for axis in config.identity_axes
         for name, share in zip(axis.classes, axis.shares(), strict=True)
     ]
     about = "What was to change is the mixture of people under prompts that name no identity.\n"

@@ -10,6 +10,8 @@ import pytest
 from flows.graph import PIPELINE, call_directly, merge_equal, needed_for, plan, run_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
 from popalign_core.errors import ConfigError
+from tasks.sample import list_images, n_images
+from tasks.stage import open_store
 
 NODES = [
     *("prompts", "identities", "sample", "attributes", "calibration", "preferences", "train"),
@@ -48,6 +50,26 @@ def test_prompts_of_lists_are_counted_too(
     ]
     counts = tiny_config.evaluation
     assert images[1] - images[0] == 40 * (counts.n_neutral + 2 * counts.n_specific) + 3 * counts.n_generic
+
+
+def test_images_of_benchmarks_are_counted_too(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
+    benchmarks = {
+        "descriptor": {"n_images": 2},
+        "asked": {"list": "ages", "kind": "specific", "n_prompts": 5},
+        "as-is": {"list": "couples", "kind": "generic", "n_images": 1},
+    }
+    document = tiny_config.model_dump(exclude_none=True)
+    document["prompts"]["benchmarks"] = benchmarks
+    more = PipelineConfig.model_validate(document)
+    images = [{node.node: node.n_images for node in plan(config, tiny_runtime)} for config in (tiny_config, more)]
+    named = 40 * 2 + 5 * 2 * tiny_config.evaluation.n_specific
+    assert images[1]["sample"] == images[0]["sample"]
+    assert images[1]["sample-eval:base"] - images[0]["sample-eval:base"] == named + 40
+    assert images[1]["attributes-eval:base"] - images[0]["attributes-eval:base"] == named
+    refs = run_steps(needed_for("identities"), more, tiny_runtime, call_directly())
+    prompts = open_store(tiny_runtime).read_table(refs["identities"], "prompts")
+    drawn = list_images(prompts[prompts["split"] == "eval"], n_images(more, "evaluation"), "key", more.sampling)
+    assert len(drawn) == images[1]["sample-eval:base"]
 
 
 def test_planned_keys_are_the_ones_a_run_publishes(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
