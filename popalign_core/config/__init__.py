@@ -6,8 +6,18 @@ lives in `RuntimeConfig`, which is never hashed.
 
 from popalign_core.config.attributes import AttributesConfig, NetworkConfig, PeopleConfig, ZeroShotConfig
 from popalign_core.config.base import PHRASE, Axis, Frozen, Text
-from popalign_core.config.pipeline import (
+from popalign_core.config.evaluation import (
+    AestheticsConfig,
+    ClipScoreConfig,
     EvaluationConfig,
+    HPSConfig,
+    ImageRewardConfig,
+    InceptionConfig,
+    OpenClipConfig,
+    PickScoreConfig,
+    ScorerConfig,
+)
+from popalign_core.config.pipeline import (
     PipelineConfig,
     PreferencesConfig,
     SystemConfig,
@@ -30,17 +40,24 @@ from popalign_core.config.training import ProbeConfig, TrainingConfig
 __all__ = [
     "PHRASE",
     "THEMES",
+    "AestheticsConfig",
     "AnnealingConfig",
     "AttributesConfig",
     "Axis",
     "CADSConfig",
+    "ClipScoreConfig",
     "EvaluationConfig",
     "FairDiffusionConfig",
     "Frozen",
+    "HPSConfig",
+    "ImageRewardConfig",
+    "InceptionConfig",
     "LLMConfig",
     "ModelConfig",
     "NetworkConfig",
+    "OpenClipConfig",
     "PeopleConfig",
+    "PickScoreConfig",
     "PipelineConfig",
     "PreferencesConfig",
     "ProbeConfig",
@@ -48,6 +65,7 @@ __all__ = [
     "RuntimeConfig",
     "SDEditConfig",
     "SamplingConfig",
+    "ScorerConfig",
     "SystemConfig",
     "Text",
     "TrainingConfig",
