@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from popalign_core.config.attributes import AttributesConfig
 from popalign_core.config.base import Axis, Frozen, Text
+from popalign_core.config.evaluation import EvaluationConfig
 from popalign_core.config.prompts import PromptsConfig
 from popalign_core.config.sampling import ModelConfig, SamplingConfig
 from popalign_core.config.training import TrainingConfig
@@ -38,17 +39,6 @@ class PreferencesConfig(Frozen):
         default="joint", description="what comes near: the share of each product of classes, or each axis's alone"
     )
     mcmc_steps: int = Field(default=500, ge=1, description="of a chain at most; it ends when the set cannot be nearer")
-
-
-class EvaluationConfig(Frozen):
-    """Benchmarks on prompts the preference data never saw."""
-
-    n_neutral: int = Field(default=40, ge=2, description="images a neutral evaluation prompt")
-    n_specific: int = Field(default=3, ge=1, description="images an identity-specific evaluation prompt")
-    n_generic: int = Field(default=3, ge=1, description="images a generic prompt")
-    n_bootstrap: int = Field(default=2000, ge=100)
-    confidence: float = Field(default=0.95, gt=0, lt=1)
-    seed: int = Field(default=0, ge=0, description="of the sampled evaluation images and of the bootstrap")
 
 
 class SystemConfig(Frozen):

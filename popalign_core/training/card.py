@@ -93,6 +93,8 @@ def _measured(metrics: Sequence[Mapping[Any, Any]]) -> str:
 
 def _cell(row: Mapping[Any, Any]) -> str:
     low, high = row["ci_low"], row["ci_high"]
+    if row["value"] is None or row["value"] != row["value"]:
+        return "not measured"
     interval = f" [{low:.3f}, {high:.3f}]" if low == low and low is not None else ""
     return f"{row['value']:.3f}{interval}"
 

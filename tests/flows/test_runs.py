@@ -28,7 +28,8 @@ def test_a_run_ends_with_its_folder_and_the_next_is_all_hits(
     assert "a photo of a judge" in page
     assert page.count("data:image/png") == 2 * (2 * 6 + 3 * 3 + 2 * 2)
     comparison = open_store(tiny_runtime).read_table(refs["report"], "comparison")
-    assert set(comparison["system"]) == {"aligned - base"}
+    assert set(comparison["system"]) == {"aligned"}
+    assert set(comparison["reference"]) == {"base"}
     recorded = json.loads((folder / "run.json").read_text())["artifacts"]
     assert sorted(map(tuple, recorded)) == sorted({(ref.stage, ref.key) for ref in refs.values()})
     assert seen[-1][0] == "report"
