@@ -88,7 +88,7 @@ def _inputs(change: dict[Any, Any] = BETTER, **over: Any) -> ReportInputs:
         "aligned": "aligned",
         "axes": (GENDER,),
         "metrics": _frame(_rows("base", BASE, 0.05) + _rows("aligned", ALIGNED, 0.05)),
-        "comparison": _frame(_rows("aligned - base", change, np.nan)),
+        "comparison": _frame(_rows("aligned", change, np.nan)),
         "per_prompt": per_prompt,
         "attributes": {"base": attributes, "aligned": attributes},
         "grids": {"a photo of a nurse": (pictures, pictures[::-1].copy())},
