@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from popalign_core.report.cells import Footnotes, estimate_cell, row, table
-from popalign_core.report.drawing import WIDTH, dot, line, path, scale, svg, text
+from popalign_core.report.drawing import WIDTH, dot, line, path, scale, short, svg, text
 from popalign_core.report.estimates import Estimate, Measure
 from popalign_core.report.measures import direction, number, scorer_name
 
@@ -51,7 +51,7 @@ def beaten_by(points: Sequence[Point], x: str, y: str) -> dict[str, str | None]:
     return {p.name: None if n is None else points[n].name for p, n in zip(points, found, strict=True)}
 
 
-def front_chart(title: str, points: Sequence[Point], x: Measure, y: Measure) -> str:
+def front_chart(title: str, points: Sequence[Point], x: Measure, y: Measure, *, is_named: bool = False) -> str:
     """Points with the intervals of both measures; those of the front are full and joined, the others hollow.
 
     Args:
@@ -59,6 +59,7 @@ def front_chart(title: str, points: Sequence[Point], x: Measure, y: Measure) -> 
         points: Those that have both measures, numbered from 1 in this order, as in `front_table`.
         x: From left to right.
         y: From bottom to top.
+        is_named: Whether points carry their names, which must be short, in place of numbers.
     """
     beaten = beaten_by(points, x.metric, y.metric)
     place_x = scale(*_span([p.x for p in points]), _LEFT, _RIGHT)
@@ -80,7 +81,7 @@ def front_chart(title: str, points: Sequence[Point], x: Measure, y: Measure) -> 
         place = _free(at, taken)
         if place[1] > at[1]:  # the number had to move: show whose it is
             parts.append(line(*at, place[0], place[1] - 4, "thin"))
-        parts.append(text(*place, str(n), "start", "value"))
+        parts.append(text(*place, short(p.name, 12) if is_named else str(n), "start", "value"))
     told = "; ".join(
         f"{n} {p.name} {'dominated' if beaten[p.name] else 'on the front'}" for n, p in enumerate(points, start=1)
     )
