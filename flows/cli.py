@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from flows.arguments import Config, Force, Name, Preset, Root, Settings
-from flows.judging import check, compare
+from flows.judging import check, compare, sweep
 from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def evaluate(
         typer.echo(line)
 
 
-for command in (compare, check):
+for command in (compare, sweep, check):
     app.command()(command)
 
 

@@ -59,6 +59,48 @@ def compare(
     typer.echo(f"\nTables: {runtime.root.rstrip('/')}/runs/{name}/metrics.csv and comparison.csv")
 
 
+def sweep(
+    parameters: Annotated[
+        list[str], typer.Argument(metavar="FIELD=VALUES...", help="As --set has them: training.beta=10,20,40.")
+    ],
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    name: Annotated[str | None, typer.Option(help="Folder under runs/; preset or file with 'sweep'.")] = None,
+    settings: Settings = None,
+    systems: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--system", help="What is varied; repeat at will. If not given base, or aligned to vary training."
+        ),
+    ] = None,
+    n_seeds: Seeds = 1,
+    scale: Scale = 1.0,
+    grid: Annotated[bool, typer.Option("--grid", help="All combinations; otherwise one field at a time.")] = False,
+    plan: Plan = False,
+) -> None:
+    """Measure what a parameter does to fairness and quality; guidance, beta, set size, any field. Draws the front."""
+    from flows.graph import call_directly
+    from flows.options import build_config, parse_sweep, run_name
+    from flows.progress import console_progress
+    from flows.sweep import plan_sweep, sweep_parameters
+    from flows.tables import plan_lines, point_lines
+    from tasks.stage import open_store
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    name = run_name(preset, config, name or f"{run_name(preset, config, None)}-sweep")
+    fields = parse_sweep(parameters)
+    options: dict[str, Any] = {"systems": systems or (), "n_seeds": n_seeds, "scale": scale, "grid": grid}
+    if plan:
+        _say(plan_lines(plan_sweep(fields, pipeline, runtime, **options)[0].plan(runtime)))
+        return
+    with console_progress() as progress:
+        ref = sweep_parameters(fields, pipeline, runtime, name, call=call_directly(progress), **options)
+    points, front = (open_store(runtime).read_table(ref, table).to_dict("records") for table in ("points", "front"))
+    _say(point_lines(points, front))
+    typer.echo(f"\nPages: {runtime.root.rstrip('/')}/runs/{name}/")
+
+
 def check(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A diffusers folder, 'portraits', or a run's name.")],
     preset: Preset = None,

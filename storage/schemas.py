@@ -182,6 +182,36 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         },
         optional=("discrepancy", "floor", "leading_share"),
     ),
+    "points": _schema(
+        "points",
+        1,
+        {
+            "parameter": _TEXT,
+            "value": _TEXT,
+            "order": _I64,
+            "system": _TEXT,
+            "benchmark": _TEXT,
+            "metric": _TEXT,
+            "axis": _TEXT,
+            "estimate": _F64,
+            "ci_low": _F64,
+            "ci_high": _F64,
+            "floor": _F64,
+            "note": _TEXT,
+        },
+        optional=("estimate", "ci_low", "ci_high", "floor"),
+    ),
+    "front": _schema(
+        "front",
+        1,
+        {
+            "parameter": _TEXT,
+            "system": _TEXT,
+            "value": _TEXT,
+            "dominated_by_system": _TEXT,  # "" on the front
+            "dominated_by_value": _TEXT,
+        },
+    ),
     "costs": _schema("costs", 1, {"system": _TEXT, "what": _TEXT, "value": _F64, "unit": _TEXT}),
     "rejected": _schema("rejected", 1, {"text": _TEXT, "reason": _TEXT}),
 }

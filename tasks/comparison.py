@@ -1,7 +1,7 @@
 """Stage `comparison`: systems side by side, from statistics that other stages have read off their images."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -27,6 +27,16 @@ def parameter(part: str, system: str, replicate: int) -> str:
     return f"{part}:{system}@{replicate}"
 
 
+def system_of(name: str) -> str:
+    """Whose statistics a parameter takes."""
+    return name.partition(":")[2].rpartition("@")[0]
+
+
+def shown_configuration(config: PipelineConfig) -> dict[str, Any]:
+    """The whole configuration as pages show it, without the model's path and how prompts were delivered."""
+    return config.model_dump(mode="json", exclude={"model": {"name"}, "prompts": DELIVERY})
+
+
 def request(
     config: PipelineConfig,
     *,
@@ -38,12 +48,11 @@ def request(
     **statistics: ArtifactRef,
 ) -> Request:
     """What the key depends on: the whole configuration, which the page shows, without the model's path."""
-    shown = config.model_dump(mode="json", exclude={"model": {"name"}, "prompts": DELIVERY})
     inputs = {"prompts": prompts, "calibration": calibration, **statistics}
     return Request(
         STAGE,
         VERSION,
-        {"systems": list(systems), "n_seeds": n_seeds, "scale": scale, "configuration": shown},
+        {"systems": list(systems), "n_seeds": n_seeds, "scale": scale, "configuration": shown_configuration(config)},
         {name: ref.key for name, ref in inputs.items() if ref is not None},
     )
 
