@@ -38,7 +38,7 @@ def trend_chart(
     ]
     if floors:
         parts.append(line(_LEFT, y(floors[0]), right, y(floors[0]), "target"))
-        parts.append(text(right, y(floors[0]) - 4, "fair", "end", "soft"))
+        parts.append(text(_LEFT + 3, y(floors[0]) - 4, "fair", "start", "soft"))
     for n, name in _shown(ticks, right):
         parts.append(text(x(n), _BOTTOM + 14, name, "middle", "value" if ticks[n] == marked else "soft"))
     told = []
