@@ -12,6 +12,7 @@ from popalign_core.config import (
     PreferencesConfig,
     PromptsConfig,
     SamplingConfig,
+    SystemConfig,
     TrainingConfig,
 )
 from popalign_core.errors import ConfigError
@@ -65,6 +66,12 @@ def _portraits() -> PipelineConfig:
             n_steps=250,
         ),
         evaluation=EvaluationConfig(n_generic=5),
+        # Each objective at its best beta of those tried (the table in README.md).
+        systems={
+            "dpo": SystemConfig(training={"objective": "diffusion-dpo", "beta": 40}),
+            "popalign": SystemConfig(training={"objective": "popalign", "beta": 20}),
+            "dpo+popalign": SystemConfig(training={"objective": "popalign", "beta": 20}, start="dpo"),
+        },
     )
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from popalign_core.config.attributes import AttributesConfig
 from popalign_core.config.base import Axis, Frozen, Text
+from popalign_core.config.evaluation import EvaluationConfig
 from popalign_core.config.prompts import PromptsConfig
 from popalign_core.config.sampling import ModelConfig, SamplingConfig
 from popalign_core.config.training import TrainingConfig
@@ -16,7 +17,8 @@ from popalign_core.errors import ConfigError
 _EVALUATION_COUNTS = {"n_neutral": 2, "n_specific": 1, "n_generic": 1}
 """Images a prompt by kind -> at least."""
 
-SystemName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$")]
+SystemName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_=,-]*$")]
+"""No @ and no colon: they stand in the names of nodes."""
 
 
 class PreferencesConfig(Frozen):
@@ -39,31 +41,39 @@ class PreferencesConfig(Frozen):
     mcmc_steps: int = Field(default=500, ge=1, description="of a chain at most; it ends when the set cannot be nearer")
 
 
-class EvaluationConfig(Frozen):
-    """Benchmarks on prompts the preference data never saw."""
-
-    n_neutral: int = Field(default=40, ge=2, description="images a neutral evaluation prompt")
-    n_specific: int = Field(default=3, ge=1, description="images an identity-specific evaluation prompt")
-    n_generic: int = Field(default=3, ge=1, description="images a generic prompt")
-    n_bootstrap: int = Field(default=2000, ge=100)
-    confidence: float = Field(default=0.95, gt=0, lt=1)
-    seed: int = Field(default=0, ge=0, description="of the sampled evaluation images and of the bootstrap")
-
-
 class SystemConfig(Frozen):
-    """Another way to get the evaluation images, to compare with: what it changes of `model` and `sampling`."""
+    """Another way to get the evaluation images, to compare with: what it changes of the pipeline's configuration."""
 
     sampling: dict[str, Any] = Field(default={}, description="laid over the pipeline's sampling")
     model: dict[str, Any] = Field(default={}, description="laid over the pipeline's model")
-    aligned: bool = Field(default=False, description="draw from the model that the pipeline trains")
+    preferences: dict[str, Any] = Field(default={}, description="laid over the pipeline's preferences, to train on")
+    training: dict[str, Any] | None = Field(
+        default=None, description="laid over the pipeline's training; draw from a model that is trained so"
+    )
+    start: SystemName | None = Field(
+        default=None, description="the system whose model this training starts from, in place of the base model"
+    )
+    aligned: bool = Field(default=False, description="draw from the model that the pipeline itself trains")
     images: Text | None = Field(default=None, description="key of images made elsewhere, of `popalign import images`")
+
+    @property
+    def trains(self) -> bool:
+        """Whether it draws from a model that is trained for it."""
+        return self.aligned or self.training is not None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.images is not None and (self.sampling or self.model or self.aligned):
-            raise ValueError(f"images {self.images!r} are drawn already: leave sampling, model and aligned out")
-        if self.aligned and self.model:
-            raise ValueError("aligned draws from the trained model: leave model out")
+        changed = self.model_fields_set - {"images"}
+        if self.images is not None and any(getattr(self, name) not in ({}, None, False) for name in changed):
+            raise ValueError(f"images {self.images!r} are drawn already: leave {', '.join(sorted(changed))} out")
+        own = [name for name in ("model", "preferences", "training", "start") if getattr(self, name)]
+        if self.aligned and own:
+            raise ValueError(
+                f"aligned draws from the model that the pipeline trains: leave {', '.join(own)} out, or leave aligned "
+                "out and say with training what another model is trained with"
+            )
+        if self.training is None and (self.start or self.preferences):
+            raise ValueError("start and preferences are for a model that is trained: add training, {} for as it is")
         return self
 
 

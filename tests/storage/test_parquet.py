@@ -63,10 +63,16 @@ ROWS: dict[str, list[dict[str, Any]]] = {
                 "axis": "gender",
                 "value": 0.5,
             },
-            **{"ci_low": None, "ci_high": None, "n": 10, "floor": 0.25, "scorer": "portraits@1"},
+            **{"ci_low": None, "ci_high": None, "n": 10, "floor": 0.25, "scorer": "portraits@1", "note": ""},
         }
     ],
     "training_log": [{"step": 0, "name": "loss", "value": 0.5}],
+    "wins": [
+        {
+            **{"system": "aligned", "reference": "base", "benchmark": "generic", "scorer": "hps", "version": "v2.1"},
+            **{"n": 4, "n_wins": 2, "n_ties": 1, "win_rate": 0.625, "ci_low": None, "ci_high": None, "p_value": 0.5},
+        }
+    ],
     "drops": [{"stage": "attributes", "reason": "no_face", "n": 3}],
     "rejected": [{"text": "a waitress", "reason": "identity"}],
     "agreement": [{"axis": "gender", "n_agreed": 9, "n_disagreed": 1}],
@@ -77,7 +83,16 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         }
     ],
 }
-ROWS["comparison"] = ROWS["metrics"]
+ROWS["comparison"] = [
+    {**ROWS["metrics"][0], "reference": "cads", "value": -0.25, "floor": None, "p_value": 0.5, "p_adjusted": None}
+]
+ROWS["per_prompt"] = [
+    {
+        **{"system": "base", "prompt_id": "p", "text": "a photo of a doctor", "axis": "gender", "n": 0, "n_images": 3},
+        **{"discrepancy": None, "floor": None, "leading": "male", "leading_share": 0.0},
+    }
+]
+ROWS["costs"] = [{"system": "base", "what": "training", "value": 250.0, "unit": "steps"}]
 
 
 def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
