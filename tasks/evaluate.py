@@ -29,7 +29,8 @@ def request(
     """What the key depends on; the targets of the axes enter, and the system's name, which stands in the table."""
     payload = {
         "system": system,
-        "evaluation": config.evaluation.model_dump(mode="json"),
+        # Who scores is in the key of the scores, by content.
+        "evaluation": config.evaluation.model_dump(mode="json", exclude={"scorers"}),
         "axes": [axis.model_dump(mode="json", exclude={"words"}) for axis in config.axes],
     }
     inputs = {"prompts": prompts.key, "sample": sample.key, "attributes": attributes.key, "scores": scores.key}
