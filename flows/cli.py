@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from flows.arguments import Config, Force, Name, Preset, Root, Settings
+from flows.judging import compare
 from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
 
 if TYPE_CHECKING:
@@ -46,16 +48,6 @@ imports = typer.Typer(no_args_is_help=True, help="Data made elsewhere.", rich_ma
 app.add_typer(imports, name="import")
 exports = typer.Typer(no_args_is_help=True, help="Data for other programs.", rich_markup_mode=None)
 app.add_typer(exports, name="export")
-
-Preset = Annotated[str | None, typer.Option(help="A named configuration; 'portraits' when nothing is given.")]
-Config = Annotated[Path | None, typer.Option(help="A TOML file; see README.md for an example.")]
-Root = Annotated[str | None, typer.Option(help="Store: a folder or any fsspec URL; 'artifacts' when not given.")]
-Name = Annotated[str | None, typer.Option(help="Folder under runs/; the preset's or the file's name when not given.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Lay a value over the configuration; repeat at will."),
-]
-Force = Annotated[bool, typer.Option("--force", help="Make a new version although there is one; the old one stays.")]
 
 
 @app.command()
@@ -189,29 +181,7 @@ def evaluate(
         typer.echo(line)
 
 
-@app.command()
-def compare(
-    systems: Annotated[list[str], typer.Argument(metavar="SYSTEM...", help="Such as base, aligned, cads; see README.")],
-    preset: Preset = None,
-    config: Config = None,
-    root: Root = None,
-    name: Annotated[str | None, typer.Option(help="Folder under runs/; preset or file with 'comparison'.")] = None,
-    settings: Settings = None,
-) -> None:
-    """Measure systems side by side, on the same prompts and seeds; what is in the store is not run again."""
-    from flows.graph import call_directly
-    from flows.options import build_config, run_name
-    from flows.progress import console_progress
-    from flows.runs import compare_systems
-    from flows.tables import systems_lines
-
-    pipeline, runtime = build_config(preset, config, settings or [], root)
-    name = run_name(preset, config, name or f"{run_name(preset, config, None)}-comparison")
-    with console_progress() as progress:
-        metrics = compare_systems(systems, pipeline, runtime, name, call=call_directly(progress))
-    for line in systems_lines(metrics.to_dict("records"), systems):
-        typer.echo(line)
-    typer.echo(f"\nMetrics: {runtime.root.rstrip('/')}/runs/{name}/metrics.parquet")
+app.command()(compare)
 
 
 @app.command()

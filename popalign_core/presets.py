@@ -12,6 +12,7 @@ from popalign_core.config import (
     PreferencesConfig,
     PromptsConfig,
     SamplingConfig,
+    SystemConfig,
     TrainingConfig,
 )
 from popalign_core.errors import ConfigError
@@ -22,6 +23,16 @@ PORTRAIT_RACE = Axis(name="race", classes=RACES)
 DEEPFACE_RACE = Axis(
     name="race", classes=("white", "asian", "black", "latino hispanic", "indian", "middle eastern")
 )  # DeepFace's class names
+COUPLE = Axis(name="couple", classes=("two men", "two women", "a man and a woman"), of="picture", only_measured=True)
+AGE = Axis(name="age", classes=("young", "middle-aged", "old"), only_measured=True)
+SKIN_TONE = Axis(
+    name="skin tone",
+    classes=("light", "medium", "dark"),
+    words={name: f"{name}-skinned" for name in ("light", "medium", "dark")},
+    only_measured=True,
+)
+AXES = {axis.name: axis for axis in (GENDER, DEEPFACE_RACE, COUPLE, AGE, SKIN_TONE)}
+"""Axes that a configuration may give by name alone; race has DeepFace's classes."""
 
 _TRAIN_OCCUPATIONS = tuple(o.name for o in OCCUPATIONS if o.name not in EVAL_OCCUPATIONS)
 _TRAIN_THINGS = THINGS[::3]
@@ -55,6 +66,12 @@ def _portraits() -> PipelineConfig:
             n_steps=250,
         ),
         evaluation=EvaluationConfig(n_generic=5),
+        # Each objective at its best beta of those tried (the table in README.md).
+        systems={
+            "dpo": SystemConfig(training={"objective": "diffusion-dpo", "beta": 40}),
+            "popalign": SystemConfig(training={"objective": "popalign", "beta": 20}),
+            "dpo+popalign": SystemConfig(training={"objective": "popalign", "beta": 20}, start="dpo"),
+        },
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 STAGE = "evaluate"
-VERSION = "1"
+VERSION = "2"
 
 
 def request(

@@ -1,14 +1,14 @@
 """Who measures: the classifiers and CLIP models a configuration can name, and what identifies each in a key."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from popalign_core.config import AttributesConfig, ClipScoreConfig, EvaluationConfig, ScorerConfig
+from popalign_core.config import AttributesConfig, Axis, ClipScoreConfig, EvaluationConfig, ScorerConfig
 from popalign_core.errors import MissingWeightsError
 from popalign_core.evaluation.quality.weights import weights_of
 from popalign_core.portraits import weights_folder
@@ -56,8 +56,13 @@ def classifier_identity(config: AttributesConfig) -> Any:
     return found[0] if isinstance(config.classifier, str) else found
 
 
-def load_reader(config: AttributesConfig, device: str) -> "AttributeReader":
+def load_reader(config: AttributesConfig, device: str, axes: Sequence[Axis] = ()) -> "AttributeReader":
     """Who reads. All but the shipped classifier alone work in a process of their own.
+
+    Args:
+        config: Which classifiers.
+        device: Where networks go.
+        axes: Those among them of the whole picture are read off that.
 
     Raises:
         MissingWeightsError: When a file is absent.
@@ -69,7 +74,8 @@ def load_reader(config: AttributesConfig, device: str) -> "AttributeReader":
     from popalign_core.attributes.building import build_reader
 
     contents = {name: content_digest(Path(config.classifiers[name].path)) for name in _described(config)}
-    return _isolate(partial(build_reader, config, device, contents))
+    of_picture = frozenset(axis.name for axis in axes if axis.of == "picture")
+    return _isolate(partial(build_reader, config, device, contents, of_picture))
 
 
 def _described(config: AttributesConfig) -> list[str]:

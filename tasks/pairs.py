@@ -254,6 +254,7 @@ def _prompts(files: "Sequence[PairFile]", used: set[str]) -> pd.DataFrame:
     rows = {"prompt_id": [name for name in texts if name in used]}
     captions = [texts[name] for name in rows["prompt_id"]]
     constant = {"kind": "neutral", "split": "train", "parent_id": None, "template": "{}", "source": STAGE}
+    constant["benchmark"] = "neutral"
     identity = pd.Series([{} for _ in captions], dtype=object)
     return pd.DataFrame(rows).assign(text=captions, subject=captions, identity=identity, **constant)
 

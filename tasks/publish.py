@@ -61,25 +61,25 @@ def publish_training(refs: Mapping[str, ArtifactRef], config: PipelineConfig, ru
 
 
 def publish_comparison(
-    refs: Mapping[str, ArtifactRef], systems: Iterable[str], config: PipelineConfig, runtime: RuntimeConfig, name: str
-) -> pd.DataFrame:
-    """Write metrics.parquet, metrics.json and, last, run.json of systems side by side; the metrics of all of them.
+    refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime: RuntimeConfig, name: str
+) -> None:
+    """Write the tables of systems side by side for programs and people, and, last, run.json.
 
     Args:
-        refs: Each node's artifact.
-        systems: Their names.
+        refs: Each node's artifact, `comparison` among them.
         config: The run's, kept in run.json.
         runtime: Which store.
         name: Of the run's folder; an earlier comparison of that name is replaced.
     """
     store = open_store(runtime)
-    metrics = read_metrics(store, refs, systems)
     folder = store.run_folder(name)
-    folder.write_table("metrics", metrics)
-    folder.write_text("metrics.json", metrics_json(metrics))
+    for table in ("metrics", "comparison"):
+        frame = store.read_table(refs["comparison"], table)
+        folder.write_table(table, frame)
+        folder.write_text(f"{table}.json", metrics_json(frame))
+        folder.write_text(f"{table}.csv", frame.to_csv(index=False))
     nodes = {node: str(ref) for node, ref in refs.items()}
     folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
-    return metrics
 
 
 def check_training_name(runtime: RuntimeConfig, name: str) -> None:
@@ -99,13 +99,13 @@ def reserve_run(refs: Iterable[ArtifactRef], runtime: RuntimeConfig, name: str) 
     open_store(runtime).run_folder(name).reserve(refs)
 
 
-def read_metrics(store: Store, refs: Mapping[str, ArtifactRef], systems: Iterable[str] = SYSTEMS) -> pd.DataFrame:
-    """The metrics of all systems, one table."""
-    tables = [store.read_table(refs[f"evaluate:{system}"], "metrics") for system in systems]
+def read_metrics(store: Store, refs: Mapping[str, ArtifactRef]) -> pd.DataFrame:
+    """The metrics of a pipeline's two systems, one table."""
+    tables = [store.read_table(refs[f"evaluate:{system}"], "metrics") for system in SYSTEMS]
     return pd.concat(tables, ignore_index=True)
 
 
 def metrics_json(metrics: pd.DataFrame) -> str:
-    """The rows of a metrics table as a JSON list; what is absent is null."""
+    """The rows of a table as a JSON list; what is absent is null."""
     rows = metrics.astype(object).where(metrics.notna(), None).to_dict("records")
     return json.dumps(rows, indent=1, allow_nan=False) + "\n"

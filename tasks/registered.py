@@ -1,5 +1,6 @@
 """The stages as Prefect tasks, without Prefect's cache: the store is the cache."""
 
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, cast
@@ -14,6 +15,7 @@ from storage.store import ArtifactRef
 from tasks import (
     attributes,
     calibration,
+    comparison,
     evaluate,
     identities,
     pairs,
@@ -33,7 +35,7 @@ N_UPDATES = 20
 
 def artifact_key(name: str) -> str:
     """A node's name as a Prefect artifact key: lower case, digits and dashes."""
-    return name.lower().replace(":", "-").replace("_", "-")
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def publish_progress() -> Progress:
@@ -79,6 +81,7 @@ _STAGES: tuple[Callable[..., ArtifactRef], ...] = (
     scores.score_images,
     evaluate.evaluate_system,
     report.write_report,
+    comparison.compare_statistics,
 )
 
 TASKS: dict[Callable[..., ArtifactRef], Task[..., ArtifactRef]] = {stage: _as_task(stage) for stage in _STAGES}

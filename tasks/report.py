@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from popalign_core.report.inputs import ReportInputs
 
 STAGE = "report"
-VERSION = "1"
+VERSION = "2"
 
 SYSTEMS = ("base", "aligned")
 N_PROMPTS = {"neutral": 6, "specific": 3, "generic": 3}

@@ -25,7 +25,7 @@ from popalign_core.config.pipeline import (
     merge_documents,
     parse_config,
 )
-from popalign_core.config.prompts import THEMES, LLMConfig, PromptsConfig
+from popalign_core.config.prompts import BENCHMARKS, THEMES, BenchmarkConfig, Kind, LLMConfig, PromptsConfig
 from popalign_core.config.runtime import RuntimeConfig
 from popalign_core.config.sampling import (
     AnnealingConfig,
@@ -38,12 +38,14 @@ from popalign_core.config.sampling import (
 from popalign_core.config.training import ProbeConfig, TrainingConfig
 
 __all__ = [
+    "BENCHMARKS",
     "PHRASE",
     "THEMES",
     "AestheticsConfig",
     "AnnealingConfig",
     "AttributesConfig",
     "Axis",
+    "BenchmarkConfig",
     "CADSConfig",
     "ClipScoreConfig",
     "EvaluationConfig",
@@ -52,6 +54,7 @@ __all__ = [
     "HPSConfig",
     "ImageRewardConfig",
     "InceptionConfig",
+    "Kind",
     "LLMConfig",
     "ModelConfig",
     "NetworkConfig",

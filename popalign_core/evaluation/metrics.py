@@ -21,7 +21,8 @@ from popalign_core.evaluation.intervals import interval, resample_counts, resamp
 from popalign_core.evaluation.prevalence import faceless_measure, neutral_measures, prompt_discrepancies
 from popalign_core.evaluation.recall import recall_measures
 
-COLUMNS = ("system", "benchmark", "metric", "axis", "value", "ci_low", "ci_high", "n", "floor", "scorer")
+COLUMNS = ("system", "benchmark", "metric", "axis", "value", "ci_low", "ci_high", "n", "floor", "scorer", "note")
+COMPARISON_COLUMNS = ("system", "reference", *COLUMNS[1:-1], "p_value", "p_adjusted", "note")
 BENCHMARKS = ("neutral", "specific", "generic")
 """Benchmarks, each the prompts of that kind."""
 
@@ -112,14 +113,13 @@ def compare_systems(
         confusion: As in `compute_metrics`.
 
     Returns:
-        A metrics table; `system` is "ALIGNED - BASE", `value` the difference, `n` the images read (or scored) in
-        both, `floor` NaN.
+        The comparison table: `value` is the difference, `n` the images read (or scored) in both, `floor` NaN.
 
     Raises:
         InputError: As `compute_metrics`; or when the two are not on the same prompts and seeds.
     """
     labels = _paired_labels(prompts, base, aligned, axes)
-    name, rows = f"{aligned.name} - {base.name}", []
+    name, rows = aligned.name, []
     for benchmark, columns, measures_of in _benchmarks(axes, confusion or {}):
         chosen = labels[labels["kind"] == benchmark]
         if len(chosen):
@@ -140,7 +140,8 @@ def compare_systems(
             )
         for scorer in before:
             rows.append(_mean_row(name, benchmark, scorer, after[scorer] - before[scorer], chosen["cluster"], config))
-    return _table(rows)
+    table = _table(rows).assign(reference=base.name, p_value=np.nan, p_adjusted=np.nan)
+    return table[list(COMPARISON_COLUMNS)]
 
 
 def per_prompt_table(
@@ -210,7 +211,7 @@ def _measure_rows(
         ends = _ends(estimate, resampled, len(counts), config, measure.bounds)
         floor = measure.floor(counts) if measure.floor else np.nan
         scorer = str(attributes["classifier"].iloc[0])
-        row = (system, benchmark, measure.metric, measure.axis, estimate, *ends, measure.n(counts), floor, scorer)
+        row = (system, benchmark, measure.metric, measure.axis, estimate, *ends, measure.n(counts), floor, scorer, "")
         rows.append(dict(zip(COLUMNS, row, strict=True)))
     return rows
 
@@ -224,7 +225,7 @@ def _mean_row(
     resampled = resample_means(values, prompt_index, config.n_bootstrap, config.seed)
     ends = _ends(float(values.mean()), resampled, int(prompt_index.max()) + 1, config)
     metric = scorer.rpartition("@")[0]
-    row = (system, benchmark, metric, "", float(values.mean()), *ends, len(values), np.nan, scorer)
+    row = (system, benchmark, metric, "", float(values.mean()), *ends, len(values), np.nan, scorer, "")
     return dict(zip(COLUMNS, row, strict=True))
 
 

@@ -180,7 +180,7 @@ def test_confusion_adds_corrected_shares() -> None:
 def test_comparison_is_the_difference_with_its_own_interval() -> None:
     base, aligned = _frames("base", BIASED), _frames("aligned", FAIR, clip=29.0)
     change = compare_systems(PROMPTS, base, aligned, (GENDER,), CONFIG)
-    assert set(change["system"]) == {"aligned - base"}
+    assert set(zip(change["system"], change["reference"], strict=True)) == {("aligned", "base")}
     row = _value(change, "neutral", "discrepancy_per_prompt", "gender")
     assert row["value"] == pytest.approx(-0.6364, abs=1e-4)
     assert row["ci_high"] < 0

@@ -13,9 +13,10 @@ from popalign_core.config import Axis
 from popalign_core.errors import InputError
 from popalign_core.report.charts import Bar, class_histogram, curve, prompt_bars
 from popalign_core.report.inputs import ReportInputs
+from popalign_core.report.measures import measure_name, number
 from popalign_core.report.page import build_report
 from popalign_core.report.pictures import png_data_uri
-from popalign_core.report.verdict import changes, judge, measure_name, number
+from popalign_core.report.verdict import changes, judge
 
 GENDER = Axis(name="gender", classes=("male", "female"))
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -87,7 +88,7 @@ def _inputs(change: dict[Any, Any] = BETTER, **over: Any) -> ReportInputs:
         "aligned": "aligned",
         "axes": (GENDER,),
         "metrics": _frame(_rows("base", BASE, 0.05) + _rows("aligned", ALIGNED, 0.05)),
-        "comparison": _frame(_rows("aligned - base", change, np.nan)),
+        "comparison": _frame(_rows("aligned", change, np.nan)),
         "per_prompt": per_prompt,
         "attributes": {"base": attributes, "aligned": attributes},
         "grids": {"a photo of a nurse": (pictures, pictures[::-1].copy())},
