@@ -125,15 +125,10 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         },
     ),
     "retained": _schema("retained", 1, {"image_id": _TEXT, "prompt_id": _TEXT, "kind": _TEXT}),
-<<<<<<< HEAD
     "scores": _schema(
         "scores", 2, {"image_id": _TEXT, "scorer": _TEXT, "version": _TEXT, "unit": _TEXT, "value": _F64}
     ),
     "unmeasured": _schema("unmeasured", 1, {"metric": _TEXT, "reason": _TEXT}),
-    "metrics": _schema("metrics", 1, _METRICS, optional=_METRICS_OPTIONAL),
-    "comparison": _schema("comparison", 1, _METRICS, optional=_METRICS_OPTIONAL),
-=======
-    "scores": _schema("scores", 1, {"image_id": _TEXT, "scorer": _TEXT, "version": _TEXT, "value": _F64}),
     "metrics": _schema("metrics", 2, _METRICS, optional=_METRICS_OPTIONAL),
     "comparison": _schema("comparison", 2, _COMPARISON, optional=(*_METRICS_OPTIONAL, "p_value", "p_adjusted")),
     "wins": _schema(
@@ -155,7 +150,6 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         },
         optional=("win_rate", "ci_low", "ci_high", "p_value"),
     ),
->>>>>>> main
     "training_log": _schema("training_log", 1, {"step": _I64, "name": _TEXT, "value": _F64}),
     "drops": _schema("drops", 1, {"stage": _TEXT, "reason": _TEXT, "n": _I64}),
     "agreement": _schema("agreement", 1, {"axis": _TEXT, "n_agreed": _I64, "n_disagreed": _I64}),

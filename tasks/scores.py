@@ -126,6 +126,7 @@ def _diversity(build: Build, judges: "Judges", places: pd.DataFrame, prompts: pd
     from popalign_core.evaluation.quality.building import DIVERSITY
     from popalign_core.evaluation.quality.distances import distances_from_siblings
     from popalign_core.evaluation.quality.features import CLIP
+    from popalign_core.prompts.benchmarks import benchmarks_of
 
     empty = pd.DataFrame(columns=COLUMNS).astype({"value": float})
     found = read_build(build).get(CLIP)
@@ -133,7 +134,7 @@ def _diversity(build: Build, judges: "Judges", places: pd.DataFrame, prompts: pd
         return empty
     prompt_ids = places.set_index("image_id").loc[found.image_ids, "prompt_id"]
     values = distances_from_siblings(found.values, prompt_ids.to_numpy(dtype=str))
-    kinds = prompts.loc[prompt_ids, "benchmark" if "benchmark" in prompts else "kind"].to_numpy(dtype=str)
+    kinds = benchmarks_of(prompts).loc[prompt_ids].to_numpy(dtype=str)
     lonely = np.unique(kinds[~np.isfinite(values)])
     kept = ~np.isin(kinds, lonely)
     rows = pd.DataFrame({"image_id": np.array(found.image_ids, dtype=object)[kept]})

@@ -145,7 +145,7 @@ def jackknife_error(without_one: FloatArray) -> float:
 def frechet_distance(x: Tensor, y: Tensor) -> float:
     """FID (Heusel et al. 2017): `|mean_x - mean_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`, of `[N, D]` and `[M, D]`.
 
-    With `C = A^T A` the trace of the root is the sum of the singular values of `A_x A_y^T`, the roots of the eigenvalues
+    With `C = A^T A` the trace of the root is the sum of the singular values of `A_x A_y^T`, roots of the eigenvalues
     of its square: that needs no root of a matrix that is not positive, as that of few pictures is.
     """
     x, y = x.double(), y.double()

@@ -22,6 +22,7 @@ from popalign_core.evaluation.quality.distances import (
     squared_mmd,
 )
 from popalign_core.evaluation.quality.features import CLIP, INCEPTION, Features
+from popalign_core.prompts.benchmarks import benchmarks_of
 
 COLUMNS = ("system", "benchmark", "metric", "axis", "value", "ci_low", "ci_high", "n", "floor", "scorer", "note")
 SET_METRICS = {CMMD: CLIP, KID: INCEPTION, FID: INCEPTION}
@@ -78,7 +79,7 @@ def compare_sets(
     Raises:
         InputError: When the features of the two are of different networks, or are not those of the images.
     """
-    kinds = prompts.set_index("prompt_id")["benchmark" if "benchmark" in prompts else "kind"]
+    kinds = benchmarks_of(prompts.set_index("prompt_id"))
     rows = []
     for metric, sort in SET_METRICS.items():
         scorer = _common_version(metric, sort, reference, system)
