@@ -60,21 +60,27 @@ def evaluate_system(
     """
 
     def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
+        import pandas as pd
+
         from popalign_core.evaluation.metrics import compute_metrics
+        from popalign_core.evaluation.quality.sets import unmeasured_rows
+        from tasks.scores import read_unmeasured
         from tasks.tables import read_images
 
+        table, images = store.read_table(prompts, "prompts"), read_images(store, sample)
         readings = store.read_table(attributes, "attributes")
         metrics = compute_metrics(
             system,
-            store.read_table(prompts, "prompts"),
-            read_images(store, sample),
+            table,
+            images,
             readings,
             store.read_table(scores, "scores"),
             config.axes,
             config.evaluation,
             None if calibration is None else _confusion(store, calibration, readings, config),
         )
-        build.write_table("metrics", metrics)
+        rest = unmeasured_rows(system, table, images, read_unmeasured(store, scores))
+        build.write_table("metrics", pd.concat([metrics, rest], ignore_index=True) if len(rest) else metrics)
         on_progress(1, 1)
 
     inputs = {"prompts": prompts, "sample": sample, "attributes": attributes, "scores": scores}

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from popalign_core.config import EvaluationConfig
+from popalign_core.config.evaluation import SUBJECT_ACCURACY
 from popalign_core.errors import InputError
 from popalign_core.evaluation.quality.building import CMMD, FID, KID
 from popalign_core.evaluation.quality.distances import (
@@ -94,6 +95,27 @@ def compare_sets(
                 continue
             estimates = list(_estimates(metric, sort, reference, system, chosen))
             rows.append(_measured(system, benchmark, metric, scorer, estimates, config))
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"n": np.int64})
+
+
+def unmeasured_rows(
+    system: str, prompts: pd.DataFrame, images: pd.DataFrame, unmeasured: Mapping[str, str]
+) -> pd.DataFrame:
+    """A metrics row for every score of single pictures that could not be taken, with the reason.
+
+    Args:
+        system: Name of the system.
+        prompts: Prompts table.
+        images: Of the system, with image_id and prompt_id.
+        unmeasured: Metric -> reason; distances of sets are `compare_sets`'s.
+    """
+    drawn = prompts[prompts["prompt_id"].isin(images["prompt_id"])]
+    benchmarks, named = benchmarks_of(drawn), FeaturedSystem(system, images, {})
+    rows = []
+    for metric, reason in unmeasured.items():
+        chosen = benchmarks[drawn["kind"] == "generic"] if metric == SUBJECT_ACCURACY else benchmarks
+        if metric not in SET_METRICS:
+            rows += [_row(named, benchmark, metric, metric, reason) for benchmark in dict.fromkeys(chosen)]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"n": np.int64})
 
 
