@@ -87,7 +87,7 @@ def _summed(
     x: Tensor, x_prompt: NDArray[np.intp], y: Tensor, y_prompt: NDArray[np.intp], kernel: Kernel, n_prompts: int
 ) -> FloatArray:
     sums = torch.zeros(n_prompts, n_prompts, dtype=torch.float64)
-    rows, columns = torch.from_numpy(x_prompt), torch.from_numpy(y_prompt)
+    rows, columns = torch.tensor(x_prompt), torch.tensor(y_prompt)
     for i in range(0, len(x), _BLOCK):
         for j in range(0, len(y), _BLOCK):
             block = kernel(x[i : i + _BLOCK], y[j : j + _BLOCK])
@@ -114,12 +114,9 @@ def squared_mmd(sums: KernelSums, *, unbiased: bool) -> tuple[float, FloatArray]
     """
     n_x, n_y = _without_one(sums.n_x), _without_one(sums.n_y)
     xx, yy, xy = (_pairs_without_one(block) for block in (sums.xx, sums.yy, sums.xy))
-    if unbiased:
-        xx = (xx - _without_one(sums.own_x)) / (n_x * (n_x - 1))
-        yy = (yy - _without_one(sums.own_y)) / (n_y * (n_y - 1))
-    else:
-        xx, yy = xx / n_x**2, yy / n_y**2
-    found = xx + yy - 2 * xy / (n_x * n_y)
+    own_x, own_y = (_without_one(own) if unbiased else 0.0 for own in (sums.own_x, sums.own_y))
+    with np.errstate(divide="ignore", invalid="ignore"):  # without the only prompt nothing is left
+        found = (xx - own_x) / (n_x * (n_x - unbiased)) + (yy - own_y) / (n_y * (n_y - unbiased)) - 2 * xy / (n_x * n_y)
     return float(found[0]), found[1:]
 
 
@@ -137,9 +134,14 @@ def expected_if_equal(sums: KernelSums) -> float:
 
 
 def jackknife_error(without_one: FloatArray) -> float:
-    """Standard error of a statistic from its values without one prompt each (Quenouille, Tukey); NaN for one prompt."""
+    """Standard error of a statistic from its values without one prompt each (Quenouille, Tukey).
+
+    NaN for a single prompt, and where without one of them too little is left.
+    """
     n = len(without_one)
-    return float(np.sqrt((n - 1) / n * np.square(without_one - without_one.mean()).sum())) if n > 1 else float("nan")
+    if n < 2 or not np.isfinite(without_one).all():
+        return float("nan")
+    return float(np.sqrt((n - 1) / n * np.square(without_one - without_one.mean()).sum()))
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:

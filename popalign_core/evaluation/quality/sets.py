@@ -142,7 +142,7 @@ def _estimates(
         number = {prompt_id: place for place, prompt_id in enumerate(both)}
         inside = [side[side["prompt_id"].isin(number)] for side in chosen]
         x, y = (
-            one.features[sort].values[side["row"].to_numpy()]
+            one.features[sort].values[side["row"].tolist()]
             for one, side in zip((system, reference), inside, strict=True)
         )
         if metric == FID:
