@@ -9,6 +9,7 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
 from tasks.prompts import DELIVERY
 from tasks.sample import STAGE as SAMPLE
+from tasks.set_quality import quality_rows
 from tasks.stage import Progress, Request, no_progress, produce
 from tasks.tables import NO_SEED, read_images
 from tasks.train import STAGE as TRAIN
@@ -98,7 +99,8 @@ def compare_statistics(
                 compute_metrics(f.name, table, f.images, f.attributes, f.scores, config.axes, config.evaluation)
             )
             on_progress(number, len(frames))
-        build.write_table("metrics", pd.concat(metrics, ignore_index=True))
+        quality = quality_rows(store, table, scored_of(systems, n_seeds, statistics), config.evaluation)
+        build.write_table("metrics", pd.concat([*metrics, quality] if len(quality) else metrics, ignore_index=True))
         paired = [f for f in frames[1:] if is_paired(frames[0], f)]
         comparison = [compare_systems(table, frames[0], f, config.axes, config.evaluation) for f in paired]
         build.write_table("comparison", pd.concat([metrics[0].head(0), *comparison], ignore_index=True))
@@ -122,6 +124,17 @@ def refs_of(part: str, system: str, n_seeds: int, statistics: Inputs) -> list[Ar
     """A part of a system's statistics, one artifact a replicate; imported images have one."""
     names = (parameter(part, system, replicate) for replicate in range(n_seeds))
     return [statistics[name] for name in names if name in statistics]
+
+
+def scored_of(
+    systems: Sequence[str], n_seeds: int, statistics: Inputs
+) -> dict[str, list[tuple[ArtifactRef, ArtifactRef]]]:
+    """Each system's images and their scores, a replicate each."""
+    found = {}
+    for system in systems:
+        names = [(parameter("sample", system, r), parameter("scores", system, r)) for r in range(n_seeds)]
+        found[system] = [(statistics[one], statistics[other]) for one, other in names if one in statistics]
+    return found
 
 
 def count_costs(store: Store, system: str, samples: Sequence[ArtifactRef]) -> pd.DataFrame:
