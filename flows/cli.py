@@ -133,7 +133,9 @@ def report(
 
 @app.command("train")
 def train_pairs(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="Of imported pairs, as `popalign import pairs` prints it.")],
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="Of imported pairs or sets, as `popalign import` prints it.")
+    ],
     preset: Preset = None,
     config: Config = None,
     root: Root = None,
@@ -142,7 +144,7 @@ def train_pairs(
     ] = None,
     settings: Settings = None,
 ) -> None:
-    """Train the base model on imported pairs; the same command again resumes."""
+    """Train the base model on imported pairs or sets; the same command again resumes."""
     from flows.graph import call_directly
     from flows.options import build_config, run_name
     from flows.progress import console_progress
@@ -266,6 +268,38 @@ def import_pairs(
     store = _open(runtime.root)
     drops = store.read_table(ref, "drops").to_dict("records")
     typer.echo(import_line(store.manifest(ref).counts["pairs"], drops), err=True)
+    typer.echo(ref.key)
+
+
+@imports.command("sets")
+def import_sets(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="Parquet files, or folders of them, as `popalign export preferences --format datasets` writes.",
+        ),
+    ],
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    settings: Settings = None,
+) -> None:
+    """Encode sets of pictures that were preferred to others, and print their key for `popalign train`."""
+    from flows.options import build_config
+    from flows.progress import console_progress
+    from flows.tables import sets_line
+    from tasks.sets import import_sets as run_import
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    with console_progress() as progress:
+        ref = run_import(
+            paths, config=pipeline, runtime=runtime, on_progress=lambda done, total: progress("sets", done, total)
+        )
+    store = _open(runtime.root)
+    members = store.read_table(ref, "preferences", ["set_id"])["set_id"]
+    drops = store.read_table(ref, "drops").to_dict("records")
+    typer.echo(sets_line(len(members), members.nunique(), drops), err=True)
     typer.echo(ref.key)
 
 

@@ -133,6 +133,11 @@ def import_line(n_pairs: int, drops: Iterable[Row]) -> str:
     return f"{n_pairs} pair(s) to train on; dropped: {_dropped(drops)}"
 
 
+def sets_line(n_members: int, n_sets: int, drops: Iterable[Row]) -> str:
+    """How many members of how many pairs of sets an import kept, and what it dropped."""
+    return f"{n_members} member(s) of {n_sets} pair(s) of sets to train on; dropped: {_dropped(drops)}"
+
+
 def pictures_line(n_images: int, n_pictured: int, n_prompts: int, drops: Iterable[Row]) -> str:
     """How many pictures an import kept, of how many of the evaluation prompts, and what it dropped."""
     return f"{n_images} image(s) of {n_pictured} of {n_prompts} evaluation prompts; dropped: {_dropped(drops)}"

@@ -125,7 +125,10 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         },
     ),
     "retained": _schema("retained", 1, {"image_id": _TEXT, "prompt_id": _TEXT, "kind": _TEXT}),
-    "scores": _schema("scores", 1, {"image_id": _TEXT, "scorer": _TEXT, "version": _TEXT, "value": _F64}),
+    "scores": _schema(
+        "scores", 2, {"image_id": _TEXT, "scorer": _TEXT, "version": _TEXT, "unit": _TEXT, "value": _F64}
+    ),
+    "unmeasured": _schema("unmeasured", 1, {"metric": _TEXT, "reason": _TEXT}),
     "metrics": _schema("metrics", 2, _METRICS, optional=_METRICS_OPTIONAL),
     "comparison": _schema("comparison", 2, _COMPARISON, optional=(*_METRICS_OPTIONAL, "p_value", "p_adjusted")),
     "wins": _schema(

@@ -12,6 +12,7 @@ from storage.store import ArtifactRef, Build, Store
 from tasks.grid import read_grids
 from tasks.prompts import DELIVERY
 from tasks.sample import STAGE as SAMPLE
+from tasks.set_quality import quality_rows
 from tasks.stage import Progress, Request, no_progress, produce
 from tasks.tables import read_images
 from tasks.train import STAGE as TRAIN
@@ -106,13 +107,20 @@ def compare_statistics(
         table = store.read_table(prompts, "prompts")
         frames = [read_system(store, name, n_seeds, statistics) for name in systems]
         calibrated = None if calibration is None else store.read_table(calibration, "calibration")
-        samples = {name: refs_of("sample", name, n_seeds, statistics) for name in systems}
+        samples, scores = (
+            {name: refs_of(part, name, n_seeds, statistics) for name in systems} for part in ("sample", "scores")
+        )
+        tables = measure_systems(table, frames, config, calibrated, on_progress)
+        scored = {name: list(zip(samples[name], scores[name], strict=True)) for name in systems}
+        quality = quality_rows(store, table, scored, config.evaluation)
+        if len(quality):
+            tables["metrics"] = pd.concat([tables["metrics"], quality], ignore_index=True)
         inputs = ComparisonInputs(
             title="PopAlign comparison",
             reference=systems[0],
             systems=systems,
             axes=config.axes,
-            **measure_systems(table, frames, config, calibrated, on_progress),
+            **tables,
             grids=read_grids(store, table, {name: refs[0] for name, refs in samples.items()}, N_PROMPTS),
             drops=pd.concat([count_drops(each) for each in frames], ignore_index=True),
             costs=pd.concat([count_costs(store, name, refs) for name, refs in samples.items()], ignore_index=True),

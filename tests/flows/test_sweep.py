@@ -124,7 +124,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0] == "pooled discrepancy, gender by sampling.guidance_scale"
-    assert [line.split()[-4:-2] for line in lines[1:3]] == [["base", "1"], ["base", "3"]]
+    assert [line.split()[-5:-3] for line in lines[1:3]] == [["base", "1"], ["base", "3"]]
     assert f"Pages: {tmp_path}/runs/smoke-sweep/" in result.stdout
     wrong = CliRunner().invoke(app, ["sweep", "evaluation.seed=1", "--preset", "smoke", "--root", str(tmp_path)])
     assert (wrong.exit_code, "a sweep cannot vary 'evaluation.seed'" in wrong.stderr) == (2, True)
