@@ -62,7 +62,7 @@ _COMPARISON = {
 SCHEMAS: Final[dict[str, pa.Schema]] = {
     "prompts": _schema(
         "prompts",
-        1,
+        2,
         {
             "prompt_id": _TEXT,
             "text": _TEXT,
@@ -73,8 +73,9 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
             "parent_id": _TEXT,
             "template": _TEXT,
             "source": _TEXT,
+            "benchmark": _TEXT,  # neutral, specific, generic, or a name of its own
         },
-        optional=("parent_id",),
+        optional=("parent_id", "benchmark"),
     ),
     "images": _schema(
         "images",
@@ -124,7 +125,10 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         },
     ),
     "retained": _schema("retained", 1, {"image_id": _TEXT, "prompt_id": _TEXT, "kind": _TEXT}),
-    "scores": _schema("scores", 1, {"image_id": _TEXT, "scorer": _TEXT, "version": _TEXT, "value": _F64}),
+    "scores": _schema(
+        "scores", 2, {"image_id": _TEXT, "scorer": _TEXT, "version": _TEXT, "unit": _TEXT, "value": _F64}
+    ),
+    "unmeasured": _schema("unmeasured", 1, {"metric": _TEXT, "reason": _TEXT}),
     "metrics": _schema("metrics", 2, _METRICS, optional=_METRICS_OPTIONAL),
     "comparison": _schema("comparison", 2, _COMPARISON, optional=(*_METRICS_OPTIONAL, "p_value", "p_adjusted")),
     "wins": _schema(
@@ -164,9 +168,60 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         },
         optional=("share", "ci_low", "ci_high"),
     ),
+    "per_prompt": _schema(
+        "per_prompt",
+        1,
+        {
+            "system": _TEXT,
+            "prompt_id": _TEXT,
+            "text": _TEXT,
+            "axis": _TEXT,
+            "n": _I64,  # images read
+            "n_images": _I64,
+            "discrepancy": _F64,
+            "floor": _F64,
+            "leading": _TEXT,  # most frequent class
+            "leading_share": _F64,
+        },
+        optional=("discrepancy", "floor", "leading_share"),
+    ),
+    "points": _schema(
+        "points",
+        1,
+        {
+            "parameter": _TEXT,
+            "value": _TEXT,
+            "order": _I64,
+            "system": _TEXT,
+            "benchmark": _TEXT,
+            "metric": _TEXT,
+            "axis": _TEXT,
+            "estimate": _F64,
+            "ci_low": _F64,
+            "ci_high": _F64,
+            "floor": _F64,
+            "note": _TEXT,
+        },
+        optional=("estimate", "ci_low", "ci_high", "floor"),
+    ),
+    "front": _schema(
+        "front",
+        1,
+        {
+            "parameter": _TEXT,
+            "system": _TEXT,
+            "value": _TEXT,
+            "dominated_by_system": _TEXT,  # "" on the front
+            "dominated_by_value": _TEXT,
+        },
+    ),
+    "costs": _schema("costs", 1, {"system": _TEXT, "what": _TEXT, "value": _F64, "unit": _TEXT}),
     "rejected": _schema("rejected", 1, {"text": _TEXT, "reason": _TEXT}),
 }
 """Table -> schema; its name and version are in the schema's metadata and go into the Parquet file."""
+
+ADDED: Final[dict[tuple[str, int], tuple[str, ...]]] = {("prompts", 2): ("benchmark",)}
+"""Nullable columns that a version brought and that are all it brought: tables of the one before are read without."""
 
 
 PICK_A_PIC: Final = pa.schema(

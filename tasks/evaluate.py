@@ -21,7 +21,8 @@ def request(
     """What the key depends on; the targets of the axes enter, and the system's name, which stands in the table."""
     payload = {
         "system": system,
-        "evaluation": config.evaluation.model_dump(mode="json"),
+        # Who scores is in the key of the scores, by content.
+        "evaluation": config.evaluation.model_dump(mode="json", exclude={"scorers"}),
         "axes": [axis.model_dump(mode="json", exclude={"words"}) for axis in config.axes],
     }
     inputs = {"prompts": prompts.key, "sample": sample.key, "attributes": attributes.key, "scores": scores.key}
@@ -51,20 +52,26 @@ def evaluate_system(
     """
 
     def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
+        import pandas as pd
+
         from popalign_core.evaluation.metrics import compute_metrics
+        from popalign_core.evaluation.quality.sets import unmeasured_rows
+        from tasks.scores import read_unmeasured
         from tasks.tables import read_images
 
+        table, images = store.read_table(prompts, "prompts"), read_images(store, sample)
         metrics = compute_metrics(
             system,
-            store.read_table(prompts, "prompts"),
-            read_images(store, sample),
+            table,
+            images,
             store.read_table(attributes, "attributes"),
             store.read_table(scores, "scores"),
             config.axes,
             config.evaluation,
             None if calibration is None else store.read_table(calibration, "calibration"),
         )
-        build.write_table("metrics", metrics)
+        rest = unmeasured_rows(system, table, images, read_unmeasured(store, scores))
+        build.write_table("metrics", pd.concat([metrics, rest], ignore_index=True) if len(rest) else metrics)
         on_progress(1, 1)
 
     inputs = {"prompts": prompts, "sample": sample, "attributes": attributes, "scores": scores}

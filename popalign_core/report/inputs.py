@@ -64,9 +64,18 @@ def check_inputs(inputs: ReportInputs) -> None:
         raise InputError("the comparison is empty; make it with evaluation.metrics.compare_systems")
     for prompt, (before, after) in inputs.grids.items():
         for pictures in (before, after):
-            if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
-                raise InputError(
-                    f"grid {prompt!r} must be [n, H, W, 3] uint8, got {pictures.shape} {pictures.dtype}; convert it"
-                )
+            check_pictures(prompt, pictures)
         if len(before) != len(after):
             raise InputError(f"grid {prompt!r} has {len(before)} pictures before and {len(after)} after; pair them")
+
+
+def check_pictures(prompt: str, pictures: Pictures) -> None:
+    """Refuse pictures that are not `[n, H, W, 3]` uint8.
+
+    Raises:
+        InputError: Names the prompt and what was given.
+    """
+    if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
+        raise InputError(
+            f"grid {prompt!r} must be [n, H, W, 3] uint8, got {pictures.shape} {pictures.dtype}; convert it"
+        )

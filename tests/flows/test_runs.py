@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows.graph import call_directly, plan
+from flows.graph import PIPELINE, call_directly, plan
 from flows.runs import run_pipeline, run_stage
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import StoreError
@@ -79,7 +79,7 @@ def test_force_replaces_a_damaged_artifact(tiny_config: PipelineConfig, tiny_run
     assert len(open_store(tiny_runtime).read_table(second, "prompts")) > 0
 
 
-def test_the_calibration_is_a_stage_that_the_pipeline_does_without(
+def test_the_calibration_is_made_of_the_training_images_and_corrects_both_systems(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     ref = run_stage("calibration", tiny_config, tiny_runtime, call=call_directly())
@@ -87,4 +87,6 @@ def test_the_calibration_is_a_stage_that_the_pipeline_does_without(
     assert set(table["axis"]) == {"gender"}
     # of 2 prompts, 2 classes and 6 images each, those with a readable face: the shares of each true class sum to 1
     assert table.groupby("true_class")["share"].sum().round(9).to_dict() == {"female": 1.0, "male": 1.0}
-    assert "calibration" not in {node.node for node in plan(tiny_config, tiny_runtime)}
+    inputs = {step.node: dict(step.inputs) for step in PIPELINE}
+    for system in ("base", "aligned"):
+        assert inputs[f"evaluate:{system}"]["calibration"] == "calibration"

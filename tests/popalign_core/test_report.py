@@ -13,9 +13,10 @@ from popalign_core.config import Axis
 from popalign_core.errors import InputError
 from popalign_core.report.charts import Bar, class_histogram, curve, prompt_bars
 from popalign_core.report.inputs import ReportInputs
+from popalign_core.report.measures import measure_name, number
 from popalign_core.report.page import build_report
 from popalign_core.report.pictures import png_data_uri
-from popalign_core.report.verdict import changes, judge, measure_name, number
+from popalign_core.report.verdict import changes, judge
 
 GENDER = Axis(name="gender", classes=("male", "female"))
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'

@@ -51,6 +51,40 @@ def test_every_image_of_a_person_is_read_once(tiny_config: PipelineConfig, tiny_
     assert drops["n"].sum() == attributes["drop_reason"].notna().sum()
 
 
+def test_a_benchmark_has_rows_of_its_own_axes_alone(
+    tmp_path: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    """Whole pictures are read, with a class for each, where the classifier of faces finds none in noise."""
+    path = write_colour_network(tmp_path / "tone.onnx", np.repeat([[-1.0, 1.0]], 3, axis=0), [0.0, 0.0], (16, 16))
+    tone = {
+        "kind": "onnx", "path": str(path), "axes": {"tone": {"dark": "dark", "light": "light"}},
+        "labels": ["dark", "light"],
+    }  # fmt: skip
+    document = tiny_config.model_dump(exclude_none=True)
+    document["axes"] = [
+        *document["axes"],
+        {"name": "tone", "classes": ["dark", "light"], "of": "picture", "only_measured": True},
+    ]
+    document["attributes"] = {"classifier": ["portraits", "tone"], "classifiers": {"tone": tone}}
+    document["prompts"]["benchmarks"] = {"couples": {"n_prompts": 2, "n_images": 3, "axes": ["tone"]}}
+    config = PipelineConfig.model_validate(document)
+    prompts, sample = sampled(config, tiny_runtime)
+    store = open_store(tiny_runtime)
+    read = store.read_table(read_attributes(prompts, sample, config=config, runtime=tiny_runtime), "attributes")
+    images = store.read_table(sample, "images", ["image_id", "prompt_id"]).set_index("image_id")["prompt_id"]
+    benchmarks = store.read_table(prompts, "prompts").set_index("prompt_id")["benchmark"]
+    rows = read.assign(benchmark=images[read["image_id"]].map(benchmarks).to_numpy())
+    assert rows.groupby(["benchmark", "axis"]).size().to_dict() == {
+        ("couples", "tone"): 6,
+        ("neutral", "gender"): 12,
+        ("specific", "gender"): 12,
+    }
+    couples = rows[rows["benchmark"] == "couples"]
+    assert couples["drop_reason"].isna().all()
+    assert couples["class"].isin(["dark", "light"]).all()
+    assert set(rows.loc[rows["axis"] == "gender", "drop_reason"]) == {"no_face"}
+
+
 def test_an_image_counts_once_for_a_reason() -> None:
     table = pd.DataFrame(
         {

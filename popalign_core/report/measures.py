@@ -1,0 +1,110 @@
+"""Measures: their names in words, how their values are written, which way is better."""
+
+import pandas as pd
+
+FAIRNESS = ("discrepancy_pooled", "discrepancy_per_prompt")
+"""The two that decide: bias that pooling hides (nurse and engineer) must not count as fair."""
+FURTHER = ("discrepancy_unbiased", "kl", "entropy", "parity_gap", "bias")
+"""How the measures start that are in the table of every number only: other ways to say the same, and squares."""
+DETAILS = (*FURTHER, "discrepancy_worst10", "discrepancy_joint")
+"""The same where many systems share a page."""
+_LOWER_IS_BETTER = ("discrepancy", "no_face", "kl", "parity_gap", "bias", "fid", "kid", "cmmd")
+NEITHER = ("share",)
+"""What has no better or worse."""
+
+_USUAL = {"discrepancy": "neutral", "recall": "specific", "subject": "generic"}
+"""The benchmark that goes without saying, by how a measure starts."""
+_BETWEEN_SETS = ("fid", "kid", "cmmd")
+_ACRONYMS = ("clip", "hps", *_BETWEEN_SETS)
+_PERCENT = ("recall", "share", "no_face", "subject_accuracy", "agreement", "win_rate")
+_THREE_DIGITS = ("discrepancy", "kl", "entropy", "parity_gap", "bias", "kappa", "kid", "cmmd", "diversity")
+
+
+def direction(metric: str) -> int:
+    """1 where more is better, -1 where less is."""
+    return -1 if metric.startswith(_LOWER_IS_BETTER) else 1
+
+
+def measure_name(metric: str, axis: str, benchmark: str) -> str:
+    """A measure's name in words."""
+    known = {
+        "discrepancy_pooled": f"{axis} discrepancy, all prompts together",
+        "discrepancy_per_prompt": f"{axis} discrepancy, mean over prompts",
+        "discrepancy_worst10": f"{axis} discrepancy, ten worst prompts",
+        "discrepancy_corrected": f"{axis} discrepancy, corrected for classifier error",
+        "discrepancy_unbiased": f"{axis} discrepancy squared, unbiased",
+        "discrepancy_joint": "discrepancy of all attributes jointly",
+        "recall": "recall of everything asked for" if axis == "all" else f"recall of {axis}",
+        "no_face_share": "images without a usable face",
+        "subject_accuracy": "right object shown (zero-shot)",
+    }
+    base, _, name = metric.partition(":")
+    words = scorer_name(metric) if not axis else f"{axis}: {scorer_name(base)}" + (f" of {name}" if name else "")
+    words = known.get(metric, words)
+    where = "" if metric in known and benchmark == _USUAL.get(metric.partition("_")[0]) else f" ({benchmark} prompts)"
+    return words[:1].upper() + words[1:] + where
+
+
+def scorer_name(metric: str) -> str:
+    """The short name of a measure, as a table's head has it."""
+    known = {
+        "subject_accuracy": "Right object (zero-shot)",
+        "no_face_share": "No usable face",
+        "agreement": "Two classifiers read alike",
+        "kl": "KL divergence",
+    }
+    name = metric.removesuffix("_per_prompt")
+    words = known.get(name, name.replace("_", " "))
+    first, *rest = words.split(" ")
+    first = first.upper() if first.startswith(_ACRONYMS) else first[:1].upper() + first[1:]
+    return " ".join([first, *rest]) + (", mean over prompts" if name != metric else "")
+
+
+def column_name(metric: str, axis: str) -> str:
+    """A measure's name in a table of one benchmark, as short as it can be."""
+    base, _, name = metric.partition(":")
+    if base == "recall":
+        return name or axis
+    where = f"{axis[:1].upper()}{axis[1:]}, "
+    known = {
+        "discrepancy_pooled": f"{where}all prompts",
+        "discrepancy_per_prompt": f"{where}mean",
+        "discrepancy_corrected": f"{where}all prompts, corrected for classifier error",
+    }
+    return known.get(base, (where if axis else "") + scorer_name(base))
+
+
+def floor_words(value: float, metric: str) -> str:
+    """What the best possible system would show; '' where there is no floor."""
+    if pd.isna(value):
+        return ""
+    return f"; {'if equal' if metric.startswith(_BETWEEN_SETS) else 'fair'} {number(value, metric)}"
+
+
+def number(value: float, metric: str, *, signed: bool = False) -> str:
+    """A value as its measure is read: percent for shares, three digits for discrepancies, two for scores."""
+    if pd.isna(value):
+        return "–"
+    sign = "+" if signed else ""
+    if metric.startswith(_PERCENT):
+        text = f"{100 * value:{sign}.1f}" + (" pts" if signed else "%")
+    else:
+        text = f"{value:{sign}.{3 if metric.startswith(_THREE_DIGITS) else 2}f}"
+    zero = not text.strip("+-0.% pts")
+    return text.lstrip("+-") if zero else text.replace("-", "−")
+
+
+def p_words(p_adjusted: float) -> str:
+    """A p-value as it is written; '' where there is none."""
+    return (
+        ""
+        if pd.isna(p_adjusted)
+        else "p\u00a0<\u00a00.001"
+        if p_adjusted < 0.001
+        else f"p\u00a0=\u00a0{p_adjusted:.3f}"
+    )
+
+
+def listed(names: list[str]) -> str:
+    """'a, b and c'."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
