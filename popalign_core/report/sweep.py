@@ -116,7 +116,7 @@ def _name(series: str, value: str) -> str:
 def _head(sweep: Sweep) -> str:
     inputs = sweep.inputs
     usual = f"; the configuration has {inputs.reference}" if inputs.reference else ""
-    lines = [f"<b>On the Pareto front:</b> {escape(_listed(sweep, is_front=True))}"]
+    lines = [f"<b>On the Pareto front:</b> {escape(_front(sweep))}"]
     for measure in sweep.fairness:
         known = [name for name in sweep.names if sweep.at(*name, measure).is_measured]
         if known:
@@ -126,11 +126,9 @@ def _head(sweep: Sweep) -> str:
                 f"<b>Lowest {escape(measure.axis)} discrepancy:</b> at {escape(_name(*best))}, "
                 f"{number(found.value, measure.metric)} (a fair sampler: {number(found.floor, measure.metric)})"
             )
-    unmeasured = [
-        _name(*name) for name in sweep.names if not any(sweep.at(*name, m).is_measured for m in sweep.measures)
-    ]
-    if unmeasured:
-        lines.append(f"<b>Nothing could be measured at:</b> {escape(', '.join(unmeasured))}")
+    failed = [_name(*name) for name in sweep.names if not _has_discrepancy(sweep, name)]
+    if failed:
+        lines.append(f"<b>No discrepancy could be measured at:</b> {escape(', '.join(failed))}")
     items = "".join(f"<li>{text}.</li>" for text in lines)
     return (
         f'<p class="soft">{escape(sweep.parameter)} over {len(sweep.values)} values{escape(usual)}</p>'
@@ -138,9 +136,13 @@ def _head(sweep: Sweep) -> str:
     )
 
 
-def _listed(sweep: Sweep, *, is_front: bool) -> str:
-    measured = [name for name in sweep.names if any(sweep.at(*name, m).is_measured for m in sweep.fairness)]
-    return ", ".join(_name(*name) for name in measured if (sweep.dominated[name] is None) == is_front) or "none"
+def _front(sweep: Sweep) -> str:
+    measured = [name for name in sweep.names if _has_discrepancy(sweep, name)]
+    return ", ".join(_name(*name) for name in measured if sweep.dominated[name] is None) or "none"
+
+
+def _has_discrepancy(sweep: Sweep, name: tuple[str, str]) -> bool:
+    return any(sweep.at(*name, measure).is_measured for measure in sweep.fairness)
 
 
 def _sections(sweep: Sweep) -> Iterator[tuple[str, str]]:
@@ -207,7 +209,7 @@ def _values_table(sweep: Sweep) -> str:
 
 
 def _place(sweep: Sweep, name: tuple[str, str]) -> str:
-    if not any(sweep.at(*name, m).is_measured for m in sweep.fairness):
+    if not _has_discrepancy(sweep, name):
         return NOTHING
     other = sweep.dominated[name]
     return "<b>● on the front</b>" if other is None else f"○ dominated by {escape(_name(*other))}"
