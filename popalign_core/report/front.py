@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-import numpy as np
-from numpy.typing import ArrayLike
-
+from popalign_core.evaluation.pareto import dominators
 from popalign_core.report.cells import Footnotes, estimate_cell, row, table
 from popalign_core.report.drawing import WIDTH, dot, line, path, scale, short, svg, text
 from popalign_core.report.estimates import Estimate, Measure
@@ -29,19 +27,6 @@ class Point:
     name: str
     x: Estimate
     y: Estimate
-
-
-def dominators(scores: ArrayLike) -> list[int | None]:
-    """For each point the first other that is nowhere less and somewhere more; None for those of the Pareto front.
-
-    Args:
-        scores: `[N, M]`, more is better in every column. A point with a NaN dominates none and is dominated by none.
-    """
-    points = np.asarray(scores, dtype=np.float64)
-    no_less = (points[None] >= points[:, None]).all(axis=-1)
-    more = (points[None] > points[:, None]).any(axis=-1)
-    beaten = no_less & more
-    return [int(row.argmax()) if row.any() else None for row in beaten]
 
 
 def beaten_by(points: Sequence[Point], x: str, y: str) -> dict[str, str | None]:

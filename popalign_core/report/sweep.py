@@ -10,11 +10,12 @@ from html import escape
 
 import pandas as pd
 
+from popalign_core.evaluation.pareto import dominators
 from popalign_core.report.cells import MOST_COLUMNS, NOTHING, Footnotes, estimate_cell, row, table
 from popalign_core.report.comparison_inputs import SweepInputs, check_sweep
 from popalign_core.report.document import definitions, details, figures, html_page
 from popalign_core.report.estimates import UNKNOWN, Estimate, Measure, by_measure, measures_of
-from popalign_core.report.front import Point, dominators, front_chart, front_table
+from popalign_core.report.front import Point, front_chart, front_table
 from popalign_core.report.measures import DETAILS, FAIRNESS, column_name, direction, floor_words, number
 from popalign_core.report.trend import trend_chart
 
