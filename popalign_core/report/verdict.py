@@ -14,7 +14,7 @@ from popalign_core.report.estimates import (
     measures_of,
 )
 from popalign_core.report.inputs import ReportInputs
-from popalign_core.report.measures import FAIRNESS, listed, measure_name, number
+from popalign_core.report.measures import FAIRNESS, FURTHER, listed, measure_name, number
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _fairness(found: Sequence[Change], axis: str) -> list[Change]:
 
 
 def _is_quality(change: Change) -> bool:
-    plain = ":" not in change.metric and not change.metric.startswith("discrepancy")
+    plain = ":" not in change.metric and not change.metric.startswith(("discrepancy", *FURTHER))
     return plain and not (change.metric == "no_face_share" and change.benchmark == "specific")
 
 

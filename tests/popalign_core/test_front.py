@@ -5,10 +5,9 @@ import re
 import pytest
 
 from popalign_core.report.estimates import Estimate, Measure
-from popalign_core.report.front import Point, beaten_by, dominators, front_chart, front_table
+from popalign_core.report.front import Point, beaten_by, front_chart, front_table
 from tests.support.pages import dots, text_of
 
-NAN = float("nan")
 X = Measure("neutral", "discrepancy_per_prompt", "gender")
 Y = Measure("neutral", "clip_score", "")
 
@@ -18,23 +17,6 @@ def _point(name: str, x: float, y: float) -> Point:
 
 
 POINTS = [_point("base", 0.7, 30.0), _point("fair", 0.2, 30.5), _point("soft", 0.1, 28.0), _point("bad", 0.3, 27.0)]
-
-
-def test_dominators_by_hand() -> None:
-    # b beats a in both; c is the best in the second; d ties with b; e is unknown.
-    scores = [[1, 1], [2, 2], [0, 3], [2, 2], [NAN, 9]]
-    assert dominators(scores) == [1, None, None, None, None]
-
-
-def test_equal_in_one_and_better_in_the_other_dominates() -> None:
-    assert dominators([[1, 1], [1, 2]]) == [1, None]
-
-
-def test_every_dominated_point_has_a_better_one_on_the_front() -> None:
-    # transitive: what is beaten by a beaten point is beaten by a point of the front, too
-    scores = [[1, 1], [2, 2], [3, 3]]
-    found = dominators(scores)
-    assert [n is None for n in found] == [False, False, True]
 
 
 def test_less_discrepancy_and_more_quality_is_better() -> None:
