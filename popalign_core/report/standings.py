@@ -1,7 +1,7 @@
 """How several systems stand against one reference: fairer, at what cost, or not to be told apart."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -30,6 +30,7 @@ class Standing:
         place: What may be said of it.
         axes: Axis to what may be said of its fairness.
         lost: What got worse, fairness apart.
+        doubtful: What would have got worse had it been the only thing compared.
         gained: What got better, fairness apart.
     """
 
@@ -37,6 +38,7 @@ class Standing:
     place: Place
     axes: Mapping[str, Status]
     lost: tuple[Measure, ...]
+    doubtful: tuple[Measure, ...]
     gained: tuple[Measure, ...]
 
 
@@ -87,7 +89,10 @@ class Results:
         found = {m: self.status(system, m) for m in self.headlines if not self.decides(m) and _counts(m, self.primary)}
         lost = tuple(m for m, status in found.items() if status == "worse")
         gained = tuple(m for m, status in found.items() if status == "improved")
-        return Standing(system, _place(list(axes.values()), bool(lost)), axes, lost, gained)
+        alone = {m: replace(self.difference(system, m), p_adjusted=float("nan")) for m in found if m not in lost}
+        confidence = self.inputs.confidence
+        doubtful = tuple(m for m, e in alone.items() if judge_difference(m.metric, e, confidence) == "worse")
+        return Standing(system, _place(list(axes.values()), bool(lost)), axes, lost, doubtful, gained)
 
     def decides(self, measure: Measure) -> bool:
         """Whether a system is called fairer or less fair by this measure."""
@@ -140,7 +145,7 @@ def _place(statuses: Sequence[Status], is_costly: bool) -> Place:
 
 
 _LEADS: tuple[tuple[Place, str], ...] = (
-    ("fairer", "Fairer, at no cost that was found"),
+    ("fairer", "Fairer, at no cost that is sure"),
     ("fairer at a cost", "Fairer, at a cost"),
     ("less fair", "Less fair"),
     ("unclear", "In fairness not to be told apart from {reference}"),
@@ -157,11 +162,12 @@ def _sentences(results: Results, standings: Sequence[Standing]) -> Iterator[tupl
 
 
 def _losses(results: Results, standing: Standing) -> str:
-    lost = [
-        f"{_short(m)} {number(results.difference(standing.system, m).value, m.metric, signed=True)}"
-        for m in standing.lost
-    ]
-    return f" (worse: {listed(lost)})" if lost else ""
+    told = []
+    for lead, measures in (("worse", standing.lost), ("perhaps worse", standing.doubtful)):
+        shifts = [(m, results.difference(standing.system, m).value) for m in measures]
+        names = [f"{_short(m)} {number(shift, m.metric, signed=True)}" for m, shift in shifts]
+        told += [f"{lead}: {listed(names)}"] if names else []
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _short(measure: Measure) -> str:
