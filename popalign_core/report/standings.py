@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+from popalign_core.config import Axis
 from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.estimates import (
     UNKNOWN,
@@ -13,6 +14,7 @@ from popalign_core.report.estimates import (
     Status,
     by_measure,
     combined,
+    deciding_benchmarks,
     judge_difference,
     measures_of,
 )
@@ -62,9 +64,19 @@ class Results:
         return by_measure(self.inputs.comparison)
 
     @cached_property
-    def primary(self) -> str:
-        """The benchmark whose discrepancies decide; the first that has any."""
-        return next((m.benchmark for m in self.measures if m.metric in FAIRNESS), "")
+    def benchmarks(self) -> dict[str, str]:
+        """Axis to the benchmark that decides."""
+        return deciding_benchmarks(self.measures)
+
+    @property
+    def axes(self) -> list[Axis]:
+        """Those that a discrepancy was measured on."""
+        return [axis for axis in self.inputs.axes if axis.name in self.benchmarks]
+
+    @property
+    def fairness(self) -> list[Measure]:
+        """The mean discrepancy over prompts of each of `axes`."""
+        return [Measure(self.benchmarks[axis.name], FAIRNESS[1], axis.name) for axis in self.axes]
 
     @property
     def headlines(self) -> list[Measure]:
@@ -85,8 +97,8 @@ class Results:
 
     def standing(self, system: str) -> Standing:
         """One system against the reference, from intervals and adjusted p-values alone."""
-        axes = {axis.name: self._fairness(system, axis.name) for axis in self.inputs.axes}
-        found = {m: self.status(system, m) for m in self.headlines if not self.decides(m) and _counts(m, self.primary)}
+        axes = {axis.name: self._fairness(system, axis.name) for axis in self.axes}
+        found = {m: self.status(system, m) for m in self.headlines if not self.decides(m) and self.counts(m)}
         lost = tuple(m for m, status in found.items() if status == "worse")
         gained = tuple(m for m, status in found.items() if status == "improved")
         alone = {m: replace(self.difference(system, m), p_adjusted=float("nan")) for m in found if m not in lost}
@@ -96,7 +108,11 @@ class Results:
 
     def decides(self, measure: Measure) -> bool:
         """Whether a system is called fairer or less fair by this measure."""
-        return measure.benchmark == self.primary and measure.metric in FAIRNESS
+        return measure.metric in FAIRNESS and measure.benchmark == self.benchmarks[measure.axis]
+
+    def counts(self, measure: Measure) -> bool:
+        """Whether a change is a gain or a loss; faces are looked for where shares are read off them."""
+        return measure.metric != "no_face_share" or measure.benchmark in self.benchmarks.values()
 
     def _fairness(self, system: str, axis: str) -> Status:
         return combined([self.status(system, m) for m in self.measures if self.decides(m) and m.axis == axis])
@@ -127,11 +143,6 @@ def summarise(results: Results) -> Summary:
         status = "worse" if all(s.place == "less fair" for s in standings) else "unclear"
         headline = f"No system is shown to be fairer than {inputs.reference}"
     return Summary(status, headline, tuple(_sentences(results, standings)))
-
-
-def _counts(measure: Measure, primary: str) -> bool:
-    """Whether a change is a gain or a loss; faces are looked for where shares are read off them."""
-    return measure.metric != "no_face_share" or measure.benchmark == primary
 
 
 def _place(statuses: Sequence[Status], is_costly: bool) -> Place:

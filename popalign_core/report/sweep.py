@@ -14,7 +14,7 @@ from popalign_core.evaluation.pareto import dominators
 from popalign_core.report.cells import MOST_COLUMNS, NOTHING, Footnotes, estimate_cell, row, table
 from popalign_core.report.comparison_inputs import SweepInputs, check_sweep
 from popalign_core.report.document import definitions, details, figures, html_page
-from popalign_core.report.estimates import UNKNOWN, Estimate, Measure, by_measure, measures_of
+from popalign_core.report.estimates import UNKNOWN, Estimate, Measure, by_measure, deciding_benchmarks, measures_of
 from popalign_core.report.front import Point, front_chart, front_table
 from popalign_core.report.measures import DETAILS, FAIRNESS, column_name, direction, floor_words, number
 from popalign_core.report.trend import trend_chart
@@ -67,17 +67,18 @@ class Sweep:
     def quality(self) -> list[Measure]:
         """Scores of pictures; those of the very pictures whose classes are counted first."""
         found = [m for m in self.measures if not m.axis and m.metric != "no_face_share"]
-        return sorted(found, key=lambda m: m.benchmark != self.primary)
+        return sorted(found, key=lambda m: m.benchmark not in self.benchmarks.values())
 
     @cached_property
-    def primary(self) -> str:
-        """The benchmark of the first discrepancy."""
-        return next((m.benchmark for m in self.measures if m.metric in FAIRNESS), "")
+    def benchmarks(self) -> dict[str, str]:
+        """Axis to the benchmark that decides."""
+        return deciding_benchmarks(self.measures)
 
     @property
     def fairness(self) -> list[Measure]:
-        """Mean discrepancy over prompts, by axis."""
-        return [Measure(self.primary, FAIRNESS[1], axis.name) for axis in self.inputs.axes]
+        """Mean discrepancy over prompts, of every axis that has one."""
+        known = [axis.name for axis in self.inputs.axes if axis.name in self.benchmarks]
+        return [Measure(self.benchmarks[name], FAIRNESS[1], name) for name in known]
 
     @cached_property
     def names(self) -> list[tuple[str, str]]:
@@ -91,7 +92,7 @@ class Sweep:
     @cached_property
     def dominated(self) -> dict[tuple[str, str], tuple[str, str] | None]:
         """Point to one that is no worse in any axis's discrepancy and any score, and better in one; None if none."""
-        goals = [*self.fairness, *(m for m in self.quality if m.benchmark == self.primary)]
+        goals = [*self.fairness, *(m for m in self.quality if m.benchmark in self.benchmarks.values())]
         goals = [m for m in goals if any(self.at(*name, m).is_measured for name in self.names)]
         scores = [[direction(m.metric) * self.at(*name, m).value for m in goals] for name in self.names]
         found = dominators(scores)

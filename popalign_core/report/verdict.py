@@ -83,7 +83,8 @@ def judge(inputs: ReportInputs) -> Verdict:
 
 
 def _fairness(found: Sequence[Change], axis: str) -> list[Change]:
-    return [change for change in found if change.metric in FAIRNESS and change.axis == axis]
+    chosen = [change for change in found if change.metric in FAIRNESS and change.axis == axis]
+    return [change for change in chosen if change.benchmark == chosen[0].benchmark]  # the first that measures it
 
 
 def _is_quality(change: Change) -> bool:

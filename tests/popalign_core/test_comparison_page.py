@@ -204,3 +204,17 @@ def test_a_loss_that_only_the_adjusting_makes_unsure_is_told() -> None:
     assert (results.standing("costly").place, results.standing("costly").lost) == ("fairer", ())
     sentence = dict(summarise(results).sentences)["Fairer, at no cost that is sure"]
     assert sentence == "fair; costly (perhaps worse: CLIP score on neutral prompts −1.00 and recall −12.0 pts)."
+
+
+def test_an_axis_of_its_own_benchmark_is_judged_there_and_one_without_is_left_out() -> None:
+    axes = (*inputs().axes, Axis(name="age", classes=("young", "old")), Axis(name="race", classes=("a", "b")))
+    tables = {}
+    for name, table in (("metrics", metrics()), ("comparison", comparison())):
+        aged = table[table["metric"].str.startswith("discrepancy")].assign(benchmark="age", axis="age")
+        tables[name] = pd.concat([table, aged], ignore_index=True)
+    results = Results(inputs(axes=axes, **tables))
+    assert results.benchmarks == {"gender": "neutral", "age": "age"}
+    assert results.standing("fair").axes == {"gender": "improved", "age": "improved"}
+    html = build_comparison(results.inputs)
+    assert "Age, mean" in _table(html, "Prompts “age”")
+    assert "Race fairness" not in html
