@@ -92,13 +92,13 @@ def line_up(
         raise ConfigError(f"{n_seeds} seeds are too few; give 1 or more")
     config = configure_scale(config, scale)
     systems = {name: find_system(config, name) for name in names}
-    identities = references(config, runtime, PROMPT_STEPS)[-1][1]
+    prompts = references(config, runtime, PROMPT_STEPS)[-1][1]
     given = {
-        f"{_PARTS['sample']}:{name}": find_imported(open_store(runtime), system.images, identities, config)
+        f"{_PARTS['sample']}:{name}": find_imported(open_store(runtime), system.images, prompts, config)
         for name, system in systems.items()
         if system.images is not None
     }
-    steps, inputs = [*PROMPT_STEPS, *TRAINING_STEPS], {"prompts": "identities"}
+    steps, inputs = [*PROMPT_STEPS, *TRAINING_STEPS], {"prompts": "benchmarks"}
     for replicate in range(n_seeds):
         for name, system in systems.items():
             if system.images is None or replicate == 0:

@@ -91,9 +91,7 @@ def configure_scale(config: PipelineConfig, scale: float) -> PipelineConfig:
     """
     if not 0 < scale <= 1:
         raise ConfigError(f"scale is {scale:g}; give a share of the evaluation images, above 0 and up to 1")
-    least = {"n_neutral": 2, "n_specific": 1, "n_generic": 1}
-    counts = {name: max(n, round(getattr(config.evaluation, name) * scale)) for name, n in least.items()}
-    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update=counts)})
+    return config.scaled(scale)
 
 
 def starts(config: PipelineConfig, name: str) -> list[str]:

@@ -22,6 +22,7 @@ from popalign_core.errors import InputError
 from storage.store import ArtifactRef
 from tasks import measuring
 from tasks.attributes import count_drops, read_attributes, request
+from tasks.benchmarks import add_benchmarks
 from tasks.identities import add_identities
 from tasks.prompts import write_prompts
 from tasks.sample import sample_images
@@ -29,7 +30,8 @@ from tasks.stage import open_store, reference
 
 
 def sampled(config: PipelineConfig, runtime: RuntimeConfig) -> tuple[ArtifactRef, ArtifactRef]:
-    prompts = add_identities(write_prompts(config=config, runtime=runtime), config=config, runtime=runtime)
+    neutral = write_prompts(config=config, runtime=runtime)
+    prompts = add_benchmarks(add_identities(neutral, config=config, runtime=runtime), config=config, runtime=runtime)
     return prompts, sample_images(prompts, purpose="evaluation", config=config, runtime=runtime)
 
 
