@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from flows.arguments import Config, Force, Name, Preset, Root, Settings
-from flows.judging import compare
+from flows.judging import check, compare, sweep
 from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """Exit codes: 0 done; 1 unexpected error (with its traceback); 2 wrong command line or configuration;
 3 wrong input data; 4 missing weights; 5 store unreadable, unwritable or damaged; 6 training cannot go on;
-7 a service does not answer; 8 memory or workers run out; 130 interrupted (the same command again resumes)."""
+7 a service does not answer; 8 memory or workers run out; 9 a bar of `popalign check` is missed;
+130 interrupted (the same command again resumes)."""
 QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
 
 
@@ -183,7 +184,8 @@ def evaluate(
         typer.echo(line)
 
 
-app.command()(compare)
+for command in (compare, sweep, check):
+    app.command()(command)
 
 
 @app.command()

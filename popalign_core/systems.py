@@ -83,17 +83,6 @@ def configure_replicate(config: PipelineConfig, replicate: int) -> PipelineConfi
     return config.model_copy(update={"evaluation": evaluation, "training": training})
 
 
-def configure_scale(config: PipelineConfig, scale: float) -> PipelineConfig:
-    """The same with fewer images an evaluation prompt, for a quick look; what models are trained on stays as it is.
-
-    Raises:
-        ConfigError: When the scale is not above 0, or above 1.
-    """
-    if not 0 < scale <= 1:
-        raise ConfigError(f"scale is {scale:g}; give a share of the evaluation images, above 0 and up to 1")
-    return config.scaled(scale)
-
-
 def starts(config: PipelineConfig, name: str) -> list[str]:
     """The systems that a system's training starts from, the nearest first; the base model when there are none.
 

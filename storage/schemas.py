@@ -125,7 +125,10 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         },
     ),
     "retained": _schema("retained", 1, {"image_id": _TEXT, "prompt_id": _TEXT, "kind": _TEXT}),
-    "scores": _schema("scores", 1, {"image_id": _TEXT, "scorer": _TEXT, "version": _TEXT, "value": _F64}),
+    "scores": _schema(
+        "scores", 2, {"image_id": _TEXT, "scorer": _TEXT, "version": _TEXT, "unit": _TEXT, "value": _F64}
+    ),
+    "unmeasured": _schema("unmeasured", 1, {"metric": _TEXT, "reason": _TEXT}),
     "metrics": _schema("metrics", 2, _METRICS, optional=_METRICS_OPTIONAL),
     "comparison": _schema("comparison", 2, _COMPARISON, optional=(*_METRICS_OPTIONAL, "p_value", "p_adjusted")),
     "wins": _schema(
@@ -181,6 +184,36 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
             "leading_share": _F64,
         },
         optional=("discrepancy", "floor", "leading_share"),
+    ),
+    "points": _schema(
+        "points",
+        1,
+        {
+            "parameter": _TEXT,
+            "value": _TEXT,
+            "order": _I64,
+            "system": _TEXT,
+            "benchmark": _TEXT,
+            "metric": _TEXT,
+            "axis": _TEXT,
+            "estimate": _F64,
+            "ci_low": _F64,
+            "ci_high": _F64,
+            "floor": _F64,
+            "note": _TEXT,
+        },
+        optional=("estimate", "ci_low", "ci_high", "floor"),
+    ),
+    "front": _schema(
+        "front",
+        1,
+        {
+            "parameter": _TEXT,
+            "system": _TEXT,
+            "value": _TEXT,
+            "dominated_by_system": _TEXT,  # "" on the front
+            "dominated_by_value": _TEXT,
+        },
     ),
     "costs": _schema("costs", 1, {"system": _TEXT, "what": _TEXT, "value": _F64, "unit": _TEXT}),
     "rejected": _schema("rejected", 1, {"text": _TEXT, "reason": _TEXT}),

@@ -1,7 +1,7 @@
 """Stage `comparison`: systems side by side, from statistics that other stages have read off their images."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -9,6 +9,7 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
 from tasks.prompts import DELIVERY
 from tasks.sample import STAGE as SAMPLE
+from tasks.set_quality import quality_rows
 from tasks.stage import Progress, Request, no_progress, produce
 from tasks.tables import NO_SEED, read_images
 from tasks.train import STAGE as TRAIN
@@ -27,6 +28,16 @@ def parameter(part: str, system: str, replicate: int) -> str:
     return f"{part}:{system}@{replicate}"
 
 
+def system_of(name: str) -> str:
+    """Whose statistics a parameter takes."""
+    return name.partition(":")[2].rpartition("@")[0]
+
+
+def shown_configuration(config: PipelineConfig) -> dict[str, Any]:
+    """The whole configuration as pages show it, without the model's path and how prompts were delivered."""
+    return config.model_dump(mode="json", exclude={"model": {"name"}, "prompts": DELIVERY})
+
+
 def request(
     config: PipelineConfig,
     *,
@@ -38,12 +49,11 @@ def request(
     **statistics: ArtifactRef,
 ) -> Request:
     """What the key depends on: the whole configuration, which the page shows, without the model's path."""
-    shown = config.model_dump(mode="json", exclude={"model": {"name"}, "prompts": DELIVERY})
     inputs = {"prompts": prompts, "calibration": calibration, **statistics}
     return Request(
         STAGE,
         VERSION,
-        {"systems": list(systems), "n_seeds": n_seeds, "scale": scale, "configuration": shown},
+        {"systems": list(systems), "n_seeds": n_seeds, "scale": scale, "configuration": shown_configuration(config)},
         {name: ref.key for name, ref in inputs.items() if ref is not None},
     )
 
@@ -89,17 +99,19 @@ def compare_statistics(
                 compute_metrics(f.name, table, f.images, f.attributes, f.scores, config.axes, config.evaluation)
             )
             on_progress(number, len(frames))
-        build.write_table("metrics", pd.concat(metrics, ignore_index=True))
+        quality = quality_rows(store, table, scored_of(systems, n_seeds, statistics), config.evaluation)
+        build.write_table("metrics", pd.concat([*metrics, quality] if len(quality) else metrics, ignore_index=True))
         paired = [f for f in frames[1:] if is_paired(frames[0], f)]
         comparison = [compare_systems(table, frames[0], f, config.axes, config.evaluation) for f in paired]
         build.write_table("comparison", pd.concat([metrics[0].head(0), *comparison], ignore_index=True))
         by_prompt = [per_prompt_table(f.name, table, f.images, f.attributes, config.axes) for f in frames]
         build.write_table("per_prompt", pd.concat(by_prompt, ignore_index=True))
-        costs = [count_costs(store, name, samples_of(name, n_seeds, statistics)) for name in systems]
+        costs = [count_costs(store, name, refs_of("sample", name, n_seeds, statistics)) for name in systems]
         build.write_table("costs", pd.concat(costs, ignore_index=True))
 
-    inputs = {"prompts": prompts, "calibration": calibration, **statistics}
-    asked = request(config, **inputs, systems=systems, n_seeds=n_seeds, scale=scale)
+    asked = request(
+        config, prompts=prompts, calibration=calibration, systems=systems, n_seeds=n_seeds, scale=scale, **statistics
+    )
     return produce(asked, runtime, fill)
 
 
@@ -108,10 +120,21 @@ def is_paired(one: "SystemFrames", other: "SystemFrames") -> bool:
     return not any((frames.images["seed"] == NO_SEED).any() for frames in (one, other))
 
 
-def samples_of(system: str, n_seeds: int, statistics: Inputs) -> list[ArtifactRef]:
-    """A system's images, a replicate each."""
-    names = (parameter("sample", system, replicate) for replicate in range(n_seeds))
+def refs_of(part: str, system: str, n_seeds: int, statistics: Inputs) -> list[ArtifactRef]:
+    """A part of a system's statistics, one artifact a replicate; imported images have one."""
+    names = (parameter(part, system, replicate) for replicate in range(n_seeds))
     return [statistics[name] for name in names if name in statistics]
+
+
+def scored_of(
+    systems: Sequence[str], n_seeds: int, statistics: Inputs
+) -> dict[str, list[tuple[ArtifactRef, ArtifactRef]]]:
+    """Each system's images and their scores, a replicate each."""
+    found = {}
+    for system in systems:
+        names = [(parameter("sample", system, r), parameter("scores", system, r)) for r in range(n_seeds)]
+        found[system] = [(statistics[one], statistics[other]) for one, other in names if one in statistics]
+    return found
 
 
 def count_costs(store: Store, system: str, samples: Sequence[ArtifactRef]) -> pd.DataFrame:
@@ -137,12 +160,10 @@ def read_system(store: Store, system: str, n_seeds: int, statistics: Inputs) -> 
     """The statistics of a system, its replicates one below the other."""
     from popalign_core.evaluation.metrics import SystemFrames
 
-    parts: dict[str, list[pd.DataFrame]] = {"sample": [], "attributes": [], "scores": []}
-    for replicate in range(n_seeds):
-        refs = {part: statistics.get(parameter(part, system, replicate)) for part in parts}
-        if refs["sample"] is None:
-            continue
-        parts["sample"].append(read_images(store, refs["sample"]).assign(replicate=replicate))
-        for part in ("attributes", "scores"):
-            parts[part].append(store.read_table(refs[part], part))
-    return SystemFrames(system, *(pd.concat(frames, ignore_index=True) for frames in parts.values()))
+    samples = refs_of("sample", system, n_seeds, statistics)
+    images = [read_images(store, ref).assign(replicate=replicate) for replicate, ref in enumerate(samples)]
+    attributes, scores = (
+        [store.read_table(ref, part) for ref in refs_of(part, system, n_seeds, statistics)]
+        for part in ("attributes", "scores")
+    )
+    return SystemFrames(system, *(pd.concat(parts, ignore_index=True) for parts in (images, attributes, scores)))

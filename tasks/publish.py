@@ -8,7 +8,7 @@ import pandas as pd
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
 from popalign_core.training.card import model_card
-from storage.store import ArtifactRef, Store
+from storage.store import ArtifactRef, RunFolder, Store
 from tasks.stage import open_store
 
 SYSTEMS = ("base", "aligned")
@@ -74,10 +74,27 @@ def publish_comparison(
     store = open_store(runtime)
     folder = store.run_folder(name)
     for table in ("metrics", "comparison"):
-        frame = store.read_table(refs["comparison"], table)
-        folder.write_table(table, frame)
-        folder.write_text(f"{table}.json", metrics_json(frame))
-        folder.write_text(f"{table}.csv", frame.to_csv(index=False))
+        _write_everywhere(folder, table, store.read_table(refs["comparison"], table))
+    nodes = {node: str(ref) for node, ref in refs.items()}
+    folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
+
+
+def publish_sweep(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime: RuntimeConfig, name: str) -> None:
+    """Write the tables and pages of a sweep and, last, run.json.
+
+    Args:
+        refs: Each node's artifact, `sweep` among them.
+        config: The run's, kept in run.json.
+        runtime: Which store.
+        name: Of the run's folder; an earlier sweep of that name is replaced.
+    """
+    store = open_store(runtime)
+    folder = store.run_folder(name)
+    for table in ("points", "front"):
+        _write_everywhere(folder, table, store.read_table(refs["sweep"], table))
+    for page in store.manifest(refs["sweep"]).files:
+        if page.endswith(".html"):
+            folder.write_text(page, store.localize(refs["sweep"], page).read_text(encoding="utf-8"))
     nodes = {node: str(ref) for node, ref in refs.items()}
     folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
 
@@ -109,3 +126,10 @@ def metrics_json(metrics: pd.DataFrame) -> str:
     """The rows of a table as a JSON list; what is absent is null."""
     rows = metrics.astype(object).where(metrics.notna(), None).to_dict("records")
     return json.dumps(rows, indent=1, allow_nan=False) + "\n"
+
+
+def _write_everywhere(folder: RunFolder, table: str, frame: pd.DataFrame) -> None:
+    """A table for whoever reads it: Parquet, JSON and CSV."""
+    folder.write_table(table, frame)
+    folder.write_text(f"{table}.json", metrics_json(frame))
+    folder.write_text(f"{table}.csv", frame.to_csv(index=False))

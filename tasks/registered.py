@@ -26,6 +26,7 @@ from tasks import (
     report,
     sample,
     scores,
+    sweep,
     train,
 )
 from tasks.stage import Progress
@@ -84,6 +85,7 @@ _STAGES: tuple[Callable[..., ArtifactRef], ...] = (
     evaluate.evaluate_system,
     report.write_report,
     comparison.compare_statistics,
+    sweep.tabulate_sweep,
 )
 
 TASKS: dict[Callable[..., ArtifactRef], Task[..., ArtifactRef]] = {stage: _as_task(stage) for stage in _STAGES}

@@ -9,6 +9,8 @@ from popalign_core.report.estimates import SYMBOLS, WORDS, Estimate, Status, int
 from popalign_core.report.measures import number
 
 NOTHING = "–"
+MOST_COLUMNS = 6
+"""Of measures in one table: a page is this wide; more are in a further one."""
 NOT_MEASURED = "not measured"
 _SEEDS = "seeds:"
 """How a note starts that holds the values of the replicates; they stand in the table of every number."""

@@ -36,7 +36,8 @@ class ComparisonInputs:
         axes: The axes, with classes and targets.
         metrics: Metrics tables of all systems, one below the other; what could not be measured is a row with its
             reason in `note`.
-        comparison: Every other system minus the reference, from `evaluation.metrics.compare_all`.
+        comparison: Every other system minus the reference, from `evaluation.metrics.compare_all`; one that is not on
+            the same seeds, such as imported images, is absent.
         wins: From `evaluation.wins.win_rates`; may be empty.
         per_prompt: From `evaluation.metrics.per_prompt_table` of all systems, one below the other.
         grids: Prompt to system to pictures, `[n, H, W, 3]` uint8; the i-th of every system has the same seed.
@@ -98,16 +99,17 @@ def check_comparison(inputs: ComparisonInputs) -> None:
     """Refuse what would give a wrong page.
 
     Raises:
-        InputError: When the reference is not among the systems, a system has no metrics or was never compared, or
-            the pictures of a prompt do not match.
+        InputError: When the reference is not among the systems, a system has no metrics, the comparison is with
+            another, or the pictures of a prompt do not match.
     """
     if inputs.reference not in inputs.systems or not inputs.others:
         raise InputError(
             f"systems are {list(inputs.systems)} and the reference is {inputs.reference!r}; name the reference among "
             "them and one more to compare with it"
         )
-    _need(inputs.systems, inputs.metrics["system"], "metrics; evaluate it first")
-    _need(inputs.others, inputs.comparison["system"], "comparison; make it with evaluation.metrics.compare_all")
+    missing = sorted(set(inputs.systems) - set(inputs.metrics["system"]))
+    if missing:
+        raise InputError(f"the metrics do not hold {missing[0]!r}; evaluate it first")
     references = sorted(set(inputs.comparison["reference"]) - {inputs.reference})
     if references:
         raise InputError(f"the comparison is with {references}, not with {inputs.reference!r}; compare with it")
@@ -131,9 +133,3 @@ def check_sweep(inputs: SweepInputs) -> None:
         raise InputError(f"a sweep is over one parameter, got {parameters}; make one page for each")
     if not np.isfinite(inputs.points["estimate"].astype(float)).any():
         raise InputError(f"nothing was measured at any value of {parameters[0]!r}; see the notes of the points")
-
-
-def _need(systems: Iterable[str], known: Iterable[str], where: str) -> None:
-    missing = sorted(set(systems) - set(known))
-    if missing:
-        raise InputError(f"{missing[0]!r} is not in the {where}")

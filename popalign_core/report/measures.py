@@ -6,12 +6,16 @@ FAIRNESS = ("discrepancy_pooled", "discrepancy_per_prompt")
 """The two that decide: bias that pooling hides (nurse and engineer) must not count as fair."""
 FURTHER = ("discrepancy_unbiased", "kl", "entropy", "parity_gap", "bias")
 """How the measures start that are in the table of every number only: other ways to say the same, and squares."""
+DETAILS = (*FURTHER, "discrepancy_worst10", "discrepancy_joint")
+"""The same where many systems share a page."""
 _LOWER_IS_BETTER = ("discrepancy", "no_face", "kl", "parity_gap", "bias", "fid", "kid", "cmmd")
 NEITHER = ("share",)
 """What has no better or worse."""
 
 _USUAL = {"discrepancy": "neutral", "recall": "specific", "subject": "generic"}
 """The benchmark that goes without saying, by how a measure starts."""
+_BETWEEN_SETS = ("fid", "kid", "cmmd")
+_ACRONYMS = ("clip", "hps", *_BETWEEN_SETS)
 _PERCENT = ("recall", "share", "no_face", "subject_accuracy", "agreement", "win_rate")
 _THREE_DIGITS = ("discrepancy", "kl", "entropy", "parity_gap", "bias", "kappa", "kid", "cmmd", "diversity")
 
@@ -42,19 +46,39 @@ def measure_name(metric: str, axis: str, benchmark: str) -> str:
 
 
 def scorer_name(metric: str) -> str:
-    """The short name of a measure of quality, as a table's head has it."""
+    """The short name of a measure, as a table's head has it."""
     known = {
-        "clip_score": "CLIP score",
         "subject_accuracy": "Right object (zero-shot)",
         "no_face_share": "No usable face",
         "agreement": "Two classifiers read alike",
-        "fid": "FID",
-        "kid": "KID",
-        "cmmd": "CMMD",
         "kl": "KL divergence",
     }
-    words = metric.replace("_", " ")
-    return known.get(metric, words[:1].upper() + words[1:])
+    name = metric.removesuffix("_per_prompt")
+    words = known.get(name, name.replace("_", " "))
+    first, *rest = words.split(" ")
+    first = first.upper() if first.startswith(_ACRONYMS) else first[:1].upper() + first[1:]
+    return " ".join([first, *rest]) + (", mean over prompts" if name != metric else "")
+
+
+def column_name(metric: str, axis: str) -> str:
+    """A measure's name in a table of one benchmark, as short as it can be."""
+    base, _, name = metric.partition(":")
+    if base == "recall":
+        return name or axis
+    where = f"{axis[:1].upper()}{axis[1:]}, "
+    known = {
+        "discrepancy_pooled": f"{where}all prompts",
+        "discrepancy_per_prompt": f"{where}mean",
+        "discrepancy_corrected": f"{where}all prompts, corrected for classifier error",
+    }
+    return known.get(base, (where if axis else "") + scorer_name(base))
+
+
+def floor_words(value: float, metric: str) -> str:
+    """What the best possible system would show; '' where there is no floor."""
+    if pd.isna(value):
+        return ""
+    return f"; {'if equal' if metric.startswith(_BETWEEN_SETS) else 'fair'} {number(value, metric)}"
 
 
 def number(value: float, metric: str, *, signed: bool = False) -> str:

@@ -16,9 +16,8 @@ from popalign_core.report.estimates import (
     judge_difference,
     measures_of,
 )
-from popalign_core.report.measures import FAIRNESS, FURTHER, listed, number, scorer_name
+from popalign_core.report.measures import DETAILS, FAIRNESS, listed, number, scorer_name
 
-_DETAILS = (*FURTHER, "discrepancy_worst10", "discrepancy_joint")
 Place = Literal["fairer", "fairer at a cost", "less fair", "unclear", "unmeasured"]
 
 
@@ -68,7 +67,7 @@ class Results:
     @property
     def headlines(self) -> list[Measure]:
         """What the tables of the paper show; the rest is in the table of every number."""
-        return [m for m in self.measures if ":" not in m.metric and not m.metric.startswith(_DETAILS)]
+        return [m for m in self.measures if ":" not in m.metric and not m.metric.startswith(DETAILS)]
 
     def value(self, system: str, measure: Measure) -> Estimate:
         """What a system was measured to have."""
@@ -145,7 +144,7 @@ _LEADS: tuple[tuple[Place, str], ...] = (
     ("fairer at a cost", "Fairer, at a cost"),
     ("less fair", "Less fair"),
     ("unclear", "In fairness not to be told apart from {reference}"),
-    ("unmeasured", "Not judged, for want of an interval"),
+    ("unmeasured", "Not tested against {reference}, for want of an interval or of common seeds"),
 )
 
 

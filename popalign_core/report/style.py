@@ -101,7 +101,6 @@ footer { color: var(--soft); font-size: .85rem; padding-top: 24px; padding-botto
   td.none { display: none !important; }
   td::before { content: attr(data-label); float: left; width: 7.6em; margin-left: -8.2em; color: var(--soft);
     overflow-wrap: anywhere; }
-  table.main td small, table.glance td small { display: inline; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: 8px; }
 }

@@ -136,6 +136,8 @@ def test_mistakes_are_found_before_anything_is_run(config: PipelineConfig, tiny_
     def no_call(step: Any, arguments: Any) -> Any:
         raise AssertionError(f"{step.node} was run")
 
+    with pytest.raises(ConfigError, match=r"scale is 1\.5; give a share of the evaluation images, above 0 and up to 1"):
+        compare_systems(["cads"], config, tiny_runtime, "x", call=no_call, scale=1.5)
     with pytest.raises(ConfigError, match="0 seeds are too few"):
         compare_systems(["cads"], config, tiny_runtime, "x", call=no_call, n_seeds=0)
     with pytest.raises(ConfigError, match="no system 'cad'; choose from base, aligned"):

@@ -53,7 +53,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         }
     ],
     "retained": [{"image_id": "i", "prompt_id": "q", "kind": "specific"}],
-    "scores": [{"image_id": "i", "scorer": "clip", "version": "1", "value": 31.25}],
+    "scores": [{"image_id": "i", "scorer": "clip", "version": "1", "unit": "100 x cosine", "value": 31.25}],
+    "unmeasured": [{"metric": "pick_score", "reason": "not measured: there is nothing at PickScore_v1"}],
     "metrics": [
         {
             **{
@@ -92,6 +93,19 @@ ROWS["per_prompt"] = [
         **{"discrepancy": None, "floor": None, "leading": "male", "leading_share": 0.0},
     }
 ]
+ROWS["points"] = [
+    {
+        **{"parameter": "training.beta", "value": "20", "order": 1, "system": "aligned", "benchmark": "neutral"},
+        **{"metric": "discrepancy_pooled", "axis": "gender", "estimate": None, "ci_low": None, "ci_high": None},
+        **{"floor": None, "note": "not measured: diverged"},
+    }
+]
+ROWS["front"] = [
+    {
+        **{"parameter": "training.beta", "system": "aligned", "value": "20"},
+        **{"dominated_by_system": "aligned", "dominated_by_value": "10"},
+    }
+]
 ROWS["costs"] = [{"system": "base", "what": "training", "value": 250.0, "unit": "steps"}]
 
 
@@ -122,7 +136,7 @@ def test_equal_rows_are_equal_bytes() -> None:
 def test_no_pandas_metadata_and_no_time_are_in_a_table() -> None:
     metadata = pq.read_metadata(io.BytesIO(encode("scores", pd.DataFrame(ROWS["scores"])))).metadata
     assert set(metadata) == {b"popalign.table", b"popalign.schema_version", b"ARROW:schema"}
-    assert metadata[VERSION_KEY] == b"1"
+    assert metadata[VERSION_KEY] == b"2"
     assert b"pandas" not in encode("scores", pd.DataFrame(ROWS["scores"]))
 
 
@@ -170,13 +184,13 @@ def rewritten(data: bytes, change: Any) -> bytes:
     ("change", "message"),
     [
         (
-            lambda table: table.replace_schema_metadata({**table.schema.metadata, VERSION_KEY: b"2"}),
-            r"old\.parquet: table 'scores' has schema version 2, this program reads version 1; .*--force",
+            lambda table: table.replace_schema_metadata({**table.schema.metadata, VERSION_KEY: b"1"}),
+            r"old\.parquet: table 'scores' has schema version 1, this program reads version 2; .*--force",
         ),
         (lambda table: table.replace_schema_metadata({}), r"old\.parquet is not a table 'scores' .*it says None"),
         (
             lambda table: table.drop_columns("value"),
-            r"old\.parquet: table 'scores' has not the columns of schema version 1",
+            r"old\.parquet: table 'scores' has not the columns of schema version 2",
         ),
     ],
 )

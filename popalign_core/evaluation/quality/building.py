@@ -15,10 +15,16 @@ from popalign_core.config import (
     PickScoreConfig,
     ScorerConfig,
 )
+from popalign_core.config.evaluation import SUBJECT_ACCURACY
 from popalign_core.errors import MissingWeightsError
 from popalign_core.evaluation.quality.features import CLIP, INCEPTION, Extractor, load_inception
 from popalign_core.evaluation.quality.scorer import CosineScorer, Embedder, Scorer
 
+DIVERSITY = "diversity"
+"""Scorer name: mean cosine distance of a picture from the others of its prompt, in the first CLIP's space."""
+CMMD, FID, KID = "cmmd", "fid", "kid"
+FIRST_CLIP = (SUBJECT_ACCURACY, DIVERSITY, CMMD)
+"""What the first CLIP gives besides its own score."""
 COSINE, PICK = "100 x cosine", "cosine x scale"
 _VERSION_DIGITS = 12
 
@@ -32,7 +38,7 @@ class Judges:
         extractors: Whose features are kept.
         subjects: The first CLIP, which tells the subjects of pictures without people apart; None without a CLIP.
         subjects_version: Its version.
-        unmeasured: Name in the configuration -> why it cannot be measured here.
+        unmeasured: Metric -> why it cannot be measured here.
     """
 
     scorers: list[Scorer] = field(default_factory=list)
@@ -62,8 +68,16 @@ def build_judges(
         try:
             _add(judges, name, settings, clips, contents.get(name, "")[:_VERSION_DIGITS], shipped)
         except MissingWeightsError as error:
-            judges.unmeasured[name] = f"not measured: {error}"
+            judges.unmeasured |= dict.fromkeys(_metrics_of(name, settings), f"not measured: {error}")
+    if judges.subjects is not None:  # another CLIP stands in
+        judges.unmeasured = {name: why for name, why in judges.unmeasured.items() if name not in FIRST_CLIP}
     return judges
+
+
+def _metrics_of(name: str, settings: ScorerConfig) -> tuple[str, ...]:
+    if isinstance(settings, InceptionConfig):
+        return FID, KID
+    return (name, *FIRST_CLIP) if isinstance(settings, ClipScoreConfig | OpenClipConfig) else (name,)
 
 
 class _Clips:

@@ -1,7 +1,7 @@
 """What of pictures is kept to compare sets of them: embeddings of a CLIP, and the pool features of Inception."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,21 @@ from popalign_core.evaluation.quality.scorer import Pictures
 from popalign_core.evaluation.quality.weights import require
 
 CLIP, INCEPTION = "clip", "inception"
+
+
+@dataclass(frozen=True)
+class Features:
+    """One sort of features of a set of pictures.
+
+    Attributes:
+        version: Of the network they are from.
+        image_ids: N.
+        values: `[N, D]` float32, in the same order.
+    """
+
+    version: str
+    image_ids: Sequence[str]
+    values: Tensor
 
 
 @dataclass(frozen=True)

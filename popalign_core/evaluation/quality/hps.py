@@ -39,7 +39,7 @@ class PaddedPreprocessing:
 
     def apply_all(self, pictures: Pictures) -> Tensor:
         """B of `[H, W, 3]` uint8 to `[B, 3, side, side]` float32."""
-        values = torch.stack([self._fit(torch.from_numpy(pixels).permute(2, 0, 1)) for pixels in pictures])
+        values = torch.stack([self._fit(torch.tensor(pixels).permute(2, 0, 1)) for pixels in pictures])
         return (values - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
 
     def _fit(self, picture: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ PUBLIC_WEIGHTS = {
     "PickScore_v1": "hf download yuvalkirstain/PickScore_v1 --local-dir {path}",
     "sac+logos+ava1-l14-linearMSE.pth": "curl -L --output {path} https://github.com/christophschuhmann/"
     "improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",
-    "ImageReward.pt": "hf download zai-org/ImageReward ImageReward.pt --local-dir {folder}",
+    "ImageReward.pt": "hf download THUDM/ImageReward ImageReward.pt --local-dir {folder}",
     "bert-base-uncased": "hf download google-bert/bert-base-uncased --local-dir {path}",
     "inception-2015-12-05.pt": "curl -L --output {path} https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/"
     "pretrained/metrics/inception-2015-12-05.pt",
