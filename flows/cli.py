@@ -331,7 +331,7 @@ def import_images(
         refs = import_pictures(paths, pipeline, runtime, call=call_directly(progress))
     store, ref = _open(runtime.root), refs["imported"]
     drops = store.read_table(ref, "drops").to_dict("records")
-    n_pictured, n_prompts = count_prompts(store, refs["identities"], ref)
+    n_pictured, n_prompts = count_prompts(store, refs["benchmarks"], ref)
     typer.echo(pictures_line(store.manifest(ref).rows["images"], n_pictured, n_prompts, drops), err=True)
     typer.echo(ref.key)
 
