@@ -107,9 +107,7 @@ def coverage(setting: Setting, n_populations: int, config: EvaluationConfig, see
                 change = second[name].bounded_change(measure, config)
                 held.setdefault(f"change:{name}", []).append(_holds(change, truth[1][name] - truth[0][name]))
         names = [name for name in ("discrepancy_pooled", "discrepancy_per_prompt") if name in first]
-        found = permutation_p_values(
-            [(second[name], first[name]) for name in names], seed=number, n_permutations=499
-        )
+        found = permutation_p_values([(second[name], first[name]) for name in names], seed=number, n_permutations=499)
         for name, p_value in zip(names, found, strict=True):
             held.setdefault(f"p:{name}", []).append(bool(p_value <= 1 - config.confidence))
     return pd.Series({name: float(np.mean(hits)) for name, hits in held.items()})

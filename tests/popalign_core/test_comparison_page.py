@@ -52,7 +52,9 @@ def test_adjusted_p_values_overrule_intervals() -> None:
     summary = summarise(Results(inputs(comparison=unsure)))
     assert (summary.status, summary.headline) == ("unclear", "No system is shown to be fairer than base")
     without = comparison().assign(p_adjusted=NAN)
-    assert summarise(Results(inputs(comparison=without))).headline == "fair and costly are fairer than base, 1 at a cost"
+    assert (
+        summarise(Results(inputs(comparison=without))).headline == "fair and costly are fairer than base, 1 at a cost"
+    )
 
 
 def test_bias_that_only_pooling_hides_is_less_fair() -> None:
