@@ -11,7 +11,7 @@ from popalign_core.errors import InputError
 from popalign_core.evaluation.correction import Calibrated
 from popalign_core.evaluation.counts import FloatArray, count_cells
 from popalign_core.evaluation.measures import Measure, ratio
-from popalign_core.evaluation.prevalence import faceless_measure, neutral_measures
+from popalign_core.evaluation.prevalence import faceless_measures, neutral_measures
 from popalign_core.evaluation.recall import recall_measures
 
 KINDS = ("neutral", "specific", "generic")
@@ -100,7 +100,7 @@ def measure_benchmark(
             measures = neutral_measures(counted.counts, counted.cells, axes, protocol.calibrated)
         else:
             recalls = recall_measures(counted.counts, counted.cells, axes)
-            measures = [*recalls, faceless_measure(counted.counts, counted.cells)]
+            measures = [*recalls, *faceless_measures(counted.counts, counted.cells, axes)]
         classifier = str(frames.attributes["classifier"].iloc[0])
         yield from (Measured(benchmark, classifier, measure) for measure in measures)
     yield from _scores(labels, clusters, frames)

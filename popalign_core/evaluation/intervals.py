@@ -30,14 +30,19 @@ _REACH = 7.0
 """Standard deviations to both sides of the estimate that are searched."""
 
 
-@lru_cache(maxsize=1024)
 def t_quantile(confidence: float, degrees: int) -> float:
     """The t with `P(|T| <= t) = confidence`; T is Student's with so many degrees of freedom."""
-    # T = sqrt(degrees) tan(angle), and the angle's density is proportional to cos(angle)^(degrees - 1)
+    angle, mass = _t_masses(degrees)
+    return math.sqrt(degrees) * math.tan(float(np.interp(confidence, mass, angle)))
+
+
+@lru_cache(maxsize=256)
+def _t_masses(degrees: int) -> tuple[FloatArray, FloatArray]:
+    """Angles a, and how likely `|T| <= sqrt(degrees) tan(a)` is: the angle's density goes as cos(a)^(degrees - 1)."""
     angle = np.linspace(0.0, np.pi / 2, 20_001)
     density = np.cos(angle) ** (degrees - 1)
     mass = np.append(0.0, np.cumsum(density[1:] + density[:-1]))
-    return math.sqrt(degrees) * math.tan(float(np.interp(confidence, mass / mass[-1], angle)))
+    return angle, mass / mass[-1]
 
 
 def share_interval(share: float, variance: float, n: int, degrees: int, confidence: float) -> tuple[float, float]:
@@ -201,11 +206,14 @@ def _draw(covariance: FloatArray, along: FloatArray, degrees: int, draws: tuple[
     """`[J, N]`, normal, but Student's t along one direction."""
     generator = np.random.default_rng(draws[0])
     values, vectors = np.linalg.eigh(covariance)
-    noise: FloatArray = (
-        generator.standard_normal((draws[1], len(values))) @ (vectors * np.sqrt(np.maximum(values, 0))).T
-    )
-    tails = np.sqrt(degrees / generator.chisquare(degrees, draws[1])) - 1.0
-    noise += (tails * (noise @ along))[:, None] * along
+    n = draws[1]
+    noise: FloatArray = generator.standard_normal((n, len(values))) @ (vectors * np.sqrt(np.maximum(values, 0))).T
+    # by rank, so that along the direction it is Student's to the last quantile, however few the draws
+    place = (np.argsort(np.argsort(noise @ along)) + 0.5) / n
+    angle, mass = _t_masses(degrees)
+    student = math.sqrt(degrees) * np.sign(place - 0.5) * np.tan(np.interp(np.abs(2 * place - 1), mass, angle))
+    spread = math.sqrt(max(float(along @ covariance @ along), 0.0))
+    noise += (spread * student - noise @ along)[:, None] * along
     return noise
 
 
