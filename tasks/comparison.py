@@ -25,7 +25,7 @@ STAGE = "comparison"
 VERSION = "1"
 
 PAGE, CARD = "comparison.html", "comparison.md"
-TABLES = ("metrics", "comparison", "per_prompt", "costs")
+TABLES = ("metrics", "comparison", "wins", "per_prompt", "costs")
 N_PROMPTS = {"neutral": 6, "specific": 3, "generic": 3}
 """Prompts whose pictures are shown, by kind."""
 
@@ -79,7 +79,7 @@ def compare_statistics(
     on_progress: Progress = no_progress,
     **statistics: ArtifactRef,
 ) -> ArtifactRef:
-    """Publish tables `metrics`, `comparison` (each system minus the first), `per_prompt` and `costs`, and a page.
+    """Publish tables `metrics`, `comparison` (each system minus the first), `wins`, `per_prompt`, `costs`, and a page.
 
     Args:
         prompts: Artifact with all prompts.
@@ -142,7 +142,10 @@ def gather_inputs(
         reference=systems[0],
         systems=systems,
         axes=config.axes,
-        **tables,
+        metrics=tables["metrics"],
+        comparison=tables["comparison"],
+        wins=tables["wins"],
+        per_prompt=tables["per_prompt"],
         grids=read_grids(store, table, {name: refs[0] for name, refs in samples.items()}, N_PROMPTS),
         drops=pd.concat([count_drops(each) for each in frames], ignore_index=True),
         costs=pd.concat([count_costs(store, name, refs) for name, refs in samples.items()], ignore_index=True),
@@ -160,9 +163,10 @@ def measure_systems(
     calibration: pd.DataFrame | None,
     on_progress: Progress = no_progress,
 ) -> dict[str, pd.DataFrame]:
-    """Tables `metrics`, `comparison` and `per_prompt` of systems, the first of which is the reference."""
+    """Tables `metrics`, `comparison`, `wins` and `per_prompt` of systems, the first of which is the reference."""
     from popalign_core.evaluation.metrics import compute_metrics, per_prompt_table
     from popalign_core.evaluation.paired import compare_all
+    from popalign_core.evaluation.wins import win_rates
 
     how = (config.axes, config.evaluation, calibration, config.benchmark_axes)
     metrics, by_prompt = [], []
@@ -171,10 +175,12 @@ def measure_systems(
         by_prompt.append(per_prompt_table(each.name, prompts, each.images, each.attributes, config.identity_axes))
         on_progress(number, len(frames) + 1)
     comparison = compare_all(prompts, frames[0], frames[1:], *how)
+    wins = [win_rates(prompts, frames[0], each, config.evaluation) for each in frames[1:]]
     on_progress(len(frames) + 1, len(frames) + 1)
     return {
         "metrics": pd.concat(metrics, ignore_index=True),
         "comparison": comparison,
+        "wins": pd.concat(wins, ignore_index=True),
         "per_prompt": pd.concat(by_prompt, ignore_index=True),
     }
 
