@@ -142,7 +142,9 @@ def difference_interval(
     ]
     here = [float(ray.estimate(ray.found.distance(ray.found.shares))) for ray in rays]
     spreads = np.array([u @ block @ u for u, block in zip(directions, blocks, strict=True)])
-    steps = np.linspace(-_REACH, _REACH, _GRID) * math.sqrt(max(float(spreads.sum()), 1e-24))
+    # as fine as the difference is known, as far as both distances may be
+    scales = np.sqrt(np.maximum([2 * both @ covariance @ both, spreads.sum()], 1e-24))
+    steps = np.unique(np.concatenate([np.linspace(-_REACH, _REACH, _GRID)[::2] * s for s in scales]))
     weights = spreads / max(float(spreads.sum()), 1e-24) * (-1.0, 1.0)
     paths = [np.maximum(place + weight * steps, 0.0) for place, weight in zip(here, weights, strict=True)]
     true = np.diff([[ray.distance_at(place) for place in path] for ray, path in zip(rays, paths, strict=True)], axis=0)[
