@@ -140,12 +140,9 @@ def _calibrated(table: pd.DataFrame, axis: Axis, confidence: float) -> Calibrate
     except InputError as error:
         return str(error)
     rows = table[(table["axis"] == axis.name) & (table["read_class"] != UNREAD_CLASS)]
-    order = {"index": list(axis.classes), "columns": list(axis.classes)}
-    n, low, high = (
-        rows.pivot(index="true_class", columns="read_class", values=name).reindex(**order).to_numpy(dtype=np.float64)
-        for name in ("n", "ci_low", "ci_high")
-    )
+    cells = rows.set_index(["true_class", "read_class"]).reindex(pd.MultiIndex.from_product([axis.classes] * 2))
     k = len(axis.classes)
+    n, low, high = (cells[name].to_numpy(dtype=np.float64).reshape(k, k) for name in ("n", "ci_low", "ci_high"))
     shares = (n + 0.5) / (n.sum(axis=1, keepdims=True) + k / 2)
     variances = ((high - low) / (2 * NormalDist().inv_cdf((1 + confidence) / 2))) ** 2
     # a row is worth no more independent images than it has; without an interval, as many

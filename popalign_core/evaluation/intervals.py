@@ -28,6 +28,7 @@ FloatArray = NDArray[np.float64]
 _GRID = 49
 _REACH = 7.0
 """Standard deviations to both sides of the estimate that are searched."""
+_NUMBERS_AT_ONCE = 1_000_000
 
 
 def t_quantile(confidence: float, degrees: int) -> float:
@@ -108,7 +109,8 @@ def distance_interval(
     off = np.abs(ray.estimate(shown) - ray.places[:, None])
     here = ray.estimate(found.distance(found.shares))
     low, high = _kept(ray.places, np.abs(here - ray.places), off, confidence)
-    return ray.distance_at(low), ray.distance_at(high)
+    ends = ray.distances(np.array([low, high]))
+    return float(ends[0]), float(ends[1])
 
 
 def difference_interval(
@@ -142,12 +144,12 @@ def difference_interval(
     ]
     here = [float(ray.estimate(ray.found.distance(ray.found.shares))) for ray in rays]
     spreads = np.array([u @ block @ u for u, block in zip(directions, blocks, strict=True)])
-    steps = np.linspace(-_REACH, _REACH, _GRID) * math.sqrt(max(float(spreads.sum()), 1e-24))
+    # as fine as the difference is known, as far as both distances may be
+    scales = np.sqrt(np.maximum([2 * both @ covariance @ both, spreads.sum()], 1e-24))
+    steps = np.unique(np.concatenate([np.linspace(-_REACH, _REACH, _GRID)[::2] * s for s in scales]))
     weights = spreads / max(float(spreads.sum()), 1e-24) * (-1.0, 1.0)
     paths = [np.maximum(place + weight * steps, 0.0) for place, weight in zip(here, weights, strict=True)]
-    true = np.diff([[ray.distance_at(place) for place in path] for ray, path in zip(rays, paths, strict=True)], axis=0)[
-        0
-    ]
+    true = np.diff([ray.distances(path) for ray, path in zip(rays, paths, strict=True)], axis=0)[0]
     drawn = [ray.unpushed(ray.shown(path, noise[:, part])) for ray, path, part in zip(rays, paths, parts, strict=True)]
     found = float(np.diff([ray.unpushed(ray.found.distance(ray.found.shares)) for ray in rays])[0])
     low, high = _kept(true, np.abs(found - true), np.abs(drawn[1] - drawn[0] - true[:, None]), confidence)
@@ -170,17 +172,19 @@ class _Ray:
         bare = cls(found, direction, places, places)
         return replace(bare, mean=np.maximum.accumulate(bare.shown(places, noise).mean(axis=1)))
 
-    def point(self, place: float) -> FloatArray:
-        """`[R, K]`."""
-        return (place * self.direction).reshape(self.found.shares.shape) + self.found.centre
+    def points(self, places: FloatArray) -> FloatArray:
+        """`[G]` to `[G, R, K]`."""
+        return (places[:, None] * self.direction).reshape(-1, *self.found.shares.shape) + self.found.centre
 
-    def distance_at(self, place: float) -> float:
-        return float(self.found.distance(self.point(place)))
+    def distances(self, places: FloatArray) -> FloatArray:
+        """`[G]` true distances there."""
+        return self.found.distance(self.points(places))
 
     def shown(self, places: FloatArray, noise: FloatArray) -> FloatArray:
         """`[G, J]` distances shown by shares that are off the places by the noise, `[J, R * K]`."""
         off = noise.reshape(len(noise), *self.found.shares.shape)
-        return np.stack([self.found.distance(self.point(place) + off) for place in places])
+        blocks = np.array_split(self.points(places), min(len(places), 1 + len(places) * noise.size // _NUMBERS_AT_ONCE))
+        return np.concatenate([self.found.distance(block[:, None] + off) for block in blocks])
 
     def estimate(self, shown: FloatArray) -> FloatArray:
         """Where on the ray shares show such distances on average."""
@@ -189,7 +193,7 @@ class _Ray:
 
     def unpushed(self, shown: FloatArray) -> FloatArray:
         """The distance there, which noise does not push up."""
-        true: FloatArray = np.interp(shown, self.mean, [self.distance_at(place) for place in self.places])
+        true: FloatArray = np.interp(shown, self.mean, self.distances(self.places))
         return true
 
 

@@ -185,7 +185,9 @@ def _truth_of(setting: Setting, prompts: FloatArray) -> dict[str, float]:
     counts = np.random.default_rng(2).multinomial(setting.n_images, prompts @ setting.confusion)
     each = discrepancies(counts)
     groups = each[: len(each) // setting.n_prompts * setting.n_prompts].reshape(-1, setting.n_prompts)
-    known = {name: value for name, value in exact.items() if name in METRICS}
+    # of two classes, the others are functions of the discrepancy
+    wanted = METRICS if k > 2 else [name for name in METRICS if name not in ("entropy", "parity_gap", "bias")]
+    known = {name: value for name, value in exact.items() if name in wanted}
     known |= {"discrepancy_per_prompt": float(each.mean()), "discrepancy_worst10": float(worst_mean(groups).mean())}
     if setting.accuracy is not None:
         known |= {"share_corrected:c0": float(true[0]), "discrepancy_corrected": float(discrepancies(true))}
