@@ -112,6 +112,7 @@ REPORT_STEP = Step(
         "attributes": "attributes",
         "preferences": "preferences",
         "train": "train",
+        "calibration": "calibration",
     }
     | {
         f"{side}_{part}": f"{node}:{side}"
