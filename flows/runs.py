@@ -110,7 +110,7 @@ def import_pictures(
     """
     # a step to run, not to plan: its request asks for sources that are opened
     step = Step(
-        pictures.STAGE, pictures.import_images, pictures.request, {"prompts": "identities"}, {"sources": sources}
+        pictures.STAGE, pictures.import_images, pictures.request, {"prompts": "benchmarks"}, {"sources": sources}
     )
     return run_steps([*PROMPT_STEPS, step], config, runtime, call)
 

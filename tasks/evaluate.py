@@ -69,6 +69,7 @@ def evaluate_system(
             config.axes,
             config.evaluation,
             None if calibration is None else store.read_table(calibration, "calibration"),
+            config.benchmark_axes,
         )
         rest = unmeasured_rows(system, table, images, read_unmeasured(store, scores))
         build.write_table("metrics", pd.concat([metrics, rest], ignore_index=True) if len(rest) else metrics)

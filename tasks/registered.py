@@ -14,6 +14,7 @@ from prefect.runtime import task_run
 from storage.store import ArtifactRef
 from tasks import (
     attributes,
+    benchmarks,
     calibration,
     comparison,
     evaluate,
@@ -72,6 +73,7 @@ def _as_task(stage: Callable[..., ArtifactRef]) -> Task[..., ArtifactRef]:
 _STAGES: tuple[Callable[..., ArtifactRef], ...] = (
     prompts.write_prompts,
     identities.add_identities,
+    benchmarks.add_benchmarks,
     sample.sample_images,
     attributes.read_attributes,
     calibration.calibrate_classifier,
