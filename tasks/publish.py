@@ -29,8 +29,8 @@ def publish_run(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime
     folder = store.run_folder(name)
     folder.write_table("metrics", metrics)
     folder.write_text("metrics.json", metrics_json(metrics))
-    for name in (report.PAGE, report.CARD):
-        folder.write_text(name, store.localize(refs["report"], name).read_text(encoding="utf-8"))
+    for file in (report.PAGE, report.CARD):
+        folder.write_text(file, store.localize(refs["report"], file).read_text(encoding="utf-8"))
     folder.copy_tree(store.localize(refs["train"], "model"), "model")
     log = store.read_table(refs["train"], "training_log").to_dict("records")
     keys = {node: refs[node].key for node in ("sample", "attributes", "preferences", "train")}
