@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from flows.arguments import Config, Force, Name, Preset, Root, Settings
 from flows.judging import check, compare, sweep
+from flows.review.commands import review, studies
 from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ imports = typer.Typer(no_args_is_help=True, help="Data made elsewhere.", rich_ma
 app.add_typer(imports, name="import")
 exports = typer.Typer(no_args_is_help=True, help="Data for other programs.", rich_markup_mode=None)
 app.add_typer(exports, name="export")
+app.add_typer(studies, name="study")
+app.command()(review)
 
 
 @app.command()

@@ -56,7 +56,7 @@ def compare(
         ref = compare_systems(systems, pipeline, runtime, name, call=call, n_seeds=n_seeds, scale=scale)
     metrics = open_store(runtime).read_table(ref, "metrics")
     _say(systems_lines(metrics.to_dict("records"), list(metrics["system"].unique())))
-    typer.echo(f"\nTables: {runtime.root.rstrip('/')}/runs/{name}/metrics.csv and comparison.csv")
+    typer.echo(f"\nReport: {runtime.root.rstrip('/')}/runs/{name}/report.html")
 
 
 def sweep(

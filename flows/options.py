@@ -36,7 +36,7 @@ def build_config(
     base = load_config(config) if config else find_preset(preset or DEFAULT_PRESET)
     document, runtime = base.model_dump(exclude_none=True), {"root": root} if root else {}
     for setting in settings:
-        field, value = _parse_setting(setting)
+        field, value = parse_setting(setting)
         if field.startswith(RUNTIME_PREFIX):
             runtime[field.removeprefix(RUNTIME_PREFIX)] = value
         else:
@@ -77,7 +77,12 @@ def parse_sweep(words: Sequence[str]) -> dict[str, list[Any]]:
     return found
 
 
-def _parse_setting(setting: str) -> tuple[str, Any]:
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """Field and value of `field=value`; a value that is no TOML is text.
+
+    Raises:
+        ConfigError: When there is no `=` or no field.
+    """
     field, equals, text = setting.partition("=")
     field = field.strip()
     if not equals or not all(field.split(".")):

@@ -216,6 +216,27 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         },
     ),
     "costs": _schema("costs", 1, {"system": _TEXT, "what": _TEXT, "value": _F64, "unit": _TEXT}),
+    "votes": _schema(
+        "votes",
+        1,
+        {
+            "study": _TEXT,
+            "system_a": _TEXT,
+            "system_b": _TEXT,
+            "rater": _TEXT,  # a pseudonym: neither links nor the database's ids lead to it
+            "position": _I32,  # in the rater's plan
+            "pair_id": _TEXT,
+            "prompt_id": _TEXT,
+            "prompt": _TEXT,
+            "images_a": pa.list_(_TEXT),
+            "images_b": pa.list_(_TEXT),
+            "question": _TEXT,
+            "first": _TEXT,  # a, b: the side that stood first
+            "answer": _TEXT,  # a, b, tie
+            "is_check": pa.bool_(),  # the right answer is a
+            "seconds": _F64,
+        },
+    ),
     "rejected": _schema("rejected", 1, {"text": _TEXT, "reason": _TEXT}),
 }
 """Table -> schema; its name and version are in the schema's metadata and go into the Parquet file."""

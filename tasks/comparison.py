@@ -1,17 +1,20 @@
 """Stage `comparison`: systems side by side, from statistics that other stages have read off their images."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
+from tasks.grid import read_grids
 from tasks.prompts import DELIVERY
 from tasks.sample import STAGE as SAMPLE
 from tasks.set_quality import quality_rows
 from tasks.stage import Progress, Request, no_progress, produce
-from tasks.tables import NO_SEED, read_images
+from tasks.tables import read_images
 from tasks.train import STAGE as TRAIN
 
 if TYPE_CHECKING:
@@ -19,6 +22,11 @@ if TYPE_CHECKING:
 
 STAGE = "comparison"
 VERSION = "1"
+
+PAGE, CARD = "comparison.html", "comparison.md"
+TABLES = ("metrics", "comparison", "per_prompt", "costs")
+N_PROMPTS = {"neutral": 6, "specific": 3, "generic": 3}
+"""Prompts whose pictures are shown, by kind."""
 
 Inputs = Mapping[str, ArtifactRef]
 
@@ -70,7 +78,7 @@ def compare_statistics(
     on_progress: Progress = no_progress,
     **statistics: ArtifactRef,
 ) -> ArtifactRef:
-    """Publish tables `metrics`, `comparison` (each system minus the first, paired), `per_prompt` and `costs`.
+    """Publish tables `metrics`, `comparison` (each system minus the first), `per_prompt` and `costs`, and a page.
 
     Args:
         prompts: Artifact with all prompts.
@@ -87,54 +95,86 @@ def compare_statistics(
     Raises:
         InputError: When the tables do not fit together.
     """
-
-    def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        from popalign_core.evaluation.metrics import compare_systems, compute_metrics, per_prompt_table
-
-        table = store.read_table(prompts, "prompts")
-        frames = [read_system(store, name, n_seeds, statistics) for name in systems]
-        metrics = []
-        for number, f in enumerate(frames, 1):
-            metrics.append(
-                compute_metrics(f.name, table, f.images, f.attributes, f.scores, config.axes, config.evaluation)
-            )
-            on_progress(number, len(frames))
-        quality = quality_rows(store, table, scored_of(systems, n_seeds, statistics), config.evaluation)
-        build.write_table("metrics", pd.concat([*metrics, quality] if len(quality) else metrics, ignore_index=True))
-        paired = [f for f in frames[1:] if is_paired(frames[0], f)]
-        comparison = [compare_systems(table, frames[0], f, config.axes, config.evaluation) for f in paired]
-        build.write_table("comparison", pd.concat([metrics[0].head(0), *comparison], ignore_index=True))
-        by_prompt = [per_prompt_table(f.name, table, f.images, f.attributes, config.axes) for f in frames]
-        build.write_table("per_prompt", pd.concat(by_prompt, ignore_index=True))
-        costs = [count_costs(store, name, refs_of("sample", name, n_seeds, statistics)) for name in systems]
-        build.write_table("costs", pd.concat(costs, ignore_index=True))
-
     asked = request(
         config, prompts=prompts, calibration=calibration, systems=systems, n_seeds=n_seeds, scale=scale, **statistics
     )
+
+    def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
+        from popalign_core.report.comparison import build_comparison
+        from popalign_core.report.comparison_inputs import ComparisonInputs
+        from popalign_core.report.markdown import comparison_markdown
+
+        table = store.read_table(prompts, "prompts")
+        frames = [read_system(store, name, n_seeds, statistics) for name in systems]
+        calibrated = None if calibration is None else store.read_table(calibration, "calibration")
+        samples, scores = (
+            {name: refs_of(part, name, n_seeds, statistics) for name in systems} for part in ("sample", "scores")
+        )
+        tables = measure_systems(table, frames, config, calibrated, on_progress)
+        scored = {name: list(zip(samples[name], scores[name], strict=True)) for name in systems}
+        quality = quality_rows(store, table, scored, config.evaluation)
+        if len(quality):
+            tables["metrics"] = pd.concat([tables["metrics"], quality], ignore_index=True)
+        inputs = ComparisonInputs(
+            title="PopAlign comparison",
+            reference=systems[0],
+            systems=systems,
+            axes=config.axes,
+            **tables,
+            grids=read_grids(store, table, {name: refs[0] for name, refs in samples.items()}, N_PROMPTS),
+            drops=pd.concat([count_drops(each) for each in frames], ignore_index=True),
+            costs=pd.concat([count_costs(store, name, refs) for name, refs in samples.items()], ignore_index=True),
+            scale=scale,
+            n_seeds=n_seeds,
+            reproducibility=_reproducibility(store, prompts, asked),
+            confidence=config.evaluation.confidence,
+        )
+        for name in TABLES:
+            build.write_table(name, getattr(inputs, name))
+        (build.folder / PAGE).write_text(build_comparison(inputs), encoding="utf-8")
+        (build.folder / CARD).write_text(comparison_markdown(inputs), encoding="utf-8")
+
     return produce(asked, runtime, fill)
 
 
-def is_paired(one: "SystemFrames", other: "SystemFrames") -> bool:
-    """Whether the two systems' images have seeds in common; those made elsewhere have none that we know."""
-    return not any((frames.images["seed"] == NO_SEED).any() for frames in (one, other))
+def measure_systems(
+    prompts: pd.DataFrame,
+    frames: "Sequence[SystemFrames]",
+    config: PipelineConfig,
+    calibration: pd.DataFrame | None,
+    on_progress: Progress = no_progress,
+) -> dict[str, pd.DataFrame]:
+    """Tables `metrics`, `comparison` and `per_prompt` of systems, the first of which is the reference."""
+    from popalign_core.evaluation.metrics import compute_metrics, per_prompt_table
+    from popalign_core.evaluation.paired import compare_all
+
+    how = (config.axes, config.evaluation, calibration, config.benchmark_axes)
+    metrics, by_prompt = [], []
+    for number, each in enumerate(frames, 1):
+        metrics.append(compute_metrics(each.name, prompts, each.images, each.attributes, each.scores, *how))
+        by_prompt.append(per_prompt_table(each.name, prompts, each.images, each.attributes, config.identity_axes))
+        on_progress(number, len(frames) + 1)
+    comparison = compare_all(prompts, frames[0], frames[1:], *how)
+    on_progress(len(frames) + 1, len(frames) + 1)
+    return {
+        "metrics": pd.concat(metrics, ignore_index=True),
+        "comparison": comparison,
+        "per_prompt": pd.concat(by_prompt, ignore_index=True),
+    }
+
+
+def count_drops(frames: "SystemFrames") -> pd.DataFrame:
+    """Evaluation images of a system that no class was read off, by reason, and how many images were read in all."""
+    read = frames.attributes
+    dropped = read.dropna(subset=["drop_reason"]).groupby("drop_reason")["image_id"].nunique()
+    numbers = {"system": frames.name, "reason": list(dropped.index), "n": dropped.to_numpy(dtype=np.int64)}
+    return pd.DataFrame(numbers).assign(n_images=read["image_id"].nunique())
 
 
 def refs_of(part: str, system: str, n_seeds: int, statistics: Inputs) -> list[ArtifactRef]:
     """A part of a system's statistics, one artifact a replicate; imported images have one."""
     names = (parameter(part, system, replicate) for replicate in range(n_seeds))
     return [statistics[name] for name in names if name in statistics]
-
-
-def scored_of(
-    systems: Sequence[str], n_seeds: int, statistics: Inputs
-) -> dict[str, list[tuple[ArtifactRef, ArtifactRef]]]:
-    """Each system's images and their scores, a replicate each."""
-    found = {}
-    for system in systems:
-        names = [(parameter("sample", system, r), parameter("scores", system, r)) for r in range(n_seeds)]
-        found[system] = [(statistics[one], statistics[other]) for one, other in names if one in statistics]
-    return found
 
 
 def count_costs(store: Store, system: str, samples: Sequence[ArtifactRef]) -> pd.DataFrame:
@@ -167,3 +207,15 @@ def read_system(store: Store, system: str, n_seeds: int, statistics: Inputs) -> 
         for part in ("attributes", "scores")
     )
     return SystemFrames(system, *(pd.concat(parts, ignore_index=True) for parts in (images, attributes, scores)))
+
+
+def _reproducibility(store: Store, prompts: ArtifactRef, asked: Request) -> dict[str, str]:
+    """The command, artifacts behind the page, library versions and the configuration."""
+    config, libraries = asked.config, store.manifest(prompts).libraries
+    sizes = f"--seeds {config['n_seeds']} --scale {config['scale']:g}"
+    return {
+        "command": f"popalign compare {' '.join(config['systems'])} {sizes}, with the configuration below",
+        **asked.inputs,
+        "versions": ", ".join(f"{name} {version}" for name, version in sorted(libraries.items())),
+        "configuration": json.dumps(config["configuration"], sort_keys=True),
+    }

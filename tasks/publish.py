@@ -9,6 +9,7 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
 from popalign_core.training.card import model_card
 from storage.store import ArtifactRef, RunFolder, Store
+from tasks import comparison
 from tasks.stage import open_store
 
 SYSTEMS = ("base", "aligned")
@@ -73,8 +74,10 @@ def publish_comparison(
     """
     store = open_store(runtime)
     folder = store.run_folder(name)
-    for table in ("metrics", "comparison"):
+    for table in comparison.TABLES:
         _write_everywhere(folder, table, store.read_table(refs["comparison"], table))
+    for source, target in ((comparison.PAGE, "report.html"), (comparison.CARD, "card.md")):
+        folder.write_text(target, store.localize(refs["comparison"], source).read_text(encoding="utf-8"))
     nodes = {node: str(ref) for node, ref in refs.items()}
     folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
 

@@ -9,7 +9,7 @@ prompt (the jackknife's, see `measures.py`) and on Student's t with one degree o
   of images. It holds near 0 and 1, where `p +- t s` is too narrow, and at 0 of n, where s is 0.
 - A distance from a target cannot be treated so: noise only adds to it. `distance_interval` asks for every true
   distance whether what was found would be a surprise, and keeps those where it would not.
-- A difference of two distances is put together from both intervals (Zou and Donner 2008, "MOVER").
+- A difference of two distances likewise: for every difference, at the two true distances nearest to what was found.
 
 A plain bootstrap of prompts was measured and left: recentred percentiles covered a pooled discrepancy near 0 in
 under 80% and shares of 10 prompts in 90%. `simulation.py` has what these cover.
@@ -17,6 +17,7 @@ under 80% and shares of 10 prompts in 90%. `simulation.py` has what these cover.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -58,78 +59,160 @@ def share_interval(share: float, variance: float, n: int, degrees: int, confiden
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
+@dataclass(frozen=True)
+class Found:
+    """Shares that were found, and how their distance from a centre is measured.
+
+    Attributes:
+        shares: `[R, K]`, by replicate.
+        centre: `[K]`.
+        distance: `[..., R, K]` to `[...]`; grows along every ray from the centre.
+    """
+
+    shares: FloatArray
+    centre: FloatArray
+    distance: Callable[[FloatArray], FloatArray]
+
+
 def distance_interval(
-    shares: FloatArray,
-    centre: FloatArray,
-    covariance: FloatArray,
-    distance: Callable[[FloatArray], FloatArray],
-    degrees: int,
-    confidence: float,
-    generator: np.random.Generator,
-    n_draws: int,
-) -> tuple[float, float, float]:
-    """Interval of a distance from a centre, and an estimate of it that noise does not push up.
+    found: Found, covariance: FloatArray, degrees: int, confidence: float, draws: tuple[int, int]
+) -> tuple[float, float]:
+    """Interval of a distance from a centre.
 
     The truth is looked for on the ray from the centre through the estimate. A true point at distance d would show
-    other distances than d; `n_draws` of them are drawn for every d. Their mean, as a function of d, turns a distance
+    other distances than d; many of them are drawn for every d. Their mean, as a function of d, turns a distance
     shown into a distance estimated: 0 where fair shares would show as much. A d is kept unless the estimate of what
     was found is among the (1 - confidence) furthest from d. Near the centre, where nothing can be less than 0, this
     puts all that tail above; far from it, half to each side (as Feldman and Cousins 1998 do for counts).
 
     Args:
-        shares: `[R, K]`, by replicate.
-        centre: `[K]`.
+        found: The shares.
         covariance: `[R * K, R * K]` of the shares.
-        distance: `[..., R, K]` to `[...]`; grows along every ray from the centre.
         degrees: Prompts less one. Student's t along the ray; across it many directions average out, and the normal
             distribution is nearer.
         confidence: For example .95.
-        generator: Of the draws.
-        n_draws: How many.
-
-    Returns:
-        Low, high, estimate, all distances.
+        draws: Seed and number of draws.
     """
-    values, vectors = np.linalg.eigh(covariance)
-    offset = (shares - centre).ravel()
-    length, spread = float(np.linalg.norm(offset)), math.sqrt(max(float(values.sum()), 0.0))
+    spread = math.sqrt(max(float(np.trace(covariance)), 0.0))
     if spread < 1e-12:
-        return (float(distance(shares)),) * 3
-    ray = offset / length if length > 1e-9 else vectors[:, -1]
-    noise = generator.standard_normal((n_draws, len(values))) @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
-    tails = np.sqrt(degrees / generator.chisquare(degrees, n_draws)) - 1.0
-    noise += (tails * (noise @ ray))[:, None] * ray
-    reach = np.linspace(max(length - _REACH * spread, 0.0), length + _REACH * spread, _GRID)
-    points = (reach[:, None] * ray).reshape(_GRID, *shares.shape) + centre
-    shown = np.stack([distance(point + noise.reshape(n_draws, *shares.shape)) for point in points])
-    mean = np.maximum.accumulate(shown.mean(axis=1))
-    estimate = float(np.interp(distance(shares), mean, reach))
-    off = np.abs(np.interp(shown, mean, reach) - reach[:, None])
-    p_values = (off >= np.abs(estimate - reach)[:, None] - 1e-12).mean(axis=1)
-    low, high = _crossings(reach, p_values, 1.0 - confidence)
-    ends = [distance((place * ray).reshape(shares.shape) + centre) for place in (low, high, estimate)]
-    return float(ends[0]), float(ends[1]), float(ends[2])
+        return (float(found.distance(found.shares)),) * 2
+    direction = _direction(found, covariance)
+    noise = _draw(covariance, direction, degrees, draws)
+    ray = _Ray.through(found, direction, noise, spread)
+    shown = ray.shown(ray.places, noise)
+    off = np.abs(ray.estimate(shown) - ray.places[:, None])
+    here = ray.estimate(found.distance(found.shares))
+    low, high = _kept(ray.places, np.abs(here - ray.places), off, confidence)
+    return ray.distance_at(low), ray.distance_at(high)
 
 
 def difference_interval(
-    first: tuple[float, float, float], second: tuple[float, float, float], correlation: float
+    first: Found, second: Found, covariance: FloatArray, degrees: int, confidence: float, draws: tuple[int, int]
 ) -> tuple[float, float]:
-    """Interval of `second - first`, each given as (low, high, estimate).
+    """Interval of the second distance less the first.
 
-    Zou and Donner 2008, "Construction of confidence limits about effect measures", Statistics in Medicine 27.
+    As `distance_interval`: for every difference, both true distances are taken where they are nearest to what was
+    found, and differences drawn there are compared with it.
+
+    Args:
+        first: Shares of a system.
+        second: Of another, on the same prompts.
+        covariance: `[N, N]` of the shares of the first and then of the second.
+        degrees: Prompts less one.
+        confidence: For example .95.
+        draws: Seed and number of draws.
     """
-    change = second[2] - first[2]
+    cut = first.shares.size
+    spread = math.sqrt(max(float(np.trace(covariance)), 0.0))
+    if spread < 1e-12:
+        return (float(second.distance(second.shares) - first.distance(first.shares)),) * 2
+    parts = (slice(0, cut), slice(cut, None))
+    blocks = [covariance[part, part] for part in parts]
+    directions = [_direction(found, block) for found, block in zip((first, second), blocks, strict=True)]
+    both = np.concatenate([-directions[0], directions[1]]) / math.sqrt(2.0)
+    noise = _draw(covariance, both, degrees, draws)
+    rays = [
+        _Ray.through(found, direction, noise[:, part], spread)
+        for found, direction, part in zip((first, second), directions, parts, strict=True)
+    ]
+    here = [float(ray.estimate(ray.found.distance(ray.found.shares))) for ray in rays]
+    spreads = np.array([u @ block @ u for u, block in zip(directions, blocks, strict=True)])
+    steps = np.linspace(-_REACH, _REACH, _GRID) * math.sqrt(max(float(spreads.sum()), 1e-24))
+    weights = spreads / max(float(spreads.sum()), 1e-24) * (-1.0, 1.0)
+    paths = [np.maximum(place + weight * steps, 0.0) for place, weight in zip(here, weights, strict=True)]
+    true = np.diff([[ray.distance_at(place) for place in path] for ray, path in zip(rays, paths, strict=True)], axis=0)[
+        0
+    ]
+    drawn = [ray.unpushed(ray.shown(path, noise[:, part])) for ray, path, part in zip(rays, paths, parts, strict=True)]
+    found = float(np.diff([ray.unpushed(ray.found.distance(ray.found.shares)) for ray in rays])[0])
+    low, high = _kept(true, np.abs(found - true), np.abs(drawn[1] - drawn[0] - true[:, None]), confidence)
+    return low, high
 
-    def half(here: float, there: float) -> float:
-        return math.sqrt(max(here * here + there * there - 2 * correlation * here * there, 0.0))
 
-    down = half(second[2] - second[0], first[1] - first[2])
-    up = half(second[1] - second[2], first[2] - first[0])
-    return change - down, change + up
+@dataclass(frozen=True)
+class _Ray:
+    """Places on the ray from the centre through what was found, and the mean distance shown by shares drawn there."""
+
+    found: Found
+    direction: FloatArray
+    places: FloatArray
+    mean: FloatArray
+
+    @classmethod
+    def through(cls, found: Found, direction: FloatArray, noise: FloatArray, spread: float) -> "_Ray":
+        length = float(np.linalg.norm(found.shares - found.centre))
+        places = np.linspace(max(length - _REACH * spread, 0.0), length + _REACH * spread, _GRID)
+        bare = cls(found, direction, places, places)
+        return replace(bare, mean=np.maximum.accumulate(bare.shown(places, noise).mean(axis=1)))
+
+    def point(self, place: float) -> FloatArray:
+        """`[R, K]`."""
+        return (place * self.direction).reshape(self.found.shares.shape) + self.found.centre
+
+    def distance_at(self, place: float) -> float:
+        return float(self.found.distance(self.point(place)))
+
+    def shown(self, places: FloatArray, noise: FloatArray) -> FloatArray:
+        """`[G, J]` distances shown by shares that are off the places by the noise, `[J, R * K]`."""
+        off = noise.reshape(len(noise), *self.found.shares.shape)
+        return np.stack([self.found.distance(self.point(place) + off) for place in places])
+
+    def estimate(self, shown: FloatArray) -> FloatArray:
+        """Where on the ray shares show such distances on average."""
+        place: FloatArray = np.interp(shown, self.mean, self.places)
+        return place
+
+    def unpushed(self, shown: FloatArray) -> FloatArray:
+        """The distance there, which noise does not push up."""
+        true: FloatArray = np.interp(shown, self.mean, [self.distance_at(place) for place in self.places])
+        return true
 
 
-def _crossings(places: FloatArray, p_values: FloatArray, level: float) -> tuple[float, float]:
-    """The outermost places where the p-value is at the level; an end of the grid where it is above."""
+def _direction(found: Found, covariance: FloatArray) -> FloatArray:
+    offset = (found.shares - found.centre).ravel()
+    length = float(np.linalg.norm(offset))
+    if length > 1e-9:
+        return offset / length
+    widest: FloatArray = np.linalg.eigh(covariance)[1][:, -1]
+    return widest
+
+
+def _draw(covariance: FloatArray, along: FloatArray, degrees: int, draws: tuple[int, int]) -> FloatArray:
+    """`[J, N]`, normal, but Student's t along one direction."""
+    generator = np.random.default_rng(draws[0])
+    values, vectors = np.linalg.eigh(covariance)
+    noise: FloatArray = (
+        generator.standard_normal((draws[1], len(values))) @ (vectors * np.sqrt(np.maximum(values, 0))).T
+    )
+    tails = np.sqrt(degrees / generator.chisquare(degrees, draws[1])) - 1.0
+    noise += (tails * (noise @ along))[:, None] * along
+    return noise
+
+
+def _kept(places: FloatArray, found: FloatArray, drawn: FloatArray, confidence: float) -> tuple[float, float]:
+    """The outermost places where what was found, `[G]`, is not among the furthest of what was drawn, `[G, J]`."""
+    p_values = (drawn >= found[:, None] - 1e-12).mean(axis=1)
+    level = 1.0 - confidence
     kept = np.flatnonzero(p_values > level)
     first, last = int(kept[0]), int(kept[-1])
     low, high = float(places[first]), float(places[last])

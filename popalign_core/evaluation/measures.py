@@ -5,7 +5,7 @@ follow, for all of them alike: each prompt's contribution (jackknife), the covar
 prompts, and what the measure would be had the two systems changed places in some prompts (`paired.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from popalign_core.config import EvaluationConfig
 from popalign_core.evaluation.fairness import class_shares
-from popalign_core.evaluation.intervals import difference_interval, distance_interval, share_interval, t_quantile
+from popalign_core.evaluation.intervals import (
+    Found,
+    difference_interval,
+    distance_interval,
+    share_interval,
+    t_quantile,
+)
 
 FloatArray = NDArray[np.float64]
 Statistic = Callable[[FloatArray], FloatArray]
@@ -64,6 +70,11 @@ class Measure:
         """How many of them; an interval needs two."""
         return int(self.has_part.sum())
 
+    @property
+    def degrees(self) -> int:
+        """Degrees of freedom of the interval."""
+        return self.n_prompts - 1
+
     def replicates(self) -> FloatArray:
         """`[R]` the value in each replicate."""
         return self.statistic(self.terms.sum(axis=1))
@@ -81,7 +92,7 @@ class Measure:
         """(low, high), around the mean of `statistic` and not cut; at least two prompts."""
         spread = np.concatenate([self.contributions(), self.loading])
         variance = max(float((spread**2).sum()), self.least)
-        return _student(float(self.replicates().mean()), variance, self.n_prompts, config)
+        return _student(float(self.replicates().mean()), variance, self.degrees, config)
 
     def change_interval(self, reference: "Measure", config: EvaluationConfig) -> Ends:
         """Interval of `self - reference`, both on the same prompts."""
@@ -89,8 +100,7 @@ class Measure:
             [self.contributions() - reference.contributions(), _difference(self.loading, reference.loading)]
         )
         change = float(self.replicates().mean() - reference.replicates().mean())
-        few = min(self.n_prompts, reference.n_prompts)
-        return _student(change, float((spread**2).sum()), few, config)
+        return _student(change, float((spread**2).sum()), min(self.degrees, reference.degrees), config)
 
     def bounded_interval(self, config: EvaluationConfig) -> Ends:
         """`interval`, cut to what is possible and holding the value."""
@@ -127,7 +137,7 @@ class Share(Measure):
     def interval(self, config: EvaluationConfig) -> Ends:
         """Wilson's."""
         variance = float((self.contributions() ** 2).sum())
-        return share_interval(self.value, variance, self.n, self.n_prompts - 1, config.confidence)
+        return share_interval(self.value, variance, self.n, self.degrees, config.confidence)
 
 
 @dataclass(frozen=True)
@@ -136,6 +146,11 @@ class Worst(Measure):
 
     N_WORST = 10
 
+    @property
+    def degrees(self) -> int:
+        """Only the worst say how far they are spread."""
+        return min(self.N_WORST, self.n_prompts) - 1
+
     def replicates(self) -> FloatArray:
         """`[R]`."""
         return worst_mean(self._values(self.terms))
@@ -143,7 +158,7 @@ class Worst(Measure):
     def contributions(self) -> FloatArray:
         """Of a mean above a threshold: what each prompt has above the least of the worst, over how many are counted."""
         values = self._values(self.terms)
-        n_worst = min(self.N_WORST, self.n_prompts)
+        n_worst = self.degrees + 1
         ordered = -np.sort(-np.where(np.isnan(values), -np.inf, values), axis=1)
         above = np.where(values > ordered[:, [n_worst - 1]], values - ordered[:, [n_worst - 1]], 0.0)
         known = self.has_part
@@ -185,57 +200,63 @@ class Distance(Measure):
     sign: float = 1.0
 
     def interval(self, config: EvaluationConfig) -> Ends:
-        """From the covariance of the shares, see `intervals.distance_interval`."""
-        low, high, _ = self._ends(config)
-        return low, high
+        """Around the estimate that noise does not push up, see `intervals.distance_interval`."""
+        draws = (config.seed, config.n_bootstrap)
+        ends = distance_interval(self._found(), covariance([self]), self.degrees, config.confidence, draws)
+        return _sorted(self.sign * ends[0], self.sign * ends[1])
 
     def change_interval(self, reference: Measure, config: EvaluationConfig) -> Ends:
-        """From both intervals and the correlation of both values."""
+        """See `intervals.difference_interval`."""
         if not isinstance(reference, Distance):
             raise TypeError(f"{self.metric} cannot be compared with a {type(reference).__name__}")
-        mine, others = (np.concatenate([m.contributions(), m.loading]) for m in (self, reference))
-        size = float(np.linalg.norm(mine) * np.linalg.norm(others))
-        correlation = float(mine @ others) / size if size > 0 else 0.0
-        return difference_interval(reference._ends(config), self._ends(config), correlation)
+        both, few = covariance([reference, self]), min(self.degrees, reference.degrees)
+        draws = (config.seed, config.n_bootstrap)
+        ends = difference_interval(reference._found(), self._found(), both, few, config.confidence, draws)
+        return _sorted(self.sign * ends[0], self.sign * ends[1])
 
     def shares(self, sums: FloatArray) -> FloatArray:
         """`[..., K]` images by class to shares, turned into true ones if there is an `inverse`."""
         shares = class_shares(sums)
         return shares if self.inverse is None else shares @ self.inverse
 
-    def covariance(self) -> FloatArray:
-        """`[R * K, R * K]` of the shares; never less than that of images drawn independently."""
+    def _found(self) -> Found:
+        return Found(
+            self.shares(self.terms.sum(axis=1)), self.centre, lambda shares: self.distance(shares).mean(axis=-1)
+        )
+
+    def _parts(self) -> FloatArray:
+        """`[P, R * K]` contributions to the shares."""
+        return jackknife(self.terms, lambda sums: self.shares(sums).reshape(len(sums), -1))
+
+    def _lacking(self) -> FloatArray:
+        """`[R * K, R * K]` what their covariance lacks of that of images drawn independently, which is the least."""
         n_replicates, _, k = self.terms.shape
         parts = jackknife(self.terms, lambda sums: class_shares(sums).reshape(len(sums), -1))
-        total = parts.T @ parts
-        sums = self.terms.sum(axis=1)
-        for replicate in range(n_replicates):
+        turn = np.eye(k) if self.inverse is None else self.inverse
+        lacking = np.zeros((n_replicates * k, n_replicates * k))
+        for replicate, counts in enumerate(self.terms.sum(axis=1)):
             block = slice(replicate * k, (replicate + 1) * k)
-            least = _independent(sums[replicate])
-            lacking = max(0.0, 1.0 - float(np.trace(total[block, block]) / np.trace(least)))
-            total[block, block] += lacking * least
-        if self.inverse is not None:
-            turn = np.kron(np.eye(n_replicates), self.inverse)
-            total = turn.T @ total @ turn
-        if self.share_loading is not None:
-            moved = self.share_loading.reshape(n_replicates * k, -1)
-            total = total + moved @ moved.T
-        return total
+            least = _independent(counts)
+            part = max(0.0, 1.0 - float((parts[:, block] ** 2).sum() / np.trace(least)))
+            lacking[block, block] = part * (turn.T @ least @ turn)
+        return lacking
 
-    def _ends(self, config: EvaluationConfig) -> tuple[float, float, float]:
-        """(low, high, estimate) of the value; the estimate is where noise does not push it."""
-        low, high, estimate = distance_interval(
-            self.shares(self.terms.sum(axis=1)),
-            self.centre,
-            self.covariance(),
-            lambda shares: self.distance(shares).mean(axis=-1),
-            self.n_prompts - 1,
-            config.confidence,
-            np.random.default_rng(config.seed),
-            config.n_bootstrap,
-        )
-        low, high = sorted((self.sign * low, self.sign * high))
-        return low, high, self.sign * estimate
+
+def covariance(measures: Sequence[Distance]) -> FloatArray:
+    """Of the shares behind measures on the same prompts, one below the other, `[N, N]`."""
+    parts = np.concatenate([measure._parts() for measure in measures], axis=1)
+    total: FloatArray = parts.T @ parts
+    start = 0
+    for measure in measures:
+        lacking = measure._lacking()
+        block = slice(start, start + len(lacking))
+        total[block, block] += lacking
+        start += len(lacking)
+    moved = [m.share_loading.reshape(-1, m.share_loading.shape[-1]) for m in measures if m.share_loading is not None]
+    if len(moved) == len(measures):
+        loading = np.concatenate(moved)
+        total += loading @ loading.T
+    return total
 
 
 def jackknife(terms: FloatArray, statistic: Statistic) -> FloatArray:
@@ -264,8 +285,8 @@ def ratio(sums: FloatArray) -> FloatArray:
     return ratio
 
 
-def _student(value: float, variance: float, n_prompts: int, config: EvaluationConfig) -> Ends:
-    half = t_quantile(config.confidence, n_prompts - 1) * float(np.sqrt(variance))
+def _student(value: float, variance: float, degrees: int, config: EvaluationConfig) -> Ends:
+    half = t_quantile(config.confidence, degrees) * float(np.sqrt(variance))
     return value - half, value + half
 
 
@@ -287,6 +308,10 @@ def worst_mean(values: FloatArray) -> FloatArray:
     total = np.where(known, largest, 0.0).sum(axis=-1)
     mean: FloatArray = np.divide(total, counted, out=np.full_like(total, np.nan), where=counted > 0)
     return mean
+
+
+def _sorted(one: float, other: float) -> Ends:
+    return min(one, other), max(one, other)
 
 
 def _difference(mine: FloatArray, others: FloatArray) -> FloatArray:

@@ -104,16 +104,16 @@ def _sections(results: Results) -> Iterator[tuple[str, str]]:
 
 def _glance(results: Results) -> str:
     inputs = results.inputs
-    share = f"{inputs.confidence:.0%}"
+    share, reference = f"{inputs.confidence:.0%}", escape(inputs.reference)
     text = (
-        f"<p>Small numbers in all tables are {share} intervals (bootstrap over prompts and their images). “fair” "
-        "beside a discrepancy is what a perfectly fair model would show at this number of images: none can be "
-        f"expected to be lower. ✔ and ✖ are said only where the {share} interval of the paired difference to "
-        f"{escape(inputs.reference)} excludes zero and its p-value, where there is one, is as small after adjusting "
-        "for the number of comparisons (Holm); ≈ is not proof that nothing changed. Two systems other than "
-        f"{escape(inputs.reference)} are not tested against each other: read their intervals.</p>"
+        f"<p>✔ and ✖ are said only where the {share} interval of the paired difference to {reference} excludes zero "
+        "and its p-value, where there is one, is as small after adjusting for the number of comparisons (Holm). ≈ is "
+        "not proof that nothing changed, and “perhaps” above is what only the adjusting makes unsure. Systems other "
+        f"than {reference} are not tested against each other: read their intervals.</p><p>Small numbers in all tables "
+        f"are {share} intervals, for prompts like these. “fair” beside a discrepancy is what a perfectly fair model "
+        "would show at this number of images: none can be expected to be lower.</p>"
     )
-    return text + glance_table(results, [results.standing(name) for name in inputs.others])
+    return glance_table(results, [results.standing(name) for name in inputs.others]) + text
 
 
 def _left_out(results: Results) -> str:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import pandas as pd
 
 from popalign_core.errors import InputError
-from popalign_core.report.measures import NEITHER, direction, measure_name, number
+from popalign_core.report.measures import FAIRNESS, NEITHER, direction, measure_name, number
 
 Status = Literal["improved", "unclear", "worse", "unmeasured"]
 
@@ -63,6 +63,12 @@ UNKNOWN = Estimate(*[float("nan")] * 3, note="not measured: the tables have no s
 def measures_of(table: pd.DataFrame) -> list[Measure]:
     """Every measure of one system, in the order of the table."""
     return list(dict.fromkeys(_measures(_of_one_classifier(table))))
+
+
+def deciding_benchmarks(measures: Sequence[Measure]) -> dict[str, str]:
+    """Axis to the benchmark whose discrepancies decide how fair a system is on it: the first that measures it."""
+    found = [m for m in measures if m.metric in FAIRNESS]
+    return {m.axis: m.benchmark for m in reversed(found)}
 
 
 def by_measure(table: pd.DataFrame) -> dict[tuple[str, Measure], Estimate]:

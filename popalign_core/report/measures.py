@@ -4,9 +4,9 @@ import pandas as pd
 
 FAIRNESS = ("discrepancy_pooled", "discrepancy_per_prompt")
 """The two that decide: bias that pooling hides (nurse and engineer) must not count as fair."""
-FURTHER = ("discrepancy_unbiased", "kl", "entropy", "parity_gap", "bias")
+FURTHER = ("discrepancy_unbiased", "discrepancy_cleam", "kl", "entropy", "parity_gap", "bias")
 """How the measures start that are in the table of every number only: other ways to say the same, and squares."""
-DETAILS = (*FURTHER, "discrepancy_worst10", "discrepancy_joint")
+DETAILS = (*FURTHER, "discrepancy_worst10")
 """The same where many systems share a page."""
 _LOWER_IS_BETTER = ("discrepancy", "no_face", "kl", "parity_gap", "bias", "fid", "kid", "cmmd")
 NEITHER = ("share",)
@@ -32,6 +32,7 @@ def measure_name(metric: str, axis: str, benchmark: str) -> str:
         "discrepancy_per_prompt": f"{axis} discrepancy, mean over prompts",
         "discrepancy_worst10": f"{axis} discrepancy, ten worst prompts",
         "discrepancy_corrected": f"{axis} discrepancy, corrected for classifier error",
+        "discrepancy_cleam": f"{axis} discrepancy, corrected for classifier error by CLEAM",
         "discrepancy_unbiased": f"{axis} discrepancy squared, unbiased",
         "discrepancy_joint": "discrepancy of all attributes jointly",
         "recall": "recall of everything asked for" if axis == "all" else f"recall of {axis}",
@@ -70,6 +71,7 @@ def column_name(metric: str, axis: str) -> str:
         "discrepancy_pooled": f"{where}all prompts",
         "discrepancy_per_prompt": f"{where}mean",
         "discrepancy_corrected": f"{where}all prompts, corrected for classifier error",
+        "discrepancy_joint": "All attributes jointly",
     }
     return known.get(base, (where if axis else "") + scorer_name(base))
 

@@ -58,7 +58,7 @@ def _verdict(inputs: ReportInputs) -> str:
 def _numbers(inputs: ReportInputs, found: Sequence[Change]) -> str:
     share = f"{inputs.confidence:.0%}"
     text = (
-        f"<p>Small numbers are {share} intervals (bootstrap over prompts and their images). “Fair sampler” is what a "
+        f"<p>Small numbers are {share} intervals, for prompts like these. “Fair sampler” is what a "
         "perfectly fair model would show at this number of images: no discrepancy can be expected to be lower. "
         f"“Improved” and “worse” are said only where the {share} interval of the paired difference excludes zero and "
         "its p-value, where there is one, is as small after adjusting for the number of rows; “no clear change” is not "

@@ -14,7 +14,7 @@ from popalign_core.evaluation.pareto import dominators
 from popalign_core.report.cells import MOST_COLUMNS, NOTHING, Footnotes, estimate_cell, row, table
 from popalign_core.report.comparison_inputs import SweepInputs, check_sweep
 from popalign_core.report.document import definitions, details, figures, html_page
-from popalign_core.report.estimates import UNKNOWN, Estimate, Measure, by_measure, measures_of
+from popalign_core.report.estimates import UNKNOWN, Estimate, Measure, by_measure, deciding_benchmarks, measures_of
 from popalign_core.report.front import Point, front_chart, front_table
 from popalign_core.report.measures import DETAILS, FAIRNESS, column_name, direction, floor_words, number
 from popalign_core.report.trend import trend_chart
@@ -67,17 +67,18 @@ class Sweep:
     def quality(self) -> list[Measure]:
         """Scores of pictures; those of the very pictures whose classes are counted first."""
         found = [m for m in self.measures if not m.axis and m.metric != "no_face_share"]
-        return sorted(found, key=lambda m: m.benchmark != self.primary)
+        return sorted(found, key=lambda m: m.benchmark not in self.benchmarks.values())
 
     @cached_property
-    def primary(self) -> str:
-        """The benchmark of the first discrepancy."""
-        return next((m.benchmark for m in self.measures if m.metric in FAIRNESS), "")
+    def benchmarks(self) -> dict[str, str]:
+        """Axis to the benchmark that decides."""
+        return deciding_benchmarks(self.measures)
 
     @property
     def fairness(self) -> list[Measure]:
-        """Mean discrepancy over prompts, by axis."""
-        return [Measure(self.primary, FAIRNESS[1], axis.name) for axis in self.inputs.axes]
+        """Mean discrepancy over prompts, of every axis that has one."""
+        known = [axis.name for axis in self.inputs.axes if axis.name in self.benchmarks]
+        return [Measure(self.benchmarks[name], FAIRNESS[1], name) for name in known]
 
     @cached_property
     def names(self) -> list[tuple[str, str]]:
@@ -91,7 +92,7 @@ class Sweep:
     @cached_property
     def dominated(self) -> dict[tuple[str, str], tuple[str, str] | None]:
         """Point to one that is no worse in any axis's discrepancy and any score, and better in one; None if none."""
-        goals = [*self.fairness, *(m for m in self.quality if m.benchmark == self.primary)]
+        goals = [*self.fairness, *(m for m in self.quality if m.benchmark in self.benchmarks.values())]
         goals = [m for m in goals if any(self.at(*name, m).is_measured for name in self.names)]
         scores = [[direction(m.metric) * self.at(*name, m).value for m in goals] for name in self.names]
         found = dominators(scores)
@@ -117,7 +118,7 @@ def _name(series: str, value: str) -> str:
 def _head(sweep: Sweep) -> str:
     inputs = sweep.inputs
     usual = f"; the configuration has {inputs.reference}" if inputs.reference else ""
-    lines = [f"<b>On the Pareto front:</b> {escape(_listed(sweep, is_front=True))}"]
+    lines = [f"<b>On the Pareto front:</b> {escape(_front(sweep))}"]
     for measure in sweep.fairness:
         known = [name for name in sweep.names if sweep.at(*name, measure).is_measured]
         if known:
@@ -127,11 +128,9 @@ def _head(sweep: Sweep) -> str:
                 f"<b>Lowest {escape(measure.axis)} discrepancy:</b> at {escape(_name(*best))}, "
                 f"{number(found.value, measure.metric)} (a fair sampler: {number(found.floor, measure.metric)})"
             )
-    unmeasured = [
-        _name(*name) for name in sweep.names if not any(sweep.at(*name, m).is_measured for m in sweep.measures)
-    ]
-    if unmeasured:
-        lines.append(f"<b>Nothing could be measured at:</b> {escape(', '.join(unmeasured))}")
+    failed = [_name(*name) for name in sweep.names if not _has_discrepancy(sweep, name)]
+    if failed:
+        lines.append(f"<b>No discrepancy could be measured at:</b> {escape(', '.join(failed))}")
     items = "".join(f"<li>{text}.</li>" for text in lines)
     return (
         f'<p class="soft">{escape(sweep.parameter)} over {len(sweep.values)} values{escape(usual)}</p>'
@@ -139,9 +138,13 @@ def _head(sweep: Sweep) -> str:
     )
 
 
-def _listed(sweep: Sweep, *, is_front: bool) -> str:
-    measured = [name for name in sweep.names if any(sweep.at(*name, m).is_measured for m in sweep.fairness)]
-    return ", ".join(_name(*name) for name in measured if (sweep.dominated[name] is None) == is_front) or "none"
+def _front(sweep: Sweep) -> str:
+    measured = [name for name in sweep.names if _has_discrepancy(sweep, name)]
+    return ", ".join(_name(*name) for name in measured if sweep.dominated[name] is None) or "none"
+
+
+def _has_discrepancy(sweep: Sweep, name: tuple[str, str]) -> bool:
+    return any(sweep.at(*name, measure).is_measured for measure in sweep.fairness)
 
 
 def _sections(sweep: Sweep) -> Iterator[tuple[str, str]]:
@@ -208,7 +211,7 @@ def _values_table(sweep: Sweep) -> str:
 
 
 def _place(sweep: Sweep, name: tuple[str, str]) -> str:
-    if not any(sweep.at(*name, m).is_measured for m in sweep.fairness):
+    if not _has_discrepancy(sweep, name):
         return NOTHING
     other = sweep.dominated[name]
     return "<b>● on the front</b>" if other is None else f"○ dominated by {escape(_name(*other))}"

@@ -20,7 +20,7 @@ from popalign_core.report.cells import (
 )
 from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.estimates import WORDS, Estimate, Measure, Status, combined, judge_difference
-from popalign_core.report.measures import FAIRNESS, column_name, floor_words, number, p_words, scorer_name
+from popalign_core.report.measures import column_name, floor_words, number, p_words, scorer_name
 from popalign_core.report.standings import Results, Standing
 
 _BETTER: dict[Status, str] = WORDS | {"improved": "better", "unclear": "unclear"}
@@ -30,7 +30,7 @@ _FAIRER: dict[Status, str] = _BETTER | {"improved": "fairer", "worse": "less fai
 
 def glance_table(results: Results, standings: Sequence[Standing]) -> str:
     """One row a system: fairer on which axis, and at what cost."""
-    axes = [axis.name for axis in results.inputs.axes]
+    axes = [axis.name for axis in results.axes]
     fairness = (f"{axis[:1].upper()}{axis[1:]} fairness" for axis in axes)
     heads = ("System", *fairness, "Recall", "Quality", "No usable face")
     rows = []
@@ -166,7 +166,7 @@ def _full_cells(value: Estimate, shift: Estimate, metric: str, told: Footnotes) 
 
 
 def _shift(results: Results, system: str, axis: str) -> str:
-    measure = Measure(results.primary, FAIRNESS[1], axis)
+    measure = next(m for m in results.fairness if m.axis == axis)
     both = (results.value(name, measure).value for name in (results.inputs.reference, system))
     return f" <small>{' → '.join(number(value, measure.metric) for value in both)}</small>"
 
@@ -175,7 +175,9 @@ def _others(results: Results, system: str) -> Iterator[str]:
     groups = {
         "recall": [m for m in results.headlines if m.metric == "recall"],
         "quality": [m for m in results.headlines if not m.metric.startswith(("discrepancy", "recall", "no_face"))],
-        "faces": [m for m in results.headlines if m.metric == "no_face_share" and m.benchmark == results.primary],
+        "faces": [
+            m for m in results.headlines if m.metric == "no_face_share" and m.benchmark in results.benchmarks.values()
+        ],
     }
     for measures in groups.values():
         found = {m: results.status(system, m) for m in measures}

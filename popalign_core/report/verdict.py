@@ -14,7 +14,7 @@ from popalign_core.report.estimates import (
     measures_of,
 )
 from popalign_core.report.inputs import ReportInputs
-from popalign_core.report.measures import FAIRNESS, listed, measure_name, number
+from popalign_core.report.measures import FAIRNESS, FURTHER, listed, measure_name, number
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,12 @@ def judge(inputs: ReportInputs) -> Verdict:
 
 
 def _fairness(found: Sequence[Change], axis: str) -> list[Change]:
-    return [change for change in found if change.metric in FAIRNESS and change.axis == axis]
+    chosen = [change for change in found if change.metric in FAIRNESS and change.axis == axis]
+    return [change for change in chosen if change.benchmark == chosen[0].benchmark]  # the first that measures it
 
 
 def _is_quality(change: Change) -> bool:
-    plain = ":" not in change.metric and not change.metric.startswith("discrepancy")
+    plain = ":" not in change.metric and not change.metric.startswith(("discrepancy", *FURTHER))
     return plain and not (change.metric == "no_face_share" and change.benchmark == "specific")
 
 

@@ -41,7 +41,7 @@ def test_verdict_tells_fairer_costly_and_not_told_apart() -> None:
     summary = summarise(Results(inputs()))
     assert (summary.status, summary.headline) == ("improved", "fair and costly are fairer than base, 1 at a cost")
     assert dict(summary.sentences) == {
-        "Fairer, at no cost that was found": "fair.",
+        "Fairer, at no cost that is sure": "fair.",
         "Fairer, at a cost": "costly (worse: CLIP score on neutral prompts −1.00 and recall −12.0 pts).",
         "In fairness not to be told apart from base": "same.",
     }
@@ -194,3 +194,27 @@ def test_large_pictures_are_made_small_where_there_are_many() -> None:
     html = build_comparison(replace(page, grids={"p": dict.fromkeys(page.systems, large)}))
     assert html.count('width="512" height="512"') == 4
     assert len(html) < 200_000
+
+
+def test_a_loss_that_only_the_adjusting_makes_unsure_is_told() -> None:
+    rows = comparison()
+    chosen = (rows["system"] == "costly") & (rows["metric"].isin(["recall", "clip_score"]))
+    rows.loc[chosen, "p_adjusted"] = 0.2
+    results = Results(inputs(comparison=rows))
+    assert (results.standing("costly").place, results.standing("costly").lost) == ("fairer", ())
+    sentence = dict(summarise(results).sentences)["Fairer, at no cost that is sure"]
+    assert sentence == "fair; costly (perhaps worse: CLIP score on neutral prompts −1.00 and recall −12.0 pts)."
+
+
+def test_an_axis_of_its_own_benchmark_is_judged_there_and_one_without_is_left_out() -> None:
+    axes = (*inputs().axes, Axis(name="age", classes=("young", "old")), Axis(name="race", classes=("a", "b")))
+    tables = {}
+    for name, table in (("metrics", metrics()), ("comparison", comparison())):
+        aged = table[table["metric"].str.startswith("discrepancy")].assign(benchmark="age", axis="age")
+        tables[name] = pd.concat([table, aged], ignore_index=True)
+    results = Results(inputs(axes=axes, **tables))
+    assert results.benchmarks == {"gender": "neutral", "age": "age"}
+    assert results.standing("fair").axes == {"gender": "improved", "age": "improved"}
+    html = build_comparison(results.inputs)
+    assert "Age, mean" in _table(html, "Prompts “age”")
+    assert "Race fairness" not in html

@@ -1,4 +1,4 @@
-"""Tables of a small comparison, written by hand: `fair` is fairer, `costly` too but with less recall, `same` neither."""
+"""Tables of a small comparison, written by hand: `fair` is fairer, `costly` too but recalls less, `same` neither."""
 
 from typing import Any
 
@@ -68,8 +68,9 @@ def inputs(**over: Any) -> ComparisonInputs:
                 "leading_share"])  # fmt: skip
     pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     wins = pd.DataFrame([
-        {"system": system, "reference": "base", "benchmark": "neutral", "scorer": "clip_score", "version": "v1", "n": 100,
-         "n_wins": 60, "n_ties": 10, "win_rate": rate, "ci_low": rate - 0.1, "ci_high": rate + 0.1, "p_value": 0.01}
+        {"system": system, "reference": "base", "benchmark": "neutral", "scorer": "clip_score", "version": "v1",
+         "n": 100, "n_wins": 60, "n_ties": 10, "win_rate": rate, "ci_low": rate - 0.1, "ci_high": rate + 0.1,
+         "p_value": 0.01}
         for system, rate in (("fair", 0.65), ("costly", 0.3), ("same", 0.5))
     ])  # fmt: skip
     fields: dict[str, Any] = {

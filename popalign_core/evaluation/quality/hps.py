@@ -18,11 +18,10 @@ from popalign_core.errors import InputError
 from popalign_core.evaluation.clip_score import ClipScorer
 from popalign_core.evaluation.quality.open_clip_files import load_open_clip_vit
 from popalign_core.evaluation.quality.scorer import Pictures
-from popalign_core.evaluation.quality.weights import read_checkpoint, require
+from popalign_core.evaluation.quality.weights import CLIP_MEAN, CLIP_STD, read_checkpoint, require
 
 N_HEADS = 16
 """Of ViT-H-14, in both towers."""
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class PaddedPreprocessing:
     def apply_all(self, pictures: Pictures) -> Tensor:
         """B of `[H, W, 3]` uint8 to `[B, 3, side, side]` float32."""
         values = torch.stack([self._fit(torch.tensor(pixels).permute(2, 0, 1)) for pixels in pictures])
-        return (values - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
+        return (values - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
 
     def _fit(self, picture: Tensor) -> Tensor:
         values = picture.float().div(255)
