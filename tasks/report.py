@@ -65,14 +65,15 @@ def gather_inputs(store: Store, inputs: Inputs, config: PipelineConfig) -> "Repo
 
     prompts = store.read_table(inputs["prompts"], "prompts")
     frames = [_frames(store, system, inputs) for system in SYSTEMS]
-    by_prompt = [per_prompt_table(f.name, prompts, f.images, f.attributes, config.axes) for f in frames]
+    axes = config.identity_axes
+    by_prompt = [per_prompt_table(f.name, prompts, f.images, f.attributes, axes) for f in frames]
     return ReportInputs(
         title="PopAlign report",
         base=SYSTEMS[0],
         aligned=SYSTEMS[1],
-        axes=config.axes,
+        axes=axes,
         metrics=pd.concat([store.read_table(inputs[f"{s}_metrics"], "metrics") for s in SYSTEMS], ignore_index=True),
-        comparison=compare_systems(prompts, frames[0], frames[1], config.axes, config.evaluation),
+        comparison=compare_systems(prompts, frames[0], frames[1], axes, config.evaluation, None, config.benchmark_axes),
         per_prompt=pd.concat(by_prompt, ignore_index=True),
         attributes={frame.name: frame.attributes for frame in frames},
         grids=read_pairs(store, prompts, inputs["base_sample"], inputs["aligned_sample"], N_PROMPTS),

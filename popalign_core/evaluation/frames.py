@@ -11,7 +11,7 @@ from popalign_core.errors import InputError
 from popalign_core.evaluation.correction import Calibrated
 from popalign_core.evaluation.counts import FloatArray, count_cells
 from popalign_core.evaluation.measures import Measure, ratio
-from popalign_core.evaluation.prevalence import faceless_measure, neutral_measures
+from popalign_core.evaluation.prevalence import FACELESS, faceless_measure, neutral_measures
 from popalign_core.evaluation.recall import recall_measures
 
 KINDS = ("neutral", "specific", "generic")
@@ -101,6 +101,8 @@ def measure_benchmark(
         else:
             recalls = recall_measures(counted.counts, counted.cells, axes)
             measures = [*recalls, faceless_measure(counted.counts, counted.cells)]
+        if all(axis.of == "picture" for axis in axes):  # nobody looked for a face
+            measures = [measure for measure in measures if measure.metric != FACELESS]
         classifier = str(frames.attributes["classifier"].iloc[0])
         yield from (Measured(benchmark, classifier, measure) for measure in measures)
     yield from _scores(labels, clusters, frames)

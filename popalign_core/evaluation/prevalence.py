@@ -47,6 +47,9 @@ _FLOOR_DRAWS = 2_000
 _FLOOR_COUNTS = 1_000_000
 """Fair prompts drawn for a floor, at most."""
 
+FACELESS = "no_face_share"
+"""Metric: the share of images without one usable face."""
+
 
 def neutral_measures(
     counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Axis], calibrated: Mapping[str, Calibrated | str]
@@ -75,7 +78,7 @@ def neutral_measures(
 def faceless_measure(counts: FloatArray, cells: pd.DataFrame) -> Measure:
     """Share of all images without one usable face; `counts` is `[R, P, C]`, `cells` has `face`."""
     faceless = ~cells["face"].to_numpy(dtype=bool)
-    return share_measure("no_face_share", "", counts @ faceless.astype(np.float64), counts.sum(axis=-1))
+    return share_measure(FACELESS, "", counts @ faceless.astype(np.float64), counts.sum(axis=-1))
 
 
 def share_measure(metric: str, axis: str, part: FloatArray, whole: FloatArray, why: str = NO_FACE) -> Share:
