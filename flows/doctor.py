@@ -35,6 +35,7 @@ def examine(root: str) -> Iterator[Finding]:
     yield from _packages()
     yield _device()
     yield from _weights()
+    yield from _scorers()
     yield _store(root)
     yield _prefect()
 
@@ -77,6 +78,19 @@ def _weights() -> Iterator[Finding]:
         yield Finding(
             f"deepface {name}", str(home / name) if there else f"not at {home}, optional: classifier 'deepface'"
         )
+
+
+def _scorers() -> Iterator[Finding]:
+    """The presets' scorers, whose files are looked for below the folder the program is started in."""
+    from popalign_core.evaluation.quality.weights import require, weights_of
+    from popalign_core.presets import PUBLIC_SCORERS
+
+    for name, settings in PUBLIC_SCORERS.items():
+        try:
+            places = ", ".join(str(require(path).absolute()) for path in weights_of(settings))
+            yield Finding(f"scorer {name}", places)
+        except MissingWeightsError as error:
+            yield Finding(f"scorer {name}", f"optional: {error}")
 
 
 def _store(root: str) -> Finding:

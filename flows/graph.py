@@ -1,7 +1,7 @@
 """The table of stages, and the plan: each node's key, hit or miss, and how much work it is. Imports no torch."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -9,8 +9,20 @@ from typing import Any
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
 from storage.store import ArtifactRef
-from tasks import attributes, calibration, evaluate, identities, preferences, prompts, report, sample, scores, train
-from tasks.prompt_lists import count_listed
+from tasks import (
+    attributes,
+    benchmarks,
+    calibration,
+    evaluate,
+    identities,
+    preferences,
+    prompts,
+    report,
+    sample,
+    scores,
+    train,
+)
+from tasks.prompt_lists import count_listed, read_benchmarks
 from tasks.stage import Request, open_store, reference
 
 OnProgress = Callable[[str, int, int], None]
@@ -27,13 +39,15 @@ class Step:
         request: What the stage's key depends on.
         inputs: Parameter of the stage -> node whose artifact it takes.
         options: Further arguments of the stage.
+        config: Of a system that changes the run's configuration; None for the run's own.
     """
 
     node: str
     run: Callable[..., ArtifactRef]
-    request: Callable[..., Request]
+    request: Callable[..., Request | ArtifactRef]
     inputs: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    config: PipelineConfig | None = None
 
     def arguments(self, refs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
         """The stage's arguments besides configuration and runtime."""
@@ -44,29 +58,51 @@ Call = Callable[[Step, dict[str, Any]], ArtifactRef]
 """How a step's function is called: directly, or as a Prefect task."""
 
 
-def evaluation_steps(system: str, model: str | None = None) -> tuple[Step, ...]:
-    """The four steps that measure one system; `model` is the node of a trained model, None the configured one."""
+def statistics_steps(system: str, model: str | None = None) -> tuple[Step, ...]:
+    """The three costly steps of measuring one system; `model` is a trained model's node, None the configured one."""
     images, faces, marks = f"sample-eval:{system}", f"attributes-eval:{system}", f"scores:{system}"
-    source = {"prompts": "identities"} | ({"model": model} if model else {})
-    measured = {"prompts": "identities", "sample": images}
-    statistics = {"attributes": faces, "scores": marks}
+    source = {"prompts": "benchmarks"} | ({"model": model} if model else {})
+    measured = {"prompts": "benchmarks", "sample": images}
     return (
         Step(images, sample.sample_images, sample.request, source, {"purpose": "evaluation"}),
         Step(faces, attributes.read_attributes, attributes.request, measured),
         Step(marks, scores.score_images, scores.request, measured),
-        Step(
-            f"evaluate:{system}", evaluate.evaluate_system, evaluate.request, measured | statistics, {"system": system}
-        ),
     )
+
+
+def evaluation_steps(system: str, model: str | None = None, calibration: str | None = None) -> tuple[Step, ...]:
+    """The four steps that measure one system.
+
+    Args:
+        system: Its name.
+        model: Node of a trained model; None for the configured one.
+        calibration: Node of the classifier's calibration; without it no share is corrected.
+    """
+    inputs = {
+        "prompts": "benchmarks",
+        "sample": f"sample-eval:{system}",
+        "attributes": f"attributes-eval:{system}",
+        "scores": f"scores:{system}",
+    } | ({"calibration": calibration} if calibration else {})
+    measure = Step(f"evaluate:{system}", evaluate.evaluate_system, evaluate.request, inputs, {"system": system})
+    return (*statistics_steps(system, model), measure)
 
 
 PROMPT_STEPS = (
     Step("prompts", prompts.write_prompts, prompts.request),
     Step("identities", identities.add_identities, identities.request, {"prompts": "prompts"}),
+    Step("benchmarks", benchmarks.add_benchmarks, benchmarks.request, {"prompts": "identities"}),
 )
 TRAINING_STEPS = (
     Step("sample", sample.sample_images, sample.request, {"prompts": "identities"}, {"purpose": "preferences"}),
     Step("attributes", attributes.read_attributes, attributes.request, {"prompts": "identities", "sample": "sample"}),
+    # On training images: they are drawn and read anyway, and no image both calibrates and is judged.
+    Step(
+        "calibration",
+        calibration.calibrate_classifier,
+        calibration.request,
+        {"prompts": "identities", "sample": "sample", "attributes": "attributes"},
+    ),
     Step(
         "preferences",
         preferences.build_preferences,
@@ -85,10 +121,11 @@ REPORT_STEP = Step(
     report.write_report,
     report.request,
     {
-        "prompts": "identities",
+        "prompts": "benchmarks",
         "attributes": "attributes",
         "preferences": "preferences",
         "train": "train",
+        "calibration": "calibration",
     }
     | {
         f"{side}_{part}": f"{node}:{side}"
@@ -104,21 +141,10 @@ REPORT_STEP = Step(
 PIPELINE = (
     *PROMPT_STEPS,
     *TRAINING_STEPS,
-    *evaluation_steps("base"),
-    *evaluation_steps("aligned", model="train"),
+    *evaluation_steps("base", calibration="calibration"),
+    *evaluation_steps("aligned", model="train", calibration="calibration"),
     REPORT_STEP,
 )
-
-STAGES = (
-    *PIPELINE,
-    Step(
-        "calibration",
-        calibration.calibrate_classifier,
-        calibration.request,
-        {"prompts": "identities", "sample": "sample", "attributes": "attributes"},
-    ),
-)
-"""What `popalign stage` runs: the pipeline's nodes, and what it does without."""
 
 PAIRS_STEP = Step(
     "train", train.train_model, train.request, {"preferences": "pairs", "sample": "pairs", "prompts": "pairs"}
@@ -163,11 +189,14 @@ def plan(
         MissingWeightsError: When the base model, whose hash is part of the keys, is not there.
         StoreError: When the store cannot be opened.
     """
-    store, nodes = open_store(runtime), []
+    store, nodes = open_store(runtime), list[PlannedNode]()
     for step, ref in references(config, runtime, steps, given):
+        if any(node.ref == ref and node.node in step.inputs.values() for node in nodes):
+            continue  # has nothing to do
+        own = step.config or config
         work = {
-            "n_images": expected_images(step, config),
-            "n_steps": config.training.n_steps if step.run is train.train_model else 0,
+            "n_images": expected_images(step, own),
+            "n_steps": own.training.n_steps if step.run is train.train_model else 0,
         }
         nodes.append(PlannedNode(step.node, ref, store.is_published(ref), **work))
     return nodes
@@ -182,7 +211,7 @@ def references(
     """Each step with where its artifact is or will be, in order; does not look whether it is there."""
     store, refs, found = open_store(runtime), dict(given or {}), []
     for step in steps:
-        refs[step.node] = reference(store, step.request(config, **step.arguments(refs)))
+        refs[step.node] = reference(store, step.request(step.config or config, **step.arguments(refs)))
         found.append((step, refs[step.node]))
     return found
 
@@ -201,13 +230,26 @@ def expected_images(step: Step, config: PipelineConfig) -> int:
         given = len(written.train_subjects) + listed["train_lists"]
         people = written.n_train if written.source == "llm" else given
         things = len(written.retained_subjects) + listed["retained_lists"]
-    cells = prod(len(axis.classes) for axis in config.axes)
-    total = people * (counts["neutral"] + cells * counts["specific"])
-    return total + (0 if name.startswith("attributes") else things * counts["generic"])
+    people_only = name.startswith("attributes")
+    cells = prod(len(axis.classes) for axis in config.identity_axes)
+    total = people * (counts["neutral"] + cells * counts["specific"]) + (
+        0 if people_only else things * counts["generic"]
+    )
+    return total + (0 if purpose == "preferences" else _expected_of_benchmarks(config, counts, people_only))
 
 
-def needed_for(node: str, steps: tuple[Step, ...] = STAGES) -> tuple[Step, ...]:
-    """A node and all it needs, in order.
+def _expected_of_benchmarks(config: PipelineConfig, counts: Mapping[str, int], people_only: bool) -> int:
+    """Images of the benchmarks with names of their own."""
+    total = 0
+    for name, part in read_benchmarks(config.prompts).items():
+        kind = config.prompts.benchmarks[name].kind
+        cells = prod(len(axis.classes) for axis in config.measured_axes(name)) if kind == "specific" else 1
+        total += 0 if people_only and kind == "generic" else len(part.texts) * cells * counts[name]
+    return total
+
+
+def needed_for(node: str, steps: tuple[Step, ...] = PIPELINE) -> tuple[Step, ...]:
+    """A node and all it needs of these steps, in order.
 
     Raises:
         ConfigError: For an unknown node.
@@ -218,10 +260,30 @@ def needed_for(node: str, steps: tuple[Step, ...] = STAGES) -> tuple[Step, ...]:
     wanted, open_nodes = set[str](), [node]
     while open_nodes:
         name = open_nodes.pop()
-        if name not in wanted:
+        if name in by_name and name not in wanted:
             wanted.add(name)
             open_nodes += by_name[name].inputs.values()
     return tuple(step for step in steps if step.node in wanted)
+
+
+def merge_equal(
+    steps: Iterable[Step],
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+    given: Mapping[str, ArtifactRef] | None = None,
+) -> tuple[Step, ...]:
+    """One step for each artifact: of those with the same key the first stays, and who takes the others' takes its."""
+    store, refs, kept = open_store(runtime), dict(given or {}), list[Step]()
+    first: dict[ArtifactRef, str] = {}
+    stands_for: dict[str, str] = {}
+    for step in steps:
+        step = replace(step, inputs={name: stands_for.get(node, node) for name, node in step.inputs.items()})
+        ref = reference(store, step.request(step.config or config, **step.arguments(refs)))
+        if ref not in first:
+            first[ref], refs[step.node] = step.node, ref
+            kept.append(step)
+        stands_for[step.node] = first[ref]
+    return tuple(kept)
 
 
 def run_steps(
@@ -238,7 +300,8 @@ def run_steps(
     """
     refs = dict(given or {})
     for step in steps:
-        refs[step.node] = call(step, step.arguments(refs) | {"config": config, "runtime": runtime})
+        arguments = step.arguments(refs) | {"config": step.config or config, "runtime": runtime}
+        refs[step.node] = call(step, arguments)
     return refs
 
 

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,24 @@ def run_name(preset: str | None, config: Path | None, name: str | None) -> str:
             f"run name {chosen!r} is not a folder name; use letters, digits, '.', '-' and '_', see --name"
         )
     return chosen
+
+
+def parse_sweep(words: Sequence[str]) -> dict[str, list[Any]]:
+    """Fields with their values from words such as `training.beta=10,20,40`.
+
+    Raises:
+        ConfigError: For a word that is no such thing, or a field that is there twice.
+    """
+    found: dict[str, list[Any]] = {}
+    for word in words:
+        field, equals, text = word.partition("=")
+        if not equals or not text.strip() or field.strip() in found:
+            raise ConfigError(f"{word!r} is no sweep; write each field once, with its values: training.beta=10,20,40")
+        try:
+            found[field.strip()] = tomllib.loads(f"values = [{text}]")["values"]
+        except tomllib.TOMLDecodeError:
+            found[field.strip()] = [part.strip() for part in text.split(",")]  # bare words are strings
+    return found
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:

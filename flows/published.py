@@ -70,4 +70,6 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
 
 
 def _cell(value: Any, low: Any, high: Any) -> str:
+    if pd.isna(value):
+        return "not measured"
     return f"{value:.3f}" if pd.isna(low) or pd.isna(high) else f"{value:.3f} ({low:.3f} to {high:.3f})"

@@ -3,29 +3,24 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from flows.graph import (
     PAIRS_STEP,
     PIPELINE,
     PROMPT_STEPS,
-    TRAINING_STEPS,
     Call,
     Step,
-    evaluation_steps,
     needed_for,
     plan,
     references,
     run_steps,
 )
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.errors import ConfigError, StoreError
-from popalign_core.systems import configure_system, find_system
+from popalign_core.errors import StoreError
 from storage.store import ArtifactRef
 from tasks import pictures
 from tasks.pairs import find_pairs
-from tasks.pictures import find_imported
-from tasks.publish import check_training_name, publish_comparison, publish_run, publish_training, reserve_run
+from tasks.publish import check_training_name, publish_run, publish_training, reserve_run
+from tasks.sets import find_sets
 from tasks.stage import open_store
 
 
@@ -72,10 +67,10 @@ def run_stage(
 
 
 def train_on_pairs(key: str, config: PipelineConfig, runtime: RuntimeConfig, name: str, *, call: Call) -> str:
-    """Train on imported pairs and fill `<root>/runs/<name>/`: the model, its adapter if there is one, run.json.
+    """Train on imported pairs or sets and fill `<root>/runs/<name>/`: the model, its adapter if there is one, run.json.
 
     Args:
-        key: Of the pairs, as `popalign import pairs` printed it.
+        key: Of the pairs or sets, as `popalign import` printed it.
         config: What decides the results; its base model and its size are those of the import.
         runtime: Store, device, batch size.
         name: Of the run's folder.
@@ -85,53 +80,15 @@ def train_on_pairs(key: str, config: PipelineConfig, runtime: RuntimeConfig, nam
         Where the model is.
 
     Raises:
-        InputError: When there are no such pairs, or another model or size encoded them.
+        InputError: When there are no such pairs or sets, or another model or size encoded them.
         ConfigError: When the folder holds a whole run.
     """
-    pairs = find_pairs(open_store(runtime), key, config)
+    find = find_sets if "sets-v" in key else find_pairs
+    pairs = find(open_store(runtime), key, config)
     check_training_name(runtime, name)
     given = {"pairs": pairs}
     reserve_run([pairs, *(ref for _, ref in references(config, runtime, [PAIRS_STEP], given))], runtime, name)
     return publish_training(run_steps([PAIRS_STEP], config, runtime, call, given), config, runtime, name)
-
-
-def compare_systems(
-    names: Sequence[str], config: PipelineConfig, runtime: RuntimeConfig, name: str, *, call: Call
-) -> pd.DataFrame:
-    """Measure systems on the same prompts and seeds and fill `<root>/runs/<name>/`: metrics, run.json.
-
-    Args:
-        names: Of systems, each once; those of the trained model need the training, which is run if it is not there.
-        config: What decides the results, the configuration's own systems among it.
-        runtime: Store, device, batch size.
-        name: Of the run's folder.
-        call: How a stage is called.
-
-    Returns:
-        The metrics of all, one below the other.
-
-    Raises:
-        ConfigError: For a name that is given twice or that no system has, before anything is run.
-        InputError: When imported images are not there, or are for other prompts; also before anything is run.
-    """
-    if len(set(names)) != len(names):
-        raise ConfigError(f"systems {', '.join(names)}: one is there twice; name each once")
-    systems = {each: (find_system(config, each), configure_system(config, each)) for each in names}
-    check_training_name(runtime, name)
-    steps = (*PROMPT_STEPS, *(TRAINING_STEPS if any(system.aligned for system, _ in systems.values()) else ()))
-    refs = {step.node: ref for step, ref in references(config, runtime, steps)}
-    parts = [(steps, config)]
-    for each, (system, changed) in systems.items():
-        evaluation = evaluation_steps(each, model="train" if system.aligned else None)
-        if system.images is not None:
-            drawn, evaluation = evaluation[0], evaluation[1:]
-            refs[drawn.node] = find_imported(open_store(runtime), system.images, refs["identities"], config)
-        refs |= {step.node: ref for step, ref in references(changed, runtime, evaluation, refs)}
-        parts.append((evaluation, changed))
-    reserve_run(refs.values(), runtime, name)
-    for part, changed in parts:
-        refs = run_steps(part, changed, runtime, call, refs)
-    return publish_comparison(refs, names, config, runtime, name)
 
 
 def import_pictures(
@@ -153,7 +110,7 @@ def import_pictures(
     """
     # a step to run, not to plan: its request asks for sources that are opened
     step = Step(
-        pictures.STAGE, pictures.import_images, pictures.request, {"prompts": "identities"}, {"sources": sources}
+        pictures.STAGE, pictures.import_images, pictures.request, {"prompts": "benchmarks"}, {"sources": sources}
     )
     return run_steps([*PROMPT_STEPS, step], config, runtime, call)
 

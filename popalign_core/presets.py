@@ -4,14 +4,22 @@ from collections.abc import Callable
 from typing import Any
 
 from popalign_core.config import (
+    AestheticsConfig,
     AttributesConfig,
     Axis,
+    ClipScoreConfig,
     EvaluationConfig,
+    HPSConfig,
+    ImageRewardConfig,
+    InceptionConfig,
     ModelConfig,
+    PickScoreConfig,
     PipelineConfig,
     PreferencesConfig,
     PromptsConfig,
     SamplingConfig,
+    ScorerConfig,
+    SystemConfig,
     TrainingConfig,
 )
 from popalign_core.errors import ConfigError
@@ -22,6 +30,31 @@ PORTRAIT_RACE = Axis(name="race", classes=RACES)
 DEEPFACE_RACE = Axis(
     name="race", classes=("white", "asian", "black", "latino hispanic", "indian", "middle eastern")
 )  # DeepFace's class names
+COUPLE = Axis(name="couple", classes=("two men", "two women", "a man and a woman"), of="picture", only_measured=True)
+AGE = Axis(name="age", classes=("young", "middle-aged", "old"), only_measured=True)
+SKIN_TONE = Axis(
+    name="skin tone",
+    classes=("light", "medium", "dark"),
+    words={name: f"{name}-skinned" for name in ("light", "medium", "dark")},
+    only_measured=True,
+)
+AXES = {axis.name: axis for axis in (GENDER, DEEPFACE_RACE, COUPLE, AGE, SKIN_TONE)}
+"""Axes that a configuration may give by name alone; race has DeepFace's classes."""
+
+# The usual scorers under their files' usual names; `popalign doctor` says how to get each.
+_CLIP_L14 = "scorers/clip-vit-large-patch14"
+PUBLIC_SCORERS: dict[str, ScorerConfig] = {
+    "clip_score": ClipScoreConfig(kind="clip", path=_CLIP_L14),
+    "hps_v2.0": HPSConfig(kind="hps", path="scorers/HPS_v2_compressed.pt", tokenizer=_CLIP_L14),
+    "hps_v2.1": HPSConfig(kind="hps", path="scorers/HPS_v2.1_compressed.pt", tokenizer=_CLIP_L14),
+    # Published with the tokenizer and the preprocessing of another CLIP, the same as this one's.
+    "pick_score": PickScoreConfig(kind="pick-score", path="scorers/PickScore_v1", processor=_CLIP_L14),
+    "aesthetics": AestheticsConfig(kind="aesthetics", path="scorers/sac+logos+ava1-l14-linearMSE.pth", clip=_CLIP_L14),
+    "image_reward": ImageRewardConfig(
+        kind="image-reward", path="scorers/ImageReward.pt", tokenizer="scorers/bert-base-uncased"
+    ),
+    "inception": InceptionConfig(kind="inception", path="scorers/inception-2015-12-05.pt"),
+}
 
 _TRAIN_OCCUPATIONS = tuple(o.name for o in OCCUPATIONS if o.name not in EVAL_OCCUPATIONS)
 _TRAIN_THINGS = THINGS[::3]
@@ -55,6 +88,12 @@ def _portraits() -> PipelineConfig:
             n_steps=250,
         ),
         evaluation=EvaluationConfig(n_generic=5),
+        # Each objective at its best beta of those tried (the table in README.md).
+        systems={
+            "dpo": SystemConfig(training={"objective": "diffusion-dpo", "beta": 40}),
+            "popalign": SystemConfig(training={"objective": "popalign", "beta": 20}),
+            "dpo+popalign": SystemConfig(training={"objective": "popalign", "beta": 20}, start="dpo"),
+        },
     )
 
 
@@ -103,7 +142,7 @@ def _sdxl() -> PipelineConfig:
             n_pairs=4,
             empty_caption_rate=0.2,
         ),
-        evaluation=EvaluationConfig(n_neutral=100, n_specific=10),
+        evaluation=EvaluationConfig(n_neutral=100, n_specific=10, scorers=PUBLIC_SCORERS),
     )
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from popalign_core.errors import StoreError
-from storage.schemas import SCHEMAS, schema_version, table_name
+from storage.schemas import ADDED, SCHEMAS, schema_version, table_name
 
 _FILE = re.compile(r"(?P<name>[a-z][a-z0-9_]*)(?:-(?P<shard>\d{5}))?\.parquet")
 
@@ -113,7 +113,13 @@ def decode(name: str, data: bytes, where: str, columns: Sequence[str] | None = N
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         check_schema(name, file.schema_arrow, where)
-        return file.read(columns, use_threads=False)
+        wanted = [field for field in _schema_of(name) if columns is None or field.name in columns]
+        there = set(file.schema_arrow.names)
+        table = file.read([field.name for field in wanted if field.name in there], use_threads=False)
+        for field in wanted:
+            if field.name not in there:  # of a version later than the file's
+                table = table.append_column(field, pa.nulls(len(table), field.type))
+        return table
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{where} cannot be read as Parquet ({error}); run `popalign verify`") from error
 
@@ -143,6 +149,9 @@ def check_schema(name: str, schema: pa.Schema, where: str) -> None:
     """
     expected = _schema_of(name)
     written, known = schema_version(schema), schema_version(expected)
+    if written is not None and known is not None and written == known - 1 and (name, known) in ADDED:
+        fields = [field for field in expected if field.name not in ADDED[name, known]]
+        expected, known = pa.schema(fields, expected.metadata), written
     if table_name(schema) != name or written is None:
         raise StoreError(f"{where} is not a table {name!r} of this program (it says {table_name(schema)!r}); move it")
     if written != known:

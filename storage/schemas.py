@@ -38,13 +38,31 @@ _METRICS = {
     "n": _I64,
     "floor": _F64,
     "scorer": _TEXT,
+    "note": _TEXT,  # "" when there is nothing to say; why, where value is absent
 }
-_METRICS_OPTIONAL = ("ci_low", "ci_high", "floor")
+_METRICS_OPTIONAL = ("value", "ci_low", "ci_high", "floor")
+
+_COMPARISON = {
+    "system": _TEXT,
+    "reference": _TEXT,
+    "benchmark": _TEXT,
+    "metric": _TEXT,
+    "axis": _TEXT,
+    "value": _F64,  # system minus reference
+    "ci_low": _F64,
+    "ci_high": _F64,
+    "n": _I64,
+    "floor": _F64,  # always absent: so that both tables can be read by one program
+    "scorer": _TEXT,
+    "p_value": _F64,
+    "p_adjusted": _F64,  # Holm, over the headline rows of the table
+    "note": _TEXT,
+}
 
 SCHEMAS: Final[dict[str, pa.Schema]] = {
     "prompts": _schema(
         "prompts",
-        1,
+        2,
         {
             "prompt_id": _TEXT,
             "text": _TEXT,
@@ -55,8 +73,9 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
             "parent_id": _TEXT,
             "template": _TEXT,
             "source": _TEXT,
+            "benchmark": _TEXT,  # neutral, specific, generic, or a name of its own
         },
-        optional=("parent_id",),
+        optional=("parent_id", "benchmark"),
     ),
     "images": _schema(
         "images",
@@ -106,9 +125,31 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         },
     ),
     "retained": _schema("retained", 1, {"image_id": _TEXT, "prompt_id": _TEXT, "kind": _TEXT}),
-    "scores": _schema("scores", 1, {"image_id": _TEXT, "scorer": _TEXT, "version": _TEXT, "value": _F64}),
-    "metrics": _schema("metrics", 1, _METRICS, optional=_METRICS_OPTIONAL),
-    "comparison": _schema("comparison", 1, _METRICS, optional=_METRICS_OPTIONAL),
+    "scores": _schema(
+        "scores", 2, {"image_id": _TEXT, "scorer": _TEXT, "version": _TEXT, "unit": _TEXT, "value": _F64}
+    ),
+    "unmeasured": _schema("unmeasured", 1, {"metric": _TEXT, "reason": _TEXT}),
+    "metrics": _schema("metrics", 2, _METRICS, optional=_METRICS_OPTIONAL),
+    "comparison": _schema("comparison", 2, _COMPARISON, optional=(*_METRICS_OPTIONAL, "p_value", "p_adjusted")),
+    "wins": _schema(
+        "wins",
+        1,
+        {
+            "system": _TEXT,
+            "reference": _TEXT,
+            "benchmark": _TEXT,
+            "scorer": _TEXT,
+            "version": _TEXT,
+            "n": _I64,  # pairs of images
+            "n_wins": _I64,  # of the system
+            "n_ties": _I64,
+            "win_rate": _F64,  # a tie counts half
+            "ci_low": _F64,
+            "ci_high": _F64,
+            "p_value": _F64,
+        },
+        optional=("win_rate", "ci_low", "ci_high", "p_value"),
+    ),
     "training_log": _schema("training_log", 1, {"step": _I64, "name": _TEXT, "value": _F64}),
     "drops": _schema("drops", 1, {"stage": _TEXT, "reason": _TEXT, "n": _I64}),
     "agreement": _schema("agreement", 1, {"axis": _TEXT, "n_agreed": _I64, "n_disagreed": _I64}),
@@ -127,6 +168,54 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         },
         optional=("share", "ci_low", "ci_high"),
     ),
+    "per_prompt": _schema(
+        "per_prompt",
+        1,
+        {
+            "system": _TEXT,
+            "prompt_id": _TEXT,
+            "text": _TEXT,
+            "axis": _TEXT,
+            "n": _I64,  # images read
+            "n_images": _I64,
+            "discrepancy": _F64,
+            "floor": _F64,
+            "leading": _TEXT,  # most frequent class
+            "leading_share": _F64,
+        },
+        optional=("discrepancy", "floor", "leading_share"),
+    ),
+    "points": _schema(
+        "points",
+        1,
+        {
+            "parameter": _TEXT,
+            "value": _TEXT,
+            "order": _I64,
+            "system": _TEXT,
+            "benchmark": _TEXT,
+            "metric": _TEXT,
+            "axis": _TEXT,
+            "estimate": _F64,
+            "ci_low": _F64,
+            "ci_high": _F64,
+            "floor": _F64,
+            "note": _TEXT,
+        },
+        optional=("estimate", "ci_low", "ci_high", "floor"),
+    ),
+    "front": _schema(
+        "front",
+        1,
+        {
+            "parameter": _TEXT,
+            "system": _TEXT,
+            "value": _TEXT,
+            "dominated_by_system": _TEXT,  # "" on the front
+            "dominated_by_value": _TEXT,
+        },
+    ),
+    "costs": _schema("costs", 1, {"system": _TEXT, "what": _TEXT, "value": _F64, "unit": _TEXT}),
     "votes": _schema(
         "votes",
         1,
@@ -151,6 +240,9 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
     "rejected": _schema("rejected", 1, {"text": _TEXT, "reason": _TEXT}),
 }
 """Table -> schema; its name and version are in the schema's metadata and go into the Parquet file."""
+
+ADDED: Final[dict[tuple[str, int], tuple[str, ...]]] = {("prompts", 2): ("benchmark",)}
+"""Nullable columns that a version brought and that are all it brought: tables of the one before are read without."""
 
 
 PICK_A_PIC: Final = pa.schema(

@@ -1,19 +1,11 @@
 """Stage `evaluate`: the metrics table of one system, from statistics that other stages have read off its images."""
 
-from typing import TYPE_CHECKING
-
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.errors import InputError
 from storage.store import ArtifactRef, Build, Store
 from tasks.stage import Progress, Request, no_progress, produce
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from numpy.typing import NDArray
-
 STAGE = "evaluate"
-VERSION = "1"
+VERSION = "2"
 
 
 def request(
@@ -29,7 +21,8 @@ def request(
     """What the key depends on; the targets of the axes enter, and the system's name, which stands in the table."""
     payload = {
         "system": system,
-        "evaluation": config.evaluation.model_dump(mode="json"),
+        # Who scores is in the key of the scores, by content.
+        "evaluation": config.evaluation.model_dump(mode="json", exclude={"scorers"}),
         "axes": [axis.model_dump(mode="json", exclude={"words"}) for axis in config.axes],
     }
     inputs = {"prompts": prompts.key, "sample": sample.key, "attributes": attributes.key, "scores": scores.key}
@@ -55,38 +48,32 @@ def evaluate_system(
     With a `calibration` of the same classifier there are rows of corrected shares and discrepancies besides.
 
     Raises:
-        InputError: When the tables do not fit together, or no face was read.
+        InputError: When the tables do not fit together, or the calibration is of another classifier.
     """
 
     def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
+        import pandas as pd
+
         from popalign_core.evaluation.metrics import compute_metrics
+        from popalign_core.evaluation.quality.sets import unmeasured_rows
+        from tasks.scores import read_unmeasured
         from tasks.tables import read_images
 
-        readings = store.read_table(attributes, "attributes")
+        table, images = store.read_table(prompts, "prompts"), read_images(store, sample)
         metrics = compute_metrics(
             system,
-            store.read_table(prompts, "prompts"),
-            read_images(store, sample),
-            readings,
+            table,
+            images,
+            store.read_table(attributes, "attributes"),
             store.read_table(scores, "scores"),
             config.axes,
             config.evaluation,
-            None if calibration is None else _confusion(store, calibration, readings, config),
+            None if calibration is None else store.read_table(calibration, "calibration"),
+            config.benchmark_axes,
         )
-        build.write_table("metrics", metrics)
+        rest = unmeasured_rows(system, table, images, read_unmeasured(store, scores))
+        build.write_table("metrics", pd.concat([metrics, rest], ignore_index=True) if len(rest) else metrics)
         on_progress(1, 1)
 
     inputs = {"prompts": prompts, "sample": sample, "attributes": attributes, "scores": scores}
     return produce(request(config, **inputs, system=system, calibration=calibration), runtime, fill)
-
-
-def _confusion(
-    store: Store, calibration: ArtifactRef, readings: "pd.DataFrame", config: PipelineConfig
-) -> "dict[str, NDArray[np.float64]]":
-    from popalign_core.evaluation.calibration import confusion_matrices
-
-    table = store.read_table(calibration, "calibration")
-    calibrated, read = sorted(set(table["classifier"])), sorted(set(readings["classifier"]))
-    if calibrated != read:
-        raise InputError(f"{calibration.key} is of the classifier {calibrated}, the images were read by {read}")
-    return confusion_matrices(table, config.axes)

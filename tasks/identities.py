@@ -10,7 +10,7 @@ VERSION = "1"
 
 def request(config: PipelineConfig, *, prompts: ArtifactRef) -> Request:
     """What the key depends on; targets are not part of it."""
-    axes = [axis.model_dump(mode="json", exclude={"target"}) for axis in config.axes]
+    axes = [axis.model_dump(mode="json", exclude={"target", "of"}) for axis in config.identity_axes]
     return Request(STAGE, VERSION, {"axes": axes, "carrier": config.prompts.carrier}, {"prompts": prompts.key})
 
 
@@ -23,7 +23,7 @@ def add_identities(
         from popalign_core.identities.augment import augment_prompts
 
         table = store.read_table(prompts, "prompts")
-        build.write_table("prompts", augment_prompts(table, config.axes, config.prompts.carrier))
+        build.write_table("prompts", augment_prompts(table, config.identity_axes, config.prompts.carrier))
         on_progress(1, 1)
 
     return produce(request(config, prompts=prompts), runtime, fill)

@@ -14,7 +14,7 @@ from popalign_core import errors
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, PreemptedError, TrainingError
 from popalign_core.training import accelerate
-from tasks.stage import Progress
+from tasks.stage import Progress, open_store
 from tasks.training_inputs import DENOISER_PARTS, TrainingRefs
 
 if TYPE_CHECKING:
@@ -52,7 +52,12 @@ def launch_training(
         code = _follow(launch_command(runtime, job), work, config.training.n_steps, on_progress, preemption)
         if code != 0:
             _raise_failure(work, code, preempted=preemption.requested)
-    parts = load_pipeline(config.model, device=resolve_device(runtime.device), components=DENOISER_PARTS)
+    parts = load_pipeline(
+        config.model,
+        device=resolve_device(runtime.device),
+        folder=refs.start_folder(open_store(runtime)),
+        components=DENOISER_PARTS,
+    )
     denoiser = find_denoiser(parts)
     return denoiser, load_trained(denoiser, work, config.training)
 

@@ -1,19 +1,22 @@
 """Who measures: the classifiers and CLIP models a configuration can name, and what identifies each in a key."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from popalign_core.config import AttributesConfig
+from popalign_core.config import AttributesConfig, Axis, ClipScoreConfig, EvaluationConfig, ScorerConfig
 from popalign_core.errors import MissingWeightsError
+from popalign_core.evaluation.quality.weights import weights_of
 from popalign_core.portraits import weights_folder
 from popalign_core.sampling.models import hash_file, hash_folder
 
 if TYPE_CHECKING:
     from popalign_core.attributes.reader import AttributeReader
+    from popalign_core.evaluation.quality.building import Judges
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,13 @@ def classifier_identity(config: AttributesConfig) -> Any:
     return found[0] if isinstance(config.classifier, str) else found
 
 
-def load_reader(config: AttributesConfig, device: str) -> "AttributeReader":
+def load_reader(config: AttributesConfig, device: str, axes: Sequence[Axis] = ()) -> "AttributeReader":
     """Who reads. All but the shipped classifier alone work in a process of their own.
+
+    Args:
+        config: Which classifiers.
+        device: Where networks go.
+        axes: Those among them of the whole picture are read off that.
 
     Raises:
         MissingWeightsError: When a file is absent.
@@ -66,7 +74,8 @@ def load_reader(config: AttributesConfig, device: str) -> "AttributeReader":
     from popalign_core.attributes.building import build_reader
 
     contents = {name: content_digest(Path(config.classifiers[name].path)) for name in _described(config)}
-    return _isolate(partial(build_reader, config, device, contents))
+    of_picture = frozenset(axis.name for axis in axes if axis.of == "picture")
+    return _isolate(partial(build_reader, config, device, contents, of_picture))
 
 
 def _described(config: AttributesConfig) -> list[str]:
@@ -108,5 +117,53 @@ CLASSIFIERS: dict[str, Classifier] = {
 
 
 def clip_folder() -> Path:
-    """The CLIP model behind CLIP score and subject accuracy."""
+    """The CLIP model behind CLIP score and subject accuracy, where the configuration names no other."""
     return weights_folder() / "clip"
+
+
+def scorer_identities(config: EvaluationConfig) -> dict[str, Any]:
+    """What stands in a key for who scores: weights by their content, never by their path; null for absent ones."""
+    if not config.scorers:
+        return {"clip": folder_digest(clip_folder())}
+    contents = _scorer_contents(config.scorers)
+    paths = {"path", "clip", "tokenizer", "processor"}
+    return {
+        name: settings.model_dump(mode="json", exclude=paths) | {"content": contents.get(name)}
+        for name, settings in config.scorers.items()
+    }
+
+
+def load_judges(config: EvaluationConfig, device: str) -> "Judges":
+    """Who scores, each loaded once.
+
+    Raises:
+        ConfigError: When a package is absent.
+        InputError: When a file is not what it should be.
+    """
+    from popalign_core.evaluation.clip_score import CLIP_SCORE
+    from popalign_core.evaluation.quality.building import build_judges
+
+    scorers = config.scorers or {CLIP_SCORE: ClipScoreConfig(kind="clip")}
+    return build_judges(scorers, clip_folder(), device, _scorer_contents(scorers))
+
+
+def _scorer_contents(scorers: Mapping[str, ScorerConfig]) -> dict[str, str]:
+    """Name -> sha256 of all that a scorer reads; without those of which something is not there."""
+    contents = {}
+    for name, settings in scorers.items():
+        paths = list(weights_of(settings)) or [clip_folder()]
+        if all(path.exists() for path in paths):
+            contents[name] = hashlib.sha256("".join(map(_weights_digest, paths)).encode()).hexdigest()
+    return contents
+
+
+def _weights_digest(path: Path) -> str:
+    """Checkpoints have gigabytes and every plan asks, so a file is read again only when its size or time changed."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(file.as_posix(), file.stat()) for file in files if file.is_file()]
+    return _digest_unchanged(path, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
+@lru_cache(maxsize=64)
+def _digest_unchanged(path: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    return hash_folder(path) if path.is_dir() else hash_file(path)

@@ -26,7 +26,7 @@ def request(config: PipelineConfig, *, prompts: ArtifactRef, sample: ArtifactRef
     """What the key depends on; here the targets of the axes enter."""
     payload = {
         "preferences": _hashed(config.preferences),
-        "axes": [axis.model_dump(mode="json", exclude={"words"}) for axis in config.axes],
+        "axes": [axis.model_dump(mode="json", exclude={"words"}) for axis in config.identity_axes],
     }
     inputs = {"prompts": prompts.key, "sample": sample.key, "attributes": attributes.key}
     return Request(STAGE, VERSION, payload, inputs)
@@ -60,7 +60,7 @@ def build_preferences(
 
         table, drops = store.read_table(prompts, "prompts"), Counter[str]()
         pieces = _pieces(store, sample, attributes, on_progress)
-        build.write_parts("preferences", iter_sets(table, pieces, config.axes, config.preferences, drops))
+        build.write_parts("preferences", iter_sets(table, pieces, config.identity_axes, config.preferences, drops))
         chosen = build.read_table("preferences", columns=["image_id", "role"])
         images = store.iter_table(sample, "images", _IMAGE_COLUMNS)
         build.write_table("retained", retained_images(table, images, chosen))

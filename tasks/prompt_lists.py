@@ -39,6 +39,21 @@ def read_lists(config: PromptsConfig) -> dict[str, list[PromptList]]:
     return {field: [_read(name) for name in names] for field in FIELDS if (names := getattr(config, field))}
 
 
+def read_benchmarks(config: PromptsConfig) -> dict[str, PromptList]:
+    """The list of each benchmark with a name of its own, cut down to as many prompts as it takes.
+
+    Raises:
+        InputError: When one cannot be read, or holds no prompts.
+    """
+    from popalign_core.prompts.benchmarks import evenly
+
+    lists = {name: _read(benchmark.list) for name, benchmark in config.benchmarks.items()}
+    return {
+        name: PromptList(found.name, tuple(evenly(found.texts, config.benchmarks[name].n_prompts)))
+        for name, found in lists.items()
+    }
+
+
 def count_listed(config: PromptsConfig) -> dict[str, int]:
     """Field -> how many prompts its lists hold, before any is rejected."""
     found = read_lists(config)

@@ -24,9 +24,11 @@ DELIVERY: Any = {
         "base_url", "api_key_env", "n_parallel", "requests_per_minute", "max_retries", "timeout_s", "max_calls",
         "max_tokens_total",
     },
-    **dict.fromkeys(FIELDS, True),
+    **dict.fromkeys((*FIELDS, "benchmarks"), True),
 }  # fmt: skip
-"""Fields that say how the answers of a language model or the lists reach us, not what they say: never part of a key."""
+"""Fields that say how the answers of a language model or the lists reach us, not what they say, and those of stage
+`benchmarks`: never part of a key.
+"""
 
 
 def request(config: PipelineConfig) -> Request:
@@ -35,7 +37,7 @@ def request(config: PipelineConfig) -> Request:
     Raises:
         InputError: When a prompt list, whose content is part of the key, cannot be read.
     """
-    axes = [axis.model_dump(mode="json", exclude={"target", "phrase"}) for axis in config.axes]
+    axes = [axis.model_dump(mode="json", exclude={"target", "phrase", "of"}) for axis in config.identity_axes]
     lists = {field: [part.digest() for part in parts] for field, parts in read_lists(config.prompts).items()}
     payload = {"prompts": config.prompts.model_dump(mode="json", exclude=DELIVERY) | lists, "axes": axes}
     return Request(STAGE, VERSION, payload, {})
@@ -62,7 +64,7 @@ def _fill(build: Build, config: PipelineConfig, on_progress: Progress) -> None:
     from popalign_core.prompts.grammar import prompt_table, verbatim_row
     from popalign_core.prompts.sifting import Sieve
 
-    lists, sieve = read_lists(config.prompts), Sieve(config.axes, config.prompts.one_person)
+    lists, sieve = read_lists(config.prompts), Sieve(config.identity_axes, config.prompts.one_person)
     written = _with_subjects(config.prompts, lists, sieve)
     generic = [
         verbatim_row(text, split)
@@ -72,7 +74,7 @@ def _fill(build: Build, config: PipelineConfig, on_progress: Progress) -> None:
     table, rejected = _write(build, written, config, on_progress)
     if generic:
         table = pd.concat([table, prompt_table(generic)], ignore_index=True)
-    check_prompts(table, config.axes)
+    check_prompts(table, config.identity_axes)
     build.write_table("prompts", table)
     if lists or config.prompts.source == "llm":
         rejected = pd.concat([sieve.table(), rejected], ignore_index=True)
@@ -101,7 +103,7 @@ def _write(
     if written.source == "llm":
         from popalign_core.prompts.synthesis import synthesise_prompts
 
-        return synthesise_prompts(written, config.axes, build.folder / ANSWERS, on_progress)
+        return synthesise_prompts(written, config.identity_axes, build.folder / ANSWERS, on_progress)
     from popalign_core.prompts.grammar import write_prompts as write_offline
 
     return write_offline(written), pd.DataFrame(columns=["text", "reason"])

@@ -1,5 +1,6 @@
 """The stages as Prefect tasks, without Prefect's cache: the store is the cache."""
 
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, cast
@@ -13,7 +14,9 @@ from prefect.runtime import task_run
 from storage.store import ArtifactRef
 from tasks import (
     attributes,
+    benchmarks,
     calibration,
+    comparison,
     evaluate,
     identities,
     pairs,
@@ -23,6 +26,7 @@ from tasks import (
     report,
     sample,
     scores,
+    sweep,
     train,
 )
 from tasks.stage import Progress
@@ -33,7 +37,7 @@ N_UPDATES = 20
 
 def artifact_key(name: str) -> str:
     """A node's name as a Prefect artifact key: lower case, digits and dashes."""
-    return name.lower().replace(":", "-").replace("_", "-")
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def publish_progress() -> Progress:
@@ -69,6 +73,7 @@ def _as_task(stage: Callable[..., ArtifactRef]) -> Task[..., ArtifactRef]:
 _STAGES: tuple[Callable[..., ArtifactRef], ...] = (
     prompts.write_prompts,
     identities.add_identities,
+    benchmarks.add_benchmarks,
     sample.sample_images,
     attributes.read_attributes,
     calibration.calibrate_classifier,
@@ -79,6 +84,8 @@ _STAGES: tuple[Callable[..., ArtifactRef], ...] = (
     scores.score_images,
     evaluate.evaluate_system,
     report.write_report,
+    comparison.compare_statistics,
+    sweep.tabulate_sweep,
 )
 
 TASKS: dict[Callable[..., ArtifactRef], Task[..., ArtifactRef]] = {stage: _as_task(stage) for stage in _STAGES}

@@ -15,6 +15,7 @@ import pandas as pd
 from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id, image_seed
+from popalign_core.prompts.benchmarks import benchmarks_of
 from popalign_core.sampling.captions import plan_captions
 from popalign_core.sampling.safety import check_watermark, safety_hash
 from storage.store import ArtifactRef, Build, Store
@@ -65,17 +66,19 @@ def _hashed_sampling(config: PipelineConfig, purpose: Purpose) -> dict[str, Any]
     if sampling.safety_checker is not None:
         hashed["safety_checker"] = safety_hash(sampling.safety_checker)
     if sampling.inject_identity or sampling.fair_diffusion is not None:
-        hashed["axes"] = [axis.model_dump(mode="json") for axis in config.axes]
+        hashed["axes"] = [axis.model_dump(mode="json") for axis in config.identity_axes]
     return hashed
 
 
 def n_images(config: PipelineConfig, purpose: Purpose) -> dict[str, int]:
-    """Images a prompt, by kind of prompt; kinds that are not drawn are absent."""
+    """Images a prompt, by benchmark."""
     if purpose == "preferences":
         drawn = config.preferences
         return {"neutral": drawn.n_neutral, "specific": drawn.n_specific, "generic": drawn.n_retained}
     counts = config.evaluation
-    return {"neutral": counts.n_neutral, "specific": counts.n_specific, "generic": counts.n_generic}
+    by_kind = {"neutral": counts.n_neutral, "specific": counts.n_specific, "generic": counts.n_generic}
+    named = config.prompts.benchmarks.items()
+    return by_kind | {name: benchmark.n_images or by_kind[benchmark.kind] for name, benchmark in named}
 
 
 def sampling_config(config: PipelineConfig, purpose: Purpose) -> SamplingConfig:
@@ -129,7 +132,7 @@ def list_images(
 
     Args:
         prompts: Prompts of one split.
-        counts: Images a prompt, by kind.
+        counts: Images a prompt, by benchmark.
         sample_key: Key of the artifact.
         config: Seed and size.
 
@@ -143,12 +146,12 @@ def list_images(
             "index": index,
             "seed": image_seed(config.seed, str(prompt.prompt_id), index),
         }
-        for prompt in prompts.itertuples()
-        for index in range(counts.get(str(prompt.kind), 0))
+        for prompt, benchmark in zip(prompts.itertuples(), benchmarks_of(prompts), strict=True)
+        for index in range(counts.get(benchmark, 0))
     ]
     if not rows:
         raise InputError(
-            f"no image to draw: 0 of {len(prompts)} prompts are of the kinds {sorted(counts)}; add prompts"
+            f"no image to draw: 0 of {len(prompts)} prompts are of the benchmarks {sorted(counts)}; add prompts"
         )
     return pd.DataFrame(rows).assign(width=config.width, height=config.height)
 
@@ -175,7 +178,7 @@ def _draw_shards(
     from tasks.fanout import fan_out
     from tasks.shards import DrawnShard, Shards, draw_in_worker, draw_shard, forget_models, load_shard_sampler
 
-    plan = plan_captions(prompts, images, config.axes, sampling)
+    plan = plan_captions(prompts, images, config.identity_axes, sampling)
     ids, embeddings = _embeddings(build, plan, config, runtime)
     layouts = _layout_latents(sampling, config, runtime)
     shards = Shards(todo, images, plan, ids, embeddings, layouts, sampling, config.model, model, runtime)

@@ -1,7 +1,6 @@
 """Stage `train`: population DPO on the sampler's own latents; a killed run goes on from its last checkpoint."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -10,9 +9,6 @@ from popalign_core.errors import ConfigError
 from storage.store import ArtifactRef, Build, Store
 from tasks.stage import Progress, Request, no_progress, produce, set_threads
 from tasks.training_inputs import TrainingRefs
-
-if TYPE_CHECKING:
-    pass
 
 STAGE = "train"
 VERSION = "2"
@@ -25,6 +21,7 @@ def request(
     sample: ArtifactRef,
     prompts: ArtifactRef | None = None,
     attributes: ArtifactRef | None = None,
+    start: ArtifactRef | None = None,
 ) -> Request:
     """What the key depends on; the base model enters with the sample, the axes' targets with the preferences.
 
@@ -36,9 +33,8 @@ def request(
             f"model.storage is {config.model.storage!r}, which is for sampling alone; leave it out to train, and "
             "compare with a system that sets it, such as fp8"
         )
-    given = {"preferences": preferences, "sample": sample, "prompts": prompts, "attributes": attributes}
-    inputs = {name: ref.key for name, ref in given.items() if ref is not None}
-    return Request(STAGE, VERSION, {"training": config.training.model_dump(mode="json")}, inputs)
+    refs = TrainingRefs(preferences, sample, prompts, attributes, start)
+    return Request(STAGE, VERSION, {"training": config.training.model_dump(mode="json")}, refs.keys())
 
 
 def train_model(
@@ -46,6 +42,7 @@ def train_model(
     sample: ArtifactRef,
     prompts: ArtifactRef | None = None,
     attributes: ArtifactRef | None = None,
+    start: ArtifactRef | None = None,
     *,
     config: PipelineConfig,
     runtime: RuntimeConfig,
@@ -59,6 +56,7 @@ def train_model(
         sample: Latents and embeddings of the images.
         prompts: Their texts, for the probe's CLIP score.
         attributes: Their classes, for the objectives that need them.
+        start: A trained model that is start and reference, in place of the base model.
         config: Of the pipeline.
         runtime: Store, device, processes.
         on_progress: Told (step, n_steps).
@@ -68,13 +66,13 @@ def train_model(
         TrainingError: When training diverges.
         PreemptedError: On SIGTERM, after a checkpoint was written.
     """
-    refs = TrainingRefs(preferences, sample, prompts, attributes)
+    refs = TrainingRefs(preferences, sample, prompts, attributes, start)
 
     def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
         log_folder = find_log_folder(store, runtime) / ref.key
         _train(store, build, refs, config, runtime, log_folder, on_progress)
 
-    asked = request(config, preferences=preferences, sample=sample, prompts=prompts, attributes=attributes)
+    asked = request(config, preferences=preferences, sample=sample, prompts=prompts, attributes=attributes, start=start)
     return produce(asked, runtime, fill)
 
 
@@ -102,7 +100,7 @@ def _train(
         denoiser, log = launch_training(refs, config, runtime, work, on_progress, log_folder)
     else:
         denoiser, log = run_training(store, refs, config, runtime, work, on_progress, log_folder=log_folder)
-    pipeline = load_pipeline(config.model, device=torch.device("cpu"))
+    pipeline = load_pipeline(config.model, device=torch.device("cpu"), folder=refs.start_folder(store))
     pipeline.register_modules(**{family_of(denoiser).component: denoiser.to("cpu")})
     if config.training.lora_rank > 0:
         save_lora(pipeline, build.folder / "lora")

@@ -33,16 +33,22 @@ class TrainingRefs:
         sample: Latents and embeddings.
         prompts: The texts, or None.
         attributes: The images' classes, or None.
+        start: A trained model that training starts from, or None for the base model.
     """
 
     preferences: ArtifactRef
     sample: ArtifactRef
     prompts: ArtifactRef | None = None
     attributes: ArtifactRef | None = None
+    start: ArtifactRef | None = None
 
     def keys(self) -> dict[str, str]:
-        """Input -> key, for the model card."""
+        """Input -> key of those that there are."""
         return {name: ref["key"] for name, ref in asdict(self).items() if ref is not None}
+
+    def start_folder(self, store: Store) -> Path | None:
+        """Where the model lies that training starts from; None is the base model."""
+        return None if self.start is None else store.localize(self.start, "model")
 
 
 def run_training(
@@ -65,8 +71,9 @@ def run_training(
     from popalign_core.training.trainer import train_preferences
 
     parts = (*DENOISER_PARTS, "vae") if config.training.probe else DENOISER_PARTS
-    pipeline = load_pipeline(config.model, device=resolve_device(runtime.device), components=parts)
-    data = replace(read_preferences(store, refs, config.axes), guidance_scale=config.sampling.guidance_scale)
+    folder = refs.start_folder(store)
+    pipeline = load_pipeline(config.model, device=resolve_device(runtime.device), folder=folder, components=parts)
+    data = replace(read_preferences(store, refs, config.identity_axes), guidance_scale=config.sampling.guidance_scale)
     denoiser = find_denoiser(pipeline)
     log = train_preferences(
         denoiser,
@@ -194,8 +201,8 @@ def _make_probe(
     from tasks.measuring import clip_folder, load_reader
 
     device = resolve_device(runtime.device)
-    reader = load_reader(config.attributes, str(device))
-    check_reader(reader, config.axes)
+    reader = load_reader(config.attributes, str(device), config.identity_axes)
+    check_reader(reader, config.identity_axes)
     neutral = data.prompt_index.unique()
     chosen = neutral[:: max(1, len(neutral) // settings.n_prompts)][: settings.n_prompts]
     texts = None
@@ -209,7 +216,7 @@ def _make_probe(
         unconditional=PromptEmbeddings(data.empty_prompt_embeds, data.empty_pooled),
         sampling=config.sampling,
         settings=settings,
-        axes=config.axes,
+        axes=config.identity_axes,
         attributes=config.attributes,
         reader=reader,
         batch_size=runtime.batch_size,

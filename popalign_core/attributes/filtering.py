@@ -41,9 +41,9 @@ def judge(
 ) -> pd.DataFrame:
     """Turn readings into the `attributes` table: one row an image and axis, none left out.
 
-    An image without a usable face has the same `drop_reason` on all its rows. A face whose class is in doubt (its
-    probability is below `min_probability`, or the likeliest class is one the axis does not have) is `unsure` on
-    that axis only.
+    An image without a usable face has the same `drop_reason` on all its rows but those of axes of the picture, which
+    need no face and have no box. A face whose class is in doubt (its probability is below `min_probability`, or the
+    likeliest class is one the axis does not have) is `unsure` on that axis only.
 
     Args:
         readings: One an image.
@@ -172,11 +172,15 @@ def _rows(
     }
     rows = []
     for axis in axes:
-        name, probability = (None, None) if dropped else _likeliest(image_id, reading, axis)
-        unsure = not dropped and (name not in axis.classes or (probability or 0.0) < config.min_probability)
-        reason = "unsure" if unsure else dropped
+        reason, where = dropped, {}
+        if axis.of == "picture":
+            reason, where = None if axis.name in reading.probabilities else reading.problem, {"box": None}
+        name, probability = (None, None) if reason else _likeliest(image_id, reading, axis)
+        if not reason and (name not in axis.classes or (probability or 0.0) < config.min_probability):
+            reason = "unsure"
         rows.append(
             common
+            | where
             | {
                 "axis": axis.name,
                 "class": None if reason else name,

@@ -25,7 +25,7 @@ class FaceReading:
         n_faces: Faces that count; 0 when there is none.
         box: x, y, width, height of the largest face in px, or None.
         detector_score: Confidence in that face, in [0, 1].
-        probabilities: Of the largest face; {} when there is no face.
+        probabilities: Of the largest face, if there is one; and of the whole picture on the axes of that.
         face_share: Share of the image area that the box covers. A reader of aligned portraits, whose faces are
             never small, leaves it at 1.
         problem: Why nothing could be read, as a drop reason; None when the image was looked at.

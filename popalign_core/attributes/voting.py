@@ -1,6 +1,6 @@
 """Several readers of the same images: a class counts where all who can read its axis agree, else they abstain."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 
 from popalign_core.attributes.reader import UNSURE, AttributeReader, FaceReading, Pictures, abstain, likeliest
@@ -10,7 +10,7 @@ _AGREED, _DISAGREED = "agreed", "disagreed"
 
 
 class VotingReader:
-    """Asks all its readers. Faces are the first one's; the others may look where they like.
+    """Asks all its readers. Faces are those of the first one that reads any; the others may look where they like.
 
     An axis that only one of them reads is that one's; of the others, only the classes that all know can win.
 
@@ -20,8 +20,9 @@ class VotingReader:
         axes: What can be read.
     """
 
-    def __init__(self, readers: Sequence[AttributeReader]) -> None:
-        self._readers = readers
+    def __init__(self, readers: Sequence[AttributeReader], of_picture: Set[str] = frozenset()) -> None:
+        self._readers, self._of_picture = readers, of_picture
+        self._finder = next((i for i, reader in enumerate(readers) if set(reader.axes) - of_picture), 0)
         self.name = "+".join(reader.name for reader in readers)
         self.version = "+".join(reader.version for reader in readers)
         names = dict.fromkeys(axis for reader in readers for axis in reader.axes)
@@ -37,17 +38,13 @@ class VotingReader:
         return tuple(name for name in known[0] if all(name in classes for classes in known))
 
     def _merge(self, readings: Sequence[FaceReading]) -> FaceReading:
-        first = readings[0]
-        if not first.n_faces:
-            return first
-        merged = {}
+        first, merged = readings[self._finder], {}
         for axis, classes in self.axes.items():
-            given = [
-                reading.probabilities.get(axis, {UNSURE: 1.0})
-                for reading, reader in zip(readings, self._readers, strict=True)
-                if axis in reader.axes
-            ]
-            merged[axis] = given[0] if len(given) == 1 else _vote(given, classes)
+            asked = [one for one, reader in zip(readings, self._readers, strict=True) if axis in reader.axes]
+            is_seen = any(axis in one.probabilities for one in asked) if axis in self._of_picture else first.n_faces
+            if is_seen:
+                given = [one.probabilities.get(axis, {UNSURE: 1.0}) for one in asked]
+                merged[axis] = given[0] if len(given) == 1 else _vote(given, classes)
         return replace(first, probabilities=merged)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch.nn import functional
 from popalign_core.attributes.reader import Probabilities
 from popalign_core.config import ZeroShotConfig
 from popalign_core.errors import ConfigError, InputError, MissingWeightsError
+
+if TYPE_CHECKING:
+    from popalign_core.evaluation.clip_score import ClipScorer
 
 _BATCH = 32
 
@@ -74,13 +78,17 @@ def load_space(settings: ZeroShotConfig, device: str) -> SharedSpace:
         ConfigError: When open_clip is not installed or does not know the architecture.
         InputError: When a file is not what it should be.
     """
-    return _load_open_clip(settings, device) if settings.kind == "open-clip" else _load_transformers(settings, device)
+    if settings.architecture is not None:
+        return load_open_clip(settings.path, settings.architecture, device)
+    from popalign_core.evaluation.clip_score import load_clip
+
+    return space_of(load_clip(Path(settings.path), device))
 
 
-def _load_transformers(settings: ZeroShotConfig, device: str) -> SharedSpace:
-    from popalign_core.evaluation.clip_score import embed_images, embed_texts, load_clip
+def space_of(clip: "ClipScorer") -> SharedSpace:
+    """A CLIP of transformers as a shared space."""
+    from popalign_core.evaluation.clip_score import embed_images, embed_texts
 
-    clip = load_clip(Path(settings.path), device)
     return SharedSpace(
         lambda pictures: embed_images(clip, [pictures]),
         lambda texts: embed_texts(clip, texts),
@@ -88,7 +96,8 @@ def _load_transformers(settings: ZeroShotConfig, device: str) -> SharedSpace:
     )
 
 
-def _load_open_clip(settings: ZeroShotConfig, device: str) -> SharedSpace:
+def load_open_clip(path: str, architecture: str, device: str) -> SharedSpace:
+    """A checkpoint of open_clip; raises as `load_space` does."""
     try:
         import open_clip
     except (ImportError, RuntimeError) as error:  # torchvision beside another torch raises the latter
@@ -97,21 +106,19 @@ def _load_open_clip(settings: ZeroShotConfig, device: str) -> SharedSpace:
         ) from error
     from PIL import Image
 
-    if settings.architecture not in open_clip.list_models():
-        raise ConfigError(f"open_clip has no architecture {settings.architecture!r}; see open_clip.list_models()")
-    if not Path(settings.path).is_file():
-        raise MissingWeightsError(f"there is no open_clip checkpoint at {settings.path}; put the file there")
+    if architecture not in open_clip.list_models():
+        raise ConfigError(f"open_clip has no architecture {architecture!r}; see open_clip.list_models()")
+    if not Path(path).is_file():
+        raise MissingWeightsError(f"there is no open_clip checkpoint at {path}; put the file there")
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            settings.architecture, pretrained=settings.path, device=device
-        )
+        model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=path, device=device)
     except (RuntimeError, KeyError, ValueError, AssertionError, UnpicklingError) as error:
         raise InputError(
-            f"{settings.path} is no checkpoint of {settings.architecture} ({(str(error) or 'empty').splitlines()[0]}); "
+            f"{path} is no checkpoint of {architecture} ({(str(error) or 'empty').splitlines()[0]}); "
             "give the architecture it was trained with"
         ) from error
     model.eval().requires_grad_(False)
-    tokenize = open_clip.get_tokenizer(settings.architecture)
+    tokenize = open_clip.get_tokenizer(architecture)
 
     def embed_pictures(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
         values = torch.stack([preprocess(Image.fromarray(pixels)) for pixels in pictures]).to(device)

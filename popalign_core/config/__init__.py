@@ -6,8 +6,18 @@ lives in `RuntimeConfig`, which is never hashed.
 
 from popalign_core.config.attributes import AttributesConfig, NetworkConfig, PeopleConfig, ZeroShotConfig
 from popalign_core.config.base import PHRASE, Axis, Frozen, Text
-from popalign_core.config.pipeline import (
+from popalign_core.config.evaluation import (
+    AestheticsConfig,
+    ClipScoreConfig,
     EvaluationConfig,
+    HPSConfig,
+    ImageRewardConfig,
+    InceptionConfig,
+    OpenClipConfig,
+    PickScoreConfig,
+    ScorerConfig,
+)
+from popalign_core.config.pipeline import (
     PipelineConfig,
     PreferencesConfig,
     SystemConfig,
@@ -15,7 +25,7 @@ from popalign_core.config.pipeline import (
     merge_documents,
     parse_config,
 )
-from popalign_core.config.prompts import THEMES, LLMConfig, PromptsConfig
+from popalign_core.config.prompts import BENCHMARKS, THEMES, BenchmarkConfig, Kind, LLMConfig, PromptsConfig
 from popalign_core.config.runtime import RuntimeConfig
 from popalign_core.config.sampling import (
     AnnealingConfig,
@@ -28,19 +38,29 @@ from popalign_core.config.sampling import (
 from popalign_core.config.training import ProbeConfig, TrainingConfig
 
 __all__ = [
+    "BENCHMARKS",
     "PHRASE",
     "THEMES",
+    "AestheticsConfig",
     "AnnealingConfig",
     "AttributesConfig",
     "Axis",
+    "BenchmarkConfig",
     "CADSConfig",
+    "ClipScoreConfig",
     "EvaluationConfig",
     "FairDiffusionConfig",
     "Frozen",
+    "HPSConfig",
+    "ImageRewardConfig",
+    "InceptionConfig",
+    "Kind",
     "LLMConfig",
     "ModelConfig",
     "NetworkConfig",
+    "OpenClipConfig",
     "PeopleConfig",
+    "PickScoreConfig",
     "PipelineConfig",
     "PreferencesConfig",
     "ProbeConfig",
@@ -48,6 +68,7 @@ __all__ = [
     "RuntimeConfig",
     "SDEditConfig",
     "SamplingConfig",
+    "ScorerConfig",
     "SystemConfig",
     "Text",
     "TrainingConfig",

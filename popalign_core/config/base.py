@@ -1,7 +1,7 @@
 """What all configuration models share, and the axis: an attribute whose distribution matters."""
 
 from collections.abc import Sized
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -35,6 +35,16 @@ class Axis(Frozen):
         description="how the words join the subject, such as '{subject} who is {word}'; the first axis joins first",
     )
     target: dict[str, float] | None = Field(default=None, description="class -> share, sums to 1; None is uniform")
+    of: Literal["face", "picture"] = Field(
+        default="face",
+        exclude_if="face".__eq__,
+        description="what it is read off: one face, or the whole picture, however many faces there are",
+    )
+    only_measured: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="prompts are not varied over it and sets not balanced; read on the benchmarks that name it",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

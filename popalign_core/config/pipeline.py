@@ -4,16 +4,21 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from popalign_core.config.attributes import AttributesConfig
 from popalign_core.config.base import Axis, Frozen, Text
+from popalign_core.config.evaluation import EvaluationConfig
 from popalign_core.config.prompts import PromptsConfig
 from popalign_core.config.sampling import ModelConfig, SamplingConfig
 from popalign_core.config.training import TrainingConfig
 from popalign_core.errors import ConfigError
 
-SystemName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$")]
+_EVALUATION_COUNTS = {"n_neutral": 2, "n_specific": 1, "n_generic": 1}
+"""Images a prompt by kind -> at least."""
+
+SystemName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_=,-]*$")]
+"""No @ and no colon: they stand in the names of nodes."""
 
 
 class PreferencesConfig(Frozen):
@@ -36,31 +41,39 @@ class PreferencesConfig(Frozen):
     mcmc_steps: int = Field(default=500, ge=1, description="of a chain at most; it ends when the set cannot be nearer")
 
 
-class EvaluationConfig(Frozen):
-    """Benchmarks on prompts the preference data never saw."""
-
-    n_neutral: int = Field(default=40, ge=2, description="images a neutral evaluation prompt")
-    n_specific: int = Field(default=3, ge=1, description="images an identity-specific evaluation prompt")
-    n_generic: int = Field(default=3, ge=1, description="images a generic prompt")
-    n_bootstrap: int = Field(default=2000, ge=100)
-    confidence: float = Field(default=0.95, gt=0, lt=1)
-    seed: int = Field(default=0, ge=0, description="of the sampled evaluation images and of the bootstrap")
-
-
 class SystemConfig(Frozen):
-    """Another way to get the evaluation images, to compare with: what it changes of `model` and `sampling`."""
+    """Another way to get the evaluation images, to compare with: what it changes of the pipeline's configuration."""
 
     sampling: dict[str, Any] = Field(default={}, description="laid over the pipeline's sampling")
     model: dict[str, Any] = Field(default={}, description="laid over the pipeline's model")
-    aligned: bool = Field(default=False, description="draw from the model that the pipeline trains")
+    preferences: dict[str, Any] = Field(default={}, description="laid over the pipeline's preferences, to train on")
+    training: dict[str, Any] | None = Field(
+        default=None, description="laid over the pipeline's training; draw from a model that is trained so"
+    )
+    start: SystemName | None = Field(
+        default=None, description="the system whose model this training starts from, in place of the base model"
+    )
+    aligned: bool = Field(default=False, description="draw from the model that the pipeline itself trains")
     images: Text | None = Field(default=None, description="key of images made elsewhere, of `popalign import images`")
+
+    @property
+    def trains(self) -> bool:
+        """Whether it draws from a model that is trained for it."""
+        return self.aligned or self.training is not None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.images is not None and (self.sampling or self.model or self.aligned):
-            raise ValueError(f"images {self.images!r} are drawn already: leave sampling, model and aligned out")
-        if self.aligned and self.model:
-            raise ValueError("aligned draws from the trained model: leave model out")
+        changed = self.model_fields_set - {"images"}
+        if self.images is not None and any(getattr(self, name) not in ({}, None, False) for name in changed):
+            raise ValueError(f"images {self.images!r} are drawn already: leave {', '.join(sorted(changed))} out")
+        own = [name for name in ("model", "preferences", "training", "start") if getattr(self, name)]
+        if self.aligned and own:
+            raise ValueError(
+                f"aligned draws from the model that the pipeline trains: leave {', '.join(own)} out, or leave aligned "
+                "out and say with training what another model is trained with"
+            )
+        if self.training is None and (self.start or self.preferences):
+            raise ValueError("start and preferences are for a model that is trained: add training, {} for as it is")
         return self
 
 
@@ -77,12 +90,70 @@ class PipelineConfig(Frozen):
     evaluation: EvaluationConfig = EvaluationConfig()
     systems: dict[SystemName, SystemConfig] = Field(default={}, description="for `popalign compare`, by name")
 
+    @field_validator("axes", mode="before")
+    @classmethod
+    def _look_up(cls, value: Any) -> Any:
+        if not isinstance(value, list) or not any(isinstance(given, str) for given in value):
+            return value
+        from popalign_core.presets import AXES
+
+        unknown = [given for given in value if isinstance(given, str) and given not in AXES]
+        if unknown:
+            raise ValueError(
+                f"there are no axes {unknown}; choose from {', '.join(AXES)}, or describe them in [[axes]]"
+            )
+        return [AXES[given] if isinstance(given, str) else given for given in value]
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = [axis.name for axis in self.axes]
         if len(set(names)) != len(names):
             raise ValueError(f"two axes share a name: {names}")
+        for name, benchmark in self.prompts.benchmarks.items():
+            unknown = [axis for axis in benchmark.axes if axis not in names]
+            if unknown:
+                raise ValueError(
+                    f"prompts.benchmarks.{name} measures {unknown}, but there are the axes {names}; add them to "
+                    "`axes`, with only_measured = true where prompts and sets are not to vary over them"
+                )
         return self
+
+    @property
+    def identity_axes(self) -> tuple[Axis, ...]:
+        """The axes that prompts vary over and sets balance."""
+        return tuple(axis for axis in self.axes if not axis.only_measured)
+
+    def measured_axes(self, benchmark: str) -> tuple[Axis, ...]:
+        """The axes that are measured on a benchmark."""
+        named = self.prompts.benchmarks[benchmark].axes if benchmark in self.prompts.benchmarks else ()
+        return tuple(axis for axis in self.axes if axis.name in named) or self.identity_axes
+
+    @property
+    def benchmark_axes(self) -> dict[str, tuple[str, ...]]:
+        """Benchmark -> names of the axes measured on it, for those with other axes than all."""
+        names = ("neutral", "specific", *self.prompts.benchmarks)
+        measured = {name: self.measured_axes(name) for name in names}
+        return {name: tuple(axis.name for axis in axes) for name, axes in measured.items() if axes != self.axes}
+
+    def scaled(self, factor: float) -> "PipelineConfig":
+        """The same evaluation with `factor` times the images a prompt, and the prompts of benchmarks that limit theirs;
+        at least one of each, and two of a neutral prompt. Training stays as it is.
+        """
+
+        def scale(value: int | None, least: int = 1) -> int | None:
+            return None if value is None else max(least, round(factor * value))
+
+        counts = {name: scale(getattr(self.evaluation, name), least) for name, least in _EVALUATION_COUNTS.items()}
+        benchmarks = {
+            name: each.model_copy(update={"n_prompts": scale(each.n_prompts), "n_images": scale(each.n_images)})
+            for name, each in self.prompts.benchmarks.items()
+        }
+        return self.model_copy(
+            update={
+                "evaluation": self.evaluation.model_copy(update=counts),
+                "prompts": self.prompts.model_copy(update={"benchmarks": benchmarks}),
+            }
+        )
 
 
 def load_config(path: Path) -> PipelineConfig:

@@ -1,8 +1,8 @@
 """Prompts: subjects, lists, or a language model that writes them."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from popalign_core.config.base import Frozen, Text, is_empty
 
@@ -30,6 +30,38 @@ class LLMConfig(Frozen):
     )
 
 
+Kind = Literal["neutral", "specific", "generic"]
+
+
+class BenchmarkConfig(Frozen):
+    """Evaluation prompts with a name of their own, measured apart from all others."""
+
+    list: Text = Field(description="name of a shipped set, or a file")
+    kind: Kind = Field(
+        default="neutral", description="specific: a prompt for each class of the axes; generic: used as they are"
+    )
+    carrier: Text | None = Field(default=None, description="None: of the prompts; a generic one then has none")
+    axes: tuple[Text, ...] = Field(default=(), description="names of those measured; all but the only_measured if none")
+    n_prompts: int | None = Field(default=None, ge=1, description="so many, evenly from the list; None takes all")
+    n_images: int | None = Field(default=None, ge=1, description="a prompt; None: as evaluation has for the kind")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.carrier is not None and "{}" not in self.carrier:
+            raise ValueError(f"carrier {self.carrier!r} has no {{}}; write for example 'a photo of {{}}'")
+        if self.kind == "generic" and self.axes:
+            raise ValueError(f"axes {self.axes} of a generic benchmark: nobody is expected there; leave them out")
+        return self
+
+
+BENCHMARKS: dict[str, dict[str, Any]] = {
+    "descriptor": {"list": "descriptors"},
+    "couples": {"list": "couples", "axes": ("couple",)},
+    "age": {"list": "ages", "axes": ("age",)},
+}
+"""Benchmarks that a configuration may name without a list; what it says besides is laid over these."""
+
+
 class PromptsConfig(Frozen):
     """Where neutral and generic prompts come from."""
 
@@ -53,8 +85,21 @@ class PromptsConfig(Frozen):
     one_person: bool = Field(
         default=True, exclude_if=bool, description="drop prompts of several people, as written or listed by others"
     )
+    benchmarks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$")], BenchmarkConfig] = Field(
+        default={}, exclude_if=is_empty, description="by name; those in BENCHMARKS need no list"
+    )
     n_train: int = Field(default=0, ge=0, description="llm: how many training prompts to write")
     llm: LLMConfig | None = None
+
+    @field_validator("benchmarks", mode="before")
+    @classmethod
+    def _complete(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: BENCHMARKS.get(name, {}) | given if isinstance(given, dict) else given
+            for name, given in value.items()
+        }
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -62,4 +107,10 @@ class PromptsConfig(Frozen):
             raise ValueError(f"carrier {self.carrier!r} has no {{}}; write for example 'a photo of {{}}'")
         if self.source == "llm" and (self.llm is None or self.n_train == 0):
             raise ValueError("source 'llm' needs an [prompts.llm] table and n_train > 0")
+        taken = sorted(set(get_args(Kind)) & set(self.benchmarks))
+        if taken:
+            raise ValueError(
+                f"benchmarks {taken} are those of eval_lists, eval_subjects, generic_lists and generic_subjects, with "
+                "evaluation.n_* images; fill these, or choose another name"
+            )
         return self

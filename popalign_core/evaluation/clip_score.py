@@ -6,14 +6,16 @@ transformers 5's own CLIP image processor needs torchvision; the four steps it d
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
@@ -49,6 +51,16 @@ class ImagePreprocessing:
 
     def apply(self, pixels_u8: NDArray[np.uint8]) -> Tensor:
         """`[H, W, 3]` uint8 to `[3, h, w]` float32."""
+        return self.apply_all([pixels_u8])[0]
+
+    def apply_all(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """B of `[H, W, 3]` uint8 to `[B, 3, h, w]` float32; resized side by side, as PIL lets go of the interpreter."""
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            fitted = torch.from_numpy(np.stack(list(threads.map(self._fit, pictures))))
+        values = fitted.permute(0, 3, 1, 2).float() * self.scale
+        return (values - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+
+    def _fit(self, pixels_u8: NDArray[np.uint8]) -> NDArray[np.uint8]:
         image = Image.fromarray(pixels_u8)
         if self.shortest_edge is not None:
             image = image.resize(_fitted(image.size, self.shortest_edge), Image.Resampling(self.resample))
@@ -56,8 +68,15 @@ class ImagePreprocessing:
             height, width = self.crop
             left, top = (image.width - width) // 2, (image.height - height) // 2
             image = image.crop((left, top, left + width, top + height))
-        values = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() * self.scale
-        return (values - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+        return np.asarray(image)
+
+
+class Preprocessing(Protocol):
+    """Makes pictures of any size what an image tower takes."""
+
+    def apply_all(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """B of `[H, W, 3]` uint8 to `[B, 3, h, w]` float32."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -73,34 +92,48 @@ class ClipScorer:
 
     model: CLIPModel
     tokenizer: Any
-    preprocessing: ImagePreprocessing
+    preprocessing: Preprocessing
     version: str
 
 
-def load_clip(folder: Path, device: torch.device | str = "cpu") -> ClipScorer:
+def load_clip(folder: Path, device: torch.device | str = "cpu", processor: Path | None = None) -> ClipScorer:
     """Load a CLIP from a folder; nothing is downloaded.
 
     Args:
         folder: Holds config.json, model.safetensors, the tokenizer's files and preprocessor_config.json.
         device: Where the model goes.
+        processor: Holds tokenizer and preprocessor_config.json instead.
 
     Raises:
         MissingWeightsError: When the folder or one of the files is missing.
-        InputError: When the preprocessing is not CLIP's.
+        InputError: When the weights are cut off or of another model, or the preprocessing is not CLIP's.
     """
-    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
-        if not (folder / name).is_file():
+    words = processor or folder
+    files = [folder / "config.json", folder / "model.safetensors", words / "preprocessor_config.json"]
+    for file in files:
+        if not file.is_file():
             raise MissingWeightsError(
-                f"the CLIP folder {folder} has no {name}; give a folder saved by CLIPModel.save_pretrained, "
+                f"the CLIP folder {file.parent} has no {file.name}; give a folder saved by CLIPModel.save_pretrained, "
                 "with its tokenizer and preprocessor_config.json"
             )
-    model = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    model.train(False).requires_grad_(False).to(torch.device(device))
+    model = _read_model(folder).train(False).requires_grad_(False).to(torch.device(device))
     digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
-        digest.update((folder / name).read_bytes())
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return ClipScorer(model, tokenizer, read_preprocessing(folder), digest.hexdigest()[:12])
+    for file in files:
+        digest.update(file.read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True)
+    return ClipScorer(model, tokenizer, read_preprocessing(words), digest.hexdigest()[:12])
+
+
+def _read_model(folder: Path) -> CLIPModel:
+    try:
+        model, report = CLIPModel.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder} holds no CLIP that can be read ({error}); get its files again") from error
+    if lacking := sorted(report["missing_keys"]):
+        raise InputError(f"{folder}/model.safetensors lacks {len(lacking)} tensors of a CLIP, such as {lacking[0]}")
+    return model
 
 
 @torch.inference_mode()
@@ -116,7 +149,7 @@ def embed_images(scorer: ClipScorer, batches: Iterable[NDArray[np.uint8] | Seque
     """
     parts = [torch.empty(0, scorer.model.text_projection.out_features)]
     for pixels_u8 in batches:
-        values = torch.stack([scorer.preprocessing.apply(image) for image in pixels_u8])
+        values = scorer.preprocessing.apply_all(pixels_u8)
         features = scorer.model.get_image_features(pixel_values=values.to(scorer.model.device, scorer.model.dtype))
         parts.append(_unit(features.pooler_output))
     return torch.cat(parts)

@@ -9,8 +9,8 @@ import pandas as pd
 
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
-from popalign_core.ids import content_id
-from popalign_core.prompts.grammar import fill, prompt_table, without_determiner
+from popalign_core.prompts.benchmarks import benchmarks_of
+from popalign_core.prompts.grammar import fill, prompt_id, prompt_table, without_determiner
 
 
 def augment_prompts(prompts: pd.DataFrame, axes: Sequence[Axis], carrier: str) -> pd.DataFrame:
@@ -34,18 +34,40 @@ def augment_prompts(prompts: pd.DataFrame, axes: Sequence[Axis], carrier: str) -
     """
     if not axes:
         raise InputError("there is no axis to augment the prompts with; configure at least one")
-    neutral = prompts[prompts["kind"] == "neutral"]
+    neutral = prompts[benchmarks_of(prompts) == "neutral"]
     foreign = sorted(set(neutral["template"]) - {carrier})
     if foreign:
         raise InputError(
             f"neutral prompts were written with the template {foreign[0]!r}, the specific ones would be with "
             f"{carrier!r}; use one template for both, or its style leaks into the preference"
         )
-    children = [child for parent in neutral.to_dict("records") for child in _children(parent, axes, carrier)]
+    children = [child for parent in neutral.to_dict("records") for child in _children(parent, axes)]
     return pd.concat([prompts, prompt_table(children)], ignore_index=True)
 
 
-def _children(parent: dict[Any, Any], axes: Sequence[Axis], carrier: str) -> list[dict[str, Any]]:
+def augment_benchmarks(prompts: pd.DataFrame, axes: Mapping[str, Sequence[Axis]]) -> pd.DataFrame:
+    """Put the identity-specific prompts of benchmarks in place of the subjects that they are made of.
+
+    Args:
+        prompts: A `prompts` table; rows of kind `specific` that name no identity are such subjects.
+        axes: Benchmark -> the axes that its identities vary over.
+
+    Returns:
+        The other rows, then the children as `augment_prompts` makes them. Their parents, which are not drawn
+        themselves, are in `parent_id` alone: variants of one subject are not independent.
+
+    Raises:
+        InputError: When a benchmark has no axis, or two cells of one subject read the same.
+    """
+    is_subject = (prompts["kind"] == "specific") & prompts["parent_id"].isna()
+    parents = prompts[is_subject].to_dict("records")
+    children = [child for parent in parents for child in _children(parent, axes[parent["benchmark"]])]
+    return pd.concat([prompts[~is_subject], prompt_table(children)], ignore_index=True)
+
+
+def _children(parent: dict[Any, Any], axes: Sequence[Axis]) -> list[dict[str, Any]]:
+    carrier = parent["template"]
+    benchmark = "specific" if parent["kind"] == "neutral" else parent["benchmark"]
     children = []
     texts = {parent["text"]}
     for classes in product(*(axis.classes for axis in axes)):
@@ -56,11 +78,12 @@ def _children(parent: dict[Any, Any], axes: Sequence[Axis], carrier: str) -> lis
         children.append(
             {
                 **parent,
-                "prompt_id": content_id("prompt", text, "specific", parent["split"]),
+                "prompt_id": prompt_id(text, "specific", parent["split"], benchmark),
                 "text": text,
                 "kind": "specific",
                 "identity": {axis.name: name for axis, name in zip(axes, classes, strict=True)},
                 "parent_id": parent["prompt_id"],
+                "benchmark": benchmark,
             }
         )
     return children

@@ -8,6 +8,7 @@ import pandas as pd
 
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
+from popalign_core.prompts.benchmarks import benchmarks_of
 from popalign_core.prompts.similar import SimilarTexts, head, heads, noun, singular
 from popalign_core.prompts.words import identity_words_in
 
@@ -154,14 +155,16 @@ def _names_several_people(key: str) -> bool:
 
 
 def _check_duplicates(prompts: pd.DataFrame) -> None:
-    keys = prompts["text"].map(canonical)
-    repeated = prompts["text"][keys.duplicated(keep="first")].tolist()
+    # a benchmark with a name of its own may ask for what another asks for
+    names = benchmarks_of(prompts)
+    keys = prompts.assign(text=prompts["text"].map(canonical), benchmark=names.where(names != prompts["kind"], ""))
+    repeated = prompts["text"][keys.duplicated(["text", "benchmark"], keep="first")].tolist()
     if repeated:
         raise InputError(f"{len(repeated)} duplicate prompt(s), e.g. {_sample(repeated)}; keep each prompt once")
     alike = []
-    for split in ("train", "eval"):
+    for _, part in prompts[prompts["kind"] == "neutral"].groupby([prompts["split"], names], sort=False):
         taken = SimilarTexts()
-        for subject in _neutral_subjects(prompts, split):
+        for subject in part["subject"]:
             if (other := taken.find(subject)) is not None:
                 alike.append(f"{subject} ~ {other}")
             taken.add(subject)
@@ -171,7 +174,7 @@ def _check_duplicates(prompts: pd.DataFrame) -> None:
 
 def _check_neutral(prompts: pd.DataFrame, axes: Sequence[Axis]) -> None:
     faults = []
-    neutral = prompts[prompts["kind"] == "neutral"]
+    neutral = prompts[(prompts["kind"] == "neutral") | _is_subject(prompts)]
     for text, subject, template in zip(neutral["text"], neutral["subject"], neutral["template"], strict=True):
         words = identity_words_in(template.replace("{}", ""), axes) + identity_words_in(subject, axes)
         if words:
@@ -199,7 +202,13 @@ def _check_leakage(prompts: pd.DataFrame) -> None:
 
 
 def _neutral_subjects(prompts: pd.DataFrame, split: str) -> list[str]:
-    return prompts["subject"][(prompts["kind"] == "neutral") & (prompts["split"] == split)].tolist()
+    is_neutral = (prompts["kind"] == "neutral") | _is_subject(prompts)
+    return prompts["subject"][is_neutral & (prompts["split"] == split)].tolist()
+
+
+def _is_subject(prompts: pd.DataFrame) -> "pd.Series[bool]":
+    """Rows that identities are yet to be added to."""
+    return (prompts["kind"] == "specific") & prompts["parent_id"].isna()
 
 
 def _sample(values: list[str]) -> str:

@@ -9,7 +9,9 @@ import pandas as pd
 from popalign_core.config import PromptsConfig
 from popalign_core.ids import content_id
 
-PROMPT_COLUMNS = ("prompt_id", "text", "subject", "kind", "split", "identity", "parent_id", "template", "source")
+PROMPT_COLUMNS = (
+    "prompt_id", "text", "subject", "kind", "split", "identity", "parent_id", "template", "source", "benchmark",
+)  # fmt: skip
 
 _DETERMINER = re.compile(r"(?:a|an|the|some|two|three|four|several|many)\s+", re.IGNORECASE)
 # Spelling and sound part ways: "an hour", "a unicycle", "a one-man band", "a ukulele".
@@ -44,17 +46,27 @@ def write_prompts(config: PromptsConfig) -> pd.DataFrame:
 
 def neutral_or_generic_row(subject: str, kind: str, split: str, carrier: str, source: str) -> dict[str, Any]:
     """One row of `prompts` that names no identity."""
-    return _row(fill(carrier, subject), subject, kind, split, carrier, source)
+    return _row(fill(carrier, subject), subject, kind, split, carrier, source, kind)
 
 
-def verbatim_row(text: str, split: str) -> dict[str, Any]:
+def verbatim_row(text: str, split: str, benchmark: str = "generic") -> dict[str, Any]:
     """One row of `prompts` for a generic prompt that somebody else wrote, used as it is."""
-    return _row(text, text, "generic", split, "{}", "list")
+    return _row(text, text, "generic", split, "{}", "list", benchmark)
 
 
-def _row(text: str, subject: str, kind: str, split: str, carrier: str, source: str) -> dict[str, Any]:
+def benchmark_row(subject: str, kind: str, carrier: str, benchmark: str) -> dict[str, Any]:
+    """One row of `prompts` for a listed subject of a benchmark with a name of its own."""
+    return _row(fill(carrier, subject), subject, kind, "eval", carrier, "list", benchmark)
+
+
+def prompt_id(text: str, kind: str, split: str, benchmark: str) -> str:
+    """A prompt's id. What several benchmarks ask for is a prompt of each, with images of its own."""
+    return content_id("prompt", text, kind, split, *([] if benchmark == kind else [benchmark]))
+
+
+def _row(text: str, subject: str, kind: str, split: str, carrier: str, source: str, benchmark: str) -> dict[str, Any]:
     return {
-        "prompt_id": content_id("prompt", text, kind, split),
+        "prompt_id": prompt_id(text, kind, split, benchmark),
         "text": text,
         "subject": subject,
         "kind": kind,
@@ -63,6 +75,7 @@ def _row(text: str, subject: str, kind: str, split: str, carrier: str, source: s
         "parent_id": None,
         "template": carrier,
         "source": source,
+        "benchmark": benchmark,
     }
 
 

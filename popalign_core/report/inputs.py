@@ -1,7 +1,7 @@
 """What a report is made of."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,14 @@ from popalign_core.config import Axis
 from popalign_core.errors import InputError
 
 Pictures = NDArray[np.uint8]
+
+
+COST_COLUMNS = ("system", "what", "value", "unit")
+
+
+def empty(columns: Iterable[str]) -> pd.DataFrame:
+    """A table without rows."""
+    return pd.DataFrame(columns=list(columns))
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class ReportInputs:
         training_log: step, name, value; may be empty.
         drops: stage, reason, n of what the making of the training data left out; may be empty.
         reproducibility: What to print so that the run can be repeated: keys, versions, the command.
+        costs: system, what, value, unit: what both systems cost; may be empty.
         notes: Further sentences for the section on limits.
         confidence: Of the intervals in the tables.
     """
@@ -46,6 +55,7 @@ class ReportInputs:
     training_log: pd.DataFrame
     drops: pd.DataFrame
     reproducibility: Mapping[str, str]
+    costs: pd.DataFrame = field(default_factory=lambda: empty(COST_COLUMNS))
     notes: Sequence[str] = ()
     confidence: float = 0.95
 
@@ -64,9 +74,18 @@ def check_inputs(inputs: ReportInputs) -> None:
         raise InputError("the comparison is empty; make it with evaluation.metrics.compare_systems")
     for prompt, (before, after) in inputs.grids.items():
         for pictures in (before, after):
-            if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
-                raise InputError(
-                    f"grid {prompt!r} must be [n, H, W, 3] uint8, got {pictures.shape} {pictures.dtype}; convert it"
-                )
+            check_pictures(prompt, pictures)
         if len(before) != len(after):
             raise InputError(f"grid {prompt!r} has {len(before)} pictures before and {len(after)} after; pair them")
+
+
+def check_pictures(prompt: str, pictures: Pictures) -> None:
+    """Refuse pictures that are not `[n, H, W, 3]` uint8.
+
+    Raises:
+        InputError: Names the prompt and what was given.
+    """
+    if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
+        raise InputError(
+            f"grid {prompt!r} must be [n, H, W, 3] uint8, got {pictures.shape} {pictures.dtype}; convert it"
+        )

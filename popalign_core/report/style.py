@@ -23,12 +23,13 @@ small, .soft, figcaption span { color: var(--soft); }
 table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-numeric: tabular-nums; margin: 8px 0; }
 th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { font-size: .82rem; color: var(--soft); border-bottom: 2px solid var(--ink); overflow-wrap: anywhere;
-  min-width: 5.2em; }
+  min-width: 6em; }
 tbody th { font-weight: 400; overflow-wrap: anywhere; min-width: 10em; }
 tr.group th { font-weight: 700; padding-top: 18px; background: none; }
 td small { white-space: nowrap; }
 table.main td { white-space: nowrap; }
-table.main td small { display: block; line-height: 1.2; }
+table.main td small, table.glance td small { display: block; line-height: 1.3; white-space: normal; }
+ol.key { columns: 11em; font-size: .93rem; margin: 6px 0; }
 .mark { white-space: nowrap; font-weight: 600; }
 .mark i { font-style: normal; display: inline-block; width: 1.1em; }
 .mark.improved { color: var(--good); }
@@ -57,6 +58,22 @@ svg .line-3 { stroke: #c25e00; stroke-width: 2.2; stroke-dasharray: 2 3; }
 svg .dotted { stroke: #57606a; stroke-width: 1.2; stroke-dasharray: 1 3; }
 svg .thin { stroke: #9aa7b4; stroke-width: .8; }
 svg .thick { stroke: #0b5394; stroke-width: 2.2; }
+svg .full { fill: var(--ink); stroke: #fff; stroke-width: 1; }
+svg .hollow { fill: #fff; stroke: var(--ink); stroke-width: 1.6; }
+svg .ring { fill: none; stroke: #0b5394; stroke-width: 1.1; }
+svg .mean { stroke: #000; stroke-width: 3; }
+svg .join { stroke: #57606a; stroke-width: 1.6; }
+svg polyline.front { stroke: #57606a; stroke-width: 1.4; stroke-dasharray: 5 3; }
+ul.notes { list-style: none; margin: 2px 0 12px; padding: 0; font-size: .85rem; color: var(--soft); }
+p.warning { margin: 12px 0; padding: 8px 14px; border: 3px dashed var(--ink); }
+article.systems { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(310px, 100%), 1fr));
+  gap: 8px 28px; }
+article.systems h3 { grid-column: 1 / -1; margin-bottom: 0; }
+article.systems figure { margin: 0; }
+article.systems figcaption { font-size: .85rem; overflow-wrap: anywhere; }
+.strip { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 3px; }
+.strip img { display: block; width: 100%; height: auto; background: var(--wash); }
+.strip img.small { image-rendering: pixelated; }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: 12px 28px; }
 .sides figure { margin: 0; padding: 8px 10px 10px; border: 2px solid #0b5394; border-radius: 6px; }
 .sides figure.before { border: 2px dashed #c25e00; }
@@ -80,17 +97,18 @@ footer { color: var(--soft); font-size: .85rem; padding-top: 24px; padding-botto
   th, td { border: 0; padding: 1px 0; }
   tbody th { font-weight: 600; }
   tr.group { border-bottom: 2px solid var(--ink); padding-top: 16px; }
-  td, table.main td { display: flex; align-items: baseline; gap: 10px; white-space: normal; }
+  td, table.main td { display: flow-root; padding-left: 8.2em; white-space: normal; }
   td.none { display: none !important; }
-  td::before { content: attr(data-label); flex: 0 0 7.4em; color: var(--soft); overflow-wrap: anywhere; }
-  table.main td small { display: inline; }
+  td::before { content: attr(data-label); float: left; width: 7.6em; margin-left: -8.2em; color: var(--soft);
+    overflow-wrap: anywhere; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: 8px; }
 }
 @media print {
   @page { margin: 14mm; }
   body { font-size: 10.5pt; }
-  h2 { break-after: avoid; }
+  h2, h3, summary, figcaption { break-after: avoid; }
+  details.screen { display: none; }
   .verdict, tr, .pair, figure, dl { break-inside: avoid; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   details::details-content { content-visibility: visible; height: auto; }

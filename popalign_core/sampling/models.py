@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -301,7 +302,13 @@ def _read_json(source: Path | str, revision: str | None, name: str) -> dict[str,
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of a file's bytes."""
+    """sha256 of a file's bytes; in one process a file that has not changed is read once, however many keys need it."""
+    status = path.stat()
+    return _hash_content(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _hash_content(path: Path, size: int, mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

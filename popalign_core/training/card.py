@@ -39,8 +39,8 @@ def model_card(
         f"---\nlibrary_name: diffusers\npipeline_tag: text-to-image\nbase_model: {config.model.name}\n"
         "tags: [popalign, fairness, preference-optimisation]\n---\n",
         f"# {config.model.name}, trained by PopAlign\n",
-        f"Base model: {_base(config.model)}. Objective: `{training.objective}` ({what}), {training.n_steps} steps of "
-        f"{training.n_pairs} pairs.\n",
+        f"Base model: {_base(config.model)}{_start(keys)}. Objective: `{training.objective}` ({what}), "
+        f"{training.n_steps} steps of {training.n_pairs} pairs.\n",
         _target(config) if is_population else "The preferences are pairs of pictures made elsewhere.\n",
         "## Measured\n",
         _measured(metrics),
@@ -64,10 +64,14 @@ def _base(model: ModelConfig) -> str:
     return " ".join(parts)
 
 
+def _start(keys: Mapping[str, str]) -> str:
+    return f", from where the training `{keys['start']}` left it" if "start" in keys else ""
+
+
 def _target(config: PipelineConfig) -> str:
     rows = [
         [axis.name, name, f"{share:.3g}"]
-        for axis in config.axes
+        for axis in config.identity_axes
         for name, share in zip(axis.classes, axis.shares(), strict=True)
     ]
     about = "What was to change is the mixture of people under prompts that name no identity.\n"
@@ -89,6 +93,8 @@ def _measured(metrics: Sequence[Mapping[Any, Any]]) -> str:
 
 def _cell(row: Mapping[Any, Any]) -> str:
     low, high = row["ci_low"], row["ci_high"]
+    if row["value"] is None or row["value"] != row["value"]:
+        return "not measured"
     interval = f" [{low:.3f}, {high:.3f}]" if low == low and low is not None else ""
     return f"{row['value']:.3f}{interval}"
 

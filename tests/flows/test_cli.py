@@ -48,8 +48,8 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     def read_table(self: Store, ref: ArtifactRef, name: str) -> pd.DataFrame:
-        system = "aligned - base" if name == "comparison" else ref.key.split("-")[1]
-        value = {"base": 0.42, "aligned": 0.11, "aligned - base": -0.31}[system]
+        system = "aligned" if name == "comparison" else ref.key.split("-")[1]
+        value = -0.31 if name == "comparison" else {"base": 0.42, "aligned": 0.11}[system]
         row = {"system": system, "benchmark": "neutral", "metric": "discrepancy_pooled", "axis": "gender"}
         bounds = {"value": value, "ci_low": value - 0.05, "ci_high": value + 0.05, "n": 60, "floor": 0.03}
         return pd.DataFrame([row | bounds])

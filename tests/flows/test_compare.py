@@ -9,11 +9,13 @@ from picture_files import write_csv
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.comparison import compare_systems, line_up
 from flows.graph import call_directly
-from flows.runs import compare_systems, import_pictures
+from flows.runs import import_pictures
 from flows.tables import systems_lines
 from popalign_core.config import PipelineConfig, RuntimeConfig, SystemConfig
 from popalign_core.errors import ConfigError, InputError
+from tasks.comparison import TABLES
 from tasks.stage import open_store
 
 NAMES = ["base", "cads", "aligned+cads", "elsewhere"]
@@ -41,7 +43,9 @@ def test_every_kind_of_system_is_measured_once(config: PipelineConfig, tiny_runt
         calls.append(step.node)
         return direct(step, arguments)
 
-    metrics = compare_systems(NAMES, config, tiny_runtime, "four", call=call)
+    ref = compare_systems(NAMES, config, tiny_runtime, "four", call=call)
+    store = open_store(tiny_runtime)
+    metrics = store.read_table(ref, "metrics")
     assert list(metrics["system"].unique()) == NAMES
     pooled = metrics[metrics["metric"] == "discrepancy_pooled"].set_index("system")
     assert pooled.loc["elsewhere", "n"] <= 8 < 12 == pooled.loc["base", "n"] + metrics_dropped(metrics, "base")
@@ -51,21 +55,27 @@ def test_every_kind_of_system_is_measured_once(config: PipelineConfig, tiny_runt
         "sample-eval:cads",
         "sample-eval:aligned+cads",
     ]
-    store = open_store(tiny_runtime)
     folder = Path(tiny_runtime.root) / "runs" / "four"
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "metrics.json",
-        "metrics.parquet",
-        "reserved.json",
-        "run.json",
-    ]
+    tables = {f"{table}.{form}" for table in TABLES for form in ("csv", "json", "parquet")}
+    written = {*tables, "report.html", "card.md", "reserved.json", "run.json"}
+    assert {path.name for path in folder.iterdir()} == written
+    differences = store.read_table(ref, "comparison")
+    assert set(differences["reference"]) == {"base"}
+    tested = differences[differences["metric"] == "discrepancy_pooled"].set_index("system")
+    assert 0 < tested.loc["cads", "p_value"] <= tested.loc["cads", "p_adjusted"] <= 1
+    assert "not tested" in tested.loc["elsewhere", "note"]
+    wins = store.read_table(ref, "wins").set_index(["system", "benchmark"])
+    assert set(wins.loc[("cads", "neutral"), "n"]) == {12}
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in NAMES)
+    assert "elsewhere, picture" not in page  # its pictures have no seed in common with the others'
     # nothing of it is garbage, and a second time everything is a hit
     before = set(store.list_artifacts())
     store.collect_garbage(dry_run=False)
     assert set(store.list_artifacts()) == before
-    again = compare_systems(NAMES, config, tiny_runtime, "four", call=direct)
-    assert again.equals(metrics)
+    assert compare_systems(NAMES, config, tiny_runtime, "four", call=direct) == ref
     assert set(store.list_artifacts()) == before
+    assert all(node.is_hit for node in line_up(NAMES, config, tiny_runtime).plan(tiny_runtime))
 
 
 def metrics_dropped(metrics: Any, system: str) -> int:
@@ -74,8 +84,57 @@ def metrics_dropped(metrics: Any, system: str) -> int:
     return round(row["value"] * row["n"])
 
 
+def test_trained_systems_share_the_preference_data_and_one_starts_where_another_ended(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    names = ["base", "aligned", "popalign", "sft", "dpo+popalign"]
+    lined = line_up(names, tiny_config, tiny_runtime, n_seeds=2, scale=0.5)
+    steps = {step.node: step for step in lined.steps}
+    # the pipeline's own training is popalign already; dpo is trained for its successor alone
+    assert [node for node in steps if node.startswith(("sample", "train")) and "eval" not in node] == [
+        *("sample", "train", "train:sft", "train:dpo", "train:dpo+popalign"),
+        *("train:aligned@1", "train:sft@1", "train:dpo@1", "train:dpo+popalign@1"),
+    ]
+    assert steps["train:dpo+popalign@1"].inputs["start"] == "train:dpo@1"
+    assert steps["comparison"].inputs["sample:popalign@1"] == "sample-eval:aligned@1"
+    assert steps["comparison"].inputs["calibration"] == "calibration"
+    ref = lined.run(tiny_runtime, call_directly())["comparison"]
+    store = open_store(tiny_runtime)
+    refs = lined.references(tiny_runtime)
+    first, second = (
+        (store.localize(refs[node], "model") / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+        for node in ("train:dpo", "train:dpo+popalign")
+    )
+    assert first != second
+    assert f"from where the training `{refs['train:dpo'].key}` left it" in (
+        store.localize(refs["train:dpo+popalign"], "model") / "README.md"
+    ).read_text(encoding="utf-8")
+    costs = store.read_table(ref, "costs").set_index(["system", "what"])["value"]
+    # two replicates of 2 prompts with 3 neutral and 2 x 2 specific images, and 2 things with 1; 4 steps a training
+    assert costs["base"].to_dict() == {"images drawn": 2 * 16, "denoiser steps": 2 * 16 * 2}
+    assert (costs["sft", "training"], costs["dpo+popalign", "training"]) == (2 * 4, 2 * 8)
+
+
+def test_what_a_system_changes_of_its_preferences_is_drawn_for_it_alone(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    systems = {
+        "larger": SystemConfig(training={}, preferences={"set_size": 3}),
+        "more": SystemConfig(training={}, preferences={"n_neutral": 8}),
+    }
+    lined = line_up(["larger", "more"], tiny_config.model_copy(update={"systems": systems}), tiny_runtime)
+    nodes = [step.node for step in lined.steps]
+    assert [node for node in nodes if node.startswith(("sample:", "preferences"))] == [
+        "preferences:larger",
+        "sample:more",
+        "preferences:more",
+    ]
+    assert "train" not in nodes
+
+
 def test_the_table_has_a_line_a_system_with_its_interval(config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
-    metrics = compare_systems(["base", "elsewhere"], config, tiny_runtime, "two", call=call_directly())
+    ref = compare_systems(["base", "elsewhere"], config, tiny_runtime, "two", call=call_directly())
+    metrics = open_store(tiny_runtime).read_table(ref, "metrics")
     lines = systems_lines(metrics.to_dict("records"), ["base", "elsewhere"])
     row = metrics[(metrics["metric"] == "discrepancy_pooled") & (metrics["system"] == "base")].iloc[0]
     assert lines[0].startswith("pooled discrepancy, gender (floor 0.")
@@ -89,6 +148,10 @@ def test_mistakes_are_found_before_anything_is_run(config: PipelineConfig, tiny_
     def no_call(step: Any, arguments: Any) -> Any:
         raise AssertionError(f"{step.node} was run")
 
+    with pytest.raises(ConfigError, match=r"scale is 1\.5; give a share of the evaluation images, above 0 and up to 1"):
+        compare_systems(["cads"], config, tiny_runtime, "x", call=no_call, scale=1.5)
+    with pytest.raises(ConfigError, match="0 seeds are too few"):
+        compare_systems(["cads"], config, tiny_runtime, "x", call=no_call, n_seeds=0)
     with pytest.raises(ConfigError, match="no system 'cad'; choose from base, aligned"):
         compare_systems(["base", "cad"], config, tiny_runtime, "x", call=no_call)
     with pytest.raises(ConfigError, match="systems base, base: one is there twice"):
@@ -102,6 +165,15 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["compare", "identity-injection", "--preset", "smoke", "--root", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert "pooled discrepancy, gender (floor" in result.stdout
-    assert f"Metrics: {tmp_path}/runs/smoke-comparison/metrics.parquet" in result.stdout
+    assert "  base                0." in result.stdout  # what a single system is compared with
+    assert f"{tmp_path}/runs/smoke-comparison/" in result.stdout
+    command = ["compare", "base", "cads", "--seeds", "2", "--scale", "0.5", "--plan", "--preset", "smoke"]
+    planned = CliRunner().invoke(app, [*command, "--root", str(tmp_path)])
+    assert [line.split()[:2] for line in planned.stdout.splitlines() if line.startswith("sample")] == [
+        ["sample-eval:base", "miss"],
+        ["sample-eval:cads", "miss"],
+        ["sample-eval:base@1", "miss"],
+        ["sample-eval:cads@1", "miss"],
+    ]
     unknown = CliRunner().invoke(app, ["compare", "dall-e", "--preset", "smoke", "--root", str(tmp_path)])
     assert (unknown.exit_code, "there is no system 'dall-e'" in unknown.stderr) == (2, True)

@@ -2,16 +2,19 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from flows.graph import PIPELINE, call_directly, needed_for, plan, run_steps
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from flows.graph import PIPELINE, call_directly, merge_equal, needed_for, plan, run_steps
+from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
 from popalign_core.errors import ConfigError
+from tasks.sample import list_images, n_images
+from tasks.stage import open_store
 
 NODES = [
-    *("prompts", "identities", "sample", "attributes", "preferences", "train"),
+    *("prompts", "identities", "sample", "attributes", "calibration", "preferences", "train"),
     *("sample-eval:base", "attributes-eval:base", "scores:base", "evaluate:base"),
     *("sample-eval:aligned", "attributes-eval:aligned", "scores:aligned", "evaluate:aligned"),
     "report",
@@ -49,16 +52,61 @@ def test_prompts_of_lists_are_counted_too(
     assert images[1] - images[0] == 40 * (counts.n_neutral + 2 * counts.n_specific) + 3 * counts.n_generic
 
 
+def test_images_of_benchmarks_are_counted_too(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
+    benchmarks = {
+        "descriptor": {"n_images": 2},
+        "asked": {"list": "ages", "kind": "specific", "n_prompts": 5},
+        "as-is": {"list": "couples", "kind": "generic", "n_images": 1},
+    }
+    document = tiny_config.model_dump(exclude_none=True)
+    document["prompts"]["benchmarks"] = benchmarks
+    more = PipelineConfig.model_validate(document)
+    images = [{node.node: node.n_images for node in plan(config, tiny_runtime)} for config in (tiny_config, more)]
+    named = 40 * 2 + 5 * 2 * tiny_config.evaluation.n_specific
+    assert images[1]["sample"] == images[0]["sample"]
+    assert images[1]["sample-eval:base"] - images[0]["sample-eval:base"] == named + 40
+    assert images[1]["attributes-eval:base"] - images[0]["attributes-eval:base"] == named
+    refs = run_steps(needed_for("benchmarks"), more, tiny_runtime, call_directly())
+    prompts = open_store(tiny_runtime).read_table(refs["benchmarks"], "prompts")
+    drawn = list_images(prompts[prompts["split"] == "eval"], n_images(more, "evaluation"), "key", more.sampling)
+    assert len(drawn) == images[1]["sample-eval:base"]
+
+
+def test_another_benchmark_changes_nothing_that_is_trained(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    """Nor does an axis that is measured there alone."""
+    document = tiny_config.model_dump(exclude_none=True)
+    document["axes"] = [*document["axes"], "age"]
+    document["prompts"]["benchmarks"] = {"age": {}}
+    more = PipelineConfig.model_validate(document)
+    refs = [{node.node: node.ref for node in plan(config, tiny_runtime)} for config in (tiny_config, more)]
+    assert "benchmarks" not in refs[0]
+    assert refs[1]["benchmarks"].stage == "benchmarks"
+    trained = ("prompts", "identities", "sample", "attributes", "calibration", "preferences", "train")
+    assert all(refs[0][node] == refs[1][node] for node in trained)
+    assert all(refs[0][node] != refs[1][node] for node in refs[0] if node not in trained)
+
+
 def test_planned_keys_are_the_ones_a_run_publishes(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     planned = {node.node: node.ref for node in plan(tiny_config, tiny_runtime)}
     refs = run_steps(needed_for("preferences"), tiny_config, tiny_runtime, call_directly())
-    assert refs == {node: planned[node] for node in NODES[:5]}
-    assert [node.is_hit for node in plan(tiny_config, tiny_runtime)] == [True] * 5 + [False] * 10
+    made = ["prompts", "identities", "sample", "attributes", "preferences"]
+    assert refs == {node: planned[node] for node in made}
+    assert [node.node for node in plan(tiny_config, tiny_runtime) if node.is_hit] == made
 
 
 def test_a_node_brings_what_it_needs_and_nothing_else() -> None:
-    assert [step.node for step in needed_for("evaluate:base")] == ["prompts", "identities", *NODES[6:10]]
-    assert [step.node for step in needed_for("report")] == NODES
+    calibrated = ["prompts", "identities", "benchmarks", "sample", "attributes", "calibration"]
+    assert [step.node for step in needed_for("evaluate:base")] == [*calibrated, *NODES[7:11]]
+    assert [step.node for step in needed_for("scores:base")] == [
+        "prompts",
+        "identities",
+        "benchmarks",
+        "sample-eval:base",
+        "scores:base",
+    ]
+    assert [step.node for step in needed_for("report") if step.node != "benchmarks"] == NODES
 
 
 def test_an_unknown_node_is_an_error_that_lists_the_known() -> None:
@@ -70,11 +118,26 @@ def test_the_base_and_the_aligned_model_are_measured_alike() -> None:
     by_node = {step.node: step for step in PIPELINE}
     for part in ("attributes-eval", "scores", "evaluate"):
         assert by_node[f"{part}:base"].run is by_node[f"{part}:aligned"].run
-    assert dict(by_node["sample-eval:aligned"].inputs) == {"prompts": "identities", "model": "train"}
+    assert dict(by_node["sample-eval:aligned"].inputs) == {"prompts": "benchmarks", "model": "train"}
+
+
+def test_steps_of_equal_outcome_become_one(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
+    first = [step for step in PIPELINE[:4] if step.node != "benchmarks"]
+    again = [
+        replace(step, node=f"{step.node}:again", inputs={part: f"{node}:again" for part, node in step.inputs.items()})
+        for step in first
+    ]
+    other = tiny_config.model_copy(update={"sampling": SamplingConfig(n_steps=3)})
+    steps = (*first, *again, replace(again[2], node="other", config=other), replace(PIPELINE[4], node="read"))
+    merged = merge_equal(steps, tiny_config, tiny_runtime)
+    assert [step.node for step in merged] == ["prompts", "identities", "sample", "other", "read"]
+    assert dict(merged[3].inputs) == {"prompts": "identities"}
+    assert plan(tiny_config, tiny_runtime, merged)[2].ref != plan(tiny_config, tiny_runtime, merged)[3].ref
 
 
 def test_planning_and_hits_import_neither_torch_nor_prefect() -> None:
     heavy = ("torch", "prefect", "diffusers")
-    code = f"import sys, flows.runs, flows.checkpoints; print([name for name in {heavy} if name in sys.modules])"
+    flows = "flows.runs, flows.checkpoints, flows.comparison"
+    code = f"import sys, {flows}; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

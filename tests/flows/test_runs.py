@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows.graph import call_directly, plan
+from flows.graph import PIPELINE, call_directly, plan
 from flows.runs import run_pipeline, run_stage
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import StoreError
@@ -25,10 +25,14 @@ def test_a_run_ends_with_its_folder_and_the_next_is_all_hits(
     assert len(rows) == len(pd.read_parquet(folder / "metrics.parquet"))
     assert (folder / "model" / "model_index.json").is_file()
     page = (folder / "report.html").read_text()
+    assert (folder / "report.md").read_text().startswith("## PopAlign report")
+    assert "popalign run --config FILE" in page
+    assert "denoiser steps (steps)" in page
     assert "a photo of a judge" in page
     assert page.count("data:image/png") == 2 * (2 * 6 + 3 * 3 + 2 * 2)
     comparison = open_store(tiny_runtime).read_table(refs["report"], "comparison")
-    assert set(comparison["system"]) == {"aligned - base"}
+    assert set(comparison["system"]) == {"aligned"}
+    assert set(comparison["reference"]) == {"base"}
     recorded = json.loads((folder / "run.json").read_text())["artifacts"]
     assert sorted(map(tuple, recorded)) == sorted({(ref.stage, ref.key) for ref in refs.values()})
     assert seen[-1][0] == "report"
@@ -78,7 +82,7 @@ def test_force_replaces_a_damaged_artifact(tiny_config: PipelineConfig, tiny_run
     assert len(open_store(tiny_runtime).read_table(second, "prompts")) > 0
 
 
-def test_the_calibration_is_a_stage_that_the_pipeline_does_without(
+def test_the_calibration_is_made_of_the_training_images_and_corrects_both_systems(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     ref = run_stage("calibration", tiny_config, tiny_runtime, call=call_directly())
@@ -86,4 +90,6 @@ def test_the_calibration_is_a_stage_that_the_pipeline_does_without(
     assert set(table["axis"]) == {"gender"}
     # of 2 prompts, 2 classes and 6 images each, those with a readable face: the shares of each true class sum to 1
     assert table.groupby("true_class")["share"].sum().round(9).to_dict() == {"female": 1.0, "male": 1.0}
-    assert "calibration" not in {node.node for node in plan(tiny_config, tiny_runtime)}
+    inputs = {step.node: dict(step.inputs) for step in PIPELINE}
+    for system in ("base", "aligned"):
+        assert inputs[f"evaluate:{system}"]["calibration"] == "calibration"

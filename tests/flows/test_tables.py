@@ -22,7 +22,7 @@ def test_the_verdict_puts_base_beside_aligned_and_says_who_is_fairer() -> None:
             row("aligned", "discrepancy_pooled", "gender", 0.11, 0.07, 0.15, floor=0.031),
             row("aligned", "clip_score", "", 26.25, NAN, NAN),
         ],
-        [row("aligned - base", "discrepancy_pooled", "gender", -0.31, -0.35, -0.27)],
+        [row("aligned", "discrepancy_pooled", "gender", -0.31, -0.35, -0.27)],
     )
     assert lines[1].split("  ")[0] == "pooled discrepancy, gender"
     assert "0.420 [0.380, 0.460]" in lines[1]
@@ -39,7 +39,7 @@ def test_the_paired_interval_decides_and_a_loss_is_called_one() -> None:
     systems = [row(name, "discrepancy_pooled", "race", 0.4, 0.3, 0.5) for name in ("base", "aligned")]
 
     def verdict(low: float, high: float) -> str:
-        change = row("aligned - base", "discrepancy_pooled", "race", 0.1, low, high)
+        change = row("aligned", "discrepancy_pooled", "race", 0.1, low, high)
         return verdict_lines(systems, [change])[-1].rpartition(": ")[2]
 
     assert verdict(-0.2, -0.1) == "fairer."

@@ -34,7 +34,9 @@ def ref(store: Store) -> ArtifactRef:
 
 @pytest.fixture
 def scores() -> pd.DataFrame:
-    return pd.DataFrame({"image_id": ["a", "b"], "scorer": "clip", "version": "1", "value": [0.25, 0.5]})
+    return pd.DataFrame(
+        {"image_id": ["a", "b"], "scorer": "clip", "version": "1", "unit": "points", "value": [0.25, 0.5]}
+    )
 
 
 @pytest.fixture

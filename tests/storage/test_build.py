@@ -31,7 +31,8 @@ with store.build(ref, payload) as build:
             continue
         with open(log, "a") as file:
             file.write(f"{shard}\\n")
-        frame = pd.DataFrame({"image_id": [f"i{shard}"], "scorer": "clip", "version": "1", "value": [float(shard)]})
+        who = {"scorer": "clip", "version": "1", "unit": "points"}
+        frame = pd.DataFrame({"image_id": [f"i{shard}"]} | who | {"value": [float(shard)]})
         build.write_table("scores", frame, shard=shard)
         if mode == "kill-between" and shard == 2:
             os.kill(os.getpid(), signal.SIGKILL)  # written, not marked

@@ -20,9 +20,9 @@ def small_disk(make_disk: Callable[[str], Path]) -> Path:
 def large() -> pd.DataFrame:
     """A table of about a megabyte: hex digits of numbers do not compress to nothing."""
     ids = [f"{index * 2654435761 % 2**64:016x}" for index in range(60_000)]
-    return pd.DataFrame({"image_id": ids, "scorer": "clip", "version": "1", "value": range(60_000)}).astype(
-        {"value": float}
-    )
+    return pd.DataFrame(
+        {"image_id": ids, "scorer": "clip", "version": "1", "unit": "points", "value": range(60_000)}
+    ).astype({"value": float})
 
 
 def fill(store: Store, ref: ArtifactRef, payload: dict[str, Any], shards: list[pd.DataFrame]) -> list[bool]:
@@ -87,7 +87,7 @@ store = Store(sys.argv[1])
 payload = {"stage": "scores", "version": "1", "config": {"scorer": "clip"}, "inputs": {}}
 ref = ArtifactRef("scores", store.key(**payload))
 ids = [f"{index * 2654435761 % 2**64:016x}" for index in range(60_000)]
-frame = pd.DataFrame({"image_id": ids, "scorer": "clip", "version": "1", "value": 0.5})
+frame = pd.DataFrame({"image_id": ids, "scorer": "clip", "version": "1", "unit": "points", "value": 0.5})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     with store.build(ref, payload) as build:

@@ -22,11 +22,12 @@ ROWS: dict[str, list[dict[str, Any]]] = {
                 "split": "train",
             },
             **{"identity": {}, "parent_id": None, "template": "a photo of {}", "source": "grammar"},
+            "benchmark": "neutral",
         },
         {
             **{"prompt_id": "q", "text": "a photo of a female doctor", "subject": "doctor", "kind": "specific"},
             **{"split": "train", "identity": {"race": "black", "gender": "female"}, "parent_id": "p"},
-            **{"template": "a photo of {}", "source": "grammar"},
+            **{"template": "a photo of {}", "source": "grammar", "benchmark": "couples"},
         },
     ],
     "images": [
@@ -52,7 +53,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         }
     ],
     "retained": [{"image_id": "i", "prompt_id": "q", "kind": "specific"}],
-    "scores": [{"image_id": "i", "scorer": "clip", "version": "1", "value": 31.25}],
+    "scores": [{"image_id": "i", "scorer": "clip", "version": "1", "unit": "100 x cosine", "value": 31.25}],
+    "unmeasured": [{"metric": "pick_score", "reason": "not measured: there is nothing at PickScore_v1"}],
     "metrics": [
         {
             **{
@@ -62,10 +64,16 @@ ROWS: dict[str, list[dict[str, Any]]] = {
                 "axis": "gender",
                 "value": 0.5,
             },
-            **{"ci_low": None, "ci_high": None, "n": 10, "floor": 0.25, "scorer": "portraits@1"},
+            **{"ci_low": None, "ci_high": None, "n": 10, "floor": 0.25, "scorer": "portraits@1", "note": ""},
         }
     ],
     "training_log": [{"step": 0, "name": "loss", "value": 0.5}],
+    "wins": [
+        {
+            **{"system": "aligned", "reference": "base", "benchmark": "generic", "scorer": "hps", "version": "v2.1"},
+            **{"n": 4, "n_wins": 2, "n_ties": 1, "win_rate": 0.625, "ci_low": None, "ci_high": None, "p_value": 0.5},
+        }
+    ],
     "drops": [{"stage": "attributes", "reason": "no_face", "n": 3}],
     "rejected": [{"text": "a waitress", "reason": "identity"}],
     "agreement": [{"axis": "gender", "n_agreed": 9, "n_disagreed": 1}],
@@ -76,7 +84,29 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         }
     ],
 }
-ROWS["comparison"] = ROWS["metrics"]
+ROWS["comparison"] = [
+    {**ROWS["metrics"][0], "reference": "cads", "value": -0.25, "floor": None, "p_value": 0.5, "p_adjusted": None}
+]
+ROWS["per_prompt"] = [
+    {
+        **{"system": "base", "prompt_id": "p", "text": "a photo of a doctor", "axis": "gender", "n": 0, "n_images": 3},
+        **{"discrepancy": None, "floor": None, "leading": "male", "leading_share": 0.0},
+    }
+]
+ROWS["points"] = [
+    {
+        **{"parameter": "training.beta", "value": "20", "order": 1, "system": "aligned", "benchmark": "neutral"},
+        **{"metric": "discrepancy_pooled", "axis": "gender", "estimate": None, "ci_low": None, "ci_high": None},
+        **{"floor": None, "note": "not measured: diverged"},
+    }
+]
+ROWS["front"] = [
+    {
+        **{"parameter": "training.beta", "system": "aligned", "value": "20"},
+        **{"dominated_by_system": "aligned", "dominated_by_value": "10"},
+    }
+]
+ROWS["costs"] = [{"system": "base", "what": "training", "value": 250.0, "unit": "steps"}]
 
 
 def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -106,7 +136,7 @@ def test_equal_rows_are_equal_bytes() -> None:
 def test_no_pandas_metadata_and_no_time_are_in_a_table() -> None:
     metadata = pq.read_metadata(io.BytesIO(encode("scores", pd.DataFrame(ROWS["scores"])))).metadata
     assert set(metadata) == {b"popalign.table", b"popalign.schema_version", b"ARROW:schema"}
-    assert metadata[VERSION_KEY] == b"1"
+    assert metadata[VERSION_KEY] == b"2"
     assert b"pandas" not in encode("scores", pd.DataFrame(ROWS["scores"]))
 
 
@@ -154,13 +184,13 @@ def rewritten(data: bytes, change: Any) -> bytes:
     ("change", "message"),
     [
         (
-            lambda table: table.replace_schema_metadata({**table.schema.metadata, VERSION_KEY: b"2"}),
-            r"old\.parquet: table 'scores' has schema version 2, this program reads version 1; .*--force",
+            lambda table: table.replace_schema_metadata({**table.schema.metadata, VERSION_KEY: b"1"}),
+            r"old\.parquet: table 'scores' has schema version 1, this program reads version 2; .*--force",
         ),
         (lambda table: table.replace_schema_metadata({}), r"old\.parquet is not a table 'scores' .*it says None"),
         (
             lambda table: table.drop_columns("value"),
-            r"old\.parquet: table 'scores' has not the columns of schema version 1",
+            r"old\.parquet: table 'scores' has not the columns of schema version 2",
         ),
     ],
 )
@@ -168,6 +198,24 @@ def test_another_schema_says_so(change: Any, message: str) -> None:
     data = rewritten(encode("scores", pd.DataFrame(ROWS["scores"])), change)
     with pytest.raises(StoreError, match=message):
         decode("scores", data, "old.parquet")
+
+
+def test_prompts_of_before_there_were_benchmarks_are_read() -> None:
+    """Their artifacts keep their keys, so they must be read."""
+
+    def aged(table: pa.Table) -> pa.Table:
+        return table.drop_columns("benchmark").replace_schema_metadata({**table.schema.metadata, VERSION_KEY: b"1"})
+
+    data = rewritten(encode("prompts", pd.DataFrame(ROWS["prompts"])), aged)
+    frame = to_frame([decode("prompts", data, "old.parquet")])
+    assert list(frame) == SCHEMAS["prompts"].names
+    assert frame["benchmark"].isna().all()
+    assert frame["text"].tolist() == [row["text"] for row in ROWS["prompts"]]
+    assert decode("prompts", data, "old.parquet", ["text"]).column_names == ["text"]
+    assert decode("prompts", data, "old.parquet", ["kind", "benchmark"]).column_names == ["kind", "benchmark"]
+    untrue = rewritten(data, lambda table: table.replace_schema_metadata({**table.schema.metadata, VERSION_KEY: b"2"}))
+    with pytest.raises(StoreError, match="has not the columns of schema version 2"):
+        decode("prompts", untrue, "old.parquet")
 
 
 def test_another_table_says_so() -> None:

@@ -56,7 +56,7 @@ def test_nothing_is_published_before_the_block_ends(
 def test_the_manifest_describes_the_artifact(store: Store, published: ArtifactRef, payload: dict[str, Any]) -> None:
     manifest = store.manifest(published)
     assert (manifest.stage, manifest.key, manifest.payload) == (published.stage, published.key, payload)
-    assert (manifest.rows, manifest.schemas, manifest.counts) == ({"scores": 4}, {"scores": 1}, {"images": 4})
+    assert (manifest.rows, manifest.schemas, manifest.counts) == ({"scores": 4}, {"scores": 2}, {"images": 4})
     assert sorted(manifest.files) == [
         *("model/weights.bin", "notes.txt", "scores-00000.parquet", "scores-00001.parquet"),
     ]

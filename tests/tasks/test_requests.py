@@ -121,3 +121,10 @@ def test_where_the_language_model_answers_does_not_matter() -> None:
     here, there, warmer = asking("http://a/v1", 1.0), asking("http://b/v1", 1.0), asking("http://a/v1", 1.5)
     assert prompts.request(here) == prompts.request(there)
     assert prompts.request(here) != prompts.request(warmer)
+
+
+def test_a_start_enters_the_key_of_a_training_and_its_absence_does_not(tiny_config: PipelineConfig) -> None:
+    plain = train.request(tiny_config, preferences=A, sample=S, prompts=P)
+    assert plain.inputs == {"preferences": "attributes-key", "sample": "sample-key", "prompts": "identities-key"}
+    begun = train.request(tiny_config, preferences=A, sample=S, prompts=P, start=ArtifactRef("train", "train-key"))
+    assert begun.inputs == plain.inputs | {"start": "train-key"}

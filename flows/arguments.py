@@ -1,0 +1,16 @@
+"""The options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Preset = Annotated[str | None, typer.Option(help="A named configuration; 'portraits' when nothing is given.")]
+Config = Annotated[Path | None, typer.Option(help="A TOML file; see README.md for an example.")]
+Root = Annotated[str | None, typer.Option(help="Store: a folder or any fsspec URL; 'artifacts' when not given.")]
+Name = Annotated[str | None, typer.Option(help="Folder under runs/; the preset's or the file's name when not given.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Lay a value over the configuration; repeat at will."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Make a new version although there is one; the old one stays.")]

@@ -1,0 +1,188 @@
+"""Systems side by side: the steps that measure them on the same prompts and seeds, and the run that does it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from flows.graph import (
+    PROMPT_STEPS,
+    TRAINING_STEPS,
+    Call,
+    PlannedNode,
+    Step,
+    merge_equal,
+    needed_for,
+    plan,
+    references,
+    run_steps,
+    statistics_steps,
+)
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.errors import ConfigError
+from popalign_core.systems import (
+    BASE,
+    configure_replicate,
+    configure_system,
+    configure_training,
+    find_system,
+    starts,
+)
+from storage.store import ArtifactRef
+from tasks import comparison
+from tasks.pictures import find_imported
+from tasks.publish import check_training_name, publish_comparison, reserve_run
+from tasks.stage import open_store
+
+NODE = comparison.STAGE
+_PARTS = {"sample": "sample-eval", "attributes": "attributes-eval", "scores": "scores"}
+"""Part of a system's statistics -> the node that makes it."""
+
+
+@dataclass(frozen=True)
+class LineUp:
+    """All that comparing some systems takes.
+
+    Attributes:
+        systems: Their names, the reference first.
+        config: The run's, at the scale asked for.
+        steps: What is to be done; steps of equal outcome are one. The last is the comparison.
+        given: Imported images.
+    """
+
+    systems: tuple[str, ...]
+    config: PipelineConfig
+    steps: tuple[Step, ...]
+    given: Mapping[str, ArtifactRef]
+
+    def references(self, runtime: RuntimeConfig) -> dict[str, ArtifactRef]:
+        """Each node's artifact, there or not."""
+        found = references(self.config, runtime, self.steps, self.given)
+        return {**self.given, **{step.node: ref for step, ref in found}}
+
+    def plan(self, runtime: RuntimeConfig) -> list[PlannedNode]:
+        """Each node's key, hit or miss and work."""
+        return plan(self.config, runtime, self.steps, self.given)
+
+    def run(self, runtime: RuntimeConfig, call: Call) -> dict[str, ArtifactRef]:
+        """Each node's artifact, made where it is missing."""
+        return run_steps(self.steps, self.config, runtime, call, self.given)
+
+
+def line_up(
+    names: Sequence[str], config: PipelineConfig, runtime: RuntimeConfig, *, n_seeds: int = 1, scale: float = 1.0
+) -> LineUp:
+    """What it takes to compare systems; runs nothing.
+
+    Args:
+        names: Of systems, each once; the first is what the others are compared with. A single one is compared with
+            the base model.
+        config: What decides the results, the configuration's own systems among it.
+        runtime: Store.
+        n_seeds: Replicates: so many evaluation seeds, and for trained systems so many training seeds.
+        scale: Share of the evaluation images, for a quick look.
+
+    Raises:
+        ConfigError: For a name that is given twice or that no system has, or a scale or a number that is out of range.
+        InputError: When imported images are not there, or are for other prompts.
+    """
+    names = tuple(names) if len(names) > 1 else (BASE, *names)
+    if len(set(names)) != len(names):
+        raise ConfigError(f"systems {', '.join(names)}: one is there twice; name each once")
+    if n_seeds < 1:
+        raise ConfigError(f"{n_seeds} seeds are too few; give 1 or more")
+    if not 0 < scale <= 1:
+        raise ConfigError(f"scale is {scale:g}; give a share of the evaluation images, above 0 and up to 1")
+    config = config.scaled(scale)
+    systems = {name: find_system(config, name) for name in names}
+    prompts = references(config, runtime, PROMPT_STEPS)[-1][1]
+    given = {
+        f"{_PARTS['sample']}:{name}": find_imported(open_store(runtime), system.images, prompts, config)
+        for name, system in systems.items()
+        if system.images is not None
+    }
+    steps, inputs = [*PROMPT_STEPS, *TRAINING_STEPS], {"prompts": "benchmarks"}
+    for replicate in range(n_seeds):
+        for name, system in systems.items():
+            if system.images is None or replicate == 0:
+                steps += (step for step in system_steps(config, name, replicate) if step.node not in given)
+                inputs |= _statistics(name, replicate)
+    if any(system.trains for system in systems.values()):
+        inputs["calibration"] = "calibration"  # the images it takes are drawn for the training
+    options = {"systems": names, "n_seeds": n_seeds, "scale": scale}
+    steps.append(Step(NODE, comparison.compare_statistics, comparison.request, inputs, options))
+    return LineUp(names, config, needed_for(NODE, merge_equal(steps, config, runtime, given)), given)
+
+
+def system_steps(config: PipelineConfig, name: str, replicate: int = 0) -> tuple[Step, ...]:
+    """What it takes to draw and read the evaluation images of a system, its training and those before it included.
+
+    Raises:
+        ConfigError: When there is no such system, or what it changes does not fit.
+    """
+    config = configure_replicate(config, replicate)
+    training = tuple(_training_steps(config, name, replicate))
+    model = training[-1].node if training else None
+    drawn = configure_system(config, name)
+    measuring = statistics_steps(_label(name, replicate), model)
+    return (*training, *(replace(step, config=drawn) for step in measuring))
+
+
+def compare_systems(
+    names: Sequence[str],
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+    name: str,
+    *,
+    call: Call,
+    n_seeds: int = 1,
+    scale: float = 1.0,
+) -> ArtifactRef:
+    """Measure systems on the same prompts and seeds and fill `<root>/runs/<name>/`: tables, page, run.json.
+
+    Args:
+        names: Of systems, as `line_up` takes them; trainings that are not there are run.
+        config: What decides the results.
+        runtime: Store, device, batch size.
+        name: Of the run's folder.
+        call: How a stage is called.
+        n_seeds: Replicates.
+        scale: Share of the evaluation images.
+
+    Returns:
+        The artifact of the comparison.
+
+    Raises:
+        ConfigError: As `line_up`, before anything is run, as all that it raises.
+    """
+    lined = line_up(names, config, runtime, n_seeds=n_seeds, scale=scale)
+    check_training_name(runtime, name)
+    reserve_run(lined.references(runtime).values(), runtime, name)
+    refs = lined.run(runtime, call)
+    publish_comparison(refs, lined.config, runtime, name)
+    return refs[NODE]
+
+
+def _training_steps(config: PipelineConfig, name: str, replicate: int) -> Iterator[Step]:
+    """Preference data and training of the systems that this one starts from, and last its own; none if none trains."""
+    start: str | None = None
+    for each in reversed([name, *starts(config, name)]):
+        if not find_system(config, each).trains:
+            continue
+        suffix, changed = f":{_label(each, replicate)}", configure_training(config, each)
+        own = [step for step in TRAINING_STEPS if step.node != "calibration"]
+        nodes = {step.node for step in own}
+        for step in own:
+            inputs = {part: node + suffix if node in nodes else node for part, node in step.inputs.items()}
+            if step.node == "train" and start is not None:
+                inputs["start"] = start
+            yield replace(step, node=step.node + suffix, inputs=inputs, config=changed)
+        start = f"train{suffix}"
+
+
+def _statistics(name: str, replicate: int) -> dict[str, str]:
+    """Parameter of the comparison -> node."""
+    label = _label(name, replicate)
+    return {comparison.parameter(part, name, replicate): f"{node}:{label}" for part, node in _PARTS.items()}
+
+
+def _label(name: str, replicate: int) -> str:
+    return f"{name}@{replicate}" if replicate else name

@@ -1,0 +1,99 @@
+"""How the evaluation images are drawn, who scores them, and how certain the statistics are."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from popalign_core.config.base import Frozen, Text, is_empty
+
+
+class ClipScoreConfig(Frozen):
+    """100 x cosine of picture and prompt, by a CLIP in transformers' format."""
+
+    kind: Literal["clip"]
+    path: Text | None = Field(default=None, description="a transformers folder; None is the CLIP of the portraits")
+
+
+class OpenClipConfig(Frozen):
+    """The same by a checkpoint of open_clip, which is an extra."""
+
+    kind: Literal["open-clip"]
+    path: Text
+    architecture: Text = Field(description="the checkpoint's, such as ViT-B-32")
+
+
+class HPSConfig(Frozen):
+    """Human Preference Score v2 (Wu et al. 2023): 100 x cosine of a fine-tuned ViT-H-14."""
+
+    kind: Literal["hps"]
+    path: Text = Field(description="the checkpoint, such as HPS_v2.1_compressed.pt")
+    tokenizer: Text = Field(description="a folder with CLIP's tokenizer; every CLIP ViT of transformers has it")
+
+
+class PickScoreConfig(Frozen):
+    """PickScore (Kirstain et al. 2023): cosine times the model's own scale."""
+
+    kind: Literal["pick-score"]
+    path: Text = Field(description="a transformers folder")
+    processor: Text | None = Field(default=None, description="where tokenizer and preprocessing are, if not there")
+
+
+class AestheticsConfig(Frozen):
+    """LAION's aesthetic predictor: a small network on the embedding of a CLIP ViT-L/14."""
+
+    kind: Literal["aesthetics"]
+    path: Text = Field(description="the network, such as sac+logos+ava1-l14-linearMSE.pth")
+    clip: Text = Field(description="the CLIP's transformers folder")
+
+
+class ImageRewardConfig(Frozen):
+    """ImageReward (Xu et al. 2023): a BLIP that reads prompt and picture together."""
+
+    kind: Literal["image-reward"]
+    path: Text = Field(description="the checkpoint, ImageReward.pt")
+    tokenizer: Text = Field(description="a folder with the tokenizer of bert-base-uncased")
+
+
+class InceptionConfig(Frozen):
+    """No scorer but the features of FID and KID, by the Inception network of 2015 as TorchScript."""
+
+    kind: Literal["inception"]
+    path: Text = Field(description="inception-2015-12-05.pt")
+
+
+ScorerConfig = Annotated[
+    ClipScoreConfig
+    | OpenClipConfig
+    | HPSConfig
+    | PickScoreConfig
+    | AestheticsConfig
+    | ImageRewardConfig
+    | InceptionConfig,
+    Field(discriminator="kind"),
+]
+ScorerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+SUBJECT_ACCURACY = "subject_accuracy"
+"""What the first CLIP of `scorers` gives besides, on prompts without people."""
+
+
+class EvaluationConfig(Frozen):
+    """Benchmarks on prompts the preference data never saw."""
+
+    n_neutral: int = Field(default=40, ge=2, description="images a neutral evaluation prompt")
+    n_specific: int = Field(default=3, ge=1, description="images an identity-specific evaluation prompt")
+    n_generic: int = Field(default=3, ge=1, description="images a generic prompt")
+    n_bootstrap: int = Field(default=2000, ge=100)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0, description="of the sampled evaluation images and of the bootstrap")
+    scorers: dict[ScorerName, ScorerConfig] = Field(
+        default={}, exclude_if=is_empty, description="who scores, by metric; empty is the CLIP of the portraits alone"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if SUBJECT_ACCURACY in self.scorers:
+            raise ValueError(f"scorer {SUBJECT_ACCURACY!r} comes with the first CLIP; choose another name")
+        networks = [name for name, scorer in self.scorers.items() if scorer.kind == "inception"]
+        if len(networks) > 1:
+            raise ValueError(f"scorers {networks} are all Inception networks; FID and KID take one")
+        return self

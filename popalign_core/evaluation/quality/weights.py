@@ -1,0 +1,80 @@
+"""Scorers' public weights: how to get them, and reading a checkpoint. Imports torch only to read; downloads nothing."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from popalign_core.config import ScorerConfig
+from popalign_core.errors import InputError, MissingWeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Of RGB in [0, 1], as OpenAI's CLIP takes pictures; many others do."""
+_CLIP = "clip-vit-large-patch14"
+PUBLIC_WEIGHTS = {
+    _CLIP: "hf download openai/clip-vit-large-patch14 --local-dir {path}",
+    "HPS_v2_compressed.pt": "hf download xswu/HPSv2 HPS_v2_compressed.pt --local-dir {folder}",
+    "HPS_v2.1_compressed.pt": "hf download xswu/HPSv2 HPS_v2.1_compressed.pt --local-dir {folder}",
+    "PickScore_v1": "hf download yuvalkirstain/PickScore_v1 --local-dir {path}",
+    "sac+logos+ava1-l14-linearMSE.pth": "curl -L --output {path} https://github.com/christophschuhmann/"
+    "improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",
+    "ImageReward.pt": "hf download THUDM/ImageReward ImageReward.pt --local-dir {folder}",
+    "bert-base-uncased": "hf download google-bert/bert-base-uncased --local-dir {path}",
+    "inception-2015-12-05.pt": "curl -L --output {path} https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/"
+    "pretrained/metrics/inception-2015-12-05.pt",
+}
+"""Usual name of a file or folder -> the command that gets it."""
+
+
+def weights_of(settings: ScorerConfig) -> Iterator[Path]:
+    """The files and folders that a scorer needs; none for the CLIP that ships."""
+    for field in ("path", "clip", "tokenizer", "processor"):
+        value = getattr(settings, field, None)
+        if value is not None:
+            yield Path(value)
+
+
+def require(path: Path) -> Path:
+    """A file or folder that must be there.
+
+    Raises:
+        MissingWeightsError: Naming it, and how to get it.
+    """
+    if path.exists():
+        return path
+    command = PUBLIC_WEIGHTS.get(path.name, "")
+    how = f"get it with `{command.format(path=path, folder=path.parent)}`" if command else "put the weights there"
+    raise MissingWeightsError(f"there is nothing at {path.absolute()}; {how}. Nothing is downloaded for you")
+
+
+def read_checkpoint(path: Path) -> Mapping[str, "Tensor"]:
+    """The tensors of a file that `torch.save` wrote: a state dict, or a training's checkpoint with one in it.
+
+    Raises:
+        MissingWeightsError: When there is no file.
+        InputError: When it is cut off, or holds something else.
+    """
+    from pickle import UnpicklingError
+
+    import torch
+
+    try:
+        content: Any = torch.load(require(path), map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError, ValueError, OSError) as error:
+        raise InputError(
+            f"{path} is no checkpoint of torch, or is cut off ({(str(error) or 'empty').splitlines()[0]}); get it again"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path} holds no state dict but {type(state).__name__}; give the scorer's own checkpoint")
+    return state
+
+
+def wrong_keys(path: Path, what: str, missing: list[str], unknown: list[str]) -> InputError:
+    """The error for a state dict of another network."""
+    return InputError(
+        f"{path} is not {what}: it lacks {len(missing)} tensors {missing[:3]} and has {len(unknown)} others "
+        f"{unknown[:3]}; give the scorer's own checkpoint"
+    )

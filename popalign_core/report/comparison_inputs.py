@@ -1,0 +1,130 @@
+"""What a page about several systems, or about a sweep of one parameter, is made of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from popalign_core.config import Axis
+from popalign_core.errors import InputError
+from popalign_core.report.inputs import COST_COLUMNS, Pictures, check_pictures, empty
+
+WIN_COLUMNS = (
+    "system", "reference", "benchmark", "scorer", "version", "n", "n_wins", "n_ties", "win_rate", "ci_low", "ci_high",
+    "p_value",
+)  # fmt: skip
+DROP_COLUMNS = ("system", "reason", "n", "n_images")
+POINT_COLUMNS = (
+    "parameter", "value", "order", "benchmark", "metric", "axis", "estimate", "ci_low", "ci_high", "floor", "note",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ComparisonInputs:
+    """Plain tables and pictures of several systems on the same prompts and seeds.
+
+    Attributes:
+        title: Heading of the page.
+        reference: The system that the others are compared with.
+        systems: All systems in the order of the tables, the reference among them.
+        axes: The axes, with classes and targets.
+        metrics: Metrics tables of all systems, one below the other; what could not be measured is a row with its
+            reason in `note`.
+        comparison: Every other system minus the reference, from `evaluation.metrics.compare_all`; one that is not on
+            the same seeds, such as imported images, is absent.
+        wins: From `evaluation.wins.win_rates`; may be empty.
+        per_prompt: From `evaluation.metrics.per_prompt_table` of all systems, one below the other.
+        grids: Prompt to system to pictures, `[n, H, W, 3]` uint8; the i-th of every system has the same seed.
+        drops: system, reason, n, n_images: evaluation images that no share is read off, and why; may be empty.
+        costs: system, what, value, unit: what a system costs, such as seconds an image; may be empty.
+        scale: Size of the benchmarks, of what the configuration says; below 1 this is a quick look.
+        n_seeds: Replicates of every system.
+        reproducibility: What to print so that the run can be repeated: keys, versions, the command.
+        notes: Further sentences for the section on limits.
+        confidence: Of the intervals in the tables.
+    """
+
+    title: str
+    reference: str
+    systems: Sequence[str]
+    axes: Sequence[Axis]
+    metrics: pd.DataFrame
+    comparison: pd.DataFrame
+    per_prompt: pd.DataFrame
+    wins: pd.DataFrame = field(default_factory=lambda: empty(WIN_COLUMNS))
+    grids: Mapping[str, Mapping[str, Pictures]] = field(default_factory=dict)
+    drops: pd.DataFrame = field(default_factory=lambda: empty(DROP_COLUMNS))
+    costs: pd.DataFrame = field(default_factory=lambda: empty(COST_COLUMNS))
+    scale: float = 1.0
+    n_seeds: int = 1
+    reproducibility: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    confidence: float = 0.95
+
+    @property
+    def others(self) -> list[str]:
+        """The systems that are compared with the reference."""
+        return [name for name in self.systems if name != self.reference]
+
+
+@dataclass(frozen=True)
+class SweepInputs:
+    """What one parameter does to fairness and quality.
+
+    Attributes:
+        title: Heading of the page.
+        points: parameter, value (as text), order, benchmark, metric, axis, estimate, ci_low, ci_high, floor, note; a
+            further column `system` where several systems were swept.
+        axes: The axes.
+        reference: The value that the configuration has, marked in every chart; '' for none.
+        reproducibility: What to print so that the sweep can be repeated.
+        confidence: Of the intervals.
+    """
+
+    title: str
+    points: pd.DataFrame
+    axes: Sequence[Axis]
+    reference: str = ""
+    reproducibility: Mapping[str, str] = field(default_factory=dict)
+    confidence: float = 0.95
+
+
+def check_comparison(inputs: ComparisonInputs) -> None:
+    """Refuse what would give a wrong page.
+
+    Raises:
+        InputError: When the reference is not among the systems, a system has no metrics, the comparison is with
+            another, or the pictures of a prompt do not match.
+    """
+    if inputs.reference not in inputs.systems or not inputs.others:
+        raise InputError(
+            f"systems are {list(inputs.systems)} and the reference is {inputs.reference!r}; name the reference among "
+            "them and one more to compare with it"
+        )
+    missing = sorted(set(inputs.systems) - set(inputs.metrics["system"]))
+    if missing:
+        raise InputError(f"the metrics do not hold {missing[0]!r}; evaluate it first")
+    references = sorted(set(inputs.comparison["reference"]) - {inputs.reference})
+    if references:
+        raise InputError(f"the comparison is with {references}, not with {inputs.reference!r}; compare with it")
+    for prompt, sides in inputs.grids.items():
+        sizes = set()
+        for pictures in sides.values():
+            check_pictures(prompt, pictures)
+            sizes.add(len(pictures))
+        if len(sizes) > 1:
+            raise InputError(f"grid {prompt!r} has {sorted(sizes)} pictures by system; show the same seeds of all")
+
+
+def check_sweep(inputs: SweepInputs) -> None:
+    """Refuse an empty sweep, or points of several parameters.
+
+    Raises:
+        InputError: Says which.
+    """
+    parameters = sorted(set(inputs.points["parameter"]))
+    if len(parameters) != 1:
+        raise InputError(f"a sweep is over one parameter, got {parameters}; make one page for each")
+    if not np.isfinite(inputs.points["estimate"].astype(float)).any():
+        raise InputError(f"nothing was measured at any value of {parameters[0]!r}; see the notes of the points")

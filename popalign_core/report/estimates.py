@@ -1,0 +1,139 @@
+"""Rows of `metrics` and `comparison` as values, and what a difference allows to be said."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import pandas as pd
+
+from popalign_core.errors import InputError
+from popalign_core.report.measures import FAIRNESS, direction, measure_name, number
+
+Status = Literal["improved", "unclear", "worse", "unmeasured"]
+
+WORDS: dict[Status, str] = {
+    "improved": "improved",
+    "unclear": "no clear change",
+    "worse": "worse",
+    "unmeasured": "no interval",
+}
+SYMBOLS: dict[Status, str] = {"improved": "✔", "unclear": "≈", "worse": "✖", "unmeasured": "–"}
+
+BETWEEN_CLASSIFIERS = ("agreement", "kappa")
+"""Measures of two classifiers on the same images; a table may hold them for several pairs."""
+
+
+class Measure(NamedTuple):
+    """What is measured: the columns of a metrics table that name it."""
+
+    benchmark: str
+    metric: str
+    axis: str
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return measure_name(self.metric, self.axis, self.benchmark)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval (NaN where there is none), its floor (NaN), its number of images and what to note.
+
+    The value is NaN where nothing could be measured; `note` then says why.
+    """
+
+    value: float
+    low: float
+    high: float
+    floor: float = float("nan")
+    n: int = 0
+    note: str = ""
+    p_adjusted: float = float("nan")
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is a value."""
+        return self.value == self.value
+
+
+UNKNOWN = Estimate(*[float("nan")] * 3, note="not measured: the tables have no such row")
+
+
+def measures_of(table: pd.DataFrame) -> list[Measure]:
+    """Every measure of one system, in the order of the table."""
+    return list(dict.fromkeys(_measures(_of_one_classifier(table))))
+
+
+def deciding_benchmarks(measures: Sequence[Measure]) -> dict[str, str]:
+    """Axis to the benchmark whose discrepancies decide how fair a system is on it: the first that measures it."""
+    found = [m for m in measures if m.metric in FAIRNESS]
+    return {m.axis: m.benchmark for m in reversed(found)}
+
+
+def by_measure(table: pd.DataFrame) -> dict[tuple[str, Measure], Estimate]:
+    """(system, measure) to what was measured."""
+    rows = _of_one_classifier(table)
+    keys = zip(rows["system"], _measures(rows), strict=True)
+    return {key: estimate_of(row) for key, (_, row) in zip(keys, rows.iterrows(), strict=True)}
+
+
+def estimate_of(row: "pd.Series[float]") -> Estimate:
+    """One row; columns that a table lacks are unknown."""
+    known = {name: row[name] for name in row.index if pd.notna(row[name])}
+    value, low, high, floor, p_adjusted = (
+        float(known.get(name, "nan")) for name in ("value", "ci_low", "ci_high", "floor", "p_adjusted")
+    )
+    return Estimate(value, low, high, floor, int(row["n"]), str(known.get("note", "")), p_adjusted)
+
+
+def judge_difference(metric: str, difference: Estimate, confidence: float) -> Status:
+    """'improved' or 'worse' only when the interval excludes 0 and, where there is one, the adjusted p-value agrees."""
+    if pd.isna(difference.low) or pd.isna(difference.high):
+        return "unmeasured"
+    if difference.p_adjusted >= 1 - confidence:
+        return "unclear"
+    sign = direction(metric)
+    low, high = sorted((sign * difference.low, sign * difference.high))
+    return "improved" if low > 0 else "worse" if high < 0 else "unclear"
+
+
+def is_doubtful_loss(metric: str, difference: Estimate, confidence: float) -> bool:
+    """Whether it would be called worse had it been the only thing compared."""
+    alone = replace(difference, p_adjusted=float("nan"))
+    both = [judge_difference(metric, each, confidence) for each in (alone, difference)]
+    return both == ["worse", "unclear"]
+
+
+def combined(statuses: Sequence[Status]) -> Status:
+    """Of several: worse if any is, else improved if any is."""
+    return next((status for status in ("worse", "improved", "unclear") if status in statuses), "unmeasured")
+
+
+def check_scorers(metrics: pd.DataFrame) -> None:
+    """Refuse a measure that two scorers, or two versions of one, have measured: their values do not compare.
+
+    Raises:
+        InputError: Names the measure and the scorers.
+    """
+    rows = _of_one_classifier(metrics[metrics["value"].notna()])
+    for key, group in rows.groupby(list(Measure._fields), sort=False):
+        scorers = sorted(group["scorer"].unique())
+        if len(scorers) > 1:
+            raise InputError(f"{Measure(*key).name!r} was measured by {scorers}; measure all systems with one of them")
+
+
+def interval_words(estimate: Estimate, metric: str, *, signed: bool = False) -> str:
+    """The interval, as '0.1 to 0.2'; '' where there is none."""
+    if pd.isna(estimate.low):
+        return ""
+    both = (number(end, metric, signed=signed) for end in (estimate.low, estimate.high))
+    return " to ".join(end.removesuffix(" pts").removesuffix("%") for end in both)
+
+
+def _of_one_classifier(table: pd.DataFrame) -> pd.DataFrame:
+    return table[~table["metric"].isin(BETWEEN_CLASSIFIERS)]
+
+
+def _measures(rows: pd.DataFrame) -> list[Measure]:
+    return [Measure(*row) for row in rows[list(Measure._fields)].itertuples(index=False)]

@@ -1,0 +1,45 @@
+"""What a page cannot say; what is true of one only where its tables hold it is said only there."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+_ALWAYS = (
+    "Attributes are a classifier's reading of perceived appearance in a picture. They are not anyone's identity.",
+    "Gender is read as one of two classes and race as one of a few broad ones. People whom these classes do not fit "
+    "are not measured, and a discrepancy of 0 does not mean that they are represented.",
+    "Age, disability, religion, dress, dignity of the scene and whatever else no classifier here reads is not measured "
+    "unless an axis above names it. A stereotype can live in a picture whose classes are balanced.",
+)
+_EMBEDDED = (
+    "If the model is the embedded ‘portraits’ demonstration, its occupations and their bias are invented: it makes no "
+    "claim about real people, and its numbers say nothing about other models."
+)
+
+
+def limits(metrics: pd.DataFrame, comparison: pd.DataFrame, n_seeds: int = 1) -> Iterator[str]:
+    """The sentences, for what these tables hold."""
+    yield from _ALWAYS
+    is_corrected = metrics["metric"].str.contains("_corrected").any()
+    errors = "The classifier errs, and may err more on some groups than on others; its errors move the shares shown."
+    if is_corrected:
+        yield (
+            f"{errors} Rows “corrected for classifier error” undo the errors that were measured on labelled faces, and "
+            "their intervals carry how well these are known; they are wrong where the classifier errs otherwise on "
+            "generated faces. All other rows and their intervals leave the errors in."
+        )
+    else:
+        yield f"{errors} No interval here covers them."
+    yield "Pictures without one usable face take no part in the shares. They are counted above."
+    seeds = f"; they come from {n_seeds} seeds and say little of" if n_seeds > 1 else ". They do not cover"
+    yield f"Intervals cover the choice of prompts and of images{seeds} another training run."
+    if "p_adjusted" in comparison and comparison["p_adjusted"].notna().any():
+        n_rows = int(comparison["p_adjusted"].notna().sum())
+        yield (
+            f"p-values are from paired permutation tests and adjusted (Holm) for the {n_rows} headline differences "
+            "of this page. Intervals, and differences without a p-value, are not adjusted: of twenty, one may exclude "
+            "zero by chance."
+        )
+    else:
+        yield "Intervals are not adjusted for the number of rows compared: of twenty, one may exclude zero by chance."
+    yield _EMBEDDED

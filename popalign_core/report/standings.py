@@ -1,0 +1,193 @@
+"""How several systems stand against one reference: fairer, at what cost, or not to be told apart."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from popalign_core.config import Axis
+from popalign_core.report.comparison_inputs import ComparisonInputs
+from popalign_core.report.estimates import (
+    UNKNOWN,
+    Estimate,
+    Measure,
+    Status,
+    by_measure,
+    combined,
+    deciding_benchmarks,
+    is_doubtful_loss,
+    judge_difference,
+    measures_of,
+)
+from popalign_core.report.measures import FAIRNESS, is_shown, listed, number, scorer_name
+
+Place = Literal["fairer", "fairer at a cost", "less fair", "unclear", "unmeasured"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One system against the reference.
+
+    Attributes:
+        system: Its name.
+        place: What may be said of it.
+        axes: Axis to what may be said of its fairness.
+        lost: What got worse, fairness apart.
+        doubtful: What would have got worse had it been the only thing compared.
+        gained: What got better, fairness apart.
+    """
+
+    system: str
+    place: Place
+    axes: Mapping[str, Status]
+    lost: tuple[Measure, ...]
+    doubtful: tuple[Measure, ...]
+    gained: tuple[Measure, ...]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of a comparison by measure and system."""
+
+    inputs: ComparisonInputs
+
+    @cached_property
+    def measures(self) -> list[Measure]:
+        """Every measure, in the order of the metrics tables."""
+        return measures_of(self.inputs.metrics)
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, Measure], Estimate]:
+        return by_measure(self.inputs.metrics)
+
+    @cached_property
+    def _differences(self) -> dict[tuple[str, Measure], Estimate]:
+        return by_measure(self.inputs.comparison)
+
+    @cached_property
+    def benchmarks(self) -> dict[str, str]:
+        """Axis to the benchmark that decides."""
+        return deciding_benchmarks(self.measures)
+
+    @property
+    def axes(self) -> list[Axis]:
+        """Those that a discrepancy was measured on."""
+        return [axis for axis in self.inputs.axes if axis.name in self.benchmarks]
+
+    @property
+    def fairness(self) -> list[Measure]:
+        """The mean discrepancy over prompts of each of `axes`."""
+        return [Measure(self.benchmarks[axis.name], FAIRNESS[1], axis.name) for axis in self.axes]
+
+    @property
+    def headlines(self) -> list[Measure]:
+        """What the tables of the paper show; the rest is in the table of every number."""
+        return [m for m in self.measures if is_shown(m.metric, is_crowded=True)]
+
+    def value(self, system: str, measure: Measure) -> Estimate:
+        """What a system was measured to have."""
+        return self._values.get((system, measure), UNKNOWN)
+
+    def difference(self, system: str, measure: Measure) -> Estimate:
+        """A system minus the reference."""
+        return self._differences.get((system, measure), UNKNOWN)
+
+    def status(self, system: str, measure: Measure) -> Status:
+        """What may be said of the difference."""
+        return judge_difference(measure.metric, self.difference(system, measure), self.inputs.confidence)
+
+    def standing(self, system: str) -> Standing:
+        """One system against the reference, from intervals and adjusted p-values alone."""
+        axes = {axis.name: self._fairness(system, axis.name) for axis in self.axes}
+        found = {m: self.status(system, m) for m in self.headlines if not self.decides(m) and self.counts(m)}
+        lost = tuple(m for m, status in found.items() if status == "worse")
+        gained = tuple(m for m, status in found.items() if status == "improved")
+        share = self.inputs.confidence
+        doubtful = tuple(m for m in found if is_doubtful_loss(m.metric, self.difference(system, m), share))
+        return Standing(system, _place(list(axes.values()), bool(lost)), axes, lost, doubtful, gained)
+
+    def decides(self, measure: Measure) -> bool:
+        """Whether a system is called fairer or less fair by this measure."""
+        return measure.metric in FAIRNESS and measure.benchmark == self.benchmarks[measure.axis]
+
+    def counts(self, measure: Measure) -> bool:
+        """Whether a change is a gain or a loss; faces are looked for where shares are read off them."""
+        return measure.metric != "no_face_share" or measure.benchmark in self.benchmarks.values()
+
+    def _fairness(self, system: str, axis: str) -> Status:
+        return combined([self.status(system, m) for m in self.measures if self.decides(m) and m.axis == axis])
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The head of the page: its status, a headline, and (lead, text) pairs, the most important first."""
+
+    status: Status
+    headline: str
+    sentences: tuple[tuple[str, str], ...]
+
+
+def summarise(results: Results) -> Summary:
+    """What a release manager must know."""
+    inputs = results.inputs
+    standings = [results.standing(name) for name in inputs.others]
+    fairer = [s.system for s in standings if s.place.startswith("fairer")]
+    costly = [s.system for s in standings if s.place == "fairer at a cost"]
+    if fairer:
+        headline = _count(fairer, len(standings)) + f" fairer than {inputs.reference}"
+        headline += ", at a measurable cost" if fairer == costly else f", {len(costly)} at a cost" if costly else ""
+        status: Status = "improved"
+    elif all(s.place == "unmeasured" for s in standings):
+        status, headline = "unmeasured", "Fairness cannot be judged: there is no interval, use more prompts"
+    else:
+        status = "worse" if all(s.place == "less fair" for s in standings) else "unclear"
+        headline = f"No system is shown to be fairer than {inputs.reference}"
+    return Summary(status, headline, tuple(_sentences(results, standings)))
+
+
+def _place(statuses: Sequence[Status], is_costly: bool) -> Place:
+    places: dict[Status, Place] = {
+        "worse": "less fair",
+        "improved": "fairer at a cost" if is_costly else "fairer",
+        "unclear": "unclear",
+        "unmeasured": "unmeasured",
+    }
+    return places[combined(statuses)]
+
+
+_LEADS: tuple[tuple[Place, str], ...] = (
+    ("fairer", "Fairer, at no cost that is sure"),
+    ("fairer at a cost", "Fairer, at a cost"),
+    ("less fair", "Less fair"),
+    ("unclear", "In fairness not to be told apart from {reference}"),
+    ("unmeasured", "Not tested against {reference}, for want of an interval or of common seeds"),
+)
+
+
+def _sentences(results: Results, standings: Sequence[Standing]) -> Iterator[tuple[str, str]]:
+    for place, lead in _LEADS:
+        chosen = [standing for standing in standings if standing.place == place]
+        if chosen:
+            told = "; ".join(standing.system + _losses(results, standing) for standing in chosen)
+            yield lead.format(reference=results.inputs.reference), f"{told}."
+
+
+def _losses(results: Results, standing: Standing) -> str:
+    told = []
+    for lead, measures in (("worse", standing.lost), ("perhaps worse", standing.doubtful)):
+        shifts = [(m, results.difference(standing.system, m).value) for m in measures]
+        names = [f"{_short(m)} {number(shift, m.metric, signed=True)}" for m, shift in shifts]
+        told += [f"{lead}: {listed(names)}"] if names else []
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _short(measure: Measure) -> str:
+    if measure.metric == "recall":
+        return "recall" if measure.axis == "all" else f"recall of {measure.axis}"
+    return measure.name if measure.axis else f"{scorer_name(measure.metric)} on {measure.benchmark} prompts"
+
+
+def _count(names: list[str], total: int) -> str:
+    if len(names) <= 2:
+        return f"{listed(names)} {'is' if len(names) == 1 else 'are'}"
+    return f"{len(names)} of {total} systems are"

@@ -1,0 +1,195 @@
+"""The tables of a comparison: a row a system, a column a measure."""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+
+import pandas as pd
+
+from popalign_core.config import Axis
+from popalign_core.report.by_prompt import axis_rows
+from popalign_core.report.cells import (
+    MOST_COLUMNS,
+    NOTHING,
+    Footnotes,
+    estimate_cell,
+    group_row,
+    mark,
+    p_cell,
+    row,
+    table,
+)
+from popalign_core.report.comparison_inputs import ComparisonInputs
+from popalign_core.report.estimates import WORDS, Estimate, Measure, Status, combined, judge_difference
+from popalign_core.report.measures import column_name, floor_words, number, p_words, scorer_name
+from popalign_core.report.standings import Results, Standing
+
+_BETTER: dict[Status, str] = WORDS | {"improved": "better", "unclear": "unclear"}
+_DISCREPANCY = "Discrepancy, of all prompts together and the mean over prompts: lower is fairer"
+_FAIRER: dict[Status, str] = _BETTER | {"improved": "fairer", "worse": "less fair"}
+
+
+def glance_table(results: Results, standings: Sequence[Standing]) -> str:
+    """One row a system: fairer on which axis, and at what cost."""
+    axes = [axis.name for axis in results.axes]
+    fairness = (f"{axis[:1].upper()}{axis[1:]} fairness" for axis in axes)
+    heads = ("System", *fairness, "Recall", "Quality", "No usable face")
+    rows = []
+    for standing in standings:
+        cells = [mark(standing.axes[axis], _FAIRER) + _shift(results, standing.system, axis) for axis in axes]
+        rows.append(row(heads, standing.system, [*cells, *_others(results, standing.system)]))
+    return table(heads, rows, "glance")
+
+
+def benchmark_tables(results: Results, benchmark: str) -> Iterator[tuple[str, str]]:
+    """(caption, table) of fairness, recall and quality on one benchmark, as far as they were measured there."""
+    measures = [m for m in results.headlines if m.benchmark == benchmark]
+    chosen = {
+        _DISCREPANCY: [m for m in measures if m.metric.startswith("discrepancy")],
+        "Recall: the share of images that show who was asked for": [m for m in measures if m.metric == "recall"],
+        "Quality": [m for m in measures if not m.metric.startswith(("discrepancy", "recall"))],
+    }
+    for caption, columns in chosen.items():
+        for start in range(0, len(columns), MOST_COLUMNS):
+            yield caption, _measure_table(results, columns[start : start + MOST_COLUMNS])
+
+
+def class_recall_tables(results: Results, benchmark: str) -> str:
+    """Recall of every class of every axis on one benchmark; '' when there is none."""
+    columns = [m for m in results.measures if m.metric.startswith("recall:") and m.benchmark == benchmark]
+    starts = range(0, len(columns), MOST_COLUMNS)
+    return "".join(_measure_table(results, columns[start : start + MOST_COLUMNS]) for start in starts)
+
+
+def full_table(results: Results) -> str:
+    """Every number, with the difference to the reference, its adjusted p-value and the notes."""
+    heads = ("System", "Value", "Fair sampler", "Images", "Minus reference", "p, adjusted", "Notes")
+    rows, told = [], Footnotes()  # the last column has the notes in full
+    for measure in results.measures:
+        rows.append(group_row(measure.name, len(heads)))
+        for system in results.inputs.systems:
+            value, shift = results.value(system, measure), results.difference(system, measure)
+            rows.append(row(heads, system, _full_cells(value, shift, measure.metric, told)))
+    return table(heads, rows, "full")
+
+
+def win_tables(inputs: ComparisonInputs) -> str:
+    """How often each scorer prefers a system's picture to the reference's for the same prompt and seed."""
+    columns = list(inputs.wins.groupby(["benchmark", "scorer", "version"], sort=False))
+    tables = ""
+    for start in range(0, len(columns), MOST_COLUMNS):
+        names, groups = zip(*columns[start : start + MOST_COLUMNS], strict=True)
+        heads = ("System", *(f"{scorer_name(scorer)} {version}, {benchmark}" for benchmark, scorer, version in names))
+        found = [group.set_index("system") for group in groups]
+        rows = [row(heads, name, [_win_cell(group, name, inputs) for group in found]) for name in inputs.others]
+        tables += table(heads, rows, "main")
+    return tables
+
+
+def drop_table(drops: pd.DataFrame) -> str:
+    """Evaluation images that no share is read off, by system and reason."""
+    heads = ("System", "Reason", "Images")
+    return table(heads, [
+        row(heads, str(line.system), (escape(str(line.reason).replace("_", " ")), f"{line.n:,} of {line.n_images:,}"))
+        for line in drops.itertuples()
+    ])  # fmt: skip
+
+
+def cost_table(costs: pd.DataFrame) -> str:
+    """What each system costs, a column a kind of cost."""
+    kinds = list(dict.fromkeys(zip(costs["what"], costs["unit"], strict=True)))
+    heads = ("System", *(f"{what} ({unit})" if unit else str(what) for what, unit in kinds))
+    rows = []
+    for system, group in costs.groupby("system", sort=False):
+        found = {(line.what, line.unit): line.value for line in group.itertuples()}
+        cells = [f"{found[kind]:,.4g}" if pd.notna(found.get(kind)) else NOTHING for kind in kinds]
+        rows.append(row(heads, str(system), cells))
+    return table(heads, rows)
+
+
+def prompt_table(inputs: ComparisonInputs, axis: Axis) -> str:
+    """Discrepancy of every prompt under every system, the most biased under the reference first."""
+    chosen = axis_rows(inputs.per_prompt, axis)
+    wide = chosen.pivot(index=["prompt_id", "text"], columns="system", values="discrepancy").reset_index()
+    wide = wide.sort_values([inputs.reference, "text"], ascending=[False, True])
+    heads = ("Prompt", *inputs.systems)
+    return table(heads, [
+        row(heads, str(line["text"]), [_discrepancy(line.get(system)) for system in inputs.systems])
+        for _, line in wide.iterrows()
+    ])  # fmt: skip
+
+
+def _discrepancy(value: float | None) -> str:
+    return "no face" if value is None or pd.isna(value) else f"{value:.2f}"
+
+
+_WINS: dict[Status, str] = _BETTER | {"improved": "preferred", "worse": "not preferred"}
+
+
+def _measure_table(results: Results, columns: Sequence[Measure]) -> str:
+    if not columns:
+        return ""
+    heads = ("System", *(column_name(m.metric, m.axis) for m in columns))
+    notes = Footnotes()
+    rows = [
+        row(heads, system, [_measure_cell(results, system, measure, notes) for measure in columns])
+        for system in results.inputs.systems
+    ]
+    return table(heads, rows, "main") + str(notes)
+
+
+def _measure_cell(results: Results, system: str, measure: Measure, notes: Footnotes) -> str:
+    value = results.value(system, measure)
+    words = _FAIRER if measure.metric.startswith("discrepancy") else _BETTER
+    is_compared = results.difference(system, measure).is_measured
+    said = mark(results.status(system, measure), words) if is_compared else ""
+    more = floor_words(value.floor, measure.metric)
+    return estimate_cell(value, measure.metric, notes, said=said, more=more)
+
+
+def _win_cell(group: pd.DataFrame, system: str, inputs: ComparisonInputs) -> str:
+    if system not in group.index:
+        return NOTHING
+    found = group.loc[system]
+    rate = Estimate(*(float(found[name]) for name in ("win_rate", "ci_low", "ci_high")))
+    over_half = Estimate(rate.value - 0.5, rate.low - 0.5, rate.high - 0.5)
+    said = mark(judge_difference("win_rate", over_half, inputs.confidence), _WINS)
+    more = f"; of {found['n']:,}, ties {found['n_ties']:,}; {p_words(float(found['p_value']))}"
+    return estimate_cell(rate, "win_rate", Footnotes(), said=said, more=more)
+
+
+def _full_cells(value: Estimate, shift: Estimate, metric: str, told: Footnotes) -> tuple[str, ...]:
+    notes = value.note if not shift.is_measured else "; ".join(dict.fromkeys(filter(None, (value.note, shift.note))))
+    change = estimate_cell(shift, metric, told, signed=True) if shift.is_measured else NOTHING
+    floor = number(value.floor, metric)
+    cells = (estimate_cell(value, metric, told), floor, f"{value.n:,}", change, p_cell(shift.p_adjusted))
+    return (*cells, escape(notes) or NOTHING)
+
+
+def _shift(results: Results, system: str, axis: str) -> str:
+    measure = next(m for m in results.fairness if m.axis == axis)
+    both = (results.value(name, measure).value for name in (results.inputs.reference, system))
+    return f" <small>{' → '.join(number(value, measure.metric) for value in both)}</small>"
+
+
+def _others(results: Results, system: str) -> Iterator[str]:
+    groups = {
+        "recall": [m for m in results.headlines if m.metric == "recall"],
+        "quality": [m for m in results.headlines if not m.metric.startswith(("discrepancy", "recall", "no_face"))],
+        "faces": [
+            m for m in results.headlines if m.metric == "no_face_share" and m.benchmark in results.benchmarks.values()
+        ],
+    }
+    for measures in groups.values():
+        found = {m: results.status(system, m) for m in measures}
+        whole = combined(list(found.values()))
+        told = [m for m, status in found.items() if status == whole and whole in ("improved", "worse")]
+        shown = "; ".join(
+            f"{_place(m)} {number(results.difference(system, m).value, m.metric, signed=True)}".strip() for m in told
+        )
+        yield mark(whole, _BETTER) + (f" <small>{escape(shown)}</small>" if shown else "")
+
+
+def _place(measure: Measure) -> str:
+    if measure.metric == "recall":
+        return measure.axis
+    return "" if measure.metric == "no_face_share" else f"{scorer_name(measure.metric)}, {measure.benchmark}"
