@@ -179,6 +179,24 @@ def study_results(database: "ReviewDatabase", name: str) -> "Results":
     return evaluate_votes(read_votes(database, name), parse_study(database.study(name)))
 
 
+def write_page(database: "ReviewDatabase", name: str, instructions: str, path: Path) -> None:
+    """Write the results of a study as one self-contained HTML page.
+
+    Args:
+        database: Has the study.
+        name: Of the study.
+        instructions: What raters read, as HTML.
+        path: Of the page.
+    """
+    from popalign_core.report.people import build_people
+    from storage.roots import write_atomic
+
+    study = database.study(name)
+    about = {**study.source, "configuration": json.dumps(study.config, sort_keys=True)}
+    page = build_people(name, (study.system_a, study.system_b), study_results(database, name), instructions, about)
+    write_atomic(path, page.encode())
+
+
 def completion_code(study: "Study", rater_id: str) -> str:
     """What a rater is shown at the end and a crowd platform is given: 10 letters and digits, made from the secret."""
     return _keyed(study, "completion", rater_id)[:10].upper()

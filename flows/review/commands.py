@@ -25,7 +25,10 @@ Url = Annotated[str | None, typer.Option(help="How people reach the app; http://
 @studies.command()
 def create(
     name: Name,
-    systems: Annotated[tuple[str, str], typer.Argument(metavar="SYSTEM SYSTEM", help="Such as base aligned.")],
+    systems: Annotated[
+        tuple[str, str],
+        typer.Argument(metavar="SYSTEM REFERENCE", help="Such as aligned base: win rates are the first one's."),
+    ],
     run: Annotated[str, typer.Option(help="Folder under runs/ that has both: of a run or of a comparison.")],
     root: Root = None,
     database: Database = None,
@@ -131,6 +134,22 @@ def results(name: Name, root: Root = None, database: Database = None) -> None:
     opened = _open(database, root)
     for line in result_lines(opened.study(name), study_results(opened, name)):
         typer.echo(line)
+
+
+@studies.command()
+def report(
+    name: Name,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Of the HTML page to write.")],
+    root: Root = None,
+    database: Database = None,
+) -> None:
+    """Write the results as one self-contained page."""
+    from flows.review.pages import markdown
+    from tasks.studies import write_page
+
+    opened = _open(database, root)
+    write_page(opened, name, markdown(opened.study(name).instructions), path)
+    typer.echo(f"Page: {path}")
 
 
 @studies.command()

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from markupsafe import Markup
 
 from flows.review.pages import markdown, page
 from flows.review.sessions import (
@@ -16,7 +17,9 @@ from flows.review.sessions import (
     review_of,
     sign_form,
 )
+from popalign_core.report.people import people_section
 from storage.review_tables import Rater, Study
+from storage.votes import ReviewDatabase
 from tasks.studies import completion_code, invite, parse_study, read_votes, study_results, votes_csv
 
 router = APIRouter(dependencies=[Depends(operator)])
@@ -62,7 +65,7 @@ def study_page(request: Request, name: str) -> HTMLResponse:
         config=parse_study(study),
         n_votes=n_votes,
         raters=[_rater_row(study, *row, review.settings.base_url) for row in review.database.raters(name)],
-        results=study_results(review.database, name) if n_votes else None,
+        results=_results(review.database, study) if n_votes else None,
         instructions=markdown(study.instructions),
         invite_token=sign_form(review, f"invite {name}"),
         instructions_token=sign_form(review, f"instructions {name}"),
@@ -98,6 +101,11 @@ def votes(request: Request, name: str) -> Response:
     table = read_votes(review_of(request).database, find_study(request, name).name)
     headers = {"Content-Disposition": 'attachment; filename="votes.csv"'}
     return Response(votes_csv(table), media_type="text/csv", headers=headers)
+
+
+def _results(database: ReviewDatabase, study: Study) -> Markup:
+    section = people_section((study.system_a, study.system_b), study_results(database, study.name))
+    return Markup(section)  # which escapes the names
 
 
 def _rater_row(study: Study, rater: Rater, n_done: int, n_all: int, base_url: str) -> dict[str, object]:

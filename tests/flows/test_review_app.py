@@ -1,8 +1,9 @@
 """The review app's pages, and each attack on them: every test here fails without its defence."""
 
 import re
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -372,13 +373,21 @@ def test_pages_load_nothing_from_elsewhere_and_run_no_inline_script(world: World
 
 def test_instructions_and_prompts_cannot_carry_script(world: World, browse: Open) -> None:
     operator = browse()
+    with closing(sqlite3.connect(world.url.removeprefix("sqlite:///"))) as raw, raw:
+        raw.execute("UPDATE pairs SET prompt = '<script>prompt</script>\" onload=x'")
+        raw.execute("UPDATE studies SET system_a = '<script>system</script>'")
     page = operator.get("/studies/study")
+    assert "<script>system" not in page.text
     evil = "<script>alert(1)</script> [x](javascript:alert(1)) ![p](https://evil.example/p.png) **bold**"
     form = {"token": token_of(page.text, "instructions"), "text": evil}
     assert operator.post("/studies/study/instructions", data=form).status_code == 200
     operator.get(world.link())
     page = operator.get("/s/study")
     assert "<script>alert" not in page.text
+    question = operator.get("/s/study/judge").text
+    assert "&lt;script&gt;prompt" in question
+    assert "<script>prompt" not in question
+    assert '" onload' not in question
     assert 'href="javascript' not in page.text
     assert "<strong>bold</strong>" in page.text
 
@@ -409,7 +418,7 @@ def test_the_operator_invites_sees_progress_and_takes_the_votes_home(world: Worl
     )
     assert prefer(world.database, world.raters[0], "a") == 10
     page = operator.get("/studies/study")
-    assert re.findall(r'<td class="number">(\S+) <small>', page.text) == ["1.000"] * 4
+    assert re.findall(r"<b>(\S+)</b> <small>", page.text) == ["1.000"] * 4
     assert ">done<" in page.text
     csv = operator.get("/studies/study/votes.csv")
     assert csv.headers["content-type"].startswith("text/csv")

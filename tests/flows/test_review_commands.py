@@ -40,11 +40,15 @@ def test_a_study_from_creation_to_export(root: str, tmp_path: Path) -> None:
     assert "2 rater(s)     32 of 32 answers" in study(root, "list")
     results = study(root, "results", "mine")
     assert "base against aligned; a tie counts half" in results
-    assert "fairness     majority  0.000 (0.000 to 0.566)" in results
+    assert "fairness     majority  0.000 (0.000 to 0.607)" in results
     assert "not measured: all answers are the same" in results
     assert "0 of 2 rater(s) flagged" in results
     assert study(root, "export", "mine", str(tmp_path / "votes.parquet")).startswith("32 vote(s) are in")
     assert len(pd.read_parquet(tmp_path / "votes.parquet")) == 32
+    study(root, "report", "mine", str(tmp_path / "study.html"))
+    page = (tmp_path / "study.html").read_text(encoding="utf-8")
+    assert "<em>appearance</em>" in page
+    assert "32 votes of 2 raters; 0 of them did not pass" in page
     assert study(root, "instructions", "mine") == "# Look at *appearance* only\n"
 
 
