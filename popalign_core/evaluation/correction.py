@@ -47,7 +47,8 @@ class Calibrated:
         From `C^T p = q`: a change dC of the matrix changes p by `-(C^T)^-1 dC^T p`.
         """
         moved = np.einsum("jk,ijl,ri->rkil", np.linalg.inv(self.confusion), self.errors, -shares)
-        return moved.reshape(*shares.shape, -1)
+        loading: FloatArray = moved.reshape(*shares.shape, -1)
+        return loading
 
 
 def calibrated_axes(
@@ -91,7 +92,8 @@ def corrected_measures(axis: Axis, terms: FloatArray, known: Calibrated | str) -
     if isinstance(known, str):
         distances = ("discrepancy_corrected", "discrepancy_cleam")
         return [_unmeasured(axis, name, terms, f"not measured: {known}") for name in (*distances, *names)]
-    inverse, target = np.linalg.inv(known.confusion), np.asarray(axis.shares())
+    inverse = np.asarray(np.linalg.inv(known.confusion), dtype=np.float64)
+    target = np.asarray(axis.shares())
     sums = terms.sum(axis=1)
     plain = class_shares(sums) @ inverse
     nearest = corrected_prevalence(sums, known.confusion)

@@ -30,7 +30,7 @@ class Counted:
 
     counts: FloatArray
     cells: pd.DataFrame
-    clusters: Sequence[str]
+    clusters: list[str]
 
 
 def label_images(

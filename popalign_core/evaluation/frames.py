@@ -109,8 +109,8 @@ def measure_benchmark(
 def _scores(labels: pd.DataFrame, clusters: Sequence[str] | None, frames: SystemFrames) -> Iterator[Measured]:
     scores, images = frames.scores, frames.images
     place = pd.Index(labels["image_id"]).get_indexer(pd.Index(scores["image_id"]))
-    withheld = images.loc[~images["is_shown"].astype(bool), "image_id"] if "is_shown" in images else []
-    is_shown = ~labels["image_id"].isin(withheld).to_numpy()
+    shown = images[images["is_shown"].astype(bool)] if "is_shown" in images else images
+    is_shown = labels["image_id"].isin(shown["image_id"]).to_numpy()
     for scorer in sorted(scores.loc[place >= 0, "scorer"].unique()):
         chosen = (scores["scorer"] == scorer).to_numpy() & (place >= 0)
         versions = sorted(scores.loc[chosen, "version"].unique())

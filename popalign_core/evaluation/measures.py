@@ -64,7 +64,8 @@ class Measure:
     @property
     def has_part(self) -> NDArray[np.bool_]:
         """`[P]` the prompts that add anything."""
-        return (self.terms != 0).any(axis=(0, 2))
+        part: NDArray[np.bool_] = (self.terms != 0).any(axis=(0, 2))
+        return part
 
     @property
     def n_prompts(self) -> int:
@@ -129,7 +130,8 @@ class Measure:
         moved = np.einsum("mp,rpv->mrv", swapped, reference.terms - self.terms, optimize=True)
         mine = self.statistic(self.terms.sum(axis=1) + moved).mean(axis=-1)
         others = self.statistic(reference.terms.sum(axis=1) - moved).mean(axis=-1)
-        return mine - others
+        change: FloatArray = mine - others
+        return change
 
 
 @dataclass(frozen=True)
