@@ -125,6 +125,7 @@ REPORT_STEP = Step(
         "attributes": "attributes",
         "preferences": "preferences",
         "train": "train",
+        "calibration": "calibration",
     }
     | {
         f"{side}_{part}": f"{node}:{side}"

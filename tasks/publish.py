@@ -9,14 +9,14 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
 from popalign_core.training.card import model_card
 from storage.store import ArtifactRef, RunFolder, Store
-from tasks import comparison
+from tasks import comparison, report
 from tasks.stage import open_store
 
 SYSTEMS = ("base", "aligned")
 
 
 def publish_run(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime: RuntimeConfig, name: str) -> None:
-    """Write metrics.parquet, metrics.json, report.html, model/ and, last, run.json.
+    """Write metrics.parquet, metrics.json, report.html, report.md, model/ and, last, run.json.
 
     Args:
         refs: Each node's artifact, of a whole pipeline.
@@ -29,7 +29,8 @@ def publish_run(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime
     folder = store.run_folder(name)
     folder.write_table("metrics", metrics)
     folder.write_text("metrics.json", metrics_json(metrics))
-    folder.write_text("report.html", store.localize(refs["report"], "report.html").read_text(encoding="utf-8"))
+    for file in (report.PAGE, report.CARD):
+        folder.write_text(file, store.localize(refs["report"], file).read_text(encoding="utf-8"))
     folder.copy_tree(store.localize(refs["train"], "model"), "model")
     log = store.read_table(refs["train"], "training_log").to_dict("records")
     keys = {node: refs[node].key for node in ("sample", "attributes", "preferences", "train")}

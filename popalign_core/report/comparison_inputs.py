@@ -1,6 +1,6 @@
 """What a page about several systems, or about a sweep of one parameter, is made of."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,21 +8,16 @@ import pandas as pd
 
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
-from popalign_core.report.inputs import Pictures, check_pictures
+from popalign_core.report.inputs import COST_COLUMNS, Pictures, check_pictures, empty
 
 WIN_COLUMNS = (
     "system", "reference", "benchmark", "scorer", "version", "n", "n_wins", "n_ties", "win_rate", "ci_low", "ci_high",
     "p_value",
 )  # fmt: skip
 DROP_COLUMNS = ("system", "reason", "n", "n_images")
-COST_COLUMNS = ("system", "what", "value", "unit")
 POINT_COLUMNS = (
     "parameter", "value", "order", "benchmark", "metric", "axis", "estimate", "ci_low", "ci_high", "floor", "note",
 )  # fmt: skip
-
-
-def _empty(columns: Iterable[str]) -> pd.DataFrame:
-    return pd.DataFrame(columns=list(columns))
 
 
 @dataclass(frozen=True)
@@ -57,10 +52,10 @@ class ComparisonInputs:
     metrics: pd.DataFrame
     comparison: pd.DataFrame
     per_prompt: pd.DataFrame
-    wins: pd.DataFrame = field(default_factory=lambda: _empty(WIN_COLUMNS))
+    wins: pd.DataFrame = field(default_factory=lambda: empty(WIN_COLUMNS))
     grids: Mapping[str, Mapping[str, Pictures]] = field(default_factory=dict)
-    drops: pd.DataFrame = field(default_factory=lambda: _empty(DROP_COLUMNS))
-    costs: pd.DataFrame = field(default_factory=lambda: _empty(COST_COLUMNS))
+    drops: pd.DataFrame = field(default_factory=lambda: empty(DROP_COLUMNS))
+    costs: pd.DataFrame = field(default_factory=lambda: empty(COST_COLUMNS))
     scale: float = 1.0
     n_seeds: int = 1
     reproducibility: Mapping[str, str] = field(default_factory=dict)

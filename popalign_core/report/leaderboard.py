@@ -9,7 +9,7 @@ from popalign_core.errors import InputError
 from popalign_core.report.cells import MOST_COLUMNS, Footnotes, estimate_cell, row, table
 from popalign_core.report.document import figures, html_page
 from popalign_core.report.estimates import UNKNOWN, Measure, by_measure, measures_of
-from popalign_core.report.measures import DETAILS, column_name, floor_words
+from popalign_core.report.measures import column_name, floor_words, is_shown
 from popalign_core.report.trend import trend_chart
 
 EVALUATED_AT = "evaluated_at"
@@ -84,7 +84,7 @@ def _tables(rows: pd.DataFrame) -> str:
 
 
 def _measures(rows: pd.DataFrame) -> list[Measure]:
-    return [m for m in measures_of(rows) if ":" not in m.metric and not m.metric.startswith(DETAILS)]
+    return [m for m in measures_of(rows) if is_shown(m.metric, is_crowded=True)]
 
 
 def _head(measure: Measure) -> str:

@@ -8,7 +8,7 @@ from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.estimates import SYMBOLS, WORDS, Estimate, Measure, Status, interval_words
 from popalign_core.report.inputs import ReportInputs, check_inputs
 from popalign_core.report.limits import limits
-from popalign_core.report.measures import FURTHER, column_name, floor_words, measure_name, number
+from popalign_core.report.measures import column_name, floor_words, is_shown, measure_name, number
 from popalign_core.report.standings import Results, summarise
 from popalign_core.report.verdict import changes, judge
 
@@ -62,7 +62,7 @@ def report_markdown(inputs: ReportInputs) -> str:
     heads = ["Measure", inputs.base, inputs.aligned, "Change", "Verdict"]
     notes, rows = _Notes(), []
     for change in changes(inputs):
-        if ":" not in change.metric and not change.metric.startswith(FURTHER):
+        if is_shown(change.metric):
             sides = [_cell(side, change.metric, notes) for side in (change.base, change.aligned)]
             difference, shift = change.difference, "–"
             if difference.is_measured:

@@ -1,7 +1,7 @@
 """How several systems stand against one reference: fairer, at what cost, or not to be told apart."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -15,10 +15,11 @@ from popalign_core.report.estimates import (
     by_measure,
     combined,
     deciding_benchmarks,
+    is_doubtful_loss,
     judge_difference,
     measures_of,
 )
-from popalign_core.report.measures import DETAILS, FAIRNESS, listed, number, scorer_name
+from popalign_core.report.measures import FAIRNESS, is_shown, listed, number, scorer_name
 
 Place = Literal["fairer", "fairer at a cost", "less fair", "unclear", "unmeasured"]
 
@@ -81,7 +82,7 @@ class Results:
     @property
     def headlines(self) -> list[Measure]:
         """What the tables of the paper show; the rest is in the table of every number."""
-        return [m for m in self.measures if ":" not in m.metric and not m.metric.startswith(DETAILS)]
+        return [m for m in self.measures if is_shown(m.metric, is_crowded=True)]
 
     def value(self, system: str, measure: Measure) -> Estimate:
         """What a system was measured to have."""
@@ -101,9 +102,8 @@ class Results:
         found = {m: self.status(system, m) for m in self.headlines if not self.decides(m) and self.counts(m)}
         lost = tuple(m for m, status in found.items() if status == "worse")
         gained = tuple(m for m, status in found.items() if status == "improved")
-        alone = {m: replace(self.difference(system, m), p_adjusted=float("nan")) for m in found if m not in lost}
-        confidence = self.inputs.confidence
-        doubtful = tuple(m for m, e in alone.items() if judge_difference(m.metric, e, confidence) == "worse")
+        share = self.inputs.confidence
+        doubtful = tuple(m for m in found if is_doubtful_loss(m.metric, self.difference(system, m), share))
         return Standing(system, _place(list(axes.values()), bool(lost)), axes, lost, doubtful, gained)
 
     def decides(self, measure: Measure) -> bool:

@@ -16,7 +16,7 @@ from popalign_core.report.comparison_inputs import SweepInputs, check_sweep
 from popalign_core.report.document import definitions, details, figures, html_page
 from popalign_core.report.estimates import UNKNOWN, Estimate, Measure, by_measure, deciding_benchmarks, measures_of
 from popalign_core.report.front import Point, front_chart, front_table
-from popalign_core.report.measures import DETAILS, FAIRNESS, column_name, direction, floor_words, number
+from popalign_core.report.measures import FAIRNESS, column_name, direction, floor_words, is_shown, number
 from popalign_core.report.trend import trend_chart
 
 
@@ -61,7 +61,7 @@ class Sweep:
     @cached_property
     def measures(self) -> list[Measure]:
         """What the charts and the table show; the rest stays in the points."""
-        return [m for m in measures_of(self._rows) if ":" not in m.metric and not m.metric.startswith(DETAILS)]
+        return [m for m in measures_of(self._rows) if is_shown(m.metric, is_crowded=True)]
 
     @cached_property
     def quality(self) -> list[Measure]:

@@ -133,7 +133,7 @@ def test_further_parts_hold_their_numbers() -> None:
     for expected in ("3 of 100", "no face", "training (steps)", "750", "Demonstration only.", "popalign compare base"):
         assert expected in text, expected
     full = text_of(_table(html, "All measures of all systems"))
-    assert "Gender: KL divergence (neutral prompts)" in full
+    assert "Gender: KL divergence" in full
     assert "fair | | 0.100 0.060 to 0.140 | | 0.020 | | 100 | | −0.400 −0.440 to −0.360 | | 0.002" in full
 
 
