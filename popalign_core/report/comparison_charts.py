@@ -14,7 +14,7 @@ from popalign_core.report.system_tables import prompt_table
 
 def forests(results: Results) -> str:
     """Differences to the reference with intervals: fairness and quality, the rest folded away."""
-    first, rest = [], []
+    first, rest = list[tuple[str, str]](), list[tuple[str, str]]()
     for measure in results.headlines:
         rows = [(s, results.difference(s, measure), results.status(s, measure)) for s in results.inputs.others]
         if any(difference.is_measured for _, difference, _ in rows):
