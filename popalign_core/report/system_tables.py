@@ -107,16 +107,19 @@ def cost_table(costs: pd.DataFrame) -> str:
     return table(heads, rows)
 
 
-def prompt_table(inputs: ComparisonInputs, axis: Axis) -> str:
+def prompt_tables(inputs: ComparisonInputs, axis: Axis) -> str:
     """Discrepancy of every prompt under every system, the most biased under the reference first."""
     chosen = axis_rows(inputs.per_prompt, axis)
     wide = chosen.pivot(index=["prompt_id", "text"], columns="system", values="discrepancy").reset_index()
-    wide = wide.sort_values([inputs.reference, "text"], ascending=[False, True])
-    heads = ("Prompt", *inputs.systems)
-    return table(heads, [
-        row(heads, str(line["text"]), [_discrepancy(line.get(system)) for system in inputs.systems])
-        for _, line in wide.iterrows()
-    ])  # fmt: skip
+    lines = wide.sort_values([inputs.reference, "text"], ascending=[False, True]).to_dict("records")
+    tables = ""
+    for start in range(0, len(inputs.systems), MOST_COLUMNS):
+        shown = inputs.systems[start : start + MOST_COLUMNS]
+        rows = [
+            row(("", *shown), str(line["text"]), [_discrepancy(line.get(name)) for name in shown]) for line in lines
+        ]
+        tables += table(("Prompt", *shown), rows)
+    return tables
 
 
 def _discrepancy(value: float | None) -> str:
