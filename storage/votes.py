@@ -5,18 +5,27 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, delete, event, func, select, update
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from popalign_core.errors import InputError, StoreError
-from storage.review_tables import Asked, Base, Pair, Picture, Rater, Study, Vote
+from storage.review_engine import open_engine
+from storage.review_tables import Asked, Pair, Picture, Rater, Study, Vote
 
 Row = Mapping[str, Any]
+_PICTURES_KEPT, _STUDIES_KEPT, _PLANS_KEPT, _PAIRS_KEPT = 1000, 100, 1000, 5000
+"""In memory; a picture has up to 100 kB."""
+
+_RATER = select(Rater.study, Rater.is_closed).where(Rater.rater_id == bindparam("rater_id"))
+_ANSWERED = (
+    select(Vote.asked_id).join(Asked, Asked.asked_id == Vote.asked_id).where(Asked.rater_id == bindparam("rater_id"))
+)
+_VOTE = insert(Vote)
+
 Plan = Callable[[Sequence[Pair], Mapping[str, int], int], Iterable[Row]]
 """From pairs, pair id -> raters it has or will have, and the rater's number: rows of `Asked` in order."""
 
@@ -31,6 +40,7 @@ class Turn:
         n_done: Questions answered.
         n_all: Questions of the plan.
         ahead: Ids of the pictures of the next pair.
+        last: The question answered before; None at the start.
     """
 
     asked: Asked
@@ -38,6 +48,7 @@ class Turn:
     n_done: int
     n_all: int
     ahead: Sequence[str]
+    last: Asked | None
 
 
 class ReviewDatabase:
@@ -52,16 +63,14 @@ class ReviewDatabase:
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            self._engine = _engine(url)
-            Base.metadata.create_all(self._engine)
-        except (ArgumentError, ImportError, OSError, SQLAlchemyError) as error:
-            raise StoreError(
-                f"the review database {url!r} cannot be opened ({error}); give a URL such as "
-                "sqlite:///reviews.sqlite, or postgresql://user@host/name after `pip install 'popalign[postgres]'`"
-            ) from error
+        self._engine = open_engine(url)
         weakref.finalize(self, self._engine.dispose)
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
+        # What never changes is read once: a page then asks for a rater's votes, and for nothing else.
+        self.picture = lru_cache(_PICTURES_KEPT)(self._read_picture)
+        self.founded = lru_cache(_STUDIES_KEPT)(self.study)
+        self._plan = lru_cache(_PLANS_KEPT)(self._read_plan)
+        self._pair = lru_cache(_PAIRS_KEPT)(self._read_pair)
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -117,8 +126,8 @@ class ReviewDatabase:
         with self._begin() as session:
             session.execute(update(Study).where(Study.name == name).values(instructions=text))
 
-    def picture(self, study: str, picture_id: str) -> bytes | None:
-        """The bytes of a picture of a study."""
+    def _read_picture(self, study: str, picture_id: str) -> bytes | None:
+        """The bytes of a picture of a study; None when it has none of that id."""
         asked = select(Picture.data).where(Picture.picture_id == picture_id, Picture.study == study)
         with self._begin() as session:
             return session.scalar(asked)
@@ -150,10 +159,11 @@ class ReviewDatabase:
             if session.scalar(close.returning(Rater.number)) is None:
                 raise InputError(f"study {name!r} has no rater {number}; `popalign study links {name}` lists them")
 
-    def rater(self, rater_id: str) -> Rater | None:
-        """Somebody who was invited."""
-        with self._begin() as session:
-            return session.get(Rater, rater_id)
+    def find_rater(self, rater_id: str) -> tuple[str, bool] | None:
+        """The study of somebody who was invited, and whether their part has ended; None for anybody else."""
+        with self._connect() as connection:
+            row = connection.execute(_RATER, {"rater_id": rater_id}).first()
+        return None if row is None else (row.study, row.is_closed)
 
     def raters(self, name: str) -> list[tuple[Rater, int, int]]:
         """The raters of a study with the number of questions answered and asked."""
@@ -170,23 +180,14 @@ class ReviewDatabase:
 
     def turn(self, rater_id: str) -> Turn | None:
         """The first question without a vote; None when the rater has answered all."""
-        plan = (
-            select(Asked, Pair, Vote.asked_id)
-            .join(Pair, Pair.pair_id == Asked.pair_id)
-            .outerjoin(Vote, Vote.asked_id == Asked.asked_id)
-            .where(Asked.rater_id == rater_id)
-            .order_by(Asked.position)
-        )
-        mine = select(func.count(Asked.asked_id), func.count(Vote.asked_id)).outerjoin(Vote)
-        with self._begin() as session:
-            n_all, n_done = session.execute(mine.where(Asked.rater_id == rater_id)).one()
-            # as many rows as questions about one pair, and one more, reach the pair after it
-            rows = session.execute(plan.where(Vote.asked_id.is_(None)).limit(8)).all()
-        if not rows:
+        plan, answered = self._plan(rater_id), self._answered(rater_id)
+        left = [asked for asked in plan if asked.asked_id not in answered]
+        if not left:
             return None
-        asked, pair = rows[0][0], rows[0][1]
-        ahead = next((row[1] for row in rows if row[1].pair_id != pair.pair_id), None)
-        return Turn(asked, pair, n_done, n_all, [*ahead.pictures_a, *ahead.pictures_b] if ahead else [])
+        ahead = next((asked.pair_id for asked in left if asked.pair_id != left[0].pair_id), None)
+        pictures = [] if ahead is None else [*self._pair(ahead).pictures_a, *self._pair(ahead).pictures_b]
+        last = next((asked for asked in reversed(plan) if asked.asked_id in answered), None)
+        return Turn(left[0], self._pair(left[0].pair_id), len(answered), len(plan), pictures, last)
 
     def vote(self, rater_id: str, asked_id: int, choice: str, seconds: float) -> bool:
         """Store an answer.
@@ -197,13 +198,11 @@ class ReviewDatabase:
         Raises:
             InputError: When the question is not this rater's.
         """
-        with self._begin() as session:
-            asked = session.get(Asked, asked_id)
-        if asked is None or asked.rater_id != rater_id:
+        if asked_id not in {asked.asked_id for asked in self._plan(rater_id)}:
             raise InputError(f"question {asked_id} is not one of this rater's; open the page again")
         try:
-            with self._sessions.begin() as session:
-                session.add(Vote(asked_id=asked_id, choice=choice, seconds=seconds))
+            with self._connect() as connection:
+                connection.execute(_VOTE, {"asked_id": asked_id, "choice": choice, "seconds": seconds})
         except IntegrityError:
             with self._begin() as session:
                 held = session.get(Vote, asked_id)
@@ -214,9 +213,8 @@ class ReviewDatabase:
 
     def last_vote(self, rater_id: str) -> Asked | None:
         """The question a rater answered last."""
-        mine = select(Asked).join(Vote, Vote.asked_id == Asked.asked_id).where(Asked.rater_id == rater_id)
-        with self._begin() as session:
-            return session.scalars(mine.order_by(Asked.position.desc()).limit(1)).first()
+        answered = self._answered(rater_id)
+        return next((asked for asked in reversed(self._plan(rater_id)) if asked.asked_id in answered), None)
 
     def undo(self, rater_id: str, asked_id: int) -> bool:
         """Take an answer back if it is the rater's last; whether it was."""
@@ -250,18 +248,44 @@ class ReviewDatabase:
         with self._begin() as session:
             return _coverage(session, name)
 
+    def _read_plan(self, rater_id: str) -> list[Asked]:
+        with self._begin() as session:
+            return list(session.scalars(select(Asked).where(Asked.rater_id == rater_id).order_by(Asked.position)))
+
+    def _read_pair(self, pair_id: str) -> Pair:
+        with self._begin() as session:
+            return session.get_one(Pair, pair_id)
+
+    def _answered(self, rater_id: str) -> set[int]:
+        with self._connect() as connection:
+            return set(connection.scalars(_ANSWERED, {"rater_id": rater_id}))
+
     @contextmanager
     def _begin(self, conflict: str = "") -> Iterator[Session]:
-        """A transaction; the database's errors as ours."""
+        """A transaction; what breaks a rule of the tables is a conflict, if one is named."""
         try:
-            with self._sessions.begin() as session:
+            with _database_errors(), self._sessions.begin() as session:
                 yield session
         except IntegrityError as error:
             if conflict:
                 raise InputError(conflict) from error
             raise
-        except SQLAlchemyError as error:
-            raise StoreError(f"the review database does not answer ({error}); see to it, then try again") from error
+
+    @contextmanager
+    def _connect(self) -> Iterator[Connection]:
+        """A transaction without objects: what every page needs goes this way, in a third of the time."""
+        with _database_errors(), self._engine.begin() as connection:
+            yield connection
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except SQLAlchemyError as error:
+        raise StoreError(f"the review database does not answer ({error}); see to it, then try again") from error
 
 
 def _coverage(session: Session, name: str) -> dict[str, int]:
@@ -273,24 +297,3 @@ def _coverage(session: Session, name: str) -> dict[str, int]:
         .group_by(Asked.pair_id)
     )
     return {row[0]: row[1] for row in session.execute(counts)}
-
-
-def _engine(url: str) -> Engine:
-    parsed = make_url(url)
-    if parsed.drivername in ("postgres", "postgresql"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
-    if parsed.get_backend_name() == "sqlite":
-        if parsed.database and not parsed.database.startswith((":memory:", "file:")):
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            Path(parsed.database).touch(mode=0o600)  # what signs the raters' links is in it
-        event.listen(engine, "connect", _set_up_sqlite)
-    return engine
-
-
-def _set_up_sqlite(connection: Any, record: object) -> None:
-    """Readers beside one writer, who waits for its turn; a commit is on the disk even if the power fails."""
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=15000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()

@@ -19,12 +19,13 @@ from tasks.train import STAGE as TRAIN
 
 if TYPE_CHECKING:
     from popalign_core.evaluation.metrics import SystemFrames
+    from popalign_core.report.comparison_inputs import ComparisonInputs
 
 STAGE = "comparison"
 VERSION = "1"
 
 PAGE, CARD = "comparison.html", "comparison.md"
-TABLES = ("metrics", "comparison", "per_prompt", "costs")
+TABLES = ("metrics", "comparison", "wins", "per_prompt", "costs")
 N_PROMPTS = {"neutral": 6, "specific": 3, "generic": 3}
 """Prompts whose pictures are shown, by kind."""
 
@@ -78,7 +79,7 @@ def compare_statistics(
     on_progress: Progress = no_progress,
     **statistics: ArtifactRef,
 ) -> ArtifactRef:
-    """Publish tables `metrics`, `comparison` (each system minus the first), `per_prompt` and `costs`, and a page.
+    """Publish tables `metrics`, `comparison` (each system minus the first), `wins`, `per_prompt`, `costs`, and a page.
 
     Args:
         prompts: Artifact with all prompts.
@@ -101,40 +102,58 @@ def compare_statistics(
 
     def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
         from popalign_core.report.comparison import build_comparison
-        from popalign_core.report.comparison_inputs import ComparisonInputs
         from popalign_core.report.markdown import comparison_markdown
 
-        table = store.read_table(prompts, "prompts")
-        frames = [read_system(store, name, n_seeds, statistics) for name in systems]
-        calibrated = None if calibration is None else store.read_table(calibration, "calibration")
-        samples, scores = (
-            {name: refs_of(part, name, n_seeds, statistics) for name in systems} for part in ("sample", "scores")
-        )
-        tables = measure_systems(table, frames, config, calibrated, on_progress)
-        scored = {name: list(zip(samples[name], scores[name], strict=True)) for name in systems}
-        quality = quality_rows(store, table, scored, config.evaluation)
-        if len(quality):
-            tables["metrics"] = pd.concat([tables["metrics"], quality], ignore_index=True)
-        inputs = ComparisonInputs(
-            title="PopAlign comparison",
-            reference=systems[0],
-            systems=systems,
-            axes=config.axes,
-            **tables,
-            grids=read_grids(store, table, {name: refs[0] for name, refs in samples.items()}, N_PROMPTS),
-            drops=pd.concat([count_drops(each) for each in frames], ignore_index=True),
-            costs=pd.concat([count_costs(store, name, refs) for name, refs in samples.items()], ignore_index=True),
-            scale=scale,
-            n_seeds=n_seeds,
-            reproducibility=_reproducibility(store, prompts, asked),
-            confidence=config.evaluation.confidence,
-        )
+        inputs = gather_inputs(store, prompts, calibration, statistics, config, asked, on_progress)
         for name in TABLES:
             build.write_table(name, getattr(inputs, name))
         (build.folder / PAGE).write_text(build_comparison(inputs), encoding="utf-8")
         (build.folder / CARD).write_text(comparison_markdown(inputs), encoding="utf-8")
 
     return produce(asked, runtime, fill)
+
+
+def gather_inputs(
+    store: Store,
+    prompts: ArtifactRef,
+    calibration: ArtifactRef | None,
+    statistics: Inputs,
+    config: PipelineConfig,
+    asked: Request,
+    on_progress: Progress = no_progress,
+) -> "ComparisonInputs":
+    """Measure everything that tables and page show."""
+    from popalign_core.report.comparison_inputs import ComparisonInputs
+
+    systems, n_seeds, scale = (asked.config[name] for name in ("systems", "n_seeds", "scale"))
+    table = store.read_table(prompts, "prompts")
+    frames = [read_system(store, name, n_seeds, statistics) for name in systems]
+    calibrated = None if calibration is None else store.read_table(calibration, "calibration")
+    tables = measure_systems(table, frames, config, calibrated, on_progress)
+    samples, scores = (
+        {name: refs_of(part, name, n_seeds, statistics) for name in systems} for part in ("sample", "scores")
+    )
+    scored = {name: list(zip(samples[name], scores[name], strict=True)) for name in systems}
+    quality = quality_rows(store, table, scored, config.evaluation)
+    if len(quality):
+        tables["metrics"] = pd.concat([tables["metrics"], quality], ignore_index=True)
+    return ComparisonInputs(
+        title="PopAlign comparison",
+        reference=systems[0],
+        systems=systems,
+        axes=config.axes,
+        metrics=tables["metrics"],
+        comparison=tables["comparison"],
+        wins=tables["wins"],
+        per_prompt=tables["per_prompt"],
+        grids=read_grids(store, table, {name: refs[0] for name, refs in samples.items()}, N_PROMPTS),
+        drops=pd.concat([count_drops(each) for each in frames], ignore_index=True),
+        costs=pd.concat([count_costs(store, name, refs) for name, refs in samples.items()], ignore_index=True),
+        scale=scale,
+        n_seeds=n_seeds,
+        reproducibility=_reproducibility(store, prompts, asked),
+        confidence=config.evaluation.confidence,
+    )
 
 
 def measure_systems(
@@ -144,9 +163,10 @@ def measure_systems(
     calibration: pd.DataFrame | None,
     on_progress: Progress = no_progress,
 ) -> dict[str, pd.DataFrame]:
-    """Tables `metrics`, `comparison` and `per_prompt` of systems, the first of which is the reference."""
+    """Tables `metrics`, `comparison`, `wins` and `per_prompt` of systems, the first of which is the reference."""
     from popalign_core.evaluation.metrics import compute_metrics, per_prompt_table
     from popalign_core.evaluation.paired import compare_all
+    from popalign_core.evaluation.wins import win_rates
 
     how = (config.axes, config.evaluation, calibration, config.benchmark_axes)
     metrics, by_prompt = [], []
@@ -155,10 +175,12 @@ def measure_systems(
         by_prompt.append(per_prompt_table(each.name, prompts, each.images, each.attributes, config.identity_axes))
         on_progress(number, len(frames) + 1)
     comparison = compare_all(prompts, frames[0], frames[1:], *how)
+    wins = [win_rates(prompts, frames[0], each, config.evaluation) for each in frames[1:]]
     on_progress(len(frames) + 1, len(frames) + 1)
     return {
         "metrics": pd.concat(metrics, ignore_index=True),
         "comparison": comparison,
+        "wins": pd.concat(wins, ignore_index=True),
         "per_prompt": pd.concat(by_prompt, ignore_index=True),
     }
 

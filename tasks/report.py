@@ -69,14 +69,15 @@ def gather_inputs(store: Store, inputs: Inputs, config: PipelineConfig) -> "Repo
 
     prompts = store.read_table(inputs["prompts"], "prompts")
     frames = [_frames(store, system, inputs) for system in SYSTEMS]
-    by_prompt = [per_prompt_table(f.name, prompts, f.images, f.attributes, config.identity_axes) for f in frames]
+    axes = config.identity_axes
+    by_prompt = [per_prompt_table(f.name, prompts, f.images, f.attributes, axes) for f in frames]
     calibration = store.read_table(inputs["calibration"], "calibration") if "calibration" in inputs else None
     how = (config.axes, config.evaluation, calibration, config.benchmark_axes)
     return ReportInputs(
         title="PopAlign report",
         base=SYSTEMS[0],
         aligned=SYSTEMS[1],
-        axes=config.axes,
+        axes=axes,
         metrics=pd.concat([store.read_table(inputs[f"{s}_metrics"], "metrics") for s in SYSTEMS], ignore_index=True),
         comparison=compare_systems(prompts, frames[0], frames[1], *how),
         per_prompt=pd.concat(by_prompt, ignore_index=True),

@@ -89,8 +89,9 @@ def list_points(metrics: pd.DataFrame, points: Sequence[Point], failed: Mapping[
             rows = nothing.assign(note=f"not measured: {failed[point.name]}")
         else:
             rows = measured[measured["system"] == point.name]
-        named = {"parameter": point.parameter, "value": point.value, "order": point.order, "system": point.system}
-        parts.append(rows.assign(**named))
+        parts.append(
+            rows.assign(parameter=point.parameter, value=point.value, order=point.order, system=point.system)
+        )
     return pd.concat(parts, ignore_index=True)
 
 

@@ -13,6 +13,7 @@ from flows.review.sessions import (
     Session,
     admit,
     find_study,
+    onlooker,
     open_form,
     remember,
     review_of,
@@ -32,9 +33,9 @@ router = APIRouter(prefix="/s/{name}")
 @router.get("/join/{token}")
 def join(request: Request, name: str, token: str) -> Response:
     """Turn a link into a session; the link itself stays out of what follows."""
-    session = admit(request, find_study(request, name), token, "invitation")
+    session = admit(request, name, token, "invitation")
     response = _go(f"/s/{name}")
-    value = signer(session.study, "session").dumps(session.rater.rater_id)
+    value = signer(session.study, "session").dumps(session.rater_id)
     remember(response, review_of(request), RATER_COOKIE, str(value), f"/s/{name}")
     return response
 
@@ -42,25 +43,24 @@ def join(request: Request, name: str, token: str) -> Response:
 @router.get("")
 def welcome(request: Request, name: str, session: Session) -> HTMLResponse:
     """The instructions, and how far the rater has come."""
-    turn = review_of(request).database.turn(session.rater.rater_id)
-    return page("welcome.html", name=name, turn=turn, instructions=markdown(session.study.instructions))
+    turn = review_of(request).database.turn(session.rater_id)
+    return page("welcome.html", name=name, turn=turn, instructions=markdown(find_study(request, name).instructions))
 
 
 @router.get("/judge")
 def judge(request: Request, name: str, session: Session) -> Response:
     """The next question."""
     database = review_of(request).database
-    turn = database.turn(session.rater.rater_id)
+    turn = database.turn(session.rater_id)
     if turn is None:
         return _go(f"/s/{name}/done")
-    last = database.last_vote(session.rater.rater_id)
     return page(
         "judge.html",
         name=name,
         turn=turn,
         **_shown(turn, parse_study(session.study)),
         token=sign_answer(session, turn.asked.asked_id),
-        undo_token=sign_undo(session, last.asked_id) if last else None,
+        undo_token=sign_undo(session, turn.last.asked_id) if turn.last else None,
     )
 
 
@@ -72,7 +72,7 @@ def answer(request: Request, name: str, session: Session, form: Form) -> Respons
     if choice not in CHOICES:
         raise HTTPException(400, "That is none of the answers; load the page again.")
     seconds = max(0.0, time.time() - since)
-    if not review_of(request).database.vote(session.rater.rater_id, asked_id, choice, seconds):
+    if not review_of(request).database.vote(session.rater_id, asked_id, choice, seconds):
         return message(
             "You have answered this question already, and otherwise. Your first answer stands; to change it, go on "
             "and choose “Undo”.",
@@ -86,7 +86,7 @@ def answer(request: Request, name: str, session: Session, form: Form) -> Respons
 def undo(request: Request, name: str, session: Session, form: Form) -> Response:
     """Take the last answer back; sent twice, it takes back no more than one."""
     (asked_id,) = open_form(session, "undo", form)
-    review_of(request).database.undo(session.rater.rater_id, asked_id)
+    review_of(request).database.undo(session.rater_id, asked_id)
     return _go(f"/s/{name}/judge")
 
 
@@ -94,21 +94,22 @@ def undo(request: Request, name: str, session: Session, form: Form) -> Response:
 def done(request: Request, name: str, session: Session) -> Response:
     """The end, with the completion code, for whoever has answered everything."""
     database = review_of(request).database
-    if database.turn(session.rater.rater_id) is not None:
+    if database.turn(session.rater_id) is not None:
         return _go(f"/s/{name}/judge")
-    last = database.last_vote(session.rater.rater_id)
+    last = database.last_vote(session.rater_id)
     return page(
         "done.html",
         name=name,
-        code=completion_code(session.study, session.rater.rater_id),
+        code=completion_code(session.study, session.rater_id),
         undo_token=sign_undo(session, last.asked_id) if last else None,
     )
 
 
 @router.get("/pictures/{picture_id}")
-def picture(request: Request, name: str, picture_id: str, session: Session) -> Response:
+def picture(request: Request, name: str, picture_id: str) -> Response:
     """A picture of the study by its id, which never changes."""
-    data = review_of(request).database.picture(session.study.name, picture_id)
+    onlooker(request, name)
+    data = review_of(request).database.picture(name, picture_id)
     if data is None:
         raise HTTPException(404, "There is no such picture.")
     headers = {"Cache-Control": "private, max-age=31536000, immutable"}

@@ -12,13 +12,15 @@ from itsdangerous import BadSignature, URLSafeSerializer, URLSafeTimedSerializer
 from flows.review.guard import Allowance
 from flows.review.settings import ReviewSettings
 from popalign_core.errors import InputError
-from storage.review_tables import Rater, Study
+from storage.review_tables import Study
 from storage.votes import ReviewDatabase
 
 RATER_COOKIE = "rater"
 OPERATOR_COOKIE = "operator"
 _OPERATOR_SESSION_S = 7 * 24 * 3600
 _FORM_S = 24 * 3600
+_NO_LINK = "Your link is needed to come in: open the one you were given."
+_NOTHING = "There is nothing here."
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,10 @@ class Review:
 
 @dataclass(frozen=True)
 class RaterSession:
-    """A rater who is let in."""
+    """A rater who is let in, and the study as it was made: its instructions may have changed since."""
 
     study: Study
-    rater: Rater
+    rater_id: str
 
 
 def review_of(request: Request) -> Review:
@@ -51,25 +53,39 @@ def rater_session(request: Request, name: str) -> RaterSession:
         HTTPException: 401 without a valid cookie of this study, 403 when the rater is closed, 429 after too many
             requests.
     """
-    study = find_study(request, name)
-    return admit(request, study, request.cookies.get(RATER_COOKIE, ""), "session")
+    return admit(request, name, request.cookies.get(RATER_COOKIE, ""), "session")
 
 
-def admit(request: Request, study: Study, token: str, purpose: str) -> RaterSession:
+def admit(request: Request, name: str, token: str, purpose: str) -> RaterSession:
     """The rater of a token signed for a purpose; raises as `rater_session`."""
+    session = read_token(request, name, token, purpose)
+    found = review_of(request).database.find_rater(session.rater_id)
+    if found is None or found[0] != name:
+        raise HTTPException(401, _NO_LINK)
+    if found[1]:
+        raise HTTPException(403, "Your part in this study has ended. Thank you.")
+    return session
+
+
+def onlooker(request: Request, name: str) -> None:
+    """As `rater_session`, but whoever once was a rater may go on looking; nothing is asked of the database."""
+    read_token(request, name, request.cookies.get(RATER_COOKIE, ""), "session")
+
+
+def read_token(request: Request, name: str, token: str, purpose: str) -> RaterSession:
+    """Whom a token was signed for; 404, 401 and 429 as `rater_session`."""
     review = review_of(request)
     try:
-        rater_id = signer(study, purpose).loads(token)
+        study = review.database.founded(name)
+    except InputError:
+        raise HTTPException(404, _NOTHING) from None
+    try:
+        rater_id = str(signer(study, purpose).loads(token))
     except BadSignature:
-        raise HTTPException(401, "Your link is needed to come in: open the one you were given.") from None
-    rater = review.database.rater(rater_id)
-    if rater is None or rater.study != study.name:
-        raise HTTPException(401, "Your link is needed to come in: open the one you were given.")
-    if rater.is_closed:
-        raise HTTPException(403, "Your part in this study has ended. Thank you.")
-    if not review.requests.take(rater.rater_id):
+        raise HTTPException(401, _NO_LINK) from None
+    if not review.requests.take(rater_id):
         raise HTTPException(429, "That was quick: please wait a moment, then load the page again.")
-    return RaterSession(study, rater)
+    return RaterSession(study, rater_id)
 
 
 def find_study(request: Request, name: str) -> Study:
@@ -77,7 +93,7 @@ def find_study(request: Request, name: str) -> Study:
     try:
         return review_of(request).database.study(name)
     except InputError:
-        raise HTTPException(404, "There is nothing here.") from None
+        raise HTTPException(404, _NOTHING) from None
 
 
 def signer(study: Study, purpose: str) -> URLSafeSerializer:
@@ -98,12 +114,12 @@ def remember(response: Response, review: Review, name: str, value: str, path: st
 
 def sign_answer(session: RaterSession, asked_id: int) -> str:
     """What the form of a question carries: whose it is, and since when it has been seen."""
-    return str(signer(session.study, "answer").dumps([session.rater.rater_id, asked_id, time.time()]))
+    return str(signer(session.study, "answer").dumps([session.rater_id, asked_id, time.time()]))
 
 
 def sign_undo(session: RaterSession, asked_id: int) -> str:
     """What the form that takes an answer back carries."""
-    return str(signer(session.study, "undo").dumps([session.rater.rater_id, asked_id]))
+    return str(signer(session.study, "undo").dumps([session.rater_id, asked_id]))
 
 
 def open_form(session: RaterSession, purpose: str, form: dict[str, str]) -> list[Any]:
@@ -116,7 +132,7 @@ def open_form(session: RaterSession, purpose: str, form: dict[str, str]) -> list
         signed: list[Any] = signer(session.study, purpose).loads(form.get("token", ""))
     except BadSignature:
         signed = [None]
-    if signed[0] != session.rater.rater_id:
+    if signed[0] != session.rater_id:
         raise HTTPException(403, "This form did not come from your page; load the page again.")
     return signed[1:]
 

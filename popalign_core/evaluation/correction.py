@@ -47,7 +47,8 @@ class Calibrated:
         From `C^T p = q`: a change dC of the matrix changes p by `-(C^T)^-1 dC^T p`.
         """
         moved = np.einsum("jk,ijl,ri->rkil", np.linalg.inv(self.confusion), self.errors, -shares)
-        return moved.reshape(*shares.shape, -1)
+        loading: FloatArray = moved.reshape(*shares.shape, -1)
+        return loading
 
 
 def calibrated_axes(
@@ -91,7 +92,8 @@ def corrected_measures(axis: Axis, terms: FloatArray, known: Calibrated | str) -
     if isinstance(known, str):
         distances = ("discrepancy_corrected", "discrepancy_cleam")
         return [_unmeasured(axis, name, terms, f"not measured: {known}") for name in (*distances, *names)]
-    inverse, target = np.linalg.inv(known.confusion), np.asarray(axis.shares())
+    inverse = np.asarray(np.linalg.inv(known.confusion), dtype=np.float64)
+    target = np.asarray(axis.shares())
     sums = terms.sum(axis=1)
     plain = class_shares(sums) @ inverse
     nearest = corrected_prevalence(sums, known.confusion)
@@ -140,12 +142,9 @@ def _calibrated(table: pd.DataFrame, axis: Axis, confidence: float) -> Calibrate
     except InputError as error:
         return str(error)
     rows = table[(table["axis"] == axis.name) & (table["read_class"] != UNREAD_CLASS)]
-    order = {"index": list(axis.classes), "columns": list(axis.classes)}
-    n, low, high = (
-        rows.pivot(index="true_class", columns="read_class", values=name).reindex(**order).to_numpy(dtype=np.float64)
-        for name in ("n", "ci_low", "ci_high")
-    )
+    cells = rows.set_index(["true_class", "read_class"]).reindex(pd.MultiIndex.from_product([axis.classes] * 2))
     k = len(axis.classes)
+    n, low, high = (cells[name].to_numpy(dtype=np.float64).reshape(k, k) for name in ("n", "ci_low", "ci_high"))
     shares = (n + 0.5) / (n.sum(axis=1, keepdims=True) + k / 2)
     variances = ((high - low) / (2 * NormalDist().inv_cdf((1 + confidence) / 2))) ** 2
     # a row is worth no more independent images than it has; without an interval, as many

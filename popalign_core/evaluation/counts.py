@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
+from popalign_core.prompts.benchmarks import benchmarks_of
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -29,7 +30,7 @@ class Counted:
 
     counts: FloatArray
     cells: pd.DataFrame
-    clusters: Sequence[str]
+    clusters: list[str]
 
 
 def label_images(
@@ -111,7 +112,7 @@ def _with_prompts(prompts: pd.DataFrame, images: pd.DataFrame, axes: Sequence[Ax
     facts = pd.DataFrame(
         {
             "kind": prompts["kind"],
-            "benchmark": prompts["benchmark"] if "benchmark" in prompts else prompts["kind"],
+            "benchmark": benchmarks_of(prompts),
             "cluster": prompts["parent_id"].where(prompts["parent_id"].notna(), prompts["prompt_id"]),
         }
     )

@@ -32,7 +32,8 @@ def evenness(shares: ArrayLike) -> FloatArray:
     """
     p = np.maximum(np.asarray(shares, dtype=np.float64), 0.0)
     logs = np.log(np.where(p > 0, p, 1.0))
-    return -(p * logs).sum(axis=-1) / np.log(p.shape[-1])
+    entropy: FloatArray = -(p * logs).sum(axis=-1) / np.log(p.shape[-1])
+    return entropy
 
 
 def parity_gap(shares: ArrayLike, target: ArrayLike) -> FloatArray:

@@ -11,7 +11,7 @@ from popalign_core.errors import InputError
 from popalign_core.evaluation.correction import Calibrated
 from popalign_core.evaluation.counts import FloatArray, count_cells
 from popalign_core.evaluation.measures import Measure, ratio
-from popalign_core.evaluation.prevalence import faceless_measure, neutral_measures
+from popalign_core.evaluation.prevalence import faceless_measures, neutral_measures
 from popalign_core.evaluation.recall import recall_measures
 
 KINDS = ("neutral", "specific", "generic")
@@ -100,7 +100,7 @@ def measure_benchmark(
             measures = neutral_measures(counted.counts, counted.cells, axes, protocol.calibrated)
         else:
             recalls = recall_measures(counted.counts, counted.cells, axes)
-            measures = [*recalls, faceless_measure(counted.counts, counted.cells)]
+            measures = [*recalls, *faceless_measures(counted.counts, counted.cells, axes)]
         classifier = str(frames.attributes["classifier"].iloc[0])
         yield from (Measured(benchmark, classifier, measure) for measure in measures)
     yield from _scores(labels, clusters, frames)
@@ -109,8 +109,8 @@ def measure_benchmark(
 def _scores(labels: pd.DataFrame, clusters: Sequence[str] | None, frames: SystemFrames) -> Iterator[Measured]:
     scores, images = frames.scores, frames.images
     place = pd.Index(labels["image_id"]).get_indexer(pd.Index(scores["image_id"]))
-    withheld = images.loc[~images["is_shown"].astype(bool), "image_id"] if "is_shown" in images else []
-    is_shown = ~labels["image_id"].isin(withheld).to_numpy()
+    shown = images[images["is_shown"].astype(bool)] if "is_shown" in images else images
+    is_shown = labels["image_id"].isin(shown["image_id"]).to_numpy()
     for scorer in sorted(scores.loc[place >= 0, "scorer"].unique()):
         chosen = (scores["scorer"] == scorer).to_numpy() & (place >= 0)
         versions = sorted(scores.loc[chosen, "version"].unique())

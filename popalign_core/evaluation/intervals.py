@@ -28,16 +28,22 @@ FloatArray = NDArray[np.float64]
 _GRID = 49
 _REACH = 7.0
 """Standard deviations to both sides of the estimate that are searched."""
+_NUMBERS_AT_ONCE = 1_000_000
 
 
-@lru_cache(maxsize=1024)
 def t_quantile(confidence: float, degrees: int) -> float:
     """The t with `P(|T| <= t) = confidence`; T is Student's with so many degrees of freedom."""
-    # T = sqrt(degrees) tan(angle), and the angle's density is proportional to cos(angle)^(degrees - 1)
+    angle, mass = _t_masses(degrees)
+    return math.sqrt(degrees) * math.tan(float(np.interp(confidence, mass, angle)))
+
+
+@lru_cache(maxsize=256)
+def _t_masses(degrees: int) -> tuple[FloatArray, FloatArray]:
+    """Angles a, and how likely `|T| <= sqrt(degrees) tan(a)` is: the angle's density goes as cos(a)^(degrees - 1)."""
     angle = np.linspace(0.0, np.pi / 2, 20_001)
     density = np.cos(angle) ** (degrees - 1)
     mass = np.append(0.0, np.cumsum(density[1:] + density[:-1]))
-    return math.sqrt(degrees) * math.tan(float(np.interp(confidence, mass / mass[-1], angle)))
+    return angle, mass / mass[-1]
 
 
 def share_interval(share: float, variance: float, n: int, degrees: int, confidence: float) -> tuple[float, float]:
@@ -103,7 +109,8 @@ def distance_interval(
     off = np.abs(ray.estimate(shown) - ray.places[:, None])
     here = ray.estimate(found.distance(found.shares))
     low, high = _kept(ray.places, np.abs(here - ray.places), off, confidence)
-    return ray.distance_at(low), ray.distance_at(high)
+    ends = ray.distances(np.array([low, high]))
+    return float(ends[0]), float(ends[1])
 
 
 def difference_interval(
@@ -137,12 +144,12 @@ def difference_interval(
     ]
     here = [float(ray.estimate(ray.found.distance(ray.found.shares))) for ray in rays]
     spreads = np.array([u @ block @ u for u, block in zip(directions, blocks, strict=True)])
-    steps = np.linspace(-_REACH, _REACH, _GRID) * math.sqrt(max(float(spreads.sum()), 1e-24))
+    # as fine as the difference is known, as far as both distances may be
+    scales = np.sqrt(np.maximum([2 * both @ covariance @ both, spreads.sum()], 1e-24))
+    steps = np.unique(np.concatenate([np.linspace(-_REACH, _REACH, _GRID)[::2] * s for s in scales]))
     weights = spreads / max(float(spreads.sum()), 1e-24) * (-1.0, 1.0)
     paths = [np.maximum(place + weight * steps, 0.0) for place, weight in zip(here, weights, strict=True)]
-    true = np.diff([[ray.distance_at(place) for place in path] for ray, path in zip(rays, paths, strict=True)], axis=0)[
-        0
-    ]
+    true = np.diff([ray.distances(path) for ray, path in zip(rays, paths, strict=True)], axis=0)[0]
     drawn = [ray.unpushed(ray.shown(path, noise[:, part])) for ray, path, part in zip(rays, paths, parts, strict=True)]
     found = float(np.diff([ray.unpushed(ray.found.distance(ray.found.shares)) for ray in rays])[0])
     low, high = _kept(true, np.abs(found - true), np.abs(drawn[1] - drawn[0] - true[:, None]), confidence)
@@ -165,17 +172,19 @@ class _Ray:
         bare = cls(found, direction, places, places)
         return replace(bare, mean=np.maximum.accumulate(bare.shown(places, noise).mean(axis=1)))
 
-    def point(self, place: float) -> FloatArray:
-        """`[R, K]`."""
-        return (place * self.direction).reshape(self.found.shares.shape) + self.found.centre
+    def points(self, places: FloatArray) -> FloatArray:
+        """`[G]` to `[G, R, K]`."""
+        return (places[:, None] * self.direction).reshape(-1, *self.found.shares.shape) + self.found.centre
 
-    def distance_at(self, place: float) -> float:
-        return float(self.found.distance(self.point(place)))
+    def distances(self, places: FloatArray) -> FloatArray:
+        """`[G]` true distances there."""
+        return self.found.distance(self.points(places))
 
     def shown(self, places: FloatArray, noise: FloatArray) -> FloatArray:
         """`[G, J]` distances shown by shares that are off the places by the noise, `[J, R * K]`."""
         off = noise.reshape(len(noise), *self.found.shares.shape)
-        return np.stack([self.found.distance(self.point(place) + off) for place in places])
+        blocks = np.array_split(self.points(places), min(len(places), 1 + len(places) * noise.size // _NUMBERS_AT_ONCE))
+        return np.concatenate([self.found.distance(block[:, None] + off) for block in blocks])
 
     def estimate(self, shown: FloatArray) -> FloatArray:
         """Where on the ray shares show such distances on average."""
@@ -184,7 +193,7 @@ class _Ray:
 
     def unpushed(self, shown: FloatArray) -> FloatArray:
         """The distance there, which noise does not push up."""
-        true: FloatArray = np.interp(shown, self.mean, [self.distance_at(place) for place in self.places])
+        true: FloatArray = np.interp(shown, self.mean, self.distances(self.places))
         return true
 
 
@@ -201,11 +210,14 @@ def _draw(covariance: FloatArray, along: FloatArray, degrees: int, draws: tuple[
     """`[J, N]`, normal, but Student's t along one direction."""
     generator = np.random.default_rng(draws[0])
     values, vectors = np.linalg.eigh(covariance)
-    noise: FloatArray = (
-        generator.standard_normal((draws[1], len(values))) @ (vectors * np.sqrt(np.maximum(values, 0))).T
-    )
-    tails = np.sqrt(degrees / generator.chisquare(degrees, draws[1])) - 1.0
-    noise += (tails * (noise @ along))[:, None] * along
+    n = draws[1]
+    noise: FloatArray = generator.standard_normal((n, len(values))) @ (vectors * np.sqrt(np.maximum(values, 0))).T
+    # by rank, so that along the direction it is Student's to the last quantile, however few the draws
+    place = (np.argsort(np.argsort(noise @ along)) + 0.5) / n
+    angle, mass = _t_masses(degrees)
+    student = math.sqrt(degrees) * np.sign(place - 0.5) * np.tan(np.interp(np.abs(2 * place - 1), mass, angle))
+    spread = math.sqrt(max(float(along @ covariance @ along), 0.0))
+    noise += (spread * student - noise @ along)[:, None] * along
     return noise
 
 

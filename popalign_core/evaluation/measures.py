@@ -26,6 +26,7 @@ Statistic = Callable[[FloatArray], FloatArray]
 Ends = tuple[float, float]
 
 NO_ENDS: Ends = (np.nan, np.nan)
+ONE_PROMPT = "no interval: all images are of one prompt"
 _NOTHING = np.zeros(0)
 
 
@@ -63,7 +64,8 @@ class Measure:
     @property
     def has_part(self) -> NDArray[np.bool_]:
         """`[P]` the prompts that add anything."""
-        return (self.terms != 0).any(axis=(0, 2))
+        part: NDArray[np.bool_] = (self.terms != 0).any(axis=(0, 2))
+        return part
 
     @property
     def n_prompts(self) -> int:
@@ -103,16 +105,17 @@ class Measure:
         return _student(change, float((spread**2).sum()), min(self.degrees, reference.degrees), config)
 
     def bounded_interval(self, config: EvaluationConfig) -> Ends:
-        """`interval`, cut to what is possible and holding the value."""
-        low, high = (float(np.clip(end, *self.bounds)) for end in self.interval(config))
-        return min(low, self.value), max(high, self.value)
+        """`interval`, cut to what is possible and holding the value; NaN if it rests on one prompt alone."""
+        # One prompt says nothing about other prompts: no interval rather than a narrow one.
+        ends = self.interval(config) if self.n_prompts > 1 else NO_ENDS
+        return _holding(self.value, ends, self.bounds)
 
     def bounded_change(self, reference: "Measure", config: EvaluationConfig) -> Ends:
-        """`change_interval`, cut to what is possible and holding the difference."""
+        """`change_interval`, cut to what is possible and holding the difference; NaN as `bounded_interval`."""
         width = max(self.bounds[1] - self.bounds[0], reference.bounds[1] - reference.bounds[0])
-        low, high = (float(np.clip(end, -width, width)) for end in self.change_interval(reference, config))
-        change = self.value - reference.value
-        return min(low, change), max(high, change)
+        few = min(self.n_prompts, reference.n_prompts) < 2
+        ends = NO_ENDS if few else self.change_interval(reference, config)
+        return _holding(self.value - reference.value, ends, (-width, width))
 
     def exchanged(self, reference: "Measure", swapped: FloatArray) -> FloatArray:
         """The difference `self - reference` had the two changed places in some prompts.
@@ -127,7 +130,8 @@ class Measure:
         moved = np.einsum("mp,rpv->mrv", swapped, reference.terms - self.terms, optimize=True)
         mine = self.statistic(self.terms.sum(axis=1) + moved).mean(axis=-1)
         others = self.statistic(reference.terms.sum(axis=1) - moved).mean(axis=-1)
-        return mine - others
+        change: FloatArray = mine - others
+        return change
 
 
 @dataclass(frozen=True)
@@ -308,6 +312,13 @@ def worst_mean(values: FloatArray) -> FloatArray:
     total = np.where(known, largest, 0.0).sum(axis=-1)
     mean: FloatArray = np.divide(total, counted, out=np.full_like(total, np.nan), where=counted > 0)
     return mean
+
+
+def _holding(value: float, ends: Ends, bounds: Ends) -> Ends:
+    if not np.isfinite(ends).all():
+        return NO_ENDS
+    low, high = (float(np.clip(end, *bounds)) for end in ends)
+    return min(low, value), max(high, value)
 
 
 def _sorted(one: float, other: float) -> Ends:

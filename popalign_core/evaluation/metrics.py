@@ -15,8 +15,8 @@ from popalign_core.errors import InputError
 from popalign_core.evaluation.correction import calibrated_axes
 from popalign_core.evaluation.counts import FloatArray, count_cells, indicator, label_images
 from popalign_core.evaluation.fairness import class_shares
-from popalign_core.evaluation.frames import Measured, Protocol, SystemFrames, benchmarks, measure_benchmark
-from popalign_core.evaluation.measures import NO_ENDS, Measure
+from popalign_core.evaluation.frames import Protocol, SystemFrames, benchmarks, measure_benchmark
+from popalign_core.evaluation.measures import NO_ENDS, ONE_PROMPT, Measure
 from popalign_core.evaluation.paired import COMPARISON_COLUMNS, compare_all, compare_systems
 from popalign_core.evaluation.prevalence import prompt_discrepancies
 
@@ -27,6 +27,7 @@ __all__ = [
     "compare_all",
     "compare_systems",
     "compute_metrics",
+    "measure_row",
     "per_prompt_table",
 ]
 
@@ -74,7 +75,7 @@ def compute_metrics(
     known = calibrated_axes(calibration, str(readers[0]), axes, config.confidence) if len(readers) else {}
     protocol = Protocol(axes, known, benchmark_axes or {})
     rows = [
-        _row(system, measured, config)
+        measure_row(system, benchmark, measured.scorer, measured.measure, config)
         for benchmark in benchmarks(labels)
         for measured in measure_benchmark(labels[labels["benchmark"] == benchmark], None, frames, protocol)
     ]
@@ -115,25 +116,19 @@ def per_prompt_table(
     return pd.concat(parts, ignore_index=True)
 
 
-def _row(system: str, measured: Measured, config: EvaluationConfig) -> dict[str, Any]:
-    measure = measured.measure
+def measure_row(system: str, benchmark: str, scorer: str, measure: Measure, config: EvaluationConfig) -> dict[str, Any]:
+    """A row of `metrics`: value, interval, floor, or why there is none."""
     value = measure.value
     is_known = bool(np.isfinite(value))
-    (low, high), notes = _interval(measure, config) if is_known else (NO_ENDS, [_reason(measure)])
+    low, high = measure.bounded_interval(config) if is_known else NO_ENDS
+    notes = [] if np.isfinite(low) else [ONE_PROMPT if is_known else _reason(measure)]
     replicates = measure.replicates()
     if is_known and len(replicates) > 1:
         notes.append("seeds: " + " ".join(f"{part:.3g}" for part in replicates))
     floor = measure.floor() if is_known and measure.floor else np.nan
     n = measure.n if is_known else 0
-    ends = (measured.benchmark, measure.metric, measure.axis, value if is_known else np.nan, low, high, n, floor)
-    return dict(zip(COLUMNS, (system, *ends, measured.scorer, "; ".join(notes)), strict=True))
-
-
-def _interval(measure: Measure, config: EvaluationConfig) -> tuple[tuple[float, float], list[str]]:
-    # One prompt says nothing about other prompts: no interval rather than a narrow one.
-    if measure.n_prompts < 2:
-        return NO_ENDS, ["no interval: all images are of one prompt"]
-    return measure.bounded_interval(config), []
+    values = (benchmark, measure.metric, measure.axis, value if is_known else np.nan, low, high, n, floor)
+    return dict(zip(COLUMNS, (system, *values, scorer, "; ".join(notes)), strict=True))
 
 
 def _reason(measure: Measure) -> str:
@@ -141,7 +136,9 @@ def _reason(measure: Measure) -> str:
         return measure.why
     if np.isinf(measure.value):
         return "not measured: infinite, as a class was read whose target is 0"
-    return f"{measure.why} in replicate {int(np.flatnonzero(~np.isfinite(measure.replicates()))[0])}"
+    replicates = measure.replicates()
+    place = int(np.flatnonzero(~np.isfinite(replicates))[0])
+    return f"{measure.why} in replicate {place}" if len(replicates) > 1 else measure.why
 
 
 def _known_mean(values: FloatArray) -> FloatArray:

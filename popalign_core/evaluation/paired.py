@@ -18,7 +18,7 @@ from popalign_core.errors import InputError
 from popalign_core.evaluation.correction import calibrated_axes
 from popalign_core.evaluation.counts import FloatArray, label_images
 from popalign_core.evaluation.frames import Measured, Protocol, SystemFrames, benchmarks, measure_benchmark
-from popalign_core.evaluation.measures import NO_ENDS, Measure
+from popalign_core.evaluation.measures import NO_ENDS, ONE_PROMPT, Measure
 
 COMPARISON_COLUMNS = (
     *("system", "reference", "benchmark", "metric", "axis", "value", "ci_low", "ci_high", "n", "floor", "scorer"),
@@ -211,11 +211,11 @@ def _row(system: str, reference: str, pair: Pair, p_value: float, config: Evalua
     if not is_known:
         n = 0
         notes = notes or [next(side.why for side in (mine, other) if not np.isfinite(side.value))]
-    elif min(mine.n_prompts, other.n_prompts) < 2:
-        p_value = np.nan
-        notes.append("no interval: all images are of one prompt")
     else:
         low, high = mine.bounded_change(other, config)
+        if not np.isfinite(low):
+            p_value = np.nan
+            notes.append(ONE_PROMPT)
     values = (change if is_known else np.nan, low, high, n, np.nan, pair.system.scorer, p_value, np.nan)
     row = (system, reference, *pair.system.key, *values, "; ".join(notes))
     return dict(zip(COMPARISON_COLUMNS, row, strict=True))

@@ -48,6 +48,7 @@ _FLOOR_COUNTS = 1_000_000
 """Fair prompts drawn for a floor, at most."""
 
 
+
 def neutral_measures(
     counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Axis], calibrated: Mapping[str, Calibrated | str]
 ) -> list[Measure]:
@@ -69,13 +70,21 @@ def neutral_measures(
             measures.append(share_measure(f"share:{label}", axis.name, terms[..., number], terms.sum(axis=-1)))
         if axis.name in calibrated:
             measures += corrected_measures(axis, terms, calibrated[axis.name])
-    return [*measures, *_joint_measures(counts, cells, axes), faceless_measure(counts, cells)]
+    return [*measures, *_joint_measures(counts, cells, axes), *faceless_measures(counts, cells, axes)]
 
 
-def faceless_measure(counts: FloatArray, cells: pd.DataFrame) -> Measure:
-    """Share of all images without one usable face; `counts` is `[R, P, C]`, `cells` has `face`."""
+def faceless_measures(counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Axis]) -> list[Measure]:
+    """Share of all images without one usable face; none where every axis is read off the whole picture.
+
+    Args:
+        counts: `[R, P, C]`.
+        cells: `[C]` rows with `face`.
+        axes: Those measured.
+    """
+    if all(axis.of == "picture" for axis in axes):
+        return []
     faceless = ~cells["face"].to_numpy(dtype=bool)
-    return share_measure("no_face_share", "", counts @ faceless.astype(np.float64), counts.sum(axis=-1))
+    return [share_measure("no_face_share", "", counts @ faceless.astype(np.float64), counts.sum(axis=-1))]
 
 
 def share_measure(metric: str, axis: str, part: FloatArray, whole: FloatArray, why: str = NO_FACE) -> Share:

@@ -6,18 +6,19 @@ The answer that is known of a check is always `a`.
 
 from dataclasses import dataclass
 from math import comb, sqrt
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from popalign_core.config.review import StudyConfig
-from popalign_core.evaluation.intervals import interval
+from popalign_core.evaluation.intervals import t_quantile
 
 ANSWERS = ("a", "tie", "b")
 _CHANCE = 1 / len(ANSWERS)
 _RESAMPLES = 500
+_MOST_UNKNOWN = 0.05
+"""Share of resamples that may lack an alpha."""
 _WINS = ["question", "by", "n", "n_wins", "n_ties", "n_losses", "win_rate", "ci_low", "ci_high"]
 
 
@@ -63,7 +64,7 @@ def win_interval(scores: np.ndarray, clusters: np.ndarray, confidence: float) ->
 
     The effective number is that of independent scores with the variance which the clusters' means show (Korn and
     Graubard 1998), never more than there are scores, and the clusters' own number where the scores do not vary at
-    all: ten unanimous pairs are ten observations. The normal quantile is widened towards Student's.
+    all: ten unanimous pairs are ten observations. The quantile is Student's.
 
     Args:
         scores: [V] float, 1 for a win, .5 for a tie, 0 for a loss.
@@ -81,10 +82,9 @@ def win_interval(scores: np.ndarray, clusters: np.ndarray, confidence: float) ->
     n = min(len(scores), spread / variance) if variance > 0 and spread > 0 else n_clusters
     # ties make the spread smaller than that of wins and losses alone, which Wilson's interval supposes
     n *= rate * (1 - rate) / spread if spread > 0 else 1
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    z += (z**3 + z) / (4 * (n_clusters - 1))  # Student's quantile, to the first order
-    middle = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
+    t = t_quantile(confidence, n_clusters - 1)
+    middle = (rate + t**2 / (2 * n)) / (1 + t**2 / n)
+    half = t / (1 + t**2 / n) * sqrt(rate * (1 - rate) / n + t**2 / (4 * n**2))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
@@ -108,8 +108,10 @@ def agree(votes: pd.DataFrame, confidence: float = 0.95) -> dict[str, Any]:
     value = alpha(counts)
     generator = np.random.default_rng(0)
     drawn = [alpha(counts[generator.integers(0, len(counts), len(counts))]) for _ in range(_RESAMPLES)]
-    ends = interval(value, drawn, confidence, (-1.0, 1.0)) or (np.nan, np.nan)
-    return row | {"alpha": value, "ci_low": ends[0], "ci_high": ends[1]}
+    if np.isnan(drawn).mean() > _MOST_UNKNOWN:
+        return row | {"alpha": value, "note": "no interval: in too many resamples all answers are the same"}
+    low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return row | {"alpha": value, "ci_low": min(low, value), "ci_high": max(high, value)}
 
 
 def judge_raters(votes: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:

@@ -102,6 +102,8 @@ def test_a_benchmark_has_rows_of_its_own_axes_alone(
     share = (couples["class"] == "light").mean()
     assert found.loc["share:light", "value"] == pytest.approx(share)
     assert found.loc["share:light", "n"] == 6
+    assert "no_face_share" not in found.index
+    assert set(table.loc[table["metric"] == "no_face_share", "benchmark"]) == {"neutral", "specific"}
     assert "gender" not in set(table.loc[table["benchmark"] == "couples", "axis"])
 
 

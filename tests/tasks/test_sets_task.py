@@ -1,5 +1,6 @@
 """Imported sets: what was exported comes back and trains, members keep roles and slots, every drop is counted."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pair_files import BRIGHT, picture
+from PIL import Image
 from set_files import bad_members, member, two_sets, write_sets
 
 from flows.graph import call_directly
@@ -129,6 +131,41 @@ def test_files_with_the_least_that_is_needed_are_read(
     assert slots[("one", "dispreferred")] == [0, 1]
     assert slots[("two", "preferred")] == [0, 1, 2, 3]
     assert members["target"].tolist() == [{}] * 14
+
+
+def test_odd_pictures_and_captions_are_kept_or_counted(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
+) -> None:
+    """Nothing of it stops a shard; captions come back letter by letter."""
+    grey, odd = np.full((40, 30), 90, np.uint8), dict[str, bytes]()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, image, kind, more in (
+        ("grey", Image.fromarray(grey), "PNG", {}),
+        ("CMYK", Image.fromarray(grey).convert("CMYK"), "JPEG", {}),
+        ("16 bits", Image.fromarray(grey.astype(np.uint16) * 257), "PNG", {}),
+        ("turned", Image.fromarray(grey), "JPEG", {"exif": exif}),
+        ("animated", Image.fromarray(grey), "GIF", {"save_all": True, "append_images": [Image.fromarray(grey * 2)]}),
+        ("bomb", Image.new("1", (20_000, 20_000)), "PNG", {}),
+    ):
+        sink = io.BytesIO()
+        image.save(sink, kind, **more)
+        odd[name] = sink.getvalue()
+    captions = ("一位正在做饭的人", "a nurse 🙂👩‍⚕️", "x" * 10_000, "طبيب", "line\nbreak")
+    rows = [
+        member(str(number), role, slot, data, caption=caption)
+        for number, caption in enumerate(captions)
+        for role in ("preferred", "dispreferred")
+        for slot, data in enumerate(odd.values())
+    ]
+    ref = import_sets([write_sets(tmp_path / "odd.parquet", rows)], config=tiny_config, runtime=tiny_runtime)
+    store = open_store(tiny_runtime)
+    assert store.read_table(ref, "drops")[["reason", "n"]].to_numpy().tolist() == [["undecodable image", 10]]
+    assert len(store.read_table(ref, "preferences")) == 50
+    assert sorted(store.read_table(ref, "prompts")["text"]) == sorted(captions)
+    data = read_preferences(store, TrainingRefs(ref, ref, ref), tiny_config.axes)
+    assert torch.isfinite(data.latents[torch.arange(50)]).all()
+    assert torch.isfinite(data.prompt_embeds).all()
 
 
 def test_what_is_no_set_is_refused(tmp_path: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:

@@ -48,23 +48,24 @@ def load_head(path: Path) -> nn.Sequential:
         MissingWeightsError: When there is no file.
         InputError: When it holds another network.
     """
-    return head_of(read_checkpoint(path), "layers.", path, "LAION's aesthetic predictor")
+    return head_of(read_checkpoint(path), path, "LAION's aesthetic predictor")
 
 
-def head_of(state: Mapping[str, Tensor], prefix: str, path: Path, what: str) -> nn.Sequential:
-    """Linear layers `[D]` to 1, from those tensors of a state dict that start with a prefix.
+def head_of(state: Mapping[str, Tensor], path: Path, what: str) -> nn.Sequential:
+    """Linear layers `[D]` to 1 from a state dict.
 
     Raises:
-        InputError: When they are not there, or others are.
+        InputError: When it is of something else.
     """
-    found = {name.removeprefix(prefix): tensor.float() for name, tensor in state.items() if name.startswith(prefix)}
-    numbers = {f"{old}.{kind}": f"{new}.{kind}" for new, old in enumerate(_LAYERS) for kind in ("weight", "bias")}
-    if set(found) != set(numbers):
-        raise wrong_keys(path, what, sorted(set(numbers) - set(found)), sorted(set(state) - set(numbers)))
-    widths = (found["0.weight"].shape[-1], *_WIDTHS)
+    numbers = {
+        f"layers.{old}.{kind}": f"{new}.{kind}" for new, old in enumerate(_LAYERS) for kind in ("weight", "bias")
+    }
+    if set(state) != set(numbers):
+        raise wrong_keys(path, what, sorted(set(numbers) - set(state)), sorted(set(state) - set(numbers)))
+    widths = (state["layers.0.weight"].shape[-1], *_WIDTHS)
     layers = nn.Sequential(*(nn.Linear(*pair) for pair in pairwise(widths)))
     try:
-        layers.load_state_dict({numbers[name]: tensor for name, tensor in found.items()})
+        layers.load_state_dict({new: state[old].float() for old, new in numbers.items()})
     except RuntimeError as error:
         raise InputError(f"{path} is not {what}: {error}") from error
     return layers.eval().requires_grad_(False)

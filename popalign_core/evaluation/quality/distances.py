@@ -7,6 +7,7 @@ a block of the kernel matrix, however many pictures there are.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -133,15 +134,18 @@ def expected_if_equal(sums: KernelSums) -> float:
     return float(found)
 
 
-def jackknife_error(without_one: FloatArray) -> float:
-    """Standard error of a statistic from its values without one prompt each (Quenouille, Tukey).
+def jackknife_reach(without_one: FloatArray, confidence: float) -> float:
+    """Half the interval of a statistic, from its values without one prompt each (Quenouille, Tukey).
 
-    NaN for a single prompt, and where without one of them too little is left.
+    Of Student's distribution, its quantile by the first terms of its series in the normal one (Fisher and Cornish). NaN
+    for a single prompt, and where without one of them too little is left.
     """
     n = len(without_one)
     if n < 2 or not np.isfinite(without_one).all():
         return float("nan")
-    return float(np.sqrt((n - 1) / n * np.square(without_one - without_one.mean()).sum()))
+    error = np.sqrt((n - 1) / n * np.square(without_one - without_one.mean()).sum())
+    z, free = NormalDist().inv_cdf((1 + confidence) / 2), n - 1
+    return float(error * (z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)))
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:

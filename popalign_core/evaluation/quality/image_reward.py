@@ -101,13 +101,10 @@ def load_image_reward(
     if lacking := [part for part in _NEEDED if part not in state]:
         raise wrong_keys(path, _WHAT, lacking, sorted(state))
     vision = _load(BlipVisionModel(_vision_config(state)), _part(state, "blip.visual_encoder.", _VISION_PLACES), path)
-    text_state = {
-        name: value for name, value in _part(state, "blip.text_encoder.").items() if "position_ids" not in name
-    }
+    text_state = _part(state, "blip.text_encoder.")
+    text_state.pop("embeddings.position_ids", None)  # 0, 1, 2, ...
     text = _load(BlipTextModel(_text_config(state), add_pooling_layer=False), text_state, path)
-    head = head_of(
-        {name: value for name, value in state.items() if name.startswith("mlp.")}, "mlp.layers.", path, _WHAT
-    )
+    head = head_of(_part(state, "mlp."), path, _WHAT)
     try:
         words = AutoTokenizer.from_pretrained(require(tokenizer), local_files_only=True)
     except (OSError, ValueError) as error:

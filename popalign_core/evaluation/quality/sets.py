@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from popalign_core.evaluation.quality.distances import (
     expected_if_equal,
     frechet_distance,
     gaussian_kernel,
-    jackknife_error,
+    jackknife_reach,
     kernel_sums,
     squared_mmd,
 )
@@ -113,7 +112,7 @@ def unmeasured_rows(
     benchmarks, named = benchmarks_of(drawn), FeaturedSystem(system, images, {})
     rows = []
     for metric, reason in unmeasured.items():
-        chosen = benchmarks[drawn["kind"] == "generic"] if metric == SUBJECT_ACCURACY else benchmarks
+        chosen = benchmarks[benchmarks == "generic"] if metric == SUBJECT_ACCURACY else benchmarks
         if metric not in SET_METRICS:
             rows += [_row(named, benchmark, metric, metric, reason) for benchmark in dict.fromkeys(chosen)]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"n": np.int64})
@@ -182,8 +181,7 @@ def _measured(
     row = _row(system, benchmark, metric, scorer, _spread(estimates))
     ends = {"ci_low": np.nan, "ci_high": np.nan}
     if len({len(one.without_one) for one in estimates}) == 1 and metric != FID:
-        error = jackknife_error(np.mean([one.without_one for one in estimates], axis=0))
-        reach = NormalDist().inv_cdf((1 + config.confidence) / 2) * error
+        reach = jackknife_reach(np.mean([one.without_one for one in estimates], axis=0), config.confidence)
         ends = {"ci_low": value - reach, "ci_high": value + reach}
     floor = float(np.mean([one.floor for one in estimates]))
     return row | ends | {"value": value, "floor": floor, "n": sum(one.n for one in estimates)}
