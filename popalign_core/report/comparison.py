@@ -117,9 +117,10 @@ def _glance(results: Results) -> str:
 
 
 def _every_number(results: Results) -> str:
-    text = "<p>Every measure with p-values and notes is on the screen's version of this page and in the tables beside it.</p>"
-    summary = "All measures of all systems, with p-values and notes"
-    return text + details(summary, full_table(results), is_printed=False)
+    text = (
+        "<p>With p-values and notes; on paper left out, for its length. The tables beside this page have it, too.</p>"
+    )
+    return text + details("All measures of all systems", full_table(results), is_printed=False)
 
 
 def _left_out(results: Results) -> str:
