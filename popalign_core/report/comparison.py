@@ -117,9 +117,7 @@ def _glance(results: Results) -> str:
 
 
 def _every_number(results: Results) -> str:
-    text = (
-        "<p>With p-values and notes; on paper left out, for its length. The tables beside this page have it, too.</p>"
-    )
+    text = "<p>With p-values and notes; left out on paper, for its length. The tables beside this page have it too.</p>"
     return text + details("All measures of all systems", full_table(results), is_printed=False)
 
 
