@@ -8,7 +8,8 @@ import typer
 from typer.core import TyperGroup
 
 from flows.arguments import Config, Force, Name, Preset, Root, Settings
-from flows.judging import compare
+from flows.judging import check, compare, sweep
+from flows.review.commands import review, studies
 from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """Exit codes: 0 done; 1 unexpected error (with its traceback); 2 wrong command line or configuration;
 3 wrong input data; 4 missing weights; 5 store unreadable, unwritable or damaged; 6 training cannot go on;
-7 a service does not answer; 8 memory or workers run out; 130 interrupted (the same command again resumes)."""
+7 a service does not answer; 8 memory or workers run out; 9 a bar of `popalign check` is missed;
+130 interrupted (the same command again resumes)."""
 QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
 
 
@@ -48,6 +50,8 @@ imports = typer.Typer(no_args_is_help=True, help="Data made elsewhere.", rich_ma
 app.add_typer(imports, name="import")
 exports = typer.Typer(no_args_is_help=True, help="Data for other programs.", rich_markup_mode=None)
 app.add_typer(exports, name="export")
+app.add_typer(studies, name="study")
+app.command()(review)
 
 
 @app.command()
@@ -132,7 +136,9 @@ def report(
 
 @app.command("train")
 def train_pairs(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="Of imported pairs, as `popalign import pairs` prints it.")],
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="Of imported pairs or sets, as `popalign import` prints it.")
+    ],
     preset: Preset = None,
     config: Config = None,
     root: Root = None,
@@ -141,7 +147,7 @@ def train_pairs(
     ] = None,
     settings: Settings = None,
 ) -> None:
-    """Train the base model on imported pairs; the same command again resumes."""
+    """Train the base model on imported pairs or sets; the same command again resumes."""
     from flows.graph import call_directly
     from flows.options import build_config, run_name
     from flows.progress import console_progress
@@ -181,7 +187,8 @@ def evaluate(
         typer.echo(line)
 
 
-app.command()(compare)
+for command in (compare, sweep, check):
+    app.command()(command)
 
 
 @app.command()
@@ -267,6 +274,38 @@ def import_pairs(
     typer.echo(ref.key)
 
 
+@imports.command("sets")
+def import_sets(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="Parquet files, or folders of them, as `popalign export preferences --format datasets` writes.",
+        ),
+    ],
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    settings: Settings = None,
+) -> None:
+    """Encode sets of pictures that were preferred to others, and print their key for `popalign train`."""
+    from flows.options import build_config
+    from flows.progress import console_progress
+    from flows.tables import sets_line
+    from tasks.sets import import_sets as run_import
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    with console_progress() as progress:
+        ref = run_import(
+            paths, config=pipeline, runtime=runtime, on_progress=lambda done, total: progress("sets", done, total)
+        )
+    store = _open(runtime.root)
+    members = store.read_table(ref, "preferences", ["set_id"])["set_id"]
+    drops = store.read_table(ref, "drops").to_dict("records")
+    typer.echo(sets_line(len(members), members.nunique(), drops), err=True)
+    typer.echo(ref.key)
+
+
 @imports.command("images")
 def import_images(
     paths: Annotated[
@@ -295,7 +334,7 @@ def import_images(
         refs = import_pictures(paths, pipeline, runtime, call=call_directly(progress))
     store, ref = _open(runtime.root), refs["imported"]
     drops = store.read_table(ref, "drops").to_dict("records")
-    n_pictured, n_prompts = count_prompts(store, refs["identities"], ref)
+    n_pictured, n_prompts = count_prompts(store, refs["benchmarks"], ref)
     typer.echo(pictures_line(store.manifest(ref).rows["images"], n_pictured, n_prompts, drops), err=True)
     typer.echo(ref.key)
 

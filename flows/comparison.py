@@ -21,7 +21,6 @@ from popalign_core.errors import ConfigError
 from popalign_core.systems import (
     BASE,
     configure_replicate,
-    configure_scale,
     configure_system,
     configure_training,
     find_system,
@@ -90,15 +89,17 @@ def line_up(
         raise ConfigError(f"systems {', '.join(names)}: one is there twice; name each once")
     if n_seeds < 1:
         raise ConfigError(f"{n_seeds} seeds are too few; give 1 or more")
-    config = configure_scale(config, scale)
+    if not 0 < scale <= 1:
+        raise ConfigError(f"scale is {scale:g}; give a share of the evaluation images, above 0 and up to 1")
+    config = config.scaled(scale)
     systems = {name: find_system(config, name) for name in names}
-    identities = references(config, runtime, PROMPT_STEPS)[-1][1]
+    prompts = references(config, runtime, PROMPT_STEPS)[-1][1]
     given = {
-        f"{_PARTS['sample']}:{name}": find_imported(open_store(runtime), system.images, identities, config)
+        f"{_PARTS['sample']}:{name}": find_imported(open_store(runtime), system.images, prompts, config)
         for name, system in systems.items()
         if system.images is not None
     }
-    steps, inputs = [*PROMPT_STEPS, *TRAINING_STEPS], {"prompts": "identities"}
+    steps, inputs = [*PROMPT_STEPS, *TRAINING_STEPS], {"prompts": "benchmarks"}
     for replicate in range(n_seeds):
         for name, system in systems.items():
             if system.images is None or replicate == 0:

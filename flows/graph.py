@@ -9,7 +9,19 @@ from typing import Any
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
 from storage.store import ArtifactRef
-from tasks import attributes, calibration, evaluate, identities, preferences, prompts, report, sample, scores, train
+from tasks import (
+    attributes,
+    benchmarks,
+    calibration,
+    evaluate,
+    identities,
+    preferences,
+    prompts,
+    report,
+    sample,
+    scores,
+    train,
+)
 from tasks.prompt_lists import count_listed, read_benchmarks
 from tasks.stage import Request, open_store, reference
 
@@ -32,7 +44,7 @@ class Step:
 
     node: str
     run: Callable[..., ArtifactRef]
-    request: Callable[..., Request]
+    request: Callable[..., Request | ArtifactRef]
     inputs: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     config: PipelineConfig | None = None
@@ -49,8 +61,8 @@ Call = Callable[[Step, dict[str, Any]], ArtifactRef]
 def statistics_steps(system: str, model: str | None = None) -> tuple[Step, ...]:
     """The three costly steps of measuring one system; `model` is a trained model's node, None the configured one."""
     images, faces, marks = f"sample-eval:{system}", f"attributes-eval:{system}", f"scores:{system}"
-    source = {"prompts": "identities"} | ({"model": model} if model else {})
-    measured = {"prompts": "identities", "sample": images}
+    source = {"prompts": "benchmarks"} | ({"model": model} if model else {})
+    measured = {"prompts": "benchmarks", "sample": images}
     return (
         Step(images, sample.sample_images, sample.request, source, {"purpose": "evaluation"}),
         Step(faces, attributes.read_attributes, attributes.request, measured),
@@ -67,7 +79,7 @@ def evaluation_steps(system: str, model: str | None = None, calibration: str | N
         calibration: Node of the classifier's calibration; without it no share is corrected.
     """
     inputs = {
-        "prompts": "identities",
+        "prompts": "benchmarks",
         "sample": f"sample-eval:{system}",
         "attributes": f"attributes-eval:{system}",
         "scores": f"scores:{system}",
@@ -79,6 +91,7 @@ def evaluation_steps(system: str, model: str | None = None, calibration: str | N
 PROMPT_STEPS = (
     Step("prompts", prompts.write_prompts, prompts.request),
     Step("identities", identities.add_identities, identities.request, {"prompts": "prompts"}),
+    Step("benchmarks", benchmarks.add_benchmarks, benchmarks.request, {"prompts": "identities"}),
 )
 TRAINING_STEPS = (
     Step("sample", sample.sample_images, sample.request, {"prompts": "identities"}, {"purpose": "preferences"}),
@@ -108,10 +121,11 @@ REPORT_STEP = Step(
     report.write_report,
     report.request,
     {
-        "prompts": "identities",
+        "prompts": "benchmarks",
         "attributes": "attributes",
         "preferences": "preferences",
         "train": "train",
+        "calibration": "calibration",
     }
     | {
         f"{side}_{part}": f"{node}:{side}"
@@ -175,8 +189,10 @@ def plan(
         MissingWeightsError: When the base model, whose hash is part of the keys, is not there.
         StoreError: When the store cannot be opened.
     """
-    store, nodes = open_store(runtime), []
+    store, nodes = open_store(runtime), list[PlannedNode]()
     for step, ref in references(config, runtime, steps, given):
+        if any(node.ref == ref and node.node in step.inputs.values() for node in nodes):
+            continue  # has nothing to do
         own = step.config or config
         work = {
             "n_images": expected_images(step, own),

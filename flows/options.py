@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def build_config(
     base = load_config(config) if config else find_preset(preset or DEFAULT_PRESET)
     document, runtime = base.model_dump(exclude_none=True), {"root": root} if root else {}
     for setting in settings:
-        field, value = _parse_setting(setting)
+        field, value = parse_setting(setting)
         if field.startswith(RUNTIME_PREFIX):
             runtime[field.removeprefix(RUNTIME_PREFIX)] = value
         else:
@@ -58,7 +59,30 @@ def run_name(preset: str | None, config: Path | None, name: str | None) -> str:
     return chosen
 
 
-def _parse_setting(setting: str) -> tuple[str, Any]:
+def parse_sweep(words: Sequence[str]) -> dict[str, list[Any]]:
+    """Fields with their values from words such as `training.beta=10,20,40`.
+
+    Raises:
+        ConfigError: For a word that is no such thing, or a field that is there twice.
+    """
+    found: dict[str, list[Any]] = {}
+    for word in words:
+        field, equals, text = word.partition("=")
+        if not equals or not text.strip() or field.strip() in found:
+            raise ConfigError(f"{word!r} is no sweep; write each field once, with its values: training.beta=10,20,40")
+        try:
+            found[field.strip()] = tomllib.loads(f"values = [{text}]")["values"]
+        except tomllib.TOMLDecodeError:
+            found[field.strip()] = [part.strip() for part in text.split(",")]  # bare words are strings
+    return found
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """Field and value of `field=value`; a value that is no TOML is text.
+
+    Raises:
+        ConfigError: When there is no `=` or no field.
+    """
     field, equals, text = setting.partition("=")
     field = field.strip()
     if not equals or not all(field.split(".")):

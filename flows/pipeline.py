@@ -44,7 +44,7 @@ def _show(refs: dict[str, ArtifactRef], runtime: RuntimeConfig, name: str) -> No
     create_markdown_artifact(
         metrics_markdown(read_metrics(store, refs)), key=f"metrics-{artifact_key(name)}", description="Base and aligned"
     )
-    prompts = store.read_table(refs["identities"], "prompts")
+    prompts = store.read_table(refs["benchmarks"], "prompts")
     pairs = read_pairs(store, prompts, refs["sample-eval:base"], refs["sample-eval:aligned"], {"neutral": 6})
     create_image_artifact(
         f"data:image/png;base64,{base64.b64encode(draw_grid(pairs)).decode()}",

@@ -20,6 +20,7 @@ from storage.store import ArtifactRef
 from tasks import pictures
 from tasks.pairs import find_pairs
 from tasks.publish import check_training_name, publish_run, publish_training, reserve_run
+from tasks.sets import find_sets
 from tasks.stage import open_store
 
 
@@ -66,10 +67,10 @@ def run_stage(
 
 
 def train_on_pairs(key: str, config: PipelineConfig, runtime: RuntimeConfig, name: str, *, call: Call) -> str:
-    """Train on imported pairs and fill `<root>/runs/<name>/`: the model, its adapter if there is one, run.json.
+    """Train on imported pairs or sets and fill `<root>/runs/<name>/`: the model, its adapter if there is one, run.json.
 
     Args:
-        key: Of the pairs, as `popalign import pairs` printed it.
+        key: Of the pairs or sets, as `popalign import` printed it.
         config: What decides the results; its base model and its size are those of the import.
         runtime: Store, device, batch size.
         name: Of the run's folder.
@@ -79,10 +80,11 @@ def train_on_pairs(key: str, config: PipelineConfig, runtime: RuntimeConfig, nam
         Where the model is.
 
     Raises:
-        InputError: When there are no such pairs, or another model or size encoded them.
+        InputError: When there are no such pairs or sets, or another model or size encoded them.
         ConfigError: When the folder holds a whole run.
     """
-    pairs = find_pairs(open_store(runtime), key, config)
+    find = find_sets if "sets-v" in key else find_pairs
+    pairs = find(open_store(runtime), key, config)
     check_training_name(runtime, name)
     given = {"pairs": pairs}
     reserve_run([pairs, *(ref for _, ref in references(config, runtime, [PAIRS_STEP], given))], runtime, name)
@@ -108,7 +110,7 @@ def import_pictures(
     """
     # a step to run, not to plan: its request asks for sources that are opened
     step = Step(
-        pictures.STAGE, pictures.import_images, pictures.request, {"prompts": "identities"}, {"sources": sources}
+        pictures.STAGE, pictures.import_images, pictures.request, {"prompts": "benchmarks"}, {"sources": sources}
     )
     return run_steps([*PROMPT_STEPS, step], config, runtime, call)
 

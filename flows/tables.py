@@ -1,11 +1,14 @@
 """Tables that the command line prints."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flows.graph import PlannedNode
+    from popalign_core.evaluation.gate import Judgement
     from storage.store import GarbageReport
 
 Row = Mapping[Any, Any]
@@ -22,7 +25,10 @@ VERDICT = (
 
 def plan_lines(nodes: Sequence["PlannedNode"]) -> list[str]:
     """One line a stage: hit or miss, work, key; and a total of the work that is left."""
-    lines = [f"{node.node:<24} {'hit ' if node.is_hit else 'miss'}  {_work(node):<14} {node.ref}" for node in nodes]
+    width = max(24, *(len(node.node) for node in nodes))
+    lines = [
+        f"{node.node:<{width}} {'hit ' if node.is_hit else 'miss'}  {_work(node):<14} {node.ref}" for node in nodes
+    ]
     misses = [node for node in nodes if not node.is_hit]
     drawn = sum(node.n_images for node in misses if node.node.startswith("sample"))
     steps = sum(node.n_steps for node in misses)
@@ -82,6 +88,37 @@ def systems_lines(metrics: Iterable[Row], systems: Sequence[str]) -> list[str]:
     return lines
 
 
+def judgement_lines(judgements: Iterable["Judgement"]) -> list[str]:
+    """A line a judgement: what became of the bar, the bar, and why."""
+    words = {"met": "ok", "missed": "MISSED", "unclear": "cannot tell", "unmeasured": "NOT MEASURED"}
+    return [
+        f"{words[each.verdict]:<14}{each.bar!s:<28}{each.subject:<12}{each.reason}"
+        + ("; more images would tell" if each.verdict == "unclear" else "")
+        for each in judgements
+    ]
+
+
+def judgements_json(judgements: Iterable["Judgement"]) -> str:
+    """The same for programs: a list of objects."""
+    rows = [asdict(each) | {"bar": str(each.bar), "bound": each.bar.bound} for each in judgements]
+    return json.dumps(rows, indent=1)
+
+
+def point_lines(points: Iterable[Row], front: Iterable[Row]) -> list[str]:
+    """The headline metrics of a sweep, each with a line a point; those of the Pareto front bear a star."""
+    best = {(row["parameter"], row["system"], row["value"]) for row in front if not row["dominated_by_value"]}
+    groups: dict[tuple[str, str], list[str]] = {}
+    labels = {(benchmark, metric): label for benchmark, metric, label in VERDICT}
+    for row in points:
+        label = labels.get((row["benchmark"], row["metric"]))
+        if label:
+            head = (row["parameter"], f"{label}, {row['axis']}" if row["axis"] else label)
+            star = "*" if (row["parameter"], row["system"], row["value"]) in best else " "
+            found = row["note"] if _absent(row["estimate"]) else _interval({**row, "value": row["estimate"]})
+            groups.setdefault(head, []).append(f"  {star} {row['system']:<16} {row['value']:<16} {found}")
+    return [line for (parameter, label), lines in groups.items() for line in (f"{label} by {parameter}", *lines)]
+
+
 def garbage_lines(report: "GarbageReport") -> list[str]:
     """What garbage collection deleted, or would delete, and how much room that makes."""
     goes = [*map(str, report.artifacts), *report.scratch, *report.leftovers]
@@ -94,6 +131,11 @@ def garbage_lines(report: "GarbageReport") -> list[str]:
 def import_line(n_pairs: int, drops: Iterable[Row]) -> str:
     """How many pairs an import kept, and how many it dropped for which reason: rows of a `drops` table."""
     return f"{n_pairs} pair(s) to train on; dropped: {_dropped(drops)}"
+
+
+def sets_line(n_members: int, n_sets: int, drops: Iterable[Row]) -> str:
+    """How many members of how many pairs of sets an import kept, and what it dropped."""
+    return f"{n_members} member(s) of {n_sets} pair(s) of sets to train on; dropped: {_dropped(drops)}"
 
 
 def pictures_line(n_images: int, n_pictured: int, n_prompts: int, drops: Iterable[Row]) -> str:

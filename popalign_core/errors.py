@@ -63,6 +63,12 @@ class ServiceError(PopAlignError):
     exit_code = 7
 
 
+class BarMissedError(PopAlignError):
+    """A model misses a bar of `popalign check`."""
+
+    exit_code = 9
+
+
 class ResourceError(PopAlignError):
     """The machine is too small: memory runs out at a batch of one, or workers keep dying."""
 

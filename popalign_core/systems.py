@@ -83,19 +83,6 @@ def configure_replicate(config: PipelineConfig, replicate: int) -> PipelineConfi
     return config.model_copy(update={"evaluation": evaluation, "training": training})
 
 
-def configure_scale(config: PipelineConfig, scale: float) -> PipelineConfig:
-    """The same with fewer images an evaluation prompt, for a quick look; what models are trained on stays as it is.
-
-    Raises:
-        ConfigError: When the scale is not above 0, or above 1.
-    """
-    if not 0 < scale <= 1:
-        raise ConfigError(f"scale is {scale:g}; give a share of the evaluation images, above 0 and up to 1")
-    least = {"n_neutral": 2, "n_specific": 1, "n_generic": 1}
-    counts = {name: max(n, round(getattr(config.evaluation, name) * scale)) for name, n in least.items()}
-    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update=counts)})
-
-
 def starts(config: PipelineConfig, name: str) -> list[str]:
     """The systems that a system's training starts from, the nearest first; the base model when there are none.
 

@@ -1,15 +1,18 @@
 """Files that others wrote: put in the order of their content, their Parquet read a row group at a time."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import groupby, pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from popalign_core.errors import InputError
+from storage.roots import digest_file, storage_errors
 
 _BATCH_ROWS: Final = 16
 """Rows decoded at once. Besides them Arrow holds a data page of each column, twice while it decompresses: pyarrow
@@ -42,6 +45,75 @@ def in_order(given: Iterable[GivenT]) -> list[GivenT]:
         if one.sha256 == other.sha256:
             raise InputError(f"{one.path} and {other.path} hold the same; give each once")
     return files
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """A Parquet file of records, looked at but not read.
+
+    Attributes:
+        path: Where it lies.
+        sha256: Of its content.
+        n_rows: Records in it.
+    """
+
+    path: Path
+    sha256: str
+    n_rows: int
+
+
+Columns = Mapping[str, tuple[Callable[[pa.DataType], bool], str]]
+"""Column that must be there -> whether its type will do, and what it should hold."""
+
+
+def open_files(
+    paths: Sequence[str | Path], columns: Columns, *, of: str, form: str, optional: Columns = MappingProxyType({})
+) -> list[RowFile]:
+    """Check Parquet files: footer and columns, and the checksum of all they hold.
+
+    Args:
+        paths: Of the files. Their order does not matter.
+        columns: That they must have.
+        of: What they are files of, for messages.
+        form: What their columns should be like, for messages.
+        optional: Columns that they may have.
+
+    Returns:
+        The files in the order of their checksums, so that the same content is always read in the same order.
+
+    Raises:
+        InputError: When there is no file, one is not Parquet or lacks a column, or two are the same.
+    """
+    if not paths:
+        raise InputError(f"no file of {of} was given (0 files); give at least one Parquet file")
+    return in_order(_open_file(Path(path), columns, optional, of, form) for path in paths)
+
+
+def iter_chunks(
+    files: Sequence[RowFile], columns: Sequence[str], n_rows: int, wanted: Container[int]
+) -> Iterator[tuple[int, Iterator[tuple[int, dict[str, Any]]]]]:
+    """The rows of all files, cut into chunks; row groups that hold no wanted chunk are not read.
+
+    Args:
+        files: As `open_files` gives them.
+        columns: To read, those that there are.
+        n_rows: Rows a chunk; the last one may be shorter.
+        wanted: Numbers of the chunks to read.
+
+    Yields:
+        A chunk's number and its rows with their numbers, which must be used before the next chunk is asked for.
+
+    Raises:
+        InputError: When a file is damaged.
+    """
+
+    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
+        first = 0
+        for file in files:
+            yield from iter_rows(file.path, columns, lambda number: number // n_rows in wanted, first)
+            first += file.n_rows
+
+    return groupby(rows(), key=lambda row: row[0] // n_rows)
 
 
 @contextmanager
@@ -104,6 +176,19 @@ def read_texts(path: Path, choose: Callable[[Sequence[str]], str]) -> list[str]:
         return [cell or "" for cell in parquet.read(columns=[name]).column(name).to_pylist()]
 
 
+def is_picture(kind: pa.DataType) -> bool:
+    """Whether a column holds pictures: bytes, or HF's struct of bytes and path."""
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return is_bytes(kind)
+
+
+def picture_bytes(cell: Any) -> bytes | None:
+    """The bytes in a cell of such a column; None where there are none."""
+    data = cell["bytes"] if isinstance(cell, dict) else cell
+    return data or None
+
+
 def is_number(kind: pa.DataType) -> bool:
     """Whether a column holds numbers."""
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
@@ -117,6 +202,30 @@ def is_text(kind: pa.DataType) -> bool:
 def is_bytes(kind: pa.DataType) -> bool:
     """Whether a column holds bytes."""
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _open_file(path: Path, columns: Columns, optional: Columns, of: str, form: str) -> RowFile:
+    if not path.is_file():
+        what = (
+            f"is a folder; give its files, {path}/*.parquet" if path.is_dir() else "is not there; give a Parquet file"
+        )
+        raise InputError(f"the file of {of} {path} {what}")
+    with opened(path) as parquet:
+        _check_columns(path, parquet.schema_arrow, columns, optional, form)
+        n_rows = int(parquet.metadata.num_rows)
+    with storage_errors(f"read {path}"):
+        return RowFile(path, digest_file(path).sha256, n_rows)
+
+
+def _check_columns(path: Path, schema: pa.Schema, columns: Columns, optional: Columns, form: str) -> None:
+    missing = [name for name in columns if name not in schema.names]
+    if missing:
+        raise InputError(f"{path} lacks the columns {missing}, it has {schema.names}; rename them as in {form}")
+    there = {name: rule for name, rule in optional.items() if name in schema.names}
+    for name, (fits, wanted) in (*columns.items(), *there.items()):
+        kind = schema.field(name).type
+        if not fits(kind):
+            raise InputError(f"{path}: column {name!r} is of type {kind}; it should hold {wanted}")
 
 
 def _iter_group(parquet: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -4,42 +4,21 @@ The columns that count are `jpg_0` and `jpg_1` (encoded pictures), `label_0` (1 
 picture 1 is, 0.5 for a tie), `caption` and, where there is one, `has_label`. All others are left alone.
 """
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow as pa
+from storage.foreign import Columns, RowFile, is_bytes, is_number, is_text, iter_chunks, open_files, opened
 
-from popalign_core.errors import InputError
-from storage.foreign import in_order, is_bytes, is_number, is_text, iter_rows, opened
-from storage.roots import digest_file, storage_errors
-
-_COLUMNS: Final[dict[str, tuple[Callable[[pa.DataType], bool], str]]] = {
+_COLUMNS: Final[Columns] = {
     "jpg_0": (is_bytes, "the bytes of a picture"),
     "jpg_1": (is_bytes, "the bytes of a picture"),
     "label_0": (is_number, "a number"),
     "caption": (is_text, "text"),
 }
-"""Column that must be there -> whether its type will do, and what it should hold."""
 
 _HAS_LABEL: Final = "has_label"
-
-
-@dataclass(frozen=True)
-class PairFile:
-    """A file of pairs, looked at but not read.
-
-    Attributes:
-        path: Where it lies.
-        sha256: Of its content.
-        n_rows: Pairs in it.
-    """
-
-    path: Path
-    sha256: str
-    n_rows: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +38,7 @@ class PairRow:
     pictures: tuple[bytes | None, bytes | None]
 
 
-def open_pairs(paths: Sequence[str | Path]) -> list[PairFile]:
+def open_pairs(paths: Sequence[str | Path]) -> list[RowFile]:
     """Check files of pairs: footer and columns, and the checksum of all they hold.
 
     Args:
@@ -71,13 +50,11 @@ def open_pairs(paths: Sequence[str | Path]) -> list[PairFile]:
     Raises:
         InputError: When there is no file, one is not Parquet or lacks a column, or two are the same.
     """
-    if not paths:
-        raise InputError("no file of pairs was given (0 files); give at least one Parquet file")
-    return in_order(_open_pairs(Path(path)) for path in paths)
+    return open_files(paths, _COLUMNS, of="pairs", form="Pick-a-Pic")
 
 
-def iter_chunks(
-    files: Sequence[PairFile], n_rows: int, wanted: Container[int]
+def iter_pairs(
+    files: Sequence[RowFile], n_rows: int, wanted: Container[int]
 ) -> Iterator[tuple[int, Iterator[PairRow]]]:
     """The rows of all files, cut into chunks; row groups that hold no wanted chunk are not read.
 
@@ -92,46 +69,16 @@ def iter_chunks(
     Raises:
         InputError: When a file is damaged.
     """
-    return groupby(_iter_rows(files, n_rows, wanted), key=lambda row: row.number // n_rows)
+    for chunk, rows in iter_chunks(files, (*_COLUMNS, _HAS_LABEL), n_rows, wanted):
+        yield chunk, (_pair_row(number, cells) for number, cells in rows)
 
 
-def iter_captions(files: Sequence[PairFile]) -> Iterator[str | None]:
+def iter_captions(files: Sequence[RowFile]) -> Iterator[str | None]:
     """Every row's caption, the pictures left unread."""
     for file in files:
         with opened(file.path) as parquet:
             for batch in parquet.iter_batches(columns=["caption"], use_threads=False):
                 yield from batch.column(0).to_pylist()
-
-
-def _open_pairs(path: Path) -> PairFile:
-    if not path.is_file():
-        what = (
-            f"is a folder; give its files, {path}/*.parquet" if path.is_dir() else "is not there; give a Parquet file"
-        )
-        raise InputError(f"the file of pairs {path} {what}")
-    with opened(path) as parquet:
-        _check_columns(path, parquet.schema_arrow)
-        n_rows = int(parquet.metadata.num_rows)
-    with storage_errors(f"read {path}"):
-        return PairFile(path, digest_file(path).sha256, n_rows)
-
-
-def _check_columns(path: Path, schema: pa.Schema) -> None:
-    missing = [name for name in _COLUMNS if name not in schema.names]
-    if missing:
-        raise InputError(f"{path} lacks the columns {missing}, it has {schema.names}; rename them as in Pick-a-Pic")
-    for name, (fits, wanted) in _COLUMNS.items():
-        kind = schema.field(name).type
-        if not fits(kind):
-            raise InputError(f"{path}: column {name!r} is of type {kind}; it should hold {wanted}")
-
-
-def _iter_rows(files: Sequence[PairFile], n_rows: int, wanted: Container[int]) -> Iterator[PairRow]:
-    first, columns = 0, (*_COLUMNS, _HAS_LABEL)
-    for file in files:
-        rows = iter_rows(file.path, columns, lambda number: number // n_rows in wanted, first)
-        yield from (_pair_row(number, cells) for number, cells in rows)
-        first += file.n_rows
 
 
 def _pair_row(number: int, cells: dict[str, Any]) -> PairRow:

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, NamedTuple
 import pyarrow as pa
 
 from popalign_core.errors import InputError
-from storage.foreign import in_order, is_bytes, is_text, iter_rows, opened
+from storage.foreign import in_order, is_picture, is_text, iter_rows, opened, picture_bytes
 
 Naming = Literal["prompt_id", "text", "folder"]
 
@@ -127,7 +127,7 @@ def _iter_source(source: PictureSource, wanted: Container[int], first: int) -> I
         yield from ((number, _read(file)) for number, file in enumerate(source.files, first) if number in wanted)
     else:
         rows = iter_rows(source.path, [_IMAGE], lambda number: number in wanted, first)
-        yield from ((number, _encoded(cells[_IMAGE]) or b"") for number, cells in rows)
+        yield from ((number, picture_bytes(cells[_IMAGE]) or b"") for number, cells in rows)
 
 
 def _iter_labels(path: Path) -> Iterator[PictureLabel]:
@@ -135,7 +135,7 @@ def _iter_labels(path: Path) -> Iterator[PictureLabel]:
     with opened(path) as parquet:
         column = _check_schema(path, parquet.schema_arrow)
     for _, cells in iter_rows(path, [_IMAGE, column]):
-        data = _encoded(cells[_IMAGE])
+        data = picture_bytes(cells[_IMAGE])
         yield PictureLabel(NAMED_BY[column], cells[column], None if data is None else _digest(data))
 
 
@@ -143,10 +143,8 @@ def _check_schema(path: Path, schema: pa.Schema) -> str:
     """The column that names the prompts."""
     column = _naming_column(path, schema.names, _IMAGE)
     kind = schema.field(_IMAGE).type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
     for name, fits, found, wanted in (
-        (_IMAGE, is_bytes(kind), kind, "the bytes of a picture, or a struct of bytes and path"),
+        (_IMAGE, is_picture(kind), kind, "the bytes of a picture, or a struct of bytes and path"),
         (column, is_text(schema.field(column).type), schema.field(column).type, "text"),
     ):
         if not fits:
@@ -161,11 +159,6 @@ def _naming_column(path: Path, columns: Iterable[str], needed: str) -> str:
         lacking = "names no prompts" if needed in columns else f"lacks the column {needed!r}"
         raise InputError(f"{path} {lacking}, it has {columns}; it needs {needed!r} and one of {list(NAMED_BY)}")
     return found[0]
-
-
-def _encoded(cell: Any) -> bytes | None:
-    data = cell["bytes"] if isinstance(cell, dict) else cell
-    return data or None
 
 
 def _iter_folder(folder: Path) -> Iterator[tuple[PictureLabel, Path]]:

@@ -88,7 +88,7 @@ class RunFolder:
             refs: Artifacts the run is made of; they are kept from garbage collection.
             meta: Whatever else describes the run; JSON types only.
         """
-        artifacts = [[ref.stage, ref.key] for ref in refs]
+        artifacts = [[ref.stage, ref.key] for ref in dict.fromkeys(refs)]
         self._write_json(RECORD, {"name": self.name, "artifacts": artifacts, "meta": plain(meta)})
 
     def read_record(self) -> dict[str, Any] | None:

@@ -185,7 +185,58 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         },
         optional=("discrepancy", "floor", "leading_share"),
     ),
+    "points": _schema(
+        "points",
+        1,
+        {
+            "parameter": _TEXT,
+            "value": _TEXT,
+            "order": _I64,
+            "system": _TEXT,
+            "benchmark": _TEXT,
+            "metric": _TEXT,
+            "axis": _TEXT,
+            "estimate": _F64,
+            "ci_low": _F64,
+            "ci_high": _F64,
+            "floor": _F64,
+            "note": _TEXT,
+        },
+        optional=("estimate", "ci_low", "ci_high", "floor"),
+    ),
+    "front": _schema(
+        "front",
+        1,
+        {
+            "parameter": _TEXT,
+            "system": _TEXT,
+            "value": _TEXT,
+            "dominated_by_system": _TEXT,  # "" on the front
+            "dominated_by_value": _TEXT,
+        },
+    ),
     "costs": _schema("costs", 1, {"system": _TEXT, "what": _TEXT, "value": _F64, "unit": _TEXT}),
+    "votes": _schema(
+        "votes",
+        1,
+        {
+            "study": _TEXT,
+            "system_a": _TEXT,
+            "system_b": _TEXT,
+            "rater": _TEXT,  # a pseudonym: neither links nor the database's ids lead to it
+            "position": _I32,  # in the rater's plan
+            "pair_id": _TEXT,
+            "prompt_id": _TEXT,
+            "prompt": _TEXT,
+            "images_a": pa.list_(_TEXT),
+            "images_b": pa.list_(_TEXT),
+            "question": _TEXT,
+            "first": _TEXT,  # a, b: the side that stood first
+            "answer": _TEXT,  # a, b, tie
+            "is_check": pa.bool_(),  # the right answer is a
+            "seconds": _F64,
+        },
+    ),
     "rejected": _schema("rejected", 1, {"text": _TEXT, "reason": _TEXT}),
 }
 """Table -> schema; its name and version are in the schema's metadata and go into the Parquet file."""

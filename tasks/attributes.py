@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from popalign_core.config import AttributesConfig, PipelineConfig, RuntimeConfig
+from popalign_core.config import AttributesConfig, Axis, PipelineConfig, RuntimeConfig
 from popalign_core.prompts.benchmarks import benchmarks_of
 from storage.store import ArtifactRef, Build, Store
+from tasks import benchmarks
 from tasks.measuring import classifier_identity, load_reader
 from tasks.sample import UNSAFE
 from tasks.stage import Progress, Request, no_progress, produce, set_threads
@@ -27,12 +28,18 @@ _AGREED, _DISAGREED = "agreed:", "disagreed:"
 
 def request(config: PipelineConfig, *, prompts: ArtifactRef, sample: ArtifactRef) -> Request:
     """What the key depends on: the classifier by its weights, the axes by name and classes."""
+    axes = _axes(config, prompts)
     payload = {
         "attributes": _hashed_settings(config.attributes),
         "classifier": classifier_identity(config.attributes),
-        "axes": [axis.model_dump(mode="json", include={"name", "classes", "of"}) for axis in config.axes],
+        "axes": [axis.model_dump(mode="json", include={"name", "classes", "of"}) for axis in axes],
     }
     return Request(STAGE, VERSION, payload, {"prompts": prompts.key, "sample": sample.key})
+
+
+def _axes(config: PipelineConfig, prompts: ArtifactRef) -> tuple[Axis, ...]:
+    """Only benchmarks with names of their own have axes that are only measured."""
+    return config.axes if prompts.stage == benchmarks.STAGE else config.identity_axes
 
 
 def _hashed_settings(settings: AttributesConfig) -> dict[str, Any]:
@@ -65,7 +72,7 @@ def read_attributes(
             prompt_id: frozenset(axis.name for axis in config.measured_axes(benchmark))
             for prompt_id, benchmark in zip(people["prompt_id"], benchmarks_of(people), strict=True)
         }
-        _read_shards(store, build, sample, measured, config, runtime, on_progress)
+        _read_shards(store, build, sample, measured, _axes(config, prompts), config, runtime, on_progress)
 
     return produce(request(config, prompts=prompts, sample=sample), runtime, fill)
 
@@ -81,6 +88,7 @@ def _read_shards(
     build: Build,
     sample: ArtifactRef,
     measured: Mapping[str, Set[str]],
+    axes: Sequence[Axis],
     config: PipelineConfig,
     runtime: RuntimeConfig,
     on_progress: Progress,
@@ -89,16 +97,16 @@ def _read_shards(
     from popalign_core.sampling.models import resolve_device
 
     set_threads(runtime)
-    reader = load_reader(config.attributes, str(resolve_device(runtime.device)), config.axes)
-    check_reader(reader, config.axes)
+    reader = load_reader(config.attributes, str(resolve_device(runtime.device)), axes)
+    check_reader(reader, axes)
     done, total = 0, store.manifest(sample).rows["images"]
     for number, shard in enumerate(store.iter_table(sample, "images")):
         if not build.shard_done(number):
             chosen, name = shard[shard["prompt_id"].isin(list(measured))], f"{reader.name}@{reader.version}"
             seen = chosen["image"].notna()
             readings = _read_images(reader, chosen[seen], runtime.batch_size)
-            table = judge(readings, chosen.loc[seen, "image_id"].tolist(), config.axes, config.attributes, name)
-            withheld = unread(chosen.loc[~seen, "image_id"].tolist(), config.axes, name, UNSAFE)
+            table = judge(readings, chosen.loc[seen, "image_id"].tolist(), axes, config.attributes, name)
+            withheld = unread(chosen.loc[~seen, "image_id"].tolist(), axes, name, UNSAFE)
             table = _measured(pd.concat([table, withheld], ignore_index=True), chosen, measured)
             build.write_table("attributes", table, shard=number)
             build.mark_shard(number, {"images": len(chosen)} | _count_votes(readings))
@@ -106,7 +114,7 @@ def _read_shards(
         on_progress(done, total)
     build.write_table("drops", count_drops(build.read_table("attributes")))
     if len(config.attributes.names) > 1:
-        build.write_table("agreement", _agreement(build.sum_counts(), [axis.name for axis in config.axes]))
+        build.write_table("agreement", _agreement(build.sum_counts(), [axis.name for axis in axes]))
 
 
 def _measured(attributes: pd.DataFrame, images: pd.DataFrame, measured: Mapping[str, Set[str]]) -> pd.DataFrame:

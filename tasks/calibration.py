@@ -21,7 +21,7 @@ def request(
 ) -> Request:
     """What the key depends on: the readings, the classes, the bootstrap, and the labels by their content."""
     payload = {
-        "axes": [axis.model_dump(mode="json", include={"name", "classes"}) for axis in config.axes],
+        "axes": [axis.model_dump(mode="json", include={"name", "classes"}) for axis in config.identity_axes],
         "evaluation": config.evaluation.model_dump(mode="json", include={"n_bootstrap", "confidence", "seed"}),
         "labels": None if labels is None else content_digest(Path(labels)),
     }
@@ -63,11 +63,11 @@ def calibrate_classifier(
 
         table, images = store.read_table(prompts, "prompts"), read_images(store, sample)
         if labels is None:
-            truth = asked_classes(table, images, config.axes)
+            truth = asked_classes(table, images, config.identity_axes)
         else:
-            truth = said_classes(read_labels(Path(labels)), table, images, config.axes)
+            truth = said_classes(read_labels(Path(labels)), table, images, config.identity_axes)
         read = store.read_table(attributes, "attributes")
-        build.write_table("calibration", calibrate(truth, read, config.axes, config.evaluation))
+        build.write_table("calibration", calibrate(truth, read, config.identity_axes, config.evaluation))
         on_progress(1, 1)
 
     asked = request(config, prompts=prompts, sample=sample, attributes=attributes, labels=labels)

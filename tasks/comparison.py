@@ -1,24 +1,33 @@
 """Stage `comparison`: systems side by side, from statistics that other stages have read off their images."""
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
+from tasks.grid import read_grids
 from tasks.prompts import DELIVERY
 from tasks.sample import STAGE as SAMPLE
 from tasks.set_quality import quality_rows
 from tasks.stage import Progress, Request, no_progress, produce
-from tasks.tables import NO_SEED, read_images
+from tasks.tables import read_images
 from tasks.train import STAGE as TRAIN
 
 if TYPE_CHECKING:
     from popalign_core.evaluation.metrics import SystemFrames
+    from popalign_core.report.comparison_inputs import ComparisonInputs
 
 STAGE = "comparison"
 VERSION = "1"
+
+PAGE, CARD = "comparison.html", "comparison.md"
+TABLES = ("metrics", "comparison", "wins", "per_prompt", "costs")
+N_PROMPTS = {"neutral": 6, "specific": 3, "generic": 3}
+"""Prompts whose pictures are shown, by kind."""
 
 Inputs = Mapping[str, ArtifactRef]
 
@@ -26,6 +35,16 @@ Inputs = Mapping[str, ArtifactRef]
 def parameter(part: str, system: str, replicate: int) -> str:
     """Under which name the stage takes a part (sample, attributes, scores) of a system's statistics."""
     return f"{part}:{system}@{replicate}"
+
+
+def system_of(name: str) -> str:
+    """Whose statistics a parameter takes."""
+    return name.partition(":")[2].rpartition("@")[0]
+
+
+def shown_configuration(config: PipelineConfig) -> dict[str, Any]:
+    """The whole configuration as pages show it, without the model's path and how prompts were delivered."""
+    return config.model_dump(mode="json", exclude={"model": {"name"}, "prompts": DELIVERY})
 
 
 def request(
@@ -39,12 +58,11 @@ def request(
     **statistics: ArtifactRef,
 ) -> Request:
     """What the key depends on: the whole configuration, which the page shows, without the model's path."""
-    shown = config.model_dump(mode="json", exclude={"model": {"name"}, "prompts": DELIVERY})
     inputs = {"prompts": prompts, "calibration": calibration, **statistics}
     return Request(
         STAGE,
         VERSION,
-        {"systems": list(systems), "n_seeds": n_seeds, "scale": scale, "configuration": shown},
+        {"systems": list(systems), "n_seeds": n_seeds, "scale": scale, "configuration": shown_configuration(config)},
         {name: ref.key for name, ref in inputs.items() if ref is not None},
     )
 
@@ -61,7 +79,7 @@ def compare_statistics(
     on_progress: Progress = no_progress,
     **statistics: ArtifactRef,
 ) -> ArtifactRef:
-    """Publish tables `metrics`, `comparison` (each system minus the first, paired), `per_prompt` and `costs`.
+    """Publish tables `metrics`, `comparison` (each system minus the first), `wins`, `per_prompt`, `costs`, and a page.
 
     Args:
         prompts: Artifact with all prompts.
@@ -78,53 +96,107 @@ def compare_statistics(
     Raises:
         InputError: When the tables do not fit together.
     """
+    asked = request(
+        config, prompts=prompts, calibration=calibration, systems=systems, n_seeds=n_seeds, scale=scale, **statistics
+    )
 
     def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        from popalign_core.evaluation.metrics import compare_systems, compute_metrics, per_prompt_table
+        from popalign_core.report.comparison import build_comparison
+        from popalign_core.report.markdown import comparison_markdown
 
-        table = store.read_table(prompts, "prompts")
-        frames = [read_system(store, name, n_seeds, statistics) for name in systems]
-        metrics = []
-        for number, f in enumerate(frames, 1):
-            metrics.append(
-                compute_metrics(f.name, table, f.images, f.attributes, f.scores, config.axes, config.evaluation)
-            )
-            on_progress(number, len(frames))
-        quality = quality_rows(store, table, scored_of(systems, n_seeds, statistics), config.evaluation)
-        build.write_table("metrics", pd.concat([*metrics, quality] if len(quality) else metrics, ignore_index=True))
-        paired = [f for f in frames[1:] if is_paired(frames[0], f)]
-        comparison = [compare_systems(table, frames[0], f, config.axes, config.evaluation) for f in paired]
-        build.write_table("comparison", pd.concat([metrics[0].head(0), *comparison], ignore_index=True))
-        by_prompt = [per_prompt_table(f.name, table, f.images, f.attributes, config.axes) for f in frames]
-        build.write_table("per_prompt", pd.concat(by_prompt, ignore_index=True))
-        costs = [count_costs(store, name, samples_of(name, n_seeds, statistics)) for name in systems]
-        build.write_table("costs", pd.concat(costs, ignore_index=True))
+        inputs = gather_inputs(store, prompts, calibration, statistics, config, asked, on_progress)
+        for name in TABLES:
+            build.write_table(name, getattr(inputs, name))
+        (build.folder / PAGE).write_text(build_comparison(inputs), encoding="utf-8")
+        (build.folder / CARD).write_text(comparison_markdown(inputs), encoding="utf-8")
 
-    inputs = {"prompts": prompts, "calibration": calibration, **statistics}
-    asked = request(config, **inputs, systems=systems, n_seeds=n_seeds, scale=scale)
     return produce(asked, runtime, fill)
 
 
-def is_paired(one: "SystemFrames", other: "SystemFrames") -> bool:
-    """Whether the two systems' images have seeds in common; those made elsewhere have none that we know."""
-    return not any((frames.images["seed"] == NO_SEED).any() for frames in (one, other))
+def gather_inputs(
+    store: Store,
+    prompts: ArtifactRef,
+    calibration: ArtifactRef | None,
+    statistics: Inputs,
+    config: PipelineConfig,
+    asked: Request,
+    on_progress: Progress = no_progress,
+) -> "ComparisonInputs":
+    """Measure everything that tables and page show."""
+    from popalign_core.report.comparison_inputs import ComparisonInputs
+
+    systems, n_seeds, scale = (asked.config[name] for name in ("systems", "n_seeds", "scale"))
+    table = store.read_table(prompts, "prompts")
+    frames = [read_system(store, name, n_seeds, statistics) for name in systems]
+    calibrated = None if calibration is None else store.read_table(calibration, "calibration")
+    tables = measure_systems(table, frames, config, calibrated, on_progress)
+    samples, scores = (
+        {name: refs_of(part, name, n_seeds, statistics) for name in systems} for part in ("sample", "scores")
+    )
+    scored = {name: list(zip(samples[name], scores[name], strict=True)) for name in systems}
+    quality = quality_rows(store, table, scored, config.evaluation)
+    if len(quality):
+        tables["metrics"] = pd.concat([tables["metrics"], quality], ignore_index=True)
+    return ComparisonInputs(
+        title="PopAlign comparison",
+        reference=systems[0],
+        systems=systems,
+        axes=config.axes,
+        metrics=tables["metrics"],
+        comparison=tables["comparison"],
+        wins=tables["wins"],
+        per_prompt=tables["per_prompt"],
+        grids=read_grids(store, table, {name: refs[0] for name, refs in samples.items()}, N_PROMPTS),
+        drops=pd.concat([count_drops(each) for each in frames], ignore_index=True),
+        costs=pd.concat([count_costs(store, name, refs) for name, refs in samples.items()], ignore_index=True),
+        scale=scale,
+        n_seeds=n_seeds,
+        reproducibility=_reproducibility(store, prompts, asked),
+        confidence=config.evaluation.confidence,
+    )
 
 
-def samples_of(system: str, n_seeds: int, statistics: Inputs) -> list[ArtifactRef]:
-    """A system's images, a replicate each."""
-    names = (parameter("sample", system, replicate) for replicate in range(n_seeds))
+def measure_systems(
+    prompts: pd.DataFrame,
+    frames: "Sequence[SystemFrames]",
+    config: PipelineConfig,
+    calibration: pd.DataFrame | None,
+    on_progress: Progress = no_progress,
+) -> dict[str, pd.DataFrame]:
+    """Tables `metrics`, `comparison`, `wins` and `per_prompt` of systems, the first of which is the reference."""
+    from popalign_core.evaluation.metrics import compute_metrics, per_prompt_table
+    from popalign_core.evaluation.paired import compare_all
+    from popalign_core.evaluation.wins import win_rates
+
+    how = (config.axes, config.evaluation, calibration, config.benchmark_axes)
+    metrics, by_prompt = [], []
+    for number, each in enumerate(frames, 1):
+        metrics.append(compute_metrics(each.name, prompts, each.images, each.attributes, each.scores, *how))
+        by_prompt.append(per_prompt_table(each.name, prompts, each.images, each.attributes, config.identity_axes))
+        on_progress(number, len(frames) + 1)
+    comparison = compare_all(prompts, frames[0], frames[1:], *how)
+    wins = [win_rates(prompts, frames[0], each, config.evaluation) for each in frames[1:]]
+    on_progress(len(frames) + 1, len(frames) + 1)
+    return {
+        "metrics": pd.concat(metrics, ignore_index=True),
+        "comparison": comparison,
+        "wins": pd.concat(wins, ignore_index=True),
+        "per_prompt": pd.concat(by_prompt, ignore_index=True),
+    }
+
+
+def count_drops(frames: "SystemFrames") -> pd.DataFrame:
+    """Evaluation images of a system that no class was read off, by reason, and how many images were read in all."""
+    read = frames.attributes
+    dropped = read.dropna(subset=["drop_reason"]).groupby("drop_reason")["image_id"].nunique()
+    numbers = {"system": frames.name, "reason": list(dropped.index), "n": dropped.to_numpy(dtype=np.int64)}
+    return pd.DataFrame(numbers).assign(n_images=read["image_id"].nunique())
+
+
+def refs_of(part: str, system: str, n_seeds: int, statistics: Inputs) -> list[ArtifactRef]:
+    """A part of a system's statistics, one artifact a replicate; imported images have one."""
+    names = (parameter(part, system, replicate) for replicate in range(n_seeds))
     return [statistics[name] for name in names if name in statistics]
-
-
-def scored_of(
-    systems: Sequence[str], n_seeds: int, statistics: Inputs
-) -> dict[str, list[tuple[ArtifactRef, ArtifactRef]]]:
-    """Each system's images and their scores, a replicate each."""
-    found = {}
-    for system in systems:
-        names = [(parameter("sample", system, r), parameter("scores", system, r)) for r in range(n_seeds)]
-        found[system] = [(statistics[one], statistics[other]) for one, other in names if one in statistics]
-    return found
 
 
 def count_costs(store: Store, system: str, samples: Sequence[ArtifactRef]) -> pd.DataFrame:
@@ -150,12 +222,22 @@ def read_system(store: Store, system: str, n_seeds: int, statistics: Inputs) -> 
     """The statistics of a system, its replicates one below the other."""
     from popalign_core.evaluation.metrics import SystemFrames
 
-    parts: dict[str, list[pd.DataFrame]] = {"sample": [], "attributes": [], "scores": []}
-    for replicate in range(n_seeds):
-        refs = {part: statistics.get(parameter(part, system, replicate)) for part in parts}
-        if refs["sample"] is None:
-            continue
-        parts["sample"].append(read_images(store, refs["sample"]).assign(replicate=replicate))
-        for part in ("attributes", "scores"):
-            parts[part].append(store.read_table(refs[part], part))
-    return SystemFrames(system, *(pd.concat(frames, ignore_index=True) for frames in parts.values()))
+    samples = refs_of("sample", system, n_seeds, statistics)
+    images = [read_images(store, ref).assign(replicate=replicate) for replicate, ref in enumerate(samples)]
+    attributes, scores = (
+        [store.read_table(ref, part) for ref in refs_of(part, system, n_seeds, statistics)]
+        for part in ("attributes", "scores")
+    )
+    return SystemFrames(system, *(pd.concat(parts, ignore_index=True) for parts in (images, attributes, scores)))
+
+
+def _reproducibility(store: Store, prompts: ArtifactRef, asked: Request) -> dict[str, str]:
+    """The command, artifacts behind the page, library versions and the configuration."""
+    config, libraries = asked.config, store.manifest(prompts).libraries
+    sizes = f"--seeds {config['n_seeds']} --scale {config['scale']:g}"
+    return {
+        "command": f"popalign compare {' '.join(config['systems'])} {sizes}, with the configuration below",
+        **asked.inputs,
+        "versions": ", ".join(f"{name} {version}" for name, version in sorted(libraries.items())),
+        "configuration": json.dumps(config["configuration"], sort_keys=True),
+    }

@@ -1,16 +1,8 @@
 """Stage `evaluate`: the metrics table of one system, from statistics that other stages have read off its images."""
 
-from typing import TYPE_CHECKING
-
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.errors import InputError
 from storage.store import ArtifactRef, Build, Store
 from tasks.stage import Progress, Request, no_progress, produce
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from numpy.typing import NDArray
 
 STAGE = "evaluate"
 VERSION = "2"
@@ -56,7 +48,7 @@ def evaluate_system(
     With a `calibration` of the same classifier there are rows of corrected shares and discrepancies besides.
 
     Raises:
-        InputError: When the tables do not fit together, or no face was read.
+        InputError: When the tables do not fit together, or the calibration is of another classifier.
     """
 
     def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
@@ -68,16 +60,16 @@ def evaluate_system(
         from tasks.tables import read_images
 
         table, images = store.read_table(prompts, "prompts"), read_images(store, sample)
-        readings = store.read_table(attributes, "attributes")
         metrics = compute_metrics(
             system,
             table,
             images,
-            readings,
+            store.read_table(attributes, "attributes"),
             store.read_table(scores, "scores"),
             config.axes,
             config.evaluation,
-            None if calibration is None else _confusion(store, calibration, readings, config),
+            None if calibration is None else store.read_table(calibration, "calibration"),
+            config.benchmark_axes,
         )
         rest = unmeasured_rows(system, table, images, read_unmeasured(store, scores))
         build.write_table("metrics", pd.concat([metrics, rest], ignore_index=True) if len(rest) else metrics)
@@ -85,15 +77,3 @@ def evaluate_system(
 
     inputs = {"prompts": prompts, "sample": sample, "attributes": attributes, "scores": scores}
     return produce(request(config, **inputs, system=system, calibration=calibration), runtime, fill)
-
-
-def _confusion(
-    store: Store, calibration: ArtifactRef, readings: "pd.DataFrame", config: PipelineConfig
-) -> "dict[str, NDArray[np.float64]]":
-    from popalign_core.evaluation.calibration import confusion_matrices
-
-    table = store.read_table(calibration, "calibration")
-    calibrated, read = sorted(set(table["classifier"])), sorted(set(readings["classifier"]))
-    if calibrated != read:
-        raise InputError(f"{calibration.key} is of the classifier {calibrated}, the images were read by {read}")
-    return confusion_matrices(table, config.axes)

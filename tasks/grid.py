@@ -1,6 +1,7 @@
 """Pictures of base and aligned model for the same prompts and seeds."""
 
 import io
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ from PIL import Image
 
 from storage.images import decode_png
 from storage.store import ArtifactRef, Store
+from tasks.sample import STAGE as SAMPLE
 from tasks.tables import read_images, read_pictures
 
 Pairs = dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]
@@ -37,11 +39,39 @@ def read_pairs(
         n_prompts: Prompts by kind.
         n_images: Images of each, at most.
     """
-    evaluated = prompts[prompts["split"] == "eval"]
-    texts = pd.concat([evaluated[evaluated["kind"] == kind].head(n) for kind, n in n_prompts.items()])
-    sides = [_read_side(store, sample, texts["prompt_id"].tolist(), n_images) for sample in (base, aligned)]
-    chosen = zip(texts["prompt_id"], texts["text"], strict=True)
-    return {text: (sides[0][prompt_id], sides[1][prompt_id]) for prompt_id, text in chosen}
+    texts = _first_prompts(prompts, n_prompts)
+    sides = [_read_side(store, sample, list(texts), n_images) for sample in (base, aligned)]
+    return {text: (sides[0][prompt_id], sides[1][prompt_id]) for prompt_id, text in texts.items()}
+
+
+def read_grids(
+    store: Store,
+    prompts: pd.DataFrame,
+    samples: Mapping[str, ArtifactRef],
+    n_prompts: Mapping[str, int],
+    n_images: int = 6,
+) -> dict[str, dict[str, NDArray[np.uint8]]]:
+    """The first pictures of the first evaluation prompts, of several systems: those that all of them show.
+
+    Args:
+        store: Where the artifacts are.
+        prompts: All prompts.
+        samples: System -> its evaluation images; pictures made elsewhere are left out, they have no seed in common.
+        n_prompts: Prompts by kind.
+        n_images: Images of each, at most.
+
+    Returns:
+        Prompt -> system -> [n, H, W, 3] uint8; the i-th of every system has the same seed.
+    """
+    texts = _first_prompts(prompts, n_prompts)
+    drawn = {name: sample for name, sample in samples.items() if sample.stage == SAMPLE}
+    sides = {name: _read_numbered(store, sample, list(texts), n_images) for name, sample in drawn.items()}
+    grids = {}
+    for prompt_id, text in texts.items():
+        shown = sorted(set.intersection(*(set(side.get(prompt_id, ())) for side in sides.values()))) if sides else []
+        if shown:
+            grids[text] = {name: np.stack([side[prompt_id][n] for n in shown]) for name, side in sides.items()}
+    return grids
 
 
 def draw_grid(pairs: Pairs) -> bytes:
@@ -58,12 +88,30 @@ def draw_grid(pairs: Pairs) -> bytes:
     return buffer.getvalue()
 
 
+def _first_prompts(prompts: pd.DataFrame, n_prompts: Mapping[str, int]) -> dict[str, str]:
+    """Id -> text of the first evaluation prompts of each kind."""
+    evaluated = prompts[prompts["split"] == "eval"]
+    chosen = pd.concat([evaluated[evaluated["kind"] == kind].head(n) for kind, n in n_prompts.items()])
+    return dict(zip(chosen["prompt_id"], chosen["text"], strict=True))
+
+
 def _read_side(store: Store, sample: ArtifactRef, prompt_ids: list[str], n_images: int) -> dict[str, NDArray[np.uint8]]:
     """Prompt id -> [n, H, W, 3] uint8 in the order of the images' indices."""
+    numbered = _read_numbered(store, sample, prompt_ids, n_images)
+    return {prompt_id: np.stack(list(pictures.values())) for prompt_id, pictures in numbered.items()}
+
+
+def _read_numbered(
+    store: Store, sample: ArtifactRef, prompt_ids: list[str], n_images: int
+) -> dict[str, dict[int, NDArray[np.uint8]]]:
+    """Prompt id -> index -> [H, W, 3] uint8 of the pictures that are shown."""
     images = read_images(store, sample)
     images = images[images["prompt_id"].isin(prompt_ids) & (images["index"] < n_images)].sort_values("index")
     found = read_pictures(store, sample, set(images["image_id"]))
     return {
-        str(prompt_id): np.stack([decode_png(found[image_id]) for image_id in group["image_id"]])
+        str(prompt_id): {
+            int(index): decode_png(found[image_id])
+            for index, image_id in zip(group["index"], group["image_id"], strict=True)
+        }
         for prompt_id, group in images[images["image_id"].isin(list(found))].groupby("prompt_id")
     }

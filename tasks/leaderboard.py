@@ -1,8 +1,9 @@
-"""The leaderboard: one row a metric of every checkpoint ever evaluated, in `<root>/leaderboard.parquet`."""
+"""The leaderboard: one row a metric of every checkpoint ever evaluated, as `<root>/leaderboard.parquet` and a page."""
 
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ from filelock import FileLock
 from storage.roots import Root
 
 FILE = "leaderboard.parquet"
+PAGE = "leaderboard.html"
 LOCK = ".leaderboard.lock"
 
 KEY = ["model_hash", "protocol", "system", "benchmark", "metric", "axis", "scorer"]
@@ -18,17 +20,25 @@ KEY = ["model_hash", "protocol", "system", "benchmark", "metric", "axis", "score
 
 
 def read_leaderboard(root: str) -> pd.DataFrame:
-    """All rows, oldest first: checkpoint, model_hash, protocol and the columns of `metrics`; empty at first."""
+    """All rows, oldest first: checkpoint, model_hash, protocol, columns of `metrics`, evaluated_at; empty at first."""
     return _read(Root(root))
 
 
 def append_leaderboard(root: str, rows: pd.DataFrame) -> None:
-    """Add rows; those already there stay as they are. Readers see the old table or the new one, never a part."""
+    """Add rows, with the time in `evaluated_at`; those already there stay as they are.
+
+    Readers see the old table or the new one, never a part. `<root>/leaderboard.html` shows them all.
+    """
+    from popalign_core.report.leaderboard import EVALUATED_AT, build_leaderboard
+
     place = Root(root)
+    fresh = rows.assign(**{EVALUATED_AT: datetime.now(UTC).isoformat(timespec="seconds")})
     with _alone(place):
         known = _read(place)
-        frame = pd.concat([known, rows], ignore_index=True) if len(known) else rows
-        place.write(FILE, frame.drop_duplicates(KEY, keep="first").to_parquet(index=False))
+        frame = pd.concat([known, fresh], ignore_index=True) if len(known) else fresh
+        frame = frame.drop_duplicates(KEY, keep="first")
+        place.write(FILE, frame.to_parquet(index=False))
+        place.write(PAGE, build_leaderboard(frame).encode())
 
 
 def _read(place: Root) -> pd.DataFrame:

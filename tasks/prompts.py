@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from popalign_core.config import Axis, PipelineConfig, PromptsConfig, RuntimeConfig
+from popalign_core.config import PipelineConfig, PromptsConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
-from tasks.prompt_lists import FIELDS, PromptList, read_benchmarks, read_lists
+from tasks.prompt_lists import FIELDS, PromptList, read_lists
 from tasks.stage import Progress, Request, no_progress, produce
 from tasks.tables import drops_table
 
@@ -26,7 +26,9 @@ DELIVERY: Any = {
     },
     **dict.fromkeys((*FIELDS, "benchmarks"), True),
 }  # fmt: skip
-"""Fields that say how the answers of a language model or the lists reach us, not what they say: never part of a key."""
+"""Fields that say how the answers of a language model or the lists reach us, not what they say, and those of stage
+`benchmarks`: never part of a key.
+"""
 
 
 def request(config: PipelineConfig) -> Request:
@@ -35,21 +37,10 @@ def request(config: PipelineConfig) -> Request:
     Raises:
         InputError: When a prompt list, whose content is part of the key, cannot be read.
     """
+    axes = [axis.model_dump(mode="json", exclude={"target", "phrase", "of"}) for axis in config.identity_axes]
     lists = {field: [part.digest() for part in parts] for field, parts in read_lists(config.prompts).items()}
-    payload = {
-        "prompts": config.prompts.model_dump(mode="json", exclude=DELIVERY) | lists,
-        "axes": _hashed(config.identity_axes),
-    }
-    benchmarks = {
-        name: config.prompts.benchmarks[name].model_dump(mode="json", include={"kind", "carrier"})
-        | {"list": part.digest(), "axes": _hashed(config.measured_axes(name))}
-        for name, part in read_benchmarks(config.prompts).items()
-    }
-    return Request(STAGE, VERSION, payload | ({"benchmarks": benchmarks} if benchmarks else {}), {})
-
-
-def _hashed(axes: Sequence[Axis]) -> list[dict[str, Any]]:
-    return [axis.model_dump(mode="json", exclude={"target", "phrase", "of", "only_measured"}) for axis in axes]
+    payload = {"prompts": config.prompts.model_dump(mode="json", exclude=DELIVERY) | lists, "axes": axes}
+    return Request(STAGE, VERSION, payload, {})
 
 
 def write_prompts(
@@ -74,50 +65,30 @@ def _fill(build: Build, config: PipelineConfig, on_progress: Progress) -> None:
     from popalign_core.prompts.sifting import Sieve
 
     lists, sieve = read_lists(config.prompts), Sieve(config.identity_axes, config.prompts.one_person)
-    benchmarks, people = _benchmarks(config, sieve)
-    written = _with_subjects(config.prompts, lists, sieve, people)
+    written = _with_subjects(config.prompts, lists, sieve)
     generic = [
         verbatim_row(text, split)
         for field, split in (("generic_lists", "eval"), ("retained_lists", "train"))
         for text in sieve.prompts(_named(lists, field))
     ]
-    table, rejected = _write(build, written, people, config, on_progress)
-    table = pd.concat([table, prompt_table(generic), *benchmarks], ignore_index=True)
+    table, rejected = _write(build, written, config, on_progress)
+    if generic:
+        table = pd.concat([table, prompt_table(generic)], ignore_index=True)
     check_prompts(table, config.identity_axes)
     build.write_table("prompts", table)
-    if lists or benchmarks or config.prompts.source == "llm":
+    if lists or config.prompts.source == "llm":
         rejected = pd.concat([sieve.table(), rejected], ignore_index=True)
         build.write_table("drops", drops_table(STAGE, rejected["reason"].value_counts().to_dict()))
         build.write_table("rejected", rejected)
     on_progress(1, 1)
 
 
-def _benchmarks(config: PipelineConfig, sieve: "Sieve") -> tuple[list[pd.DataFrame], list[str]]:
-    """The prompts of benchmarks with names of their own, and the subjects of people among them."""
-    from popalign_core.prompts.benchmarks import benchmark_prompts
-    from popalign_core.prompts.sifting import Sieve
-
-    tables, people = [], list[str]()
-    for name, part in read_benchmarks(config.prompts).items():
-        benchmark, given = config.prompts.benchmarks[name], [(part.name, part.texts)]
-        # Of several people too: a benchmark is what it is.
-        own = Sieve(config.measured_axes(name), one_person=False, rejected=sieve.rejected)
-        texts = own.prompts(given) if benchmark.kind == "generic" else own.subjects(given)
-        people += [] if benchmark.kind == "generic" else texts
-        tables.append(benchmark_prompts(name, benchmark, texts, config.prompts))
-    return tables, people
-
-
-def _with_subjects(
-    prompts: PromptsConfig, lists: Mapping[str, Sequence[PromptList]], sieve: "Sieve", people: Sequence[str]
-) -> PromptsConfig:
-    """With the usable subjects of the lists; training ones only where no language model writes them, and none of
-    `people`, whom benchmarks ask for.
-    """
+def _with_subjects(prompts: PromptsConfig, lists: Mapping[str, Sequence[PromptList]], sieve: "Sieve") -> PromptsConfig:
+    """With the usable subjects of the lists; training ones only where no language model writes them."""
     held_out = (*prompts.eval_subjects, *sieve.subjects(_named(lists, "eval_lists"), prompts.eval_subjects))
     trained = prompts.train_subjects
     if prompts.source != "llm":
-        trained += tuple(sieve.subjects(_named(lists, "train_lists"), trained, (*held_out, *people)))
+        trained += tuple(sieve.subjects(_named(lists, "train_lists"), trained, held_out))
     return prompts.model_copy(update={"train_subjects": trained, "eval_subjects": held_out})
 
 
@@ -126,13 +97,13 @@ def _named(lists: Mapping[str, Sequence[PromptList]], field: str) -> list[tuple[
 
 
 def _write(
-    build: Build, written: PromptsConfig, people: Sequence[str], config: PipelineConfig, on_progress: Progress
+    build: Build, written: PromptsConfig, config: PipelineConfig, on_progress: Progress
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The prompts, and what a language model wrote in vain; its raw answers stay in the artifact."""
     if written.source == "llm":
         from popalign_core.prompts.synthesis import synthesise_prompts
 
-        return synthesise_prompts(written, config.identity_axes, build.folder / ANSWERS, on_progress, held_out=people)
+        return synthesise_prompts(written, config.identity_axes, build.folder / ANSWERS, on_progress)
     from popalign_core.prompts.grammar import write_prompts as write_offline
 
     return write_offline(written), pd.DataFrame(columns=["text", "reason"])

@@ -8,14 +8,15 @@ import pandas as pd
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
 from popalign_core.training.card import model_card
-from storage.store import ArtifactRef, Store
+from storage.store import ArtifactRef, RunFolder, Store
+from tasks import comparison, report
 from tasks.stage import open_store
 
 SYSTEMS = ("base", "aligned")
 
 
 def publish_run(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime: RuntimeConfig, name: str) -> None:
-    """Write metrics.parquet, metrics.json, report.html, model/ and, last, run.json.
+    """Write metrics.parquet, metrics.json, report.html, report.md, model/ and, last, run.json.
 
     Args:
         refs: Each node's artifact, of a whole pipeline.
@@ -28,7 +29,8 @@ def publish_run(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime
     folder = store.run_folder(name)
     folder.write_table("metrics", metrics)
     folder.write_text("metrics.json", metrics_json(metrics))
-    folder.write_text("report.html", store.localize(refs["report"], "report.html").read_text(encoding="utf-8"))
+    for file in (report.PAGE, report.CARD):
+        folder.write_text(file, store.localize(refs["report"], file).read_text(encoding="utf-8"))
     folder.copy_tree(store.localize(refs["train"], "model"), "model")
     log = store.read_table(refs["train"], "training_log").to_dict("records")
     keys = {node: refs[node].key for node in ("sample", "attributes", "preferences", "train")}
@@ -73,11 +75,30 @@ def publish_comparison(
     """
     store = open_store(runtime)
     folder = store.run_folder(name)
-    for table in ("metrics", "comparison"):
-        frame = store.read_table(refs["comparison"], table)
-        folder.write_table(table, frame)
-        folder.write_text(f"{table}.json", metrics_json(frame))
-        folder.write_text(f"{table}.csv", frame.to_csv(index=False))
+    for table in comparison.TABLES:
+        _write_everywhere(folder, table, store.read_table(refs["comparison"], table))
+    for source, target in ((comparison.PAGE, "report.html"), (comparison.CARD, "card.md")):
+        folder.write_text(target, store.localize(refs["comparison"], source).read_text(encoding="utf-8"))
+    nodes = {node: str(ref) for node, ref in refs.items()}
+    folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
+
+
+def publish_sweep(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime: RuntimeConfig, name: str) -> None:
+    """Write the tables and pages of a sweep and, last, run.json.
+
+    Args:
+        refs: Each node's artifact, `sweep` among them.
+        config: The run's, kept in run.json.
+        runtime: Which store.
+        name: Of the run's folder; an earlier sweep of that name is replaced.
+    """
+    store = open_store(runtime)
+    folder = store.run_folder(name)
+    for table in ("points", "front"):
+        _write_everywhere(folder, table, store.read_table(refs["sweep"], table))
+    for page in store.manifest(refs["sweep"]).files:
+        if page.endswith(".html"):
+            folder.write_text(page, store.localize(refs["sweep"], page).read_text(encoding="utf-8"))
     nodes = {node: str(ref) for node, ref in refs.items()}
     folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
 
@@ -109,3 +130,10 @@ def metrics_json(metrics: pd.DataFrame) -> str:
     """The rows of a table as a JSON list; what is absent is null."""
     rows = metrics.astype(object).where(metrics.notna(), None).to_dict("records")
     return json.dumps(rows, indent=1, allow_nan=False) + "\n"
+
+
+def _write_everywhere(folder: RunFolder, table: str, frame: pd.DataFrame) -> None:
+    """A table for whoever reads it: Parquet, JSON and CSV."""
+    folder.write_table(table, frame)
+    folder.write_text(f"{table}.json", metrics_json(frame))
+    folder.write_text(f"{table}.csv", frame.to_csv(index=False))

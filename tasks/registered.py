@@ -14,6 +14,7 @@ from prefect.runtime import task_run
 from storage.store import ArtifactRef
 from tasks import (
     attributes,
+    benchmarks,
     calibration,
     comparison,
     evaluate,
@@ -25,6 +26,7 @@ from tasks import (
     report,
     sample,
     scores,
+    sweep,
     train,
 )
 from tasks.stage import Progress
@@ -71,6 +73,7 @@ def _as_task(stage: Callable[..., ArtifactRef]) -> Task[..., ArtifactRef]:
 _STAGES: tuple[Callable[..., ArtifactRef], ...] = (
     prompts.write_prompts,
     identities.add_identities,
+    benchmarks.add_benchmarks,
     sample.sample_images,
     attributes.read_attributes,
     calibration.calibrate_classifier,
@@ -82,6 +85,7 @@ _STAGES: tuple[Callable[..., ArtifactRef], ...] = (
     evaluate.evaluate_system,
     report.write_report,
     comparison.compare_statistics,
+    sweep.tabulate_sweep,
 )
 
 TASKS: dict[Callable[..., ArtifactRef], Task[..., ArtifactRef]] = {stage: _as_task(stage) for stage in _STAGES}

@@ -8,6 +8,7 @@ import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
+from tasks.comparison import count_costs
 from tasks.prompts import DELIVERY
 from tasks.stage import Progress, Request, no_progress, produce
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from popalign_core.report.inputs import ReportInputs
 
 STAGE = "report"
+PAGE, CARD = "report.html", "report.md"
 VERSION = "2"
 
 SYSTEMS = ("base", "aligned")
@@ -33,25 +35,27 @@ def request(config: PipelineConfig, **inputs: ArtifactRef) -> Request:
 def write_report(
     *, config: PipelineConfig, runtime: RuntimeConfig, on_progress: Progress = no_progress, **inputs: ArtifactRef
 ) -> ArtifactRef:
-    """Publish table `comparison` (aligned minus base, paired) and `report.html`.
+    """Publish table `comparison` (aligned minus base, paired), `report.html` and the same in brief as `report.md`.
 
     Args:
         config: Of the pipeline.
         runtime: Which store.
         on_progress: Told when the page is written.
-        inputs: `prompts, attributes, preferences, train`, and for both systems
-            `base_sample, base_attributes, base_scores, base_metrics` and the same with `aligned_`.
+        inputs: `prompts, attributes, preferences, train`, `calibration` of the classifier where there is one, and for
+            both systems `base_sample, base_attributes, base_scores, base_metrics` and the same with `aligned_`.
 
     Raises:
         InputError: When the two systems were not drawn with the same prompts and seeds.
     """
 
     def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
+        from popalign_core.report.markdown import report_markdown
         from popalign_core.report.page import build_report
 
         page = gather_inputs(store, inputs, config)
         build.write_table("comparison", page.comparison)
-        (build.folder / "report.html").write_text(build_report(page), encoding="utf-8")
+        (build.folder / PAGE).write_text(build_report(page), encoding="utf-8")
+        (build.folder / CARD).write_text(report_markdown(page), encoding="utf-8")
         on_progress(1, 1)
 
     return produce(request(config, **inputs), runtime, fill)
@@ -65,14 +69,17 @@ def gather_inputs(store: Store, inputs: Inputs, config: PipelineConfig) -> "Repo
 
     prompts = store.read_table(inputs["prompts"], "prompts")
     frames = [_frames(store, system, inputs) for system in SYSTEMS]
-    by_prompt = [per_prompt_table(f.name, prompts, f.images, f.attributes, config.axes) for f in frames]
+    axes = config.identity_axes
+    by_prompt = [per_prompt_table(f.name, prompts, f.images, f.attributes, axes) for f in frames]
+    calibration = store.read_table(inputs["calibration"], "calibration") if "calibration" in inputs else None
+    how = (config.axes, config.evaluation, calibration, config.benchmark_axes)
     return ReportInputs(
         title="PopAlign report",
         base=SYSTEMS[0],
         aligned=SYSTEMS[1],
-        axes=config.axes,
+        axes=axes,
         metrics=pd.concat([store.read_table(inputs[f"{s}_metrics"], "metrics") for s in SYSTEMS], ignore_index=True),
-        comparison=compare_systems(prompts, frames[0], frames[1], config.axes, config.evaluation),
+        comparison=compare_systems(prompts, frames[0], frames[1], *how),
         per_prompt=pd.concat(by_prompt, ignore_index=True),
         attributes={frame.name: frame.attributes for frame in frames},
         grids=read_pairs(store, prompts, inputs["base_sample"], inputs["aligned_sample"], N_PROMPTS),
@@ -80,6 +87,7 @@ def gather_inputs(store: Store, inputs: Inputs, config: PipelineConfig) -> "Repo
         drops=pd.concat(
             [store.read_table(inputs[s], "drops") for s in ("attributes", "preferences")], ignore_index=True
         ),
+        costs=pd.concat([count_costs(store, s, [inputs[f"{s}_sample"]]) for s in SYSTEMS], ignore_index=True),
         reproducibility=_reproducibility(store, inputs, config),
         confidence=config.evaluation.confidence,
     )
@@ -98,9 +106,10 @@ def _frames(store: Store, system: str, inputs: Inputs) -> "SystemFrames":
 
 
 def _reproducibility(store: Store, inputs: Inputs, config: PipelineConfig) -> dict[str, str]:
-    """Artifacts behind the page, versions that trained the model, and the configuration."""
+    """The command, artifacts behind the page, versions that trained the model, and the configuration."""
     libraries = store.manifest(inputs["train"]).libraries
     return {
+        "command": "popalign run --config FILE, the file holding the configuration below",
         **{name.replace("_", " "): str(ref) for name, ref in inputs.items()},
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(libraries.items())),
         "configuration": json.dumps(_shown(config), sort_keys=True),

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.config.evaluation import SUBJECT_ACCURACY
+from popalign_core.prompts.benchmarks import benchmarks_of
 from storage.store import ArtifactRef, Build, Store
 from tasks import measuring
 from tasks.features import read_build, write_features
@@ -89,7 +90,7 @@ def _write_shard(
 ) -> None:
     features: dict[str, list[Tensor]] = {extractor.name: [] for extractor in judges.extractors}
     parts = [pd.DataFrame(columns=COLUMNS).astype({"value": float})]
-    things = prompts[prompts["kind"] == "generic"]
+    things = prompts[benchmarks_of(prompts) == "generic"]  # named benchmarks hold sentences, which are no subjects
     generic = dict(zip(things.index.astype(str), things["text"], strict=True))
     for rows, pixels in iter_batches(shown, batch_size):
         pictures, texts = list(pixels), prompts.loc[rows["prompt_id"], "text"].tolist()

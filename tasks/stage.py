@@ -40,8 +40,10 @@ def open_store(runtime: RuntimeConfig) -> Store:
     return Store(runtime.root, scratch=runtime.scratch)
 
 
-def reference(store: Store, request: Request) -> ArtifactRef:
-    """Where the answer to a request is, or will be."""
+def reference(store: Store, request: Request | ArtifactRef) -> ArtifactRef:
+    """Where the answer to a request is, or will be; a stage with nothing to do requests what it was given."""
+    if isinstance(request, ArtifactRef):
+        return request
     return ArtifactRef(request.stage, store.key(request.stage, request.version, request.config, request.inputs))
 
 

@@ -1,47 +1,36 @@
-"""From tables to count matrices: what was asked of each image, what it was read as, how many of each."""
+"""From tables to count arrays: what was asked of each image, what it was read as, how many of each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
+from popalign_core.prompts.benchmarks import benchmarks_of
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-Statistic = Callable[[FloatArray], FloatArray]
 
 UNREAD = -1
 """Label of an image whose class is not known, or of an axis its prompt does not name."""
 
 
 @dataclass(frozen=True)
-class Measure:
-    """One number computed from counts.
+class Counted:
+    """Images by replicate, by prompt and by cell, a cell being a combination of labels that occurs.
 
     Attributes:
-        metric: Name in the metrics table.
-        axis: Axis, 'all' for the joint of all axes, '' if none.
-        statistic: `[..., P, C]` counts (prompts x cells) to `[...]`.
-        counted: `[C]`, 1 for the cells whose images it is about.
-        floor: `[P, C]` to the value a perfectly fair sampler would be expected to show; None if not a discrepancy.
-        bounds: Least and largest possible value.
+        counts: `[R, P, C]` images.
+        cells: `[C]` rows, the labels of each cell.
+        clusters: `[P]` the prompts.
     """
 
-    metric: str
-    axis: str
-    statistic: Statistic
-    counted: FloatArray
-    floor: Callable[[FloatArray], float] | None = None
-    bounds: tuple[float, float] = (0.0, 1.0)
-
-    def n(self, counts: FloatArray) -> int:
-        """Number of images behind it, of counts `[P, C]`."""
-        return round(float((counts @ self.counted).sum()))
+    counts: FloatArray
+    cells: pd.DataFrame
+    clusters: list[str]
 
 
 def label_images(
@@ -50,84 +39,57 @@ def label_images(
     """One row an image, with whole numbers for classes.
 
     Args:
-        prompts: Prompts table; may hold prompts without images.
-        images: image_id, prompt_id, index, seed.
+        prompts: Prompts table; may hold prompts without images. Without a column `benchmark`, the kind is it.
+        images: image_id, prompt_id, index, seed; without a column `replicate`, all are of one.
         attributes: Attributes table, one row an (image, axis) for every image of a neutral or specific prompt.
         axes: Their order gives the class numbers.
 
     Returns:
-        image_id, prompt_id, index, seed, kind, `cluster` (the prompt, or the neutral prompt it was made from: its
-        variants are not independent), `face` (one usable face), and for every axis `read:AXIS` and `asked:AXIS`,
-        the class's place in the axis or `UNREAD`.
+        image_id, prompt_id, index, seed, replicate, kind, benchmark, `cluster` (the prompt, or the neutral prompt it
+        was made from: its variants are not independent), `face` (one usable face), and for every axis `read:AXIS` and
+        `asked:AXIS`, the class's place in the axis or `UNREAD`.
 
     Raises:
         InputError: When an image has no prompt, occurs twice or has no attributes, a class is unknown, or two
             classifiers are mixed.
     """
-    table = _with_prompts(prompts, images)
-    readings = _readings(attributes, axes)
-    people = table["kind"] != "generic"
-    unread = table.loc[people & ~table["image_id"].isin(readings.index), "image_id"]
+    table = _with_prompts(prompts, images, axes)
+    place = pd.Index(table["image_id"]).get_indexer(pd.Index(attributes["image_id"]))
+    is_read = np.zeros(len(table), dtype=bool)
+    is_read[place[place >= 0]] = True
+    unread = table.loc[(table["kind"] != "generic").to_numpy() & ~is_read, "image_id"]
     if len(unread):
         raise InputError(
             f"{len(unread)} images have no row in the attributes table (first: {unread.iloc[0]}); "
             "read the attributes of the same images that are evaluated"
         )
-    table = table.join(readings, on="image_id")
-    for axis in axes:
-        table[f"read:{axis.name}"] = table[f"read:{axis.name}"].fillna(UNREAD).astype(np.int64)
-        asked = [_class_number(axis, identity.get(axis.name)) for identity in table["identity"].map(dict)]
-        table[f"asked:{axis.name}"] = np.asarray(asked, dtype=np.int64)
-    table["face"] = table["face"].astype("boolean").fillna(False).astype(bool)
-    return table.drop(columns="identity")
+    return table.assign(**_readings(attributes, place, len(table), axes))
 
 
-def count_cells(labels: pd.DataFrame, columns: Sequence[str]) -> tuple[FloatArray, pd.DataFrame]:
-    """Count images by cluster and by cell, a cell being a combination of labels that occurs.
+def count_cells(labels: pd.DataFrame, columns: Sequence[str], clusters: Sequence[str] | None = None) -> Counted:
+    """Count images by replicate, cluster and cell.
 
     Args:
         labels: From `label_images`, at least one row.
         columns: Which labels make a cell.
-
-    Returns:
-        Counts `[P, C]` (clusters in order of their id) and the labels of the C cells.
+        clusters: All clusters, in the order wanted; None takes those that occur, sorted.
     """
-    cells = labels[list(columns)].drop_duplicates().sort_values(list(columns)).reset_index(drop=True)
-    cell = pd.MultiIndex.from_frame(cells).get_indexer(pd.MultiIndex.from_frame(labels[list(columns)]))
-    clusters, cluster = np.unique(labels["cluster"].to_numpy(dtype=str), return_inverse=True)
-    size = (len(clusters), len(cells))
-    counts = np.bincount(cluster * size[1] + cell, minlength=size[0] * size[1]).reshape(size)
-    return counts.astype(np.float64), cells
+    values = labels[list(columns)].to_numpy(dtype=np.int64)
+    least = values.min(axis=0)
+    sizes = tuple(values.max(axis=0) - least + 1)
+    found, cell = np.unique(np.ravel_multi_index(tuple((values - least).T), sizes), return_inverse=True)
+    cells = pd.DataFrame(np.stack(np.unravel_index(found, sizes), axis=1) + least, columns=list(columns))
+    names = sorted(labels["cluster"].unique()) if clusters is None else list(clusters)
+    cluster = pd.Index(names).get_indexer(pd.Index(labels["cluster"]))
+    numbers, replicate = np.unique(labels["replicate"].to_numpy(), return_inverse=True)
+    shape = (len(numbers), len(names), len(found))
+    flat = np.bincount(np.ravel_multi_index((replicate, cluster, cell), shape), minlength=int(np.prod(shape)))
+    return Counted(flat.reshape(shape).astype(np.float64), cells, names)
 
 
 def indicator(labels: IntArray, n_classes: int) -> FloatArray:
     """`[C]` class numbers to a 0/1 matrix `[C, K]`; rows of `UNREAD` are 0."""
     return np.equal(labels[:, None], np.arange(n_classes)).astype(np.float64)
-
-
-def share_measure(metric: str, axis: str, part: ArrayLike, whole: ArrayLike) -> Measure:
-    """Images in the cells of `part` over images in the cells of `whole`, both `[C]` of 0 and 1."""
-    chosen, everything = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
-
-    def statistic(counts: FloatArray) -> FloatArray:
-        pooled = counts.sum(axis=-2)
-        total = np.asarray(pooled @ everything)
-        share: FloatArray = np.divide(pooled @ chosen, total, out=np.full_like(total, np.nan), where=total > 0)
-        return share
-
-    return Measure(metric, axis, statistic, everything)
-
-
-def difference(before: Measure, after: Measure) -> Measure:
-    """The change of a measure between two systems counted in the same cells; n is the images read in both."""
-    width = after.bounds[1] - after.bounds[0]
-    return Measure(
-        after.metric,
-        after.axis,
-        lambda counts: after.statistic(counts) - before.statistic(counts),
-        np.minimum(before.counted, after.counted),
-        bounds=(-width, width),
-    )
 
 
 def joint_label(columns: Sequence[IntArray], sizes: Sequence[int]) -> IntArray:
@@ -139,38 +101,58 @@ def joint_label(columns: Sequence[IntArray], sizes: Sequence[int]) -> IntArray:
     return np.where(known, label, UNREAD)
 
 
-def _with_prompts(prompts: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+def _with_prompts(prompts: pd.DataFrame, images: pd.DataFrame, axes: Sequence[Axis]) -> pd.DataFrame:
     if images["image_id"].duplicated().any():
         twice = images.loc[images["image_id"].duplicated(), "image_id"].iloc[0]
         raise InputError(f"image {twice} is in the images table twice; give every image once")
-    wanted = prompts[["prompt_id", "kind", "parent_id", "identity"]]
-    table = images[["image_id", "prompt_id", "index", "seed"]].merge(wanted, on="prompt_id", how="left")
-    lost = table.loc[table["kind"].isna(), "prompt_id"]
+    place = pd.Index(prompts["prompt_id"]).get_indexer(pd.Index(images["prompt_id"]))
+    lost = images.loc[place < 0, "prompt_id"]
     if len(lost):
         raise InputError(f"{len(lost)} images have a prompt_id that is not among the prompts (first: {lost.iloc[0]})")
-    table["cluster"] = table["parent_id"].where(table["parent_id"].notna(), table["prompt_id"])
-    return table.drop(columns="parent_id")
+    facts = pd.DataFrame(
+        {
+            "kind": prompts["kind"],
+            "benchmark": benchmarks_of(prompts),
+            "cluster": prompts["parent_id"].where(prompts["parent_id"].notna(), prompts["prompt_id"]),
+        }
+    )
+    identities = prompts["identity"].map(dict)
+    for axis in axes:
+        named = identities.map(lambda identity, name=axis.name: identity.get(name))
+        facts[f"asked:{axis.name}"] = _class_numbers(axis, named)
+    table = images[["image_id", "prompt_id", "index", "seed"]].reset_index(drop=True)
+    table["replicate"] = images["replicate"].to_numpy() if "replicate" in images else 0
+    return pd.concat([table, facts.take(place).reset_index(drop=True)], axis=1)
 
 
-def _readings(attributes: pd.DataFrame, axes: Sequence[Axis]) -> pd.DataFrame:
+def _readings(
+    attributes: pd.DataFrame, place: NDArray[np.intp], n_images: int, axes: Sequence[Axis]
+) -> dict[str, NDArray[np.int64] | NDArray[np.bool_]]:
+    """`place` is the row of each attribute's image, below 0 if there is none."""
     classifiers = sorted(attributes["classifier"].unique())
     if len(classifiers) > 1:
         raise InputError(f"the attributes come from several classifiers, {classifiers}; evaluate one at a time")
     # 'unsure' is a face whose class is in doubt; every other reason means that there is no one usable face.
-    faceless = attributes["drop_reason"].notna() & (attributes["drop_reason"] != "unsure")
-    columns: dict[str, Any] = {"face": ~faceless.groupby(attributes["image_id"]).any()}
+    reasons = attributes["drop_reason"]
+    faceless = (reasons.notna() & (reasons != "unsure")).to_numpy(dtype=bool)
+    face = np.zeros(n_images, dtype=bool)
+    face[place[place >= 0]] = True
+    face[place[faceless & (place >= 0)]] = False
+    columns: dict[str, NDArray[np.int64] | NDArray[np.bool_]] = {"face": face}
     for axis in axes:
-        rows = attributes[attributes["axis"] == axis.name]
-        numbers = [_class_number(axis, name) for name in rows["class"]]
-        columns[f"read:{axis.name}"] = pd.Series(numbers, index=rows["image_id"], dtype=np.int64)
-        if rows["image_id"].duplicated().any():
+        chosen = (attributes["axis"] == axis.name).to_numpy() & (place >= 0)
+        if (np.bincount(place[chosen], minlength=n_images) > 1).any():
             raise InputError(f"an image has two rows for axis {axis.name!r} in the attributes table; keep one")
-    return pd.DataFrame(columns)
+        read = np.full(n_images, UNREAD, dtype=np.int64)
+        read[place[chosen]] = _class_numbers(axis, attributes.loc[chosen, "class"])
+        columns[f"read:{axis.name}"] = read
+    return columns
 
 
-def _class_number(axis: Axis, name: object) -> int:
-    if name is None or pd.isna(name):  # type: ignore[call-overload]
-        return UNREAD
-    if name not in axis.classes:
-        raise InputError(f"axis {axis.name!r} has no class {name!r}; its classes are {axis.classes}")
-    return axis.classes.index(str(name))
+def _class_numbers(axis: Axis, names: "pd.Series[str]") -> IntArray:
+    numbers = names.map({name: number for number, name in enumerate(axis.classes)})
+    unknown = names[numbers.isna() & names.notna()]
+    if len(unknown):
+        raise InputError(f"axis {axis.name!r} has no class {unknown.iloc[0]!r}; its classes are {axis.classes}")
+    labels: IntArray = numbers.astype(np.float64).fillna(UNREAD).to_numpy().astype(np.int64)
+    return labels

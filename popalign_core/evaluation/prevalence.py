@@ -1,156 +1,272 @@
-"""What is measured on identity-neutral prompts: class shares and their distance from the target."""
+"""What is measured on identity-neutral prompts: class shares and how far they are from the target.
 
-from collections.abc import Mapping, Sequence
-from functools import reduce
+What each value estimates, and its interval covers. Let a prompt drawn from those the benchmark stands for show its
+images' classes with shares `pi`, and let `p` be the mean of `pi` over prompts:
+
+- `discrepancy_pooled`, `kl`, `entropy`, `parity_gap`, `bias`: the measure of `p`. The value is that of the shares
+  found, which noise pushes away from the target (see the floor); the interval is of the measure of `p` itself.
+- `discrepancy_unbiased`: the square of the discrepancy of `p`; right on average, so it may be below 0.
+- `discrepancy_joint`: as pooled, over the combinations of all axes; the others too, under the axis `all`.
+- `*_per_prompt`: the mean over prompts of what a prompt shows *in as many images as it has here*. It is above the mean
+  measure of `pi` by about its floor.
+- `discrepancy_worst10`: the mean of the ten worst of as many prompts, each with as many images.
+- `share:CLASS`: `p`. `share_corrected`, `share_cleam`, `discrepancy_corrected`, `discrepancy_cleam`: of the true
+  classes (see `correction.py`).
+
+With replicates, all are means over these replicates.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial, reduce
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
 from popalign_core.config import Axis
-from popalign_core.evaluation.counts import FloatArray, Measure, Statistic, indicator, joint_label, share_measure
-from popalign_core.evaluation.fairness import (
-    corrected_prevalence,
-    discrepancies,
-    discrepancy_floor,
-    squared_unbiased,
+from popalign_core.evaluation.correction import Calibrated, corrected_measures
+from popalign_core.evaluation.counts import FloatArray, indicator, joint_label
+from popalign_core.evaluation.divergence import evenness, kl_divergence, pairwise_bias, parity_gap
+from popalign_core.evaluation.fairness import class_shares, discrepancies, discrepancy_floor, squared_unbiased
+from popalign_core.evaluation.measures import (
+    Distance,
+    Ends,
+    Measure,
+    Share,
+    Statistic,
+    Worst,
+    jackknife,
+    ratio,
+    worst_mean,
 )
 
-N_WORST = 10
-"""Prompts in `discrepancy_worst10`."""
+NO_FACE = "not measured: no usable face"
+
 _FLOOR_DRAWS = 2_000
+_FLOOR_COUNTS = 1_000_000
+"""Fair prompts drawn for a floor, at most."""
 
 
-def neutral_measures(cells: pd.DataFrame, axes: Sequence[Axis], confusion: Mapping[str, ArrayLike]) -> list[Measure]:
-    """All measures of the neutral benchmark.
+
+def neutral_measures(
+    counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Axis], calibrated: Mapping[str, Calibrated | str]
+) -> list[Measure]:
+    """All measures of a neutral benchmark.
 
     Args:
+        counts: `[R, P, C]`.
         cells: `[C]` rows with `face` and `read:AXIS`.
         axes: In the order of the tables.
-        confusion: Axis name to `[K, K]` P(read | true), for the axes whose classifier has one.
+        calibrated: From `correction.calibrated_axes`.
     """
     measures = []
     for axis in axes:
-        member = indicator(cells[f"read:{axis.name}"].to_numpy(), len(axis.classes))
-        measures += _discrepancy_measures(axis.name, member, np.asarray(axis.shares()))
+        terms = counts @ indicator(cells[f"read:{axis.name}"].to_numpy(), len(axis.classes))
+        target = np.asarray(axis.shares())
+        measures += [*_discrepancies(axis.name, terms, target), _unbiased(axis.name, terms, target)]
+        measures += _divergences(axis.name, terms, target)
         for number, label in enumerate(axis.classes):
-            measures.append(share_measure(f"share:{label}", axis.name, member[:, number], member.sum(axis=1)))
-        if axis.name in confusion:
-            measures += _corrected_measures(axis, member, np.asarray(confusion[axis.name], dtype=np.float64))
-    measures.append(_joint_measure(cells, axes))
-    return [*measures, faceless_measure(cells)]
+            measures.append(share_measure(f"share:{label}", axis.name, terms[..., number], terms.sum(axis=-1)))
+        if axis.name in calibrated:
+            measures += corrected_measures(axis, terms, calibrated[axis.name])
+    return [*measures, *_joint_measures(counts, cells, axes), *faceless_measures(counts, cells, axes)]
 
 
-def faceless_measure(cells: pd.DataFrame) -> Measure:
-    """Share of all images without one usable face; `cells` is `[C]` rows with `face`."""
-    return share_measure("no_face_share", "", ~cells["face"].to_numpy(dtype=bool), np.ones(len(cells)))
+def faceless_measures(counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Axis]) -> list[Measure]:
+    """Share of all images without one usable face; none where every axis is read off the whole picture.
+
+    Args:
+        counts: `[R, P, C]`.
+        cells: `[C]` rows with `face`.
+        axes: Those measured.
+    """
+    if all(axis.of == "picture" for axis in axes):
+        return []
+    faceless = ~cells["face"].to_numpy(dtype=bool)
+    return [share_measure("no_face_share", "", counts @ faceless.astype(np.float64), counts.sum(axis=-1))]
+
+
+def share_measure(metric: str, axis: str, part: FloatArray, whole: FloatArray, why: str = NO_FACE) -> Share:
+    """Images of a part over images of a whole, both `[R, P]`."""
+    terms = np.stack([part, whole], axis=-1)
+    return Share(metric, axis, terms, ratio, int(whole.sum()), bounds=(0.0, 1.0), why=why)
 
 
 def prompt_discrepancies(counts: ArrayLike, target: ArrayLike) -> tuple[FloatArray, FloatArray]:
     """Discrepancy of every prompt on its own, and the floor at its number of images.
 
     Args:
-        counts: `[P, K]`.
+        counts: `[..., K]`.
         target: `[K]`.
 
     Returns:
-        `[P]` and `[P]`; NaN for a prompt whose every image was dropped.
+        `[...]` and `[...]`; NaN for a prompt whose every image was dropped.
     """
     matrix = np.asarray(counts, dtype=np.float64)
-    sizes = matrix.sum(axis=1).astype(int)
-    floors = [discrepancy_floor(int(n), matrix.shape[1], target) if n else np.nan for n in sizes]
-    return discrepancies(matrix, target), np.asarray(floors)
+    sizes, place = np.unique(matrix.sum(axis=-1).astype(int), return_inverse=True)
+    floors = np.asarray([discrepancy_floor(int(n), matrix.shape[-1], target) if n else np.nan for n in sizes])
+    return discrepancies(matrix, target), floors[place].reshape(matrix.shape[:-1])
 
 
-def _discrepancy_measures(axis: str, member: FloatArray, target: FloatArray) -> list[Measure]:
-    counted, bounds = member.sum(axis=1), (0.0, _largest(target))
-
-    def worst_floor(counts: FloatArray) -> float:
-        sizes = (counts @ counted).astype(int)
-        fair = np.random.default_rng(0).multinomial(sizes, target, size=(_FLOOR_DRAWS, len(sizes)))
-        return float(_worst_mean(discrepancies(fair, target)).mean())
-
-    return [
-        _pooled_measure("discrepancy_pooled", axis, member, target),
-        Measure(
-            "discrepancy_per_prompt",
-            axis,
-            lambda counts: _mean(discrepancies(counts @ member, target)),
-            counted,
-            lambda counts: float(_mean(prompt_discrepancies(counts @ member, target)[1])),
-            bounds,
-        ),
-        Measure(
-            "discrepancy_worst10",
-            axis,
-            lambda counts: _worst_mean(discrepancies(counts @ member, target)),
-            counted,
-            worst_floor,
-            bounds,
-        ),
-        Measure(
-            "discrepancy_unbiased",
-            axis,
-            lambda counts: squared_unbiased(counts.sum(axis=-2) @ member, target),
-            counted,
-            bounds=(-1.0, bounds[1] ** 2),
-        ),
-    ]
-
-
-def _pooled_measure(metric: str, axis: str, member: FloatArray, target: FloatArray) -> Measure:
-    counted = member.sum(axis=1)
-    return Measure(
-        metric,
+def _discrepancies(axis: str, terms: FloatArray, target: FloatArray) -> list[Measure]:
+    noise, shown = _prompt_noise(terms, target), partial(_distance, target=target)
+    per_prompt = replace(
+        _per_prompt("discrepancy_per_prompt", axis, terms, shown, (0.0, _largest(shown, target))),
+        floor=lambda: float(np.nanmean(prompt_discrepancies(terms, target)[1])),
+        least=_noise_of_mean(noise),
+    )
+    worst_first = np.argsort(-np.nan_to_num(shown(class_shares(terms)), nan=-1.0), axis=1)
+    worst = Worst(
+        "discrepancy_worst10",
         axis,
-        lambda counts: discrepancies(counts.sum(axis=-2) @ member, target),
-        counted,
-        lambda counts: discrepancy_floor(round(float((counts @ counted).sum())), len(target), target),
-        (0.0, _largest(target)),
+        per_prompt.terms,
+        per_prompt.statistic,
+        per_prompt.n,
+        floor=lambda: _worst_floor(terms, target),
+        bounds=per_prompt.bounds,
+        why=NO_FACE,
+        least=_noise_of_mean(np.take_along_axis(noise, worst_first[:, : Worst.N_WORST], axis=1)),
+    )
+    return [_pooled_discrepancy("discrepancy_pooled", axis, terms, target), per_prompt, worst]
+
+
+def _pooled_discrepancy(metric: str, axis: str, terms: FloatArray, target: FloatArray) -> Distance:
+    distance = partial(_distance, target=target)
+    sizes = terms.sum(axis=(1, 2))
+    return replace(
+        _pooled(metric, axis, terms, target, distance, (0.0, _largest(distance, target))),
+        floor=lambda: float(np.mean([discrepancy_floor(round(n), len(target), target) for n in sizes])),
     )
 
 
-def _joint_measure(cells: pd.DataFrame, axes: Sequence[Axis]) -> Measure:
+def _unbiased(axis: str, terms: FloatArray, target: FloatArray) -> Distance:
+    """Unlike `fairness.discrepancy_unbiased` it takes off the differences between prompts too, if there are several."""
+
+    def shown(shares: FloatArray) -> FloatArray:
+        return _distance(shares, target) ** 2
+
+    largest = _largest(shown, target)
+    square = _pooled("discrepancy_unbiased", axis, terms, target, shown, (-largest, largest))
+    if square.n_prompts < 2:
+        return replace(square, statistic=lambda sums: squared_unbiased(sums, target))
+    noise = jackknife(terms, lambda sums: class_shares(sums).reshape(len(sums), -1))
+    return replace(square, estimate=square.value - float((noise**2).sum()) / len(terms))
+
+
+def _divergences(axis: str, terms: FloatArray, target: FloatArray) -> Iterator[Measure]:
+    """Kullback-Leibler, entropy, parity gap and bias of all prompts together, and their means over prompts."""
+    k = len(target)
+    for metric, distance in (
+        ("kl", partial(kl_divergence, target=target)),
+        ("parity_gap", partial(parity_gap, target=target)),
+        ("bias", partial(pairwise_bias, target=target)),
+    ):
+        bounds = (0.0, _largest(distance, target))
+        yield _pooled(metric, axis, terms, target, distance, bounds, target=target)
+        yield _per_prompt(f"{metric}_per_prompt", axis, terms, distance, bounds, target)
+    uneven = partial(_signed, evenness, -1.0)
+    yield _pooled("entropy", axis, terms, np.full(k, 1 / k), uneven, (0.0, 1.0), -1.0, target)
+    yield _per_prompt("entropy_per_prompt", axis, terms, evenness, (0.0, 1.0), target)
+
+
+def _joint_measures(counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Axis]) -> list[Measure]:
     sizes = [len(axis.classes) for axis in axes]
     label = joint_label([cells[f"read:{axis.name}"].to_numpy() for axis in axes], sizes)
     target = reduce(np.multiply.outer, [np.asarray(axis.shares()) for axis in axes]).ravel()
-    return _pooled_measure("discrepancy_joint", "all", indicator(label, len(target)), target)
+    terms = counts @ indicator(label, len(target))
+    distance = _pooled_discrepancy("discrepancy_joint", "all", terms, target)
+    return [distance, *_divergences("all", terms, target)] if len(axes) > 1 else [distance]
 
 
-def _corrected_measures(axis: Axis, member: FloatArray, confusion: FloatArray) -> list[Measure]:
-    target, counted = np.asarray(axis.shares()), member.sum(axis=1)
-
-    def shares(counts: FloatArray) -> FloatArray:
-        return corrected_prevalence(counts.sum(axis=-2) @ member, confusion)
-
-    def share_of(number: int) -> Statistic:
-        return lambda counts: shares(counts)[..., number]
-
-    distance = Measure(
-        "discrepancy_corrected",
-        axis.name,
-        lambda counts: discrepancies(shares(counts), target),
-        counted,
-        bounds=(0.0, _largest(target)),
+def _pooled(
+    metric: str,
+    axis: str,
+    terms: FloatArray,
+    centre: FloatArray,
+    distance: Statistic,
+    bounds: Ends,
+    sign: float = 1.0,
+    target: FloatArray | None = None,
+) -> Distance:
+    value = partial(_signed, distance, sign)
+    sizes = terms.sum(axis=(1, 2))
+    return Distance(
+        metric,
+        axis,
+        terms,
+        lambda sums: value(class_shares(sums)),
+        int(sizes.sum()),
+        floor=None if target is None else lambda: _drawn_floor(value, sizes, target),
+        bounds=bounds,
+        why=NO_FACE,
+        centre=centre,
+        distance=distance,
+        sign=sign,
     )
-    names = enumerate(axis.classes)
-    return [distance, *(Measure(f"share_corrected:{c}", axis.name, share_of(i), counted) for i, c in names)]
 
 
-def _largest(target: FloatArray) -> float:
-    # All mass on the class with the least target share.
-    return float(discrepancies(np.eye(len(target))[target.argmin()], target))
+def _per_prompt(
+    metric: str, axis: str, terms: FloatArray, value: Statistic, bounds: Ends, target: FloatArray | None = None
+) -> Measure:
+    sizes = terms.sum(axis=-1)
+    shown = np.where(sizes > 0, value(class_shares(terms)), 0.0)
+    return Measure(
+        metric,
+        axis,
+        np.stack([shown, (sizes > 0).astype(np.float64)], axis=-1),
+        ratio,
+        int(sizes.sum()),
+        floor=None if target is None else lambda: _drawn_floor(value, sizes[sizes > 0], target),
+        bounds=bounds,
+        why=NO_FACE,
+    )
 
 
-def _mean(values: FloatArray) -> FloatArray:
-    """Mean over the last axis of what is not NaN; NaN when nothing is."""
-    known = np.isfinite(values)
-    n = known.sum(axis=-1)
-    total = np.where(known, values, 0.0).sum(axis=-1)
-    average: FloatArray = np.divide(total, n, out=np.full_like(total, np.nan), where=n > 0)
-    return average
+def _signed(distance: Statistic, sign: float, shares: FloatArray) -> FloatArray:
+    return sign * distance(shares)
 
 
-def _worst_mean(values: FloatArray) -> FloatArray:
-    ordered = -np.sort(-values, axis=-1)  # largest first, NaN last
-    return _mean(ordered[..., :N_WORST])
+def _distance(shares: FloatArray, target: FloatArray) -> FloatArray:
+    distance: FloatArray = np.linalg.norm(shares - target, axis=-1)
+    return distance
+
+
+def _largest(distance: Statistic, target: FloatArray) -> float:
+    # of a convex function: where all images are of one class
+    return float(distance(np.eye(len(target))).max())
+
+
+def _prompt_noise(terms: FloatArray, target: FloatArray) -> FloatArray:
+    """`[R, P]` variance of each prompt's discrepancy among repetitions with as many images, to first order."""
+    sizes = terms.sum(axis=-1)
+    shares = (terms + 0.5) / (sizes[..., None] + terms.shape[-1] / 2)
+    ray = shares - target
+    ray /= np.maximum(np.linalg.norm(ray, axis=-1, keepdims=True), 1e-9)
+    spread = (shares * ray**2).sum(axis=-1) - (shares * ray).sum(axis=-1) ** 2
+    noise: FloatArray = np.where(sizes > 0, spread / np.maximum(sizes, 1.0), np.nan)
+    return noise
+
+
+def _noise_of_mean(noise: FloatArray) -> float:
+    """Variance of the mean over prompts, averaged over replicates, of `[R, P]` variances."""
+    known = np.isfinite(noise)
+    n = np.maximum(known.sum(axis=1), 1)
+    return float((np.where(known, noise, 0.0).sum(axis=1) / n**2).sum()) / len(noise) ** 2
+
+
+def _fair_counts(sizes: FloatArray, target: FloatArray) -> FloatArray:
+    """`[draws, len(sizes), K]` counts of a perfectly fair sampler."""
+    n_draws = int(np.clip(_FLOOR_COUNTS // max(sizes.size, 1), 10, _FLOOR_DRAWS))
+    drawn = np.random.default_rng(0).multinomial(sizes.astype(np.int64), target, size=(n_draws, sizes.size))
+    return drawn.astype(np.float64)
+
+
+def _drawn_floor(value: Statistic, sizes: FloatArray, target: FloatArray) -> float:
+    return float(value(class_shares(_fair_counts(sizes, target))).mean())
+
+
+def _worst_floor(terms: FloatArray, target: FloatArray) -> float:
+    sizes = terms.sum(axis=-1)
+    fair = (discrepancies(_fair_counts(n[n > 0], target), target) for n in sizes)
+    return float(np.mean([worst_mean(values).mean() for values in fair]))

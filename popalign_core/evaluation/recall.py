@@ -5,6 +5,7 @@ without a usable face is a miss: a model that hides the face has not shown the i
 """
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from popalign_core.config import Axis
-from popalign_core.evaluation.counts import UNREAD, Measure, share_measure
+from popalign_core.evaluation.counts import UNREAD, FloatArray
+from popalign_core.evaluation.measures import Measure
+from popalign_core.evaluation.prevalence import share_measure
+
+_NOBODY = "not measured: no prompt asks for"
 
 
 def hits(labels: pd.DataFrame, axes: Sequence[Axis]) -> pd.DataFrame:
@@ -39,25 +44,39 @@ def hits(labels: pd.DataFrame, axes: Sequence[Axis]) -> pd.DataFrame:
     return pd.DataFrame(columns, index=labels.index)
 
 
-def recall_measures(cells: pd.DataFrame, axes: Sequence[Axis]) -> list[Measure]:
-    """Recall per axis, per class and of all axes at once.
+def recall_measures(counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Axis]) -> list[Measure]:
+    """Recall per axis, per class, per intersection and of all axes at once.
+
+    What is estimated: the share of images that show what they were asked for, over prompts like these.
 
     Args:
+        counts: `[R, P, C]`.
         cells: `[C]` rows with `read:AXIS` and `asked:AXIS`.
         axes: At least one.
 
     Returns:
-        `recall` for every axis and for 'all'; `recall:CLASS` for every class that some prompt asks for.
+        `recall` for every axis and for 'all'; `recall:CLASS` for every class of the axis; where prompts name several
+        axes, `recall:CLASS+CLASS` under 'all' for every combination of their classes. What no prompt asks for has
+        n = 0.
     """
     found = hits(cells, axes)
-    measures = []
-    for name in [*(axis.name for axis in axes), "all"]:
-        measures.append(share_measure("recall", name, found[name, "hit"], found[name, "asked"]))
+
+    def measure(metric: str, axis: str, asked: NDArray[np.bool_], why: str) -> Measure:
+        hit = found[axis, "hit"].to_numpy() & asked
+        return share_measure(metric, axis, counts @ hit.astype(float), counts @ asked.astype(float), why)
+
+    measures = [
+        measure("recall", name, found[name, "asked"].to_numpy(), f"not measured: no prompt asks for {named}")
+        for name, named in [*((axis.name, axis.name) for axis in axes), ("all", "anything")]
+    ]
     for axis in axes:
-        asked = cells[f"asked:{axis.name}"]
+        asked = cells[f"asked:{axis.name}"].to_numpy()
         for number, label in enumerate(axis.classes):
-            if (asked == number).any():
-                chosen = asked == number
-                hit = found[axis.name, "hit"] & chosen
-                measures.append(share_measure(f"recall:{label}", axis.name, hit, chosen))
+            measures.append(measure(f"recall:{label}", axis.name, asked == number, f"{_NOBODY} {label}"))
+    named = [axis for axis in axes if found[axis.name, "asked"].any()]
+    if len(named) > 1:
+        for numbers in product(*(range(len(axis.classes)) for axis in named)):
+            asked_all = [cells[f"asked:{axis.name}"].to_numpy() == n for axis, n in zip(named, numbers, strict=True)]
+            label = "+".join(axis.classes[n] for axis, n in zip(named, numbers, strict=True))
+            measures.append(measure(f"recall:{label}", "all", np.all(asked_all, axis=0), f"{_NOBODY} {label}"))
     return measures

@@ -35,7 +35,7 @@ class Sieve:
         Args:
             lists: Each must hold one at least.
             taken: Subjects that are there already.
-            held_out: Subjects kept for evaluation.
+            held_out: Subjects kept for the other side: for evaluation, or for training where these evaluate.
 
         Raises:
             InputError: When all prompts of a list are rejected.
@@ -51,14 +51,22 @@ class Sieve:
 
         return self._sift(lists, fault, there.add)
 
-    def prompts(self, lists: Lists) -> list[str]:
+    def prompts(self, lists: Lists, held_out: Sequence[str] = ()) -> list[str]:
         """The prompts that can be used as they are; see `checks.prompt_fault`.
+
+        Args:
+            lists: Each must hold one at least.
+            held_out: Prompts of the other split.
 
         Raises:
             InputError: When all prompts of a list are rejected.
         """
-        there = set[str]()
-        return self._sift(lists, lambda text: prompt_fault(text, there), lambda text: there.add(canonical(text)))
+        there, kept_apart = set[str](), set(map(canonical, held_out))
+
+        def fault(text: str) -> str | None:
+            return "held_out" if canonical(text) in kept_apart else prompt_fault(text, there)
+
+        return self._sift(lists, fault, lambda text: there.add(canonical(text)))
 
     def table(self) -> pd.DataFrame:
         """The rejected ones, as table `rejected`."""

@@ -71,11 +71,7 @@ class _Harvest:
 
 
 def synthesise_prompts(
-    config: PromptsConfig,
-    axes: Sequence[Axis],
-    folder: Path,
-    on_call: OnCall | None = None,
-    held_out: Sequence[str] = (),
+    config: PromptsConfig, axes: Sequence[Axis], folder: Path, on_call: OnCall | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write `config.n_train` neutral training prompts with a language model; the rest comes from the grammar.
 
@@ -86,7 +82,6 @@ def synthesise_prompts(
         folder: Where every raw answer is kept as JSON, `call-NNNN-<request>.json`; give the same folder again to
             pay nothing twice.
         on_call: Told (accepted, wanted) after each answer, replayed ones included.
-        held_out: Subjects kept for evaluation besides the configuration's.
 
     Returns:
         A `prompts` table, and the rejects: `text` (the subject, or the start of an unreadable answer) and `reason`
@@ -101,7 +96,7 @@ def synthesise_prompts(
     if config.llm is None or config.n_train == 0:
         raise ConfigError(f"prompts.llm is {config.llm} and n_train {config.n_train}; configure both to ask a model")
     folder.mkdir(parents=True, exist_ok=True)
-    harvest = _Harvest(config, axes, SimilarTexts(heads((*config.eval_subjects, *held_out))))
+    harvest = _Harvest(config, axes, SimilarTexts(heads(config.eval_subjects)))
     with closing(Endpoint(config.llm, folder)) as endpoint:
         try:
             _gather(endpoint, config.llm, harvest, on_call)

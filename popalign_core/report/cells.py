@@ -9,9 +9,11 @@ from popalign_core.report.estimates import SYMBOLS, WORDS, Estimate, Status, int
 from popalign_core.report.measures import number
 
 NOTHING = "–"
+MOST_COLUMNS = 7
+"""Of measures in one table: a page is this wide; more are in a further one."""
 NOT_MEASURED = "not measured"
 _SEEDS = "seeds:"
-"""How a note starts that holds the values of the replicates; they stand in the table of every number."""
+"""How the part of a note starts that holds the values of replicates; they are in the table of every number."""
 
 
 class Footnotes:
@@ -22,8 +24,9 @@ class Footnotes:
 
     def mark(self, note: str) -> str:
         """The letter of a note, raised; '' for no note."""
-        text = note.removeprefix(NOT_MEASURED).lstrip(": ")
-        if not text or text.startswith(_SEEDS):
+        parts = [part for part in note.split("; ") if not part.startswith(_SEEDS)]
+        text = "; ".join(parts).removeprefix(NOT_MEASURED).lstrip(": ")
+        if not text:
             return ""
         n = len(self._letters)
         letter = self._letters.setdefault(text, chr(ord("a") + n) if n < 26 else str(n - 25))

@@ -22,11 +22,12 @@ from popalign_core.report.system_tables import (
 )
 from popalign_core.report.tables import agreement_table
 
-_TITLES = {
+TITLES = {
     "neutral": "Prompts that name no identity (the paper's Table 1)",
     "specific": "Prompts that name one (the paper's Table 2)",
     "generic": "Prompts of every kind (the paper's Table 3)",
 }
+"""Headings by benchmark."""
 
 
 def build_comparison(inputs: ComparisonInputs) -> str:
@@ -41,16 +42,27 @@ def build_comparison(inputs: ComparisonInputs) -> str:
     Raises:
         InputError: When the tables or pictures do not fit together, or scorers differ (see `check_comparison`).
     """
-    check_comparison(inputs)
-    check_scorers(inputs.metrics)
+    check_tables(inputs)
     results = Results(inputs)
     return html_page(inputs.title, _head(results), _sections(results))
+
+
+def check_tables(inputs: ComparisonInputs) -> None:
+    """Refuse what would give a wrong page or table.
+
+    Raises:
+        InputError: See `check_comparison` and `check_scorers`.
+    """
+    check_comparison(inputs)
+    check_scorers(inputs.metrics)
 
 
 def about(inputs: ComparisonInputs) -> list[str]:
     """What was compared, and whether this is a quick look only."""
     seeds = f"{inputs.n_seeds} seeds each" if inputs.n_seeds > 1 else "one seed"
-    text = f"{len(inputs.systems)} systems on the same prompts and seeds ({seeds}); {inputs.reference} is the reference"
+    text = (
+        f"{len(inputs.systems)} systems on the same prompts and seeds ({seeds}); {inputs.reference} is the reference."
+    )
     if inputs.scale >= 1:
         return [text]
     return [text, f"A quick look: {inputs.scale:.0%} of the images configured. Do not release on these numbers."]
@@ -72,7 +84,7 @@ def _sections(results: Results) -> Iterator[tuple[str, str]]:
         tables = benchmark_tables(results, benchmark)
         content = "".join(f"<h3>{escape(caption)}</h3>{table}" for caption, table in tables)
         more = class_recall_tables(results, benchmark)
-        yield _TITLES.get(benchmark, f"Prompts “{benchmark}”"), content + details("Recall of every class", more)
+        yield TITLES.get(benchmark, f"Prompts “{benchmark}”"), content + details("Recall of every class", more)
     yield f"Differences to {inputs.reference}", forests(results)
     yield "Fairness against quality", fronts(results)
     yield "Which picture a scorer prefers", win_tables(inputs)
@@ -92,16 +104,16 @@ def _sections(results: Results) -> Iterator[tuple[str, str]]:
 
 def _glance(results: Results) -> str:
     inputs = results.inputs
-    share = f"{inputs.confidence:.0%}"
+    share, reference = f"{inputs.confidence:.0%}", escape(inputs.reference)
     text = (
-        f"<p>Small numbers in all tables are {share} intervals (bootstrap over prompts and their images). “fair” "
-        "beside a discrepancy is what a perfectly fair model would show at this number of images: none can be "
-        f"expected to be lower. ✔ and ✖ are said only where the {share} interval of the paired difference to "
-        f"{escape(inputs.reference)} excludes zero and its p-value, where there is one, is as small after adjusting "
-        "for the number of comparisons (Holm); ≈ is not proof that nothing changed. Two systems other than "
-        f"{escape(inputs.reference)} are not tested against each other: read their intervals.</p>"
+        f"<p>✔ and ✖ are said only where the {share} interval of the paired difference to {reference} excludes zero "
+        "and its p-value, where there is one, is as small after adjusting for the number of comparisons (Holm). ≈ is "
+        "not proof that nothing changed, and “perhaps” above is what only the adjusting makes unsure. Systems other "
+        f"than {reference} are not tested against each other: read their intervals.</p><p>Small numbers in all tables "
+        f"are {share} intervals, for prompts like these. “fair” beside a discrepancy is what a perfectly fair model "
+        "would show at this number of images: none can be expected to be lower.</p>"
     )
-    return text + glance_table(results, [results.standing(name) for name in inputs.others])
+    return glance_table(results, [results.standing(name) for name in inputs.others]) + text
 
 
 def _left_out(results: Results) -> str:

@@ -7,7 +7,6 @@ from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.document import details, figures
 from popalign_core.report.estimates import Measure
 from popalign_core.report.front import Point, front_chart, front_table
-from popalign_core.report.measures import FAIRNESS
 from popalign_core.report.plots import dumbbells, forest, strips, system_bars
 from popalign_core.report.standings import Results
 from popalign_core.report.system_tables import prompt_table
@@ -28,7 +27,7 @@ def forests(results: Results) -> str:
 def quality_measures(results: Results) -> list[Measure]:
     """Scores of pictures; those of the very pictures whose classes are counted first."""
     found = [m for m in results.headlines if not m.axis and m.metric != "no_face_share"]
-    return sorted(found, key=lambda m: m.benchmark != results.primary)
+    return sorted(found, key=lambda m: m.benchmark not in results.benchmarks.values())
 
 
 def fronts(results: Results) -> str:
@@ -36,12 +35,11 @@ def fronts(results: Results) -> str:
     blocks = []
     for y in quality_measures(results):
         charts, tables = [], ""
-        for axis in results.inputs.axes:
-            x = Measure(results.primary, FAIRNESS[1], axis.name)
+        for x in results.fairness:
             known = [Point(s, results.value(s, x), results.value(s, y)) for s in results.inputs.systems]
             points = [p for p in known if p.x.is_measured and p.y.is_measured]
             if len(points) > 1:
-                title = f"{axis.name} and {y.name}"
+                title = f"{x.axis} and {y.name}"
                 charts.append((title[:1].upper() + title[1:], front_chart(title, points, x, y)))
                 tables += details(f"Points: {title}", front_table(points, x, y))
         blocks.append((f"Against {y.name}", figures(charts) + tables))
@@ -60,10 +58,10 @@ def fronts(results: Results) -> str:
 def histograms(results: Results) -> str:
     """Shares of every class under every system, with the target."""
     inputs, blocks = results.inputs, ""
-    for axis in inputs.axes:
+    for axis in results.axes:
         charts = []
         for name, target in zip(axis.classes, axis.shares(), strict=True):
-            measure = Measure(results.primary, f"share:{name}", axis.name)
+            measure = Measure(results.benchmarks[axis.name], f"share:{name}", axis.name)
             rows = [(system, results.value(system, measure)) for system in inputs.systems]
             if any(value.is_measured for _, value in rows):
                 chart = system_bars(f"Share of {name}", measure.metric, rows, inputs.reference, target)

@@ -1,6 +1,6 @@
 """What a page about several systems, or about a sweep of one parameter, is made of."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,21 +8,16 @@ import pandas as pd
 
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
-from popalign_core.report.inputs import Pictures, check_pictures
+from popalign_core.report.inputs import COST_COLUMNS, Pictures, check_pictures, empty
 
 WIN_COLUMNS = (
     "system", "reference", "benchmark", "scorer", "version", "n", "n_wins", "n_ties", "win_rate", "ci_low", "ci_high",
     "p_value",
 )  # fmt: skip
 DROP_COLUMNS = ("system", "reason", "n", "n_images")
-COST_COLUMNS = ("system", "what", "value", "unit")
 POINT_COLUMNS = (
     "parameter", "value", "order", "benchmark", "metric", "axis", "estimate", "ci_low", "ci_high", "floor", "note",
 )  # fmt: skip
-
-
-def _empty(columns: Iterable[str]) -> pd.DataFrame:
-    return pd.DataFrame(columns=list(columns))
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,8 @@ class ComparisonInputs:
         axes: The axes, with classes and targets.
         metrics: Metrics tables of all systems, one below the other; what could not be measured is a row with its
             reason in `note`.
-        comparison: Every other system minus the reference, from `evaluation.metrics.compare_all`.
+        comparison: Every other system minus the reference, from `evaluation.metrics.compare_all`; one that is not on
+            the same seeds, such as imported images, is absent.
         wins: From `evaluation.wins.win_rates`; may be empty.
         per_prompt: From `evaluation.metrics.per_prompt_table` of all systems, one below the other.
         grids: Prompt to system to pictures, `[n, H, W, 3]` uint8; the i-th of every system has the same seed.
@@ -56,10 +52,10 @@ class ComparisonInputs:
     metrics: pd.DataFrame
     comparison: pd.DataFrame
     per_prompt: pd.DataFrame
-    wins: pd.DataFrame = field(default_factory=lambda: _empty(WIN_COLUMNS))
+    wins: pd.DataFrame = field(default_factory=lambda: empty(WIN_COLUMNS))
     grids: Mapping[str, Mapping[str, Pictures]] = field(default_factory=dict)
-    drops: pd.DataFrame = field(default_factory=lambda: _empty(DROP_COLUMNS))
-    costs: pd.DataFrame = field(default_factory=lambda: _empty(COST_COLUMNS))
+    drops: pd.DataFrame = field(default_factory=lambda: empty(DROP_COLUMNS))
+    costs: pd.DataFrame = field(default_factory=lambda: empty(COST_COLUMNS))
     scale: float = 1.0
     n_seeds: int = 1
     reproducibility: Mapping[str, str] = field(default_factory=dict)
@@ -98,16 +94,17 @@ def check_comparison(inputs: ComparisonInputs) -> None:
     """Refuse what would give a wrong page.
 
     Raises:
-        InputError: When the reference is not among the systems, a system has no metrics or was never compared, or
-            the pictures of a prompt do not match.
+        InputError: When the reference is not among the systems, a system has no metrics, the comparison is with
+            another, or the pictures of a prompt do not match.
     """
     if inputs.reference not in inputs.systems or not inputs.others:
         raise InputError(
             f"systems are {list(inputs.systems)} and the reference is {inputs.reference!r}; name the reference among "
             "them and one more to compare with it"
         )
-    _need(inputs.systems, inputs.metrics["system"], "metrics; evaluate it first")
-    _need(inputs.others, inputs.comparison["system"], "comparison; make it with evaluation.metrics.compare_all")
+    missing = sorted(set(inputs.systems) - set(inputs.metrics["system"]))
+    if missing:
+        raise InputError(f"the metrics do not hold {missing[0]!r}; evaluate it first")
     references = sorted(set(inputs.comparison["reference"]) - {inputs.reference})
     if references:
         raise InputError(f"the comparison is with {references}, not with {inputs.reference!r}; compare with it")
@@ -131,9 +128,3 @@ def check_sweep(inputs: SweepInputs) -> None:
         raise InputError(f"a sweep is over one parameter, got {parameters}; make one page for each")
     if not np.isfinite(inputs.points["estimate"].astype(float)).any():
         raise InputError(f"nothing was measured at any value of {parameters[0]!r}; see the notes of the points")
-
-
-def _need(systems: Iterable[str], known: Iterable[str], where: str) -> None:
-    missing = sorted(set(systems) - set(known))
-    if missing:
-        raise InputError(f"{missing[0]!r} is not in the {where}")

@@ -1,13 +1,13 @@
 """Rows of `metrics` and `comparison` as values, and what a difference allows to be said."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import pandas as pd
 
 from popalign_core.errors import InputError
-from popalign_core.report.measures import NEITHER, direction, measure_name, number
+from popalign_core.report.measures import FAIRNESS, direction, measure_name, number
 
 Status = Literal["improved", "unclear", "worse", "unmeasured"]
 
@@ -65,6 +65,12 @@ def measures_of(table: pd.DataFrame) -> list[Measure]:
     return list(dict.fromkeys(_measures(_of_one_classifier(table))))
 
 
+def deciding_benchmarks(measures: Sequence[Measure]) -> dict[str, str]:
+    """Axis to the benchmark whose discrepancies decide how fair a system is on it: the first that measures it."""
+    found = [m for m in measures if m.metric in FAIRNESS]
+    return {m.axis: m.benchmark for m in reversed(found)}
+
+
 def by_measure(table: pd.DataFrame) -> dict[tuple[str, Measure], Estimate]:
     """(system, measure) to what was measured."""
     rows = _of_one_classifier(table)
@@ -85,11 +91,18 @@ def judge_difference(metric: str, difference: Estimate, confidence: float) -> St
     """'improved' or 'worse' only when the interval excludes 0 and, where there is one, the adjusted p-value agrees."""
     if pd.isna(difference.low) or pd.isna(difference.high):
         return "unmeasured"
-    if difference.p_adjusted >= 1 - confidence or metric.startswith(NEITHER):
+    if difference.p_adjusted >= 1 - confidence:
         return "unclear"
     sign = direction(metric)
     low, high = sorted((sign * difference.low, sign * difference.high))
     return "improved" if low > 0 else "worse" if high < 0 else "unclear"
+
+
+def is_doubtful_loss(metric: str, difference: Estimate, confidence: float) -> bool:
+    """Whether it would be called worse had it been the only thing compared."""
+    alone = replace(difference, p_adjusted=float("nan"))
+    both = [judge_difference(metric, each, confidence) for each in (alone, difference)]
+    return both == ["worse", "unclear"]
 
 
 def combined(statuses: Sequence[Status]) -> Status:

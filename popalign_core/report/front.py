@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-import numpy as np
-from numpy.typing import ArrayLike
-
+from popalign_core.evaluation.pareto import dominators
 from popalign_core.report.cells import Footnotes, estimate_cell, row, table
-from popalign_core.report.drawing import WIDTH, dot, line, path, scale, svg, text
+from popalign_core.report.drawing import WIDTH, dot, line, path, scale, short, svg, text
 from popalign_core.report.estimates import Estimate, Measure
 from popalign_core.report.measures import direction, number, scorer_name
 
@@ -31,19 +29,6 @@ class Point:
     y: Estimate
 
 
-def dominators(scores: ArrayLike) -> list[int | None]:
-    """For each point the first other that is nowhere less and somewhere more; None for those of the Pareto front.
-
-    Args:
-        scores: `[N, M]`, more is better in every column. A point with a NaN dominates none and is dominated by none.
-    """
-    points = np.asarray(scores, dtype=np.float64)
-    no_less = (points[None] >= points[:, None]).all(axis=-1)
-    more = (points[None] > points[:, None]).any(axis=-1)
-    beaten = no_less & more
-    return [int(row.argmax()) if row.any() else None for row in beaten]
-
-
 def beaten_by(points: Sequence[Point], x: str, y: str) -> dict[str, str | None]:
     """Name to the name of a point that is better in one measure and no worse in the other; None on the front."""
     scores = [[direction(x) * p.x.value, direction(y) * p.y.value] for p in points]
@@ -51,7 +36,7 @@ def beaten_by(points: Sequence[Point], x: str, y: str) -> dict[str, str | None]:
     return {p.name: None if n is None else points[n].name for p, n in zip(points, found, strict=True)}
 
 
-def front_chart(title: str, points: Sequence[Point], x: Measure, y: Measure) -> str:
+def front_chart(title: str, points: Sequence[Point], x: Measure, y: Measure, *, is_named: bool = False) -> str:
     """Points with the intervals of both measures; those of the front are full and joined, the others hollow.
 
     Args:
@@ -59,6 +44,7 @@ def front_chart(title: str, points: Sequence[Point], x: Measure, y: Measure) -> 
         points: Those that have both measures, numbered from 1 in this order, as in `front_table`.
         x: From left to right.
         y: From bottom to top.
+        is_named: Whether points carry their names, which must be short, in place of numbers.
     """
     beaten = beaten_by(points, x.metric, y.metric)
     place_x = scale(*_span([p.x for p in points]), _LEFT, _RIGHT)
@@ -80,7 +66,7 @@ def front_chart(title: str, points: Sequence[Point], x: Measure, y: Measure) -> 
         place = _free(at, taken)
         if place[1] > at[1]:  # the number had to move: show whose it is
             parts.append(line(*at, place[0], place[1] - 4, "thin"))
-        parts.append(text(*place, str(n), "start", "value"))
+        parts.append(text(*place, short(p.name, 12) if is_named else str(n), "start", "value"))
     told = "; ".join(
         f"{n} {p.name} {'dominated' if beaten[p.name] else 'on the front'}" for n, p in enumerate(points, start=1)
     )

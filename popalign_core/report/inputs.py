@@ -1,7 +1,7 @@
 """What a report is made of."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,14 @@ from popalign_core.config import Axis
 from popalign_core.errors import InputError
 
 Pictures = NDArray[np.uint8]
+
+
+COST_COLUMNS = ("system", "what", "value", "unit")
+
+
+def empty(columns: Iterable[str]) -> pd.DataFrame:
+    """A table without rows."""
+    return pd.DataFrame(columns=list(columns))
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class ReportInputs:
         training_log: step, name, value; may be empty.
         drops: stage, reason, n of what the making of the training data left out; may be empty.
         reproducibility: What to print so that the run can be repeated: keys, versions, the command.
+        costs: system, what, value, unit: what both systems cost; may be empty.
         notes: Further sentences for the section on limits.
         confidence: Of the intervals in the tables.
     """
@@ -46,6 +55,7 @@ class ReportInputs:
     training_log: pd.DataFrame
     drops: pd.DataFrame
     reproducibility: Mapping[str, str]
+    costs: pd.DataFrame = field(default_factory=lambda: empty(COST_COLUMNS))
     notes: Sequence[str] = ()
     confidence: float = 0.95
 

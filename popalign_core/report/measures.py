@@ -1,24 +1,35 @@
 """Measures: their names in words, how their values are written, which way is better."""
 
+import re
+
 import pandas as pd
 
 FAIRNESS = ("discrepancy_pooled", "discrepancy_per_prompt")
 """The two that decide: bias that pooling hides (nurse and engineer) must not count as fair."""
-FURTHER = ("discrepancy_unbiased", "kl", "entropy", "parity_gap", "bias")
-"""How the measures start that are in the table of every number only: other ways to say the same, and squares."""
-_LOWER_IS_BETTER = ("discrepancy", "no_face", "kl", "parity_gap", "bias", "fid", "kid", "cmmd")
-NEITHER = ("share",)
-"""What has no better or worse."""
+_FURTHER = {"discrepancy_unbiased", "discrepancy_cleam", "kl", "entropy", "parity_gap", "bias"}
+"""Other ways to say the same, and squares; in the table of every number only."""
+_CROWDED = {"discrepancy_worst10"}
+"""The same where many systems share a page."""
+_SETS = {"fid", "kid", "cmmd"}
+_LOWER_IS_BETTER = {"no_face_share", "kl", "parity_gap", "bias", *_SETS}
+_SHARES = {"share", "share_corrected", "share_cleam"}
+_PERCENT = {"recall", "no_face_share", "subject_accuracy", "agreement", "win_rate", *_SHARES}
+_THREE_DIGITS = {"kl", "entropy", "parity_gap", "bias", "kappa", "kid", "cmmd", "diversity"}
+_ACRONYMS = ("clip", "hps", "fid", "kid", "cmmd")
 
-_USUAL = {"discrepancy": "neutral", "recall": "specific", "subject": "generic"}
-"""The benchmark that goes without saying, by how a measure starts."""
-_PERCENT = ("recall", "share", "no_face", "subject_accuracy", "agreement", "win_rate")
-_THREE_DIGITS = ("discrepancy", "kl", "entropy", "parity_gap", "bias", "kappa", "kid", "cmmd", "diversity")
+
+def is_shown(metric: str, *, is_crowded: bool = False) -> bool:
+    """Whether the main tables have it: nothing of a single class, nothing that says the same in another way."""
+    name = _base(metric)
+    return ":" not in metric and name not in _FURTHER and not (is_crowded and name in _CROWDED)
 
 
 def direction(metric: str) -> int:
-    """1 where more is better, -1 where less is."""
-    return -1 if metric.startswith(_LOWER_IS_BETTER) else 1
+    """1 where more is better, -1 where less is, 0 where neither is."""
+    name = _base(metric)
+    if name in _SHARES:
+        return 0
+    return -1 if name.startswith("discrepancy") or name in _LOWER_IS_BETTER else 1
 
 
 def measure_name(metric: str, axis: str, benchmark: str) -> str:
@@ -28,6 +39,7 @@ def measure_name(metric: str, axis: str, benchmark: str) -> str:
         "discrepancy_per_prompt": f"{axis} discrepancy, mean over prompts",
         "discrepancy_worst10": f"{axis} discrepancy, ten worst prompts",
         "discrepancy_corrected": f"{axis} discrepancy, corrected for classifier error",
+        "discrepancy_cleam": f"{axis} discrepancy, corrected for classifier error by CLEAM",
         "discrepancy_unbiased": f"{axis} discrepancy squared, unbiased",
         "discrepancy_joint": "discrepancy of all attributes jointly",
         "recall": "recall of everything asked for" if axis == "all" else f"recall of {axis}",
@@ -37,24 +49,46 @@ def measure_name(metric: str, axis: str, benchmark: str) -> str:
     base, _, name = metric.partition(":")
     words = scorer_name(metric) if not axis else f"{axis}: {scorer_name(base)}" + (f" of {name}" if name else "")
     words = known.get(metric, words)
-    where = "" if metric in known and benchmark == _USUAL.get(metric.partition("_")[0]) else f" ({benchmark} prompts)"
-    return words[:1].upper() + words[1:] + where
+    usual = {"recall": "specific", "subject_accuracy": "generic"}.get(base, "neutral" if axis else None)
+    return words[:1].upper() + words[1:] + ("" if benchmark == usual else f" ({benchmark} prompts)")
 
 
 def scorer_name(metric: str) -> str:
-    """The short name of a measure of quality, as a table's head has it."""
+    """The short name of a measure, as a table's head has it."""
     known = {
-        "clip_score": "CLIP score",
         "subject_accuracy": "Right object (zero-shot)",
         "no_face_share": "No usable face",
         "agreement": "Two classifiers read alike",
-        "fid": "FID",
-        "kid": "KID",
-        "cmmd": "CMMD",
         "kl": "KL divergence",
     }
-    words = metric.replace("_", " ")
-    return known.get(metric, words[:1].upper() + words[1:])
+    name = metric.removesuffix("_per_prompt")
+    words = known.get(name, name.replace("_", " "))
+    first, *rest = words.split(" ")
+    acronym = next((sign for sign in _ACRONYMS if re.match(rf"{sign}\b", first)), first[:1])
+    first = acronym.upper() + first[len(acronym) :]
+    return " ".join([first, *rest]) + (", mean over prompts" if name != metric else "")
+
+
+def column_name(metric: str, axis: str) -> str:
+    """A measure's name in a table of one benchmark, as short as it can be."""
+    base, _, name = metric.partition(":")
+    if base == "recall":
+        return name or axis
+    where = f"{axis[:1].upper()}{axis[1:]}, "
+    known = {
+        "discrepancy_pooled": f"{where}all prompts",
+        "discrepancy_per_prompt": f"{where}mean",
+        "discrepancy_corrected": f"{where}all prompts, corrected for classifier error",
+        "discrepancy_joint": "All attributes jointly",
+    }
+    return known.get(base, (where if axis else "") + scorer_name(base))
+
+
+def floor_words(value: float, metric: str) -> str:
+    """What the best possible system would show; '' where there is no floor."""
+    if pd.isna(value):
+        return ""
+    return f"; {'if equal' if metric in _SETS else 'fair'} {number(value, metric)}"
 
 
 def number(value: float, metric: str, *, signed: bool = False) -> str:
@@ -62,10 +96,10 @@ def number(value: float, metric: str, *, signed: bool = False) -> str:
     if pd.isna(value):
         return "–"
     sign = "+" if signed else ""
-    if metric.startswith(_PERCENT):
+    if _base(metric) in _PERCENT:
         text = f"{100 * value:{sign}.1f}" + (" pts" if signed else "%")
     else:
-        text = f"{value:{sign}.{3 if metric.startswith(_THREE_DIGITS) else 2}f}"
+        text = f"{value:{sign}.{_digits(metric)}f}"
     zero = not text.strip("+-0.% pts")
     return text.lstrip("+-") if zero else text.replace("-", "−")
 
@@ -84,3 +118,12 @@ def p_words(p_adjusted: float) -> str:
 def listed(names: list[str]) -> str:
     """'a, b and c'."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _digits(metric: str) -> int:
+    return 3 if metric.startswith("discrepancy") or _base(metric) in _THREE_DIGITS else 2
+
+
+def _base(metric: str) -> str:
+    """Without the class, and without saying over what."""
+    return metric.partition(":")[0].removesuffix("_per_prompt")

@@ -13,6 +13,7 @@ from popalign_core.report.estimates import Estimate
 from popalign_core.report.inputs import ReportInputs, check_inputs
 from popalign_core.report.limits import limits
 from popalign_core.report.pictures import grids
+from popalign_core.report.system_tables import cost_table
 from popalign_core.report.tables import agreement_table, drops_table, full_table, main_table, prompt_table, recall_table
 from popalign_core.report.verdict import Change, changes, judge
 
@@ -45,6 +46,7 @@ def _sections(inputs: ReportInputs, found: Sequence[Change]) -> Iterator[tuple[s
     yield "Training", _training(inputs.training_log)
     yield "Two classifiers on the same images", agreement_table(inputs.metrics)
     yield "Left out, and why", drops_table(inputs.attributes, inputs.drops)
+    yield "What it costs", cost_table(inputs.costs)
     yield "What this report cannot say", bullets((*limits(inputs.metrics, inputs.comparison), *inputs.notes))
     yield "To repeat it", definitions(inputs.reproducibility)
 
@@ -58,7 +60,7 @@ def _verdict(inputs: ReportInputs) -> str:
 def _numbers(inputs: ReportInputs, found: Sequence[Change]) -> str:
     share = f"{inputs.confidence:.0%}"
     text = (
-        f"<p>Small numbers are {share} intervals (bootstrap over prompts and their images). “Fair sampler” is what a "
+        f"<p>Small numbers are {share} intervals, for prompts like these. “Fair sampler” is what a "
         "perfectly fair model would show at this number of images: no discrepancy can be expected to be lower. "
         f"“Improved” and “worse” are said only where the {share} interval of the paired difference excludes zero and "
         "its p-value, where there is one, is as small after adjusting for the number of rows; “no clear change” is not "

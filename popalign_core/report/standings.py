@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from popalign_core.config import Axis
 from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.estimates import (
     UNKNOWN,
@@ -13,12 +14,13 @@ from popalign_core.report.estimates import (
     Status,
     by_measure,
     combined,
+    deciding_benchmarks,
+    is_doubtful_loss,
     judge_difference,
     measures_of,
 )
-from popalign_core.report.measures import FAIRNESS, FURTHER, listed, number, scorer_name
+from popalign_core.report.measures import FAIRNESS, is_shown, listed, number, scorer_name
 
-_DETAILS = (*FURTHER, "discrepancy_worst10", "discrepancy_joint")
 Place = Literal["fairer", "fairer at a cost", "less fair", "unclear", "unmeasured"]
 
 
@@ -31,6 +33,7 @@ class Standing:
         place: What may be said of it.
         axes: Axis to what may be said of its fairness.
         lost: What got worse, fairness apart.
+        doubtful: What would have got worse had it been the only thing compared.
         gained: What got better, fairness apart.
     """
 
@@ -38,6 +41,7 @@ class Standing:
     place: Place
     axes: Mapping[str, Status]
     lost: tuple[Measure, ...]
+    doubtful: tuple[Measure, ...]
     gained: tuple[Measure, ...]
 
 
@@ -61,14 +65,24 @@ class Results:
         return by_measure(self.inputs.comparison)
 
     @cached_property
-    def primary(self) -> str:
-        """The benchmark whose discrepancies decide; the first that has any."""
-        return next((m.benchmark for m in self.measures if m.metric in FAIRNESS), "")
+    def benchmarks(self) -> dict[str, str]:
+        """Axis to the benchmark that decides."""
+        return deciding_benchmarks(self.measures)
+
+    @property
+    def axes(self) -> list[Axis]:
+        """Those that a discrepancy was measured on."""
+        return [axis for axis in self.inputs.axes if axis.name in self.benchmarks]
+
+    @property
+    def fairness(self) -> list[Measure]:
+        """The mean discrepancy over prompts of each of `axes`."""
+        return [Measure(self.benchmarks[axis.name], FAIRNESS[1], axis.name) for axis in self.axes]
 
     @property
     def headlines(self) -> list[Measure]:
         """What the tables of the paper show; the rest is in the table of every number."""
-        return [m for m in self.measures if ":" not in m.metric and not m.metric.startswith(_DETAILS)]
+        return [m for m in self.measures if is_shown(m.metric, is_crowded=True)]
 
     def value(self, system: str, measure: Measure) -> Estimate:
         """What a system was measured to have."""
@@ -84,15 +98,21 @@ class Results:
 
     def standing(self, system: str) -> Standing:
         """One system against the reference, from intervals and adjusted p-values alone."""
-        axes = {axis.name: self._fairness(system, axis.name) for axis in self.inputs.axes}
-        found = {m: self.status(system, m) for m in self.headlines if not self.decides(m) and _counts(m, self.primary)}
+        axes = {axis.name: self._fairness(system, axis.name) for axis in self.axes}
+        found = {m: self.status(system, m) for m in self.headlines if not self.decides(m) and self.counts(m)}
         lost = tuple(m for m, status in found.items() if status == "worse")
         gained = tuple(m for m, status in found.items() if status == "improved")
-        return Standing(system, _place(list(axes.values()), bool(lost)), axes, lost, gained)
+        share = self.inputs.confidence
+        doubtful = tuple(m for m in found if is_doubtful_loss(m.metric, self.difference(system, m), share))
+        return Standing(system, _place(list(axes.values()), bool(lost)), axes, lost, doubtful, gained)
 
     def decides(self, measure: Measure) -> bool:
         """Whether a system is called fairer or less fair by this measure."""
-        return measure.benchmark == self.primary and measure.metric in FAIRNESS
+        return measure.metric in FAIRNESS and measure.benchmark == self.benchmarks[measure.axis]
+
+    def counts(self, measure: Measure) -> bool:
+        """Whether a change is a gain or a loss; faces are looked for where shares are read off them."""
+        return measure.metric != "no_face_share" or measure.benchmark in self.benchmarks.values()
 
     def _fairness(self, system: str, axis: str) -> Status:
         return combined([self.status(system, m) for m in self.measures if self.decides(m) and m.axis == axis])
@@ -125,11 +145,6 @@ def summarise(results: Results) -> Summary:
     return Summary(status, headline, tuple(_sentences(results, standings)))
 
 
-def _counts(measure: Measure, primary: str) -> bool:
-    """Whether a change is a gain or a loss; faces are looked for where shares are read off them."""
-    return measure.metric != "no_face_share" or measure.benchmark == primary
-
-
 def _place(statuses: Sequence[Status], is_costly: bool) -> Place:
     places: dict[Status, Place] = {
         "worse": "less fair",
@@ -141,11 +156,11 @@ def _place(statuses: Sequence[Status], is_costly: bool) -> Place:
 
 
 _LEADS: tuple[tuple[Place, str], ...] = (
-    ("fairer", "Fairer, at no cost that was found"),
+    ("fairer", "Fairer, at no cost that is sure"),
     ("fairer at a cost", "Fairer, at a cost"),
     ("less fair", "Less fair"),
     ("unclear", "In fairness not to be told apart from {reference}"),
-    ("unmeasured", "Not judged, for want of an interval"),
+    ("unmeasured", "Not tested against {reference}, for want of an interval or of common seeds"),
 )
 
 
@@ -158,11 +173,12 @@ def _sentences(results: Results, standings: Sequence[Standing]) -> Iterator[tupl
 
 
 def _losses(results: Results, standing: Standing) -> str:
-    lost = [
-        f"{_short(m)} {number(results.difference(standing.system, m).value, m.metric, signed=True)}"
-        for m in standing.lost
-    ]
-    return f" (worse: {listed(lost)})" if lost else ""
+    told = []
+    for lead, measures in (("worse", standing.lost), ("perhaps worse", standing.doubtful)):
+        shifts = [(m, results.difference(standing.system, m).value) for m in measures]
+        names = [f"{_short(m)} {number(shift, m.metric, signed=True)}" for m, shift in shifts]
+        told += [f"{lead}: {listed(names)}"] if names else []
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _short(measure: Measure) -> str:

@@ -23,7 +23,7 @@ small, .soft, figcaption span { color: var(--soft); }
 table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-numeric: tabular-nums; margin: 8px 0; }
 th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { font-size: .82rem; color: var(--soft); border-bottom: 2px solid var(--ink); overflow-wrap: anywhere;
-  min-width: 5.2em; }
+  min-width: 6em; }
 tbody th { font-weight: 400; overflow-wrap: anywhere; min-width: 10em; }
 tr.group th { font-weight: 700; padding-top: 18px; background: none; }
 td small { white-space: nowrap; }
@@ -101,7 +101,6 @@ footer { color: var(--soft); font-size: .85rem; padding-top: 24px; padding-botto
   td.none { display: none !important; }
   td::before { content: attr(data-label); float: left; width: 7.6em; margin-left: -8.2em; color: var(--soft);
     overflow-wrap: anywhere; }
-  table.main td small, table.glance td small { display: inline; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: 8px; }
 }

@@ -7,21 +7,30 @@ import pandas as pd
 
 from popalign_core.config import Axis
 from popalign_core.report.by_prompt import axis_rows
-from popalign_core.report.cells import NOTHING, Footnotes, estimate_cell, group_row, mark, p_cell, row, table
+from popalign_core.report.cells import (
+    MOST_COLUMNS,
+    NOTHING,
+    Footnotes,
+    estimate_cell,
+    group_row,
+    mark,
+    p_cell,
+    row,
+    table,
+)
 from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.estimates import WORDS, Estimate, Measure, Status, combined, judge_difference
-from popalign_core.report.measures import FAIRNESS, number, p_words, scorer_name
+from popalign_core.report.measures import column_name, floor_words, number, p_words, scorer_name
 from popalign_core.report.standings import Results, Standing
 
-_MOST_COLUMNS = 6
-"""More measures are in a further table: a page is this wide."""
 _BETTER: dict[Status, str] = WORDS | {"improved": "better", "unclear": "unclear"}
+_DISCREPANCY = "Discrepancy, of all prompts together and the mean over prompts: lower is fairer"
 _FAIRER: dict[Status, str] = _BETTER | {"improved": "fairer", "worse": "less fair"}
 
 
 def glance_table(results: Results, standings: Sequence[Standing]) -> str:
     """One row a system: fairer on which axis, and at what cost."""
-    axes = [axis.name for axis in results.inputs.axes]
+    axes = [axis.name for axis in results.axes]
     fairness = (f"{axis[:1].upper()}{axis[1:]} fairness" for axis in axes)
     heads = ("System", *fairness, "Recall", "Quality", "No usable face")
     rows = []
@@ -35,22 +44,20 @@ def benchmark_tables(results: Results, benchmark: str) -> Iterator[tuple[str, st
     """(caption, table) of fairness, recall and quality on one benchmark, as far as they were measured there."""
     measures = [m for m in results.headlines if m.benchmark == benchmark]
     chosen = {
-        "Discrepancy, of all prompts together and the mean over prompts: lower is fairer": [
-            m for m in measures if m.metric.startswith("discrepancy")
-        ],
+        _DISCREPANCY: [m for m in measures if m.metric.startswith("discrepancy")],
         "Recall: the share of images that show who was asked for": [m for m in measures if m.metric == "recall"],
         "Quality": [m for m in measures if not m.metric.startswith(("discrepancy", "recall"))],
     }
     for caption, columns in chosen.items():
-        for start in range(0, len(columns), _MOST_COLUMNS):
-            yield caption, _measure_table(results, columns[start : start + _MOST_COLUMNS])
+        for start in range(0, len(columns), MOST_COLUMNS):
+            yield caption, _measure_table(results, columns[start : start + MOST_COLUMNS])
 
 
 def class_recall_tables(results: Results, benchmark: str) -> str:
     """Recall of every class of every axis on one benchmark; '' when there is none."""
     columns = [m for m in results.measures if m.metric.startswith("recall:") and m.benchmark == benchmark]
-    starts = range(0, len(columns), _MOST_COLUMNS)
-    return "".join(_measure_table(results, columns[start : start + _MOST_COLUMNS]) for start in starts)
+    starts = range(0, len(columns), MOST_COLUMNS)
+    return "".join(_measure_table(results, columns[start : start + MOST_COLUMNS]) for start in starts)
 
 
 def full_table(results: Results) -> str:
@@ -69,8 +76,8 @@ def win_tables(inputs: ComparisonInputs) -> str:
     """How often each scorer prefers a system's picture to the reference's for the same prompt and seed."""
     columns = list(inputs.wins.groupby(["benchmark", "scorer", "version"], sort=False))
     tables = ""
-    for start in range(0, len(columns), _MOST_COLUMNS):
-        names, groups = zip(*columns[start : start + _MOST_COLUMNS], strict=True)
+    for start in range(0, len(columns), MOST_COLUMNS):
+        names, groups = zip(*columns[start : start + MOST_COLUMNS], strict=True)
         heads = ("System", *(f"{scorer_name(scorer)} {version}, {benchmark}" for benchmark, scorer, version in names))
         found = [group.set_index("system") for group in groups]
         rows = [row(heads, name, [_win_cell(group, name, inputs) for group in found]) for name in inputs.others]
@@ -121,7 +128,7 @@ _WINS: dict[Status, str] = _BETTER | {"improved": "preferred", "worse": "not pre
 def _measure_table(results: Results, columns: Sequence[Measure]) -> str:
     if not columns:
         return ""
-    heads = ("System", *(_column_name(measure) for measure in columns))
+    heads = ("System", *(column_name(m.metric, m.axis) for m in columns))
     notes = Footnotes()
     rows = [
         row(heads, system, [_measure_cell(results, system, measure, notes) for measure in columns])
@@ -130,25 +137,13 @@ def _measure_table(results: Results, columns: Sequence[Measure]) -> str:
     return table(heads, rows, "main") + str(notes)
 
 
-def _column_name(measure: Measure) -> str:
-    base, _, name = measure.metric.partition(":")
-    if base == "recall":
-        return name or measure.axis
-    axis = measure.axis.capitalize()
-    known = {
-        "discrepancy_pooled": f"{axis}, all prompts",
-        "discrepancy_per_prompt": f"{axis}, mean",
-        "discrepancy_corrected": f"{axis}, all prompts, corrected for classifier error",
-    }
-    return known.get(base, scorer_name(base))
-
-
 def _measure_cell(results: Results, system: str, measure: Measure, notes: Footnotes) -> str:
     value = results.value(system, measure)
     words = _FAIRER if measure.metric.startswith("discrepancy") else _BETTER
-    said = "" if system == results.inputs.reference else mark(results.status(system, measure), words)
-    floor = f"; fair {number(value.floor, measure.metric)}" if value.floor == value.floor else ""
-    return estimate_cell(value, measure.metric, notes, said=said, more=floor)
+    is_compared = results.difference(system, measure).is_measured
+    said = mark(results.status(system, measure), words) if is_compared else ""
+    more = floor_words(value.floor, measure.metric)
+    return estimate_cell(value, measure.metric, notes, said=said, more=more)
 
 
 def _win_cell(group: pd.DataFrame, system: str, inputs: ComparisonInputs) -> str:
@@ -171,7 +166,7 @@ def _full_cells(value: Estimate, shift: Estimate, metric: str, told: Footnotes) 
 
 
 def _shift(results: Results, system: str, axis: str) -> str:
-    measure = Measure(results.primary, FAIRNESS[1], axis)
+    measure = next(m for m in results.fairness if m.axis == axis)
     both = (results.value(name, measure).value for name in (results.inputs.reference, system))
     return f" <small>{' → '.join(number(value, measure.metric) for value in both)}</small>"
 
@@ -180,7 +175,9 @@ def _others(results: Results, system: str) -> Iterator[str]:
     groups = {
         "recall": [m for m in results.headlines if m.metric == "recall"],
         "quality": [m for m in results.headlines if not m.metric.startswith(("discrepancy", "recall", "no_face"))],
-        "faces": [m for m in results.headlines if m.metric == "no_face_share" and m.benchmark == results.primary],
+        "faces": [
+            m for m in results.headlines if m.metric == "no_face_share" and m.benchmark in results.benchmarks.values()
+        ],
     }
     for measures in groups.values():
         found = {m: results.status(system, m) for m in measures}

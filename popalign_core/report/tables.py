@@ -9,7 +9,7 @@ from popalign_core.config import Axis
 from popalign_core.report.cells import NOTHING, Footnotes, estimate_cell, group_row, mark, p_cell, row, table
 from popalign_core.report.estimates import BETWEEN_CLASSIFIERS, UNKNOWN, estimate_of
 from popalign_core.report.inputs import ReportInputs
-from popalign_core.report.measures import FURTHER, measure_name, number
+from popalign_core.report.measures import direction, is_shown, measure_name, number
 from popalign_core.report.verdict import Change
 
 _GROUPS = (
@@ -24,7 +24,7 @@ def main_table(found: Sequence[Change], inputs: ReportInputs) -> str:
     """Base beside aligned, with intervals, floors and what may be said of the difference."""
     heads = ("Measure", inputs.base, inputs.aligned, "Fair sampler", "Change", "Verdict")
     rows, notes = list[str](), Footnotes()
-    left = [change for change in found if ":" not in change.metric and not change.metric.startswith(FURTHER)]
+    left = [change for change in found if is_shown(change.metric)]
     for title, start in _GROUPS:
         chosen = [change for change in left if change.metric.startswith(start)]
         left = [change for change in left if change not in chosen]
@@ -54,7 +54,8 @@ def full_table(found: Sequence[Change], inputs: ReportInputs) -> str:
     for change in found:
         notes = "; ".join(dict.fromkeys(e.note for e in (change.base, change.aligned, change.difference) if e.note))
         told = Footnotes()  # the last column has the notes in full
-        cells = (_floors(change), _shift(change, told), p_cell(change.difference.p_adjusted), mark(change.status))
+        said = mark(change.status) if direction(change.metric) else NOTHING
+        cells = (_floors(change), _shift(change, told), p_cell(change.difference.p_adjusted), said)
         rows.append(row(heads, _name(change), (*_sides(change, told), *cells, escape(notes) or NOTHING)))
     return table(heads, rows, "full")
 

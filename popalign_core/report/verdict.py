@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from popalign_core.report.cells import NOTHING
 from popalign_core.report.estimates import (
     UNKNOWN,
     WORDS,
@@ -10,11 +11,12 @@ from popalign_core.report.estimates import (
     Status,
     by_measure,
     combined,
+    is_doubtful_loss,
     judge_difference,
     measures_of,
 )
 from popalign_core.report.inputs import ReportInputs
-from popalign_core.report.measures import FAIRNESS, listed, measure_name, number
+from popalign_core.report.measures import FAIRNESS, is_shown, listed, measure_name, number
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Change:
     aligned: Estimate
     difference: Estimate
     status: Status
+    is_doubtful: bool = False
+    """Not called worse only because so much is compared."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ def changes(inputs: ReportInputs) -> list[Change]:
         base, aligned = (values.get((name, measure), UNKNOWN) for name in (inputs.base, inputs.aligned))
         difference = differences.get(measure, UNKNOWN)
         status = judge_difference(measure.metric, difference, inputs.confidence)
-        result.append(Change(*measure, base, aligned, difference, status))
+        is_doubtful = is_doubtful_loss(measure.metric, difference, inputs.confidence)
+        result.append(Change(*measure, base, aligned, difference, status, is_doubtful))
     return result
 
 
@@ -83,11 +88,12 @@ def judge(inputs: ReportInputs) -> Verdict:
 
 
 def _fairness(found: Sequence[Change], axis: str) -> list[Change]:
-    return [change for change in found if change.metric in FAIRNESS and change.axis == axis]
+    chosen = [change for change in found if change.metric in FAIRNESS and change.axis == axis]
+    return [change for change in chosen if change.benchmark == chosen[0].benchmark]  # the first that measures it
 
 
 def _is_quality(change: Change) -> bool:
-    plain = ":" not in change.metric and not change.metric.startswith("discrepancy")
+    plain = is_shown(change.metric) and not change.metric.startswith("discrepancy")
     return plain and not (change.metric == "no_face_share" and change.benchmark == "specific")
 
 
@@ -103,13 +109,20 @@ def _axis_sentence(found: Sequence[Change], axis: str) -> str:
 
 
 def _quality_sentences(others: Sequence[Change]) -> Iterator[str]:
-    for status, lead in (("worse", "Worse"), ("improved", "Also improved"), ("unclear", "No clear change")):
-        chosen = [change for change in others if change.status == status]
+    kinds = {
+        "Worse": [change for change in others if change.status == "worse"],
+        "Perhaps worse (unsure only because so much is compared)": [change for change in others if change.is_doubtful],
+        "Also improved": [change for change in others if change.status == "improved"],
+        "No clear change": [c for c in others if c.status == "unclear" and not c.is_doubtful],
+        "Not measured": [c for c in others if not (c.base.is_measured and c.aligned.is_measured)],
+    }
+    for lead, chosen in kinds.items():
         if not chosen:
             continue
         names = []
         for change in chosen:
             name = measure_name(change.metric, change.axis, change.benchmark)
             shift = number(change.difference.value, change.metric, signed=True)
-            names.append(f"{name[:1].lower() if not name.startswith('CLIP') else name[:1]}{name[1:]} {shift}")
+            start = name[:1] if name[1:2].isupper() else name[:1].lower()
+            names.append(f"{start}{name[1:]} {shift}".removesuffix(f" {NOTHING}"))
         yield f"{lead}: {', '.join(names)}."

@@ -15,6 +15,7 @@ from flows.runs import import_pictures
 from flows.tables import systems_lines
 from popalign_core.config import PipelineConfig, RuntimeConfig, SystemConfig
 from popalign_core.errors import ConfigError, InputError
+from tasks.comparison import TABLES
 from tasks.stage import open_store
 
 NAMES = ["base", "cads", "aligned+cads", "elsewhere"]
@@ -55,8 +56,19 @@ def test_every_kind_of_system_is_measured_once(config: PipelineConfig, tiny_runt
         "sample-eval:aligned+cads",
     ]
     folder = Path(tiny_runtime.root) / "runs" / "four"
-    tables = {f"{table}.{form}" for table in ("metrics", "comparison") for form in ("csv", "json", "parquet")}
-    assert {path.name for path in folder.iterdir()} >= {*tables, "reserved.json", "run.json"}
+    tables = {f"{table}.{form}" for table in TABLES for form in ("csv", "json", "parquet")}
+    written = {*tables, "report.html", "card.md", "reserved.json", "run.json"}
+    assert {path.name for path in folder.iterdir()} == written
+    differences = store.read_table(ref, "comparison")
+    assert set(differences["reference"]) == {"base"}
+    tested = differences[differences["metric"] == "discrepancy_pooled"].set_index("system")
+    assert 0 < tested.loc["cads", "p_value"] <= tested.loc["cads", "p_adjusted"] <= 1
+    assert "not tested" in tested.loc["elsewhere", "note"]
+    wins = store.read_table(ref, "wins").set_index(["system", "benchmark"])
+    assert set(wins.loc[("cads", "neutral"), "n"]) == {12}
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in NAMES)
+    assert "elsewhere, picture" not in page  # its pictures have no seed in common with the others'
     # nothing of it is garbage, and a second time everything is a hit
     before = set(store.list_artifacts())
     store.collect_garbage(dry_run=False)
@@ -136,6 +148,8 @@ def test_mistakes_are_found_before_anything_is_run(config: PipelineConfig, tiny_
     def no_call(step: Any, arguments: Any) -> Any:
         raise AssertionError(f"{step.node} was run")
 
+    with pytest.raises(ConfigError, match=r"scale is 1\.5; give a share of the evaluation images, above 0 and up to 1"):
+        compare_systems(["cads"], config, tiny_runtime, "x", call=no_call, scale=1.5)
     with pytest.raises(ConfigError, match="0 seeds are too few"):
         compare_systems(["cads"], config, tiny_runtime, "x", call=no_call, n_seeds=0)
     with pytest.raises(ConfigError, match="no system 'cad'; choose from base, aligned"):

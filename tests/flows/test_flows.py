@@ -1,4 +1,4 @@
-"""The three flows on tiny models, against a temporary Prefect database."""
+"""The flows on tiny models, against a temporary Prefect database."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.testing.utilities import prefect_test_harness
 
+from flows.compare import popalign_compare
 from flows.evaluate import popalign_evaluate
 from flows.pipeline import popalign
 from flows.stage import popalign_stage
@@ -59,3 +60,16 @@ def test_the_evaluation_flow_does_nothing_when_nothing_is_new(
     assert popalign_evaluate(**arguments) == []
     assert len(read_leaderboard(tiny_runtime.root)) == n_rows
     assert "step-100" in artifacts()["leaderboard"].data
+
+
+@pytest.mark.usefixtures("prefect_database")
+def test_the_comparison_flow_trains_what_it_needs_and_shows_its_table(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    systems = ("base", "sft", "cads")
+    ref = popalign_compare(systems, config=tiny_config, runtime=tiny_runtime, name="side_by.side", scale=0.5)
+    shown = artifacts()
+    assert "| benchmark | metric | axis | base | sft | cads |" in shown["comparison-side-by-side"].data
+    assert "runs/side_by.side/report.html" in shown["report-side-by-side"].data
+    assert shown["progress-train-sft"].data == 100.0
+    assert set(open_store(tiny_runtime).read_table(ref, "comparison")["system"]) == {"sft", "cads"}

@@ -66,10 +66,26 @@ def test_images_of_benchmarks_are_counted_too(tiny_config: PipelineConfig, tiny_
     assert images[1]["sample"] == images[0]["sample"]
     assert images[1]["sample-eval:base"] - images[0]["sample-eval:base"] == named + 40
     assert images[1]["attributes-eval:base"] - images[0]["attributes-eval:base"] == named
-    refs = run_steps(needed_for("identities"), more, tiny_runtime, call_directly())
-    prompts = open_store(tiny_runtime).read_table(refs["identities"], "prompts")
+    refs = run_steps(needed_for("benchmarks"), more, tiny_runtime, call_directly())
+    prompts = open_store(tiny_runtime).read_table(refs["benchmarks"], "prompts")
     drawn = list_images(prompts[prompts["split"] == "eval"], n_images(more, "evaluation"), "key", more.sampling)
     assert len(drawn) == images[1]["sample-eval:base"]
+
+
+def test_another_benchmark_changes_nothing_that_is_trained(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    """Nor does an axis that is measured there alone."""
+    document = tiny_config.model_dump(exclude_none=True)
+    document["axes"] = [*document["axes"], "age"]
+    document["prompts"]["benchmarks"] = {"age": {}}
+    more = PipelineConfig.model_validate(document)
+    refs = [{node.node: node.ref for node in plan(config, tiny_runtime)} for config in (tiny_config, more)]
+    assert "benchmarks" not in refs[0]
+    assert refs[1]["benchmarks"].stage == "benchmarks"
+    trained = ("prompts", "identities", "sample", "attributes", "calibration", "preferences", "train")
+    assert all(refs[0][node] == refs[1][node] for node in trained)
+    assert all(refs[0][node] != refs[1][node] for node in refs[0] if node not in trained)
 
 
 def test_planned_keys_are_the_ones_a_run_publishes(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
@@ -81,15 +97,16 @@ def test_planned_keys_are_the_ones_a_run_publishes(tiny_config: PipelineConfig, 
 
 
 def test_a_node_brings_what_it_needs_and_nothing_else() -> None:
-    calibrated = ["prompts", "identities", "sample", "attributes", "calibration"]
+    calibrated = ["prompts", "identities", "benchmarks", "sample", "attributes", "calibration"]
     assert [step.node for step in needed_for("evaluate:base")] == [*calibrated, *NODES[7:11]]
     assert [step.node for step in needed_for("scores:base")] == [
         "prompts",
         "identities",
+        "benchmarks",
         "sample-eval:base",
         "scores:base",
     ]
-    assert [step.node for step in needed_for("report")] == NODES
+    assert [step.node for step in needed_for("report") if step.node != "benchmarks"] == NODES
 
 
 def test_an_unknown_node_is_an_error_that_lists_the_known() -> None:
@@ -101,16 +118,17 @@ def test_the_base_and_the_aligned_model_are_measured_alike() -> None:
     by_node = {step.node: step for step in PIPELINE}
     for part in ("attributes-eval", "scores", "evaluate"):
         assert by_node[f"{part}:base"].run is by_node[f"{part}:aligned"].run
-    assert dict(by_node["sample-eval:aligned"].inputs) == {"prompts": "identities", "model": "train"}
+    assert dict(by_node["sample-eval:aligned"].inputs) == {"prompts": "benchmarks", "model": "train"}
 
 
 def test_steps_of_equal_outcome_become_one(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
+    first = [step for step in PIPELINE[:4] if step.node != "benchmarks"]
     again = [
         replace(step, node=f"{step.node}:again", inputs={part: f"{node}:again" for part, node in step.inputs.items()})
-        for step in PIPELINE[:3]
+        for step in first
     ]
     other = tiny_config.model_copy(update={"sampling": SamplingConfig(n_steps=3)})
-    steps = (*PIPELINE[:3], *again, replace(again[2], node="other", config=other), replace(PIPELINE[3], node="read"))
+    steps = (*first, *again, replace(again[2], node="other", config=other), replace(PIPELINE[4], node="read"))
     merged = merge_equal(steps, tiny_config, tiny_runtime)
     assert [step.node for step in merged] == ["prompts", "identities", "sample", "other", "read"]
     assert dict(merged[3].inputs) == {"prompts": "identities"}

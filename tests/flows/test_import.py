@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionXLPipeline
 from pair_files import BRIGHT, DARK, picture, row, ten_pairs, write_pairs
+from set_files import bad_members, two_sets, write_sets
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
@@ -66,6 +67,23 @@ def test_pairs_are_imported_trained_on_and_gone_on_from(file: Path, options: lis
     assert "15 stages to run" in planned.stdout
 
 
+def test_sets_are_imported_and_trained_on(options: list[str], tmp_path: Path) -> None:
+    rows = [*two_sets(), *(row for _, row in bad_members())]
+    (tmp_path / "sets").mkdir()
+    write_sets(tmp_path / "sets" / "train-00000-of-00001.parquet", rows)
+    result = invoke("import", "sets", str(tmp_path / "sets"), *options)
+    assert result.exit_code == 0, result.output
+    assert (
+        "14 member(s) of 2 pair(s) of sets to train on; dropped: 2 captions of a set differ, 1 empty" in result.stderr
+    )
+    key = result.stdout.strip()
+    trained = invoke("train", key, "--name", "sets", *options, "--set", "training.objective=popalign")
+    assert trained.exit_code == 0, trained.output
+    recorded = json.loads((tmp_path / "store" / "runs" / "sets" / "run.json").read_text())["artifacts"]
+    assert recorded[0] == ["sets", key]
+    assert [stage for stage, _ in recorded] == ["sets", "train"]
+
+
 def test_an_adapter_comes_with_the_model_and_goes_with_it(file: Path, options: list[str], tmp_path: Path) -> None:
     key = imported(file, options)
     lora = tmp_path / "store" / "runs" / "smoke-diffusion-dpo" / "lora"
@@ -88,6 +106,7 @@ def test_mistakes_have_a_message_and_a_code(file: Path, options: list[str], tmp_
     other = write_pairs(tmp_path / "other.parquet", ten_pairs(), without=["label_0"])
     retain = ["--set", "training.retention=1"]
     for words, more, code, message in (
+        (["train", "sets-v1-0"], [], 3, "there are no sets 'sets-v1-0' in"),
         (["train", "pairs-v1-0"], [], 3, "there are no pairs 'pairs-v1-0' in"),
         (["import", "pairs", str(other)], [], 3, "lacks the columns ['label_0'], it has ['are_different', 'caption'"),
         (["import", "pairs", "/not/there.parquet"], [], 3, "/not/there.parquet is not there; give a Parquet file"),

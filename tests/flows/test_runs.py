@@ -25,6 +25,9 @@ def test_a_run_ends_with_its_folder_and_the_next_is_all_hits(
     assert len(rows) == len(pd.read_parquet(folder / "metrics.parquet"))
     assert (folder / "model" / "model_index.json").is_file()
     page = (folder / "report.html").read_text()
+    assert (folder / "report.md").read_text().startswith("## PopAlign report")
+    assert "popalign run --config FILE" in page
+    assert "denoiser steps (steps)" in page
     assert "a photo of a judge" in page
     assert page.count("data:image/png") == 2 * (2 * 6 + 3 * 3 + 2 * 2)
     comparison = open_store(tiny_runtime).read_table(refs["report"], "comparison")

@@ -1,95 +1,138 @@
-import time
+import math
 
 import numpy as np
 import pytest
 
-from popalign_core.errors import InputError
-from popalign_core.evaluation.fairness import discrepancies
-from popalign_core.evaluation.intervals import interval, resample_counts, resample_means, resample_prompts
+from popalign_core.config import EvaluationConfig
+from popalign_core.evaluation.intervals import (
+    Found,
+    difference_interval,
+    distance_interval,
+    share_interval,
+    t_quantile,
+)
+from popalign_core.evaluation.measures import Distance, Measure, Share, Worst, covariance, jackknife, ratio
+
+CONFIG = EvaluationConfig()
 
 
-def _all(counts: np.ndarray, n: int, seed: int) -> np.ndarray:
-    return np.concatenate(list(resample_counts(counts, n, seed)))
+def norm(shares: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(shares - 0.5, axis=-1).mean(axis=-1)
 
 
-def test_a_resample_holds_as_many_images_as_its_prompts() -> None:
-    counts = np.array([[3, 1], [0, 10], [0, 0]])
-    drawn = _all(counts, 50, seed=3)
-    prompts = resample_prompts(3, 50, np.random.default_rng(3))
-    assert drawn.shape == (50, 3, 2)
-    np.testing.assert_array_equal(drawn.sum(axis=2), counts.sum(axis=1)[prompts])
-    assert (drawn[prompts == 1][:, 0] == 0).all()  # prompt 1 never showed class 0
+def found(first: float) -> Found:
+    return Found(np.array([[first, 1 - first]]), np.array([0.5, 0.5]), norm)
 
 
-def test_equal_seeds_give_equal_resamples_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = np.array([[3, 1, 2], [5, 5, 0]])
-    whole = _all(counts, 40, seed=1)
-    monkeypatch.setattr("popalign_core.evaluation.intervals._CELLS_AT_ONCE", 18)
-    assert [len(block) for block in resample_counts(counts, 40, 1)][:2] == [3, 3]
-    np.testing.assert_array_equal(_all(counts, 40, seed=1), whole)
-    assert not np.array_equal(_all(counts, 40, seed=2), whole)
+def spread(deviation: float) -> np.ndarray:
+    return deviation**2 * np.array([[1.0, -1.0], [-1.0, 1.0]])
 
 
-def test_two_thousand_resamples_take_well_under_a_second() -> None:
-    counts = np.random.default_rng(0).multinomial(60, [0.6, 0.3, 0.1], size=14)
-    start = time.process_time()
-    values = discrepancies(_all(counts, 2000, seed=0).sum(axis=1))
-    assert time.process_time() - start < 1.0
-    assert values.shape == (2000,)
+@pytest.mark.parametrize(
+    ("degrees", "t"), [(1, 12.7062), (2, 4.30265), (9, 2.26216), (13, 2.16037), (99, 1.98422), (9999, 1.96020)]
+)
+def test_students_t_as_tables_have_it(degrees: int, t: float) -> None:
+    assert t_quantile(0.95, degrees) == pytest.approx(t, rel=1e-4)
 
 
-def test_spread_follows_prompts_not_images() -> None:
-    # Ten prompts, all one class or all the other: the spread of a share is sqrt(.25 / 10) = .158 however many images.
-    counts = np.array([[600, 0], [0, 600]] * 5)
-    shares = _all(counts, 4000, seed=0).sum(axis=1)[:, 0] / 6000
-    assert shares.std() == pytest.approx(0.158, abs=0.006)
+def test_wilsons_interval_of_independent_images() -> None:
+    # 10 of 100 at z = 1.96: (.0552, .1744), as in every table of it
+    assert share_interval(0.1, 0.1 * 0.9 / 100, 100, 10**4, 0.95) == pytest.approx((0.0552, 0.1744), abs=2e-4)
+    # 0 of n: z^2 / (n + z^2); no prompt differs, so images count as independent, and never as more than that
+    assert share_interval(0.0, 0.0, 100, 10**4, 0.95) == pytest.approx((0.0, 3.8424 / 103.8424), abs=1e-4)
+    assert share_interval(0.1, 1e-9, 100, 10**4, 0.95) == share_interval(0.1, 0.1 * 0.9 / 100, 100, 10**4, 0.95)
 
 
-def test_joint_cells_pair_two_systems() -> None:
-    # Cells (before, after): every image moved from class 0 to class 1, in half of the prompts.
-    counts = np.zeros((10, 2, 2))
-    counts[:5, 0, 1] = 30
-    counts[5:, 0, 0] = 30
-    drawn = _all(counts.reshape(10, 4), 500, seed=0).reshape(500, 10, 2, 2)
-    before, after = drawn.sum(axis=3), drawn.sum(axis=2)
-    np.testing.assert_array_equal(before[..., 0], 30)
-    np.testing.assert_array_equal(after.sum(axis=2), before.sum(axis=2))
+def test_far_from_the_centre_a_distance_has_students_interval() -> None:
+    # D = sqrt(2) (p - .5) = .4243, deviation .02 sqrt(2)
+    low, high = distance_interval(found(0.8), spread(0.02), 13, 0.95, (0, 2000))
+    half = 2.16037 * 0.02 * math.sqrt(2)
+    assert (low, high) == pytest.approx((0.3 * math.sqrt(2) - half, 0.3 * math.sqrt(2) + half), abs=1e-3)
 
 
-def test_interval_is_centred_on_the_estimate_and_cut_to_the_bounds() -> None:
-    resampled = np.linspace(0.1, 0.5, 1001)  # mean .3, 2.5% at .11, 97.5% at .49
-    assert interval(0.2, resampled, 0.95) == pytest.approx((0.01, 0.39))
-    assert interval(0.1, resampled, 0.95, bounds=(0.0, 1.0)) == pytest.approx((0.0, 0.29))
+def test_near_the_centre_it_begins_at_0_and_ends_one_sided() -> None:
+    low, high = distance_interval(found(0.51), spread(0.02), 13, 0.95, (0, 2000))
+    assert low == 0.0
+    assert 0.02 * math.sqrt(2) < high < (0.01 + 2.5 * 0.02) * math.sqrt(2)
+    # what fair shares would show is found by 5% of fair systems at most
+    assert distance_interval(found(0.5 + 2.1 * 0.02), spread(0.02), 13, 0.95, (0, 2000))[0] == 0.0
+    assert distance_interval(found(0.5 + 2.25 * 0.02), spread(0.02), 13, 0.95, (0, 2000))[0] > 0.0
 
 
-def test_interval_needs_resamples_with_something_to_measure() -> None:
-    resampled = np.array([0.5] * 94 + [np.nan] * 6)
-    assert interval(0.5, resampled, 0.95) is None
-    assert interval(0.5, np.array([0.5] * 95 + [np.nan] * 5), 0.95) == (0.5, 0.5)
+def test_without_any_noise_there_is_no_width() -> None:
+    assert distance_interval(found(0.8), np.zeros((2, 2)), 13, 0.95, (0, 100)) == pytest.approx(
+        (0.4243, 0.4243), abs=1e-4
+    )
 
 
-def test_interval_of_a_discrepancy_covers_what_is_expected_at_its_size() -> None:
-    # 14 prompts whose share of class 0 is Beta(3, 1); truth: the mean over prompts of D at 60 images.
-    generator = np.random.default_rng(5)
-    expected = discrepancies(generator.multinomial(60, generator.dirichlet([3, 1], size=50_000))).mean()
-    hits = 0
-    for seed in range(200):
-        counts = generator.multinomial(60, generator.dirichlet([3, 1], size=14))
-        found = interval(discrepancies(counts).mean(), discrepancies(_all(counts, 300, seed)).mean(axis=1), 0.95)
-        assert found is not None
-        hits += found[0] <= expected <= found[1]
-    assert 0.90 <= hits / 200 <= 0.99
+def test_a_difference_knows_what_both_share() -> None:
+    pair = (found(0.9), found(0.7))
+    apart = np.kron(np.eye(2), spread(0.02))
+    together = np.kron(np.full((2, 2), 0.99) + 0.01 * np.eye(2), spread(0.02))
+    change, half = -0.2 * math.sqrt(2), 2.16037 * 0.02 * math.sqrt(2)
+    low, high = difference_interval(*pair, apart, 13, 0.95, (0, 2000))
+    assert (low, high) == pytest.approx((change - math.sqrt(2) * half, change + math.sqrt(2) * half), abs=4e-3)
+    low, high = difference_interval(*pair, together, 13, 0.95, (0, 2000))
+    assert high - low < 0.35 * half
+    assert low < change < high
 
 
-def test_resampled_means_have_both_sources_of_spread() -> None:
-    # Two prompts, means 0 and 10, four images each, variance 1 within: (25 + 1/4) / 2 = 12.6 in all.
-    values, prompt = [-1, 1, -1, 1, 9, 11, 9, 11], [0, 0, 0, 0, 7, 7, 7, 7]
-    means = resample_means(values, prompt, 20_000, seed=0)
-    assert means.mean() == pytest.approx(5.0, abs=0.1)
-    assert means.var() == pytest.approx(12.625, rel=0.03)
+def test_one_draw_more_or_less_changes_little_and_a_seed_nothing() -> None:
+    one, same, other = (
+        distance_interval(found(0.6), spread(0.03), 13, 0.95, draws) for draws in ((0, 2000), (0, 2000), (1, 2000))
+    )
+    assert one == same
+    assert one == pytest.approx(other, abs=2e-3)
 
 
-@pytest.mark.parametrize("counts", [np.zeros((0, 2)), np.array([1, 2]), np.array([[1.5, 2]]), np.array([[-1, 2]])])
-def test_bad_counts_are_refused(counts: np.ndarray) -> None:
-    with pytest.raises(InputError, match="whole numbers"):
-        next(resample_counts(counts, 10, 0))
+def test_the_jackknife_of_a_mean_is_its_variance() -> None:
+    values = np.array([1.0, 2.0, 4.0, 9.0])
+    terms = np.stack([values, np.ones(4)], axis=-1)[None]
+    parts = jackknife(terms, lambda sums: ratio(sums).mean(axis=-1))
+    assert (parts**2).sum() == pytest.approx(values.var(ddof=1) / 4)
+    # a prompt without part changes nothing
+    padded = np.concatenate([terms, np.zeros((1, 1, 2))], axis=1)
+    assert jackknife(padded, lambda sums: ratio(sums).mean(axis=-1)) == pytest.approx([*parts, 0.0])
+
+
+def test_the_spread_follows_prompts_not_images() -> None:
+    """Ten prompts, all one class or all the other: sqrt(.25 / 9) = .1667, however many images each has."""
+    widths = []
+    for n in (60, 6000):
+        part = np.array([n, 0] * 5, dtype=float)
+        share = Share("share", "", np.stack([part, np.full(10, n)], axis=-1)[None], ratio, 10 * n)
+        assert np.sqrt((share.contributions() ** 2).sum()) == pytest.approx(0.1667, abs=1e-4)
+        widths.append(share.interval(CONFIG))
+    assert widths[0] == widths[1]
+
+
+def test_replicates_are_not_more_prompts() -> None:
+    part = np.array([3.0, 5.0, 9.0, 4.0])
+    terms = np.stack([part, np.full(4, 10.0)], axis=-1)[None]
+    one = Measure("m", "", terms, ratio, 40)
+    three = Measure("m", "", np.repeat(terms, 3, axis=0), ratio, 120)
+    assert one.interval(CONFIG) == pytest.approx(three.interval(CONFIG))
+
+
+def test_shares_vary_at_least_as_independent_images_do() -> None:
+    """Four prompts, all images of one class: no prompt differs, and yet other images may show another class."""
+    counts = np.zeros((1, 4, 2))
+    counts[..., 0] = 25
+    measure = Distance(
+        "d", "", counts, lambda sums: np.zeros(1), 100, centre=np.array([0.5, 0.5]), distance=lambda s: s
+    )
+    # (100.5 / 101) (.5 / 101) / 100
+    assert covariance([measure])[0, 0] == pytest.approx(100.5 * 0.5 / 101**2 / 100)
+
+
+def test_the_worst_are_ten() -> None:
+    values = np.arange(20.0)
+    worst = Worst("w", "", np.stack([values, np.ones(20)], axis=-1)[None], ratio, 20)
+    assert worst.value == np.mean(np.arange(10.0, 20.0))
+    assert worst.degrees == 9
+    lost = worst.terms.copy()
+    lost[0, 19] = 0
+    assert Worst("w", "", lost, ratio, 19).value == np.mean(np.arange(9.0, 19.0))
+    # of ten prompts or fewer it is the mean, and has its variance
+    few = Worst("w", "", worst.terms[:, :6], ratio, 6)
+    assert (few.value, (few.contributions() ** 2).sum()) == (2.5, pytest.approx(values[:6].var(ddof=1) / 6))

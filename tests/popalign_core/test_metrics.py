@@ -1,3 +1,5 @@
+import time
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -93,8 +95,8 @@ def _frames(name: str, read: dict[str, list[Any]], clip: float = 30.0) -> System
 
 def _metrics(frames: SystemFrames, axes: Any = (GENDER,), **change: Any) -> pd.DataFrame:
     tables = {"images": frames.images, "attributes": frames.attributes, "scores": frames.scores, **change}
-    confusion = tables.pop("confusion", None)
-    return compute_metrics(frames.name, PROMPTS, axes=axes, config=CONFIG, confusion=confusion, **tables)
+    prompts = tables.pop("prompts", PROMPTS)
+    return compute_metrics(frames.name, prompts, axes=axes, config=CONFIG, **tables)
 
 
 def test_nurse_and_engineer_pool_to_zero_but_not_per_prompt() -> None:
@@ -111,8 +113,8 @@ def test_nurse_and_engineer_pool_to_zero_but_not_per_prompt() -> None:
     assert each["ci_low"] <= each["value"] <= each["ci_high"]
     assert _value(metrics, "neutral", "discrepancy_worst10", "gender")["value"] == pytest.approx(each["value"])
     assert _value(metrics, "neutral", "discrepancy_joint", "all")["value"] == 0.0
-    # D^2 = 0, less (1 - .5) / 199
-    assert _value(metrics, "neutral", "discrepancy_unbiased", "gender")["value"] == pytest.approx(-0.5 / 199)
+    # D^2 = 0, less the variance of both shares between two prompts at .05 and .95: 2 x .45^2
+    assert _value(metrics, "neutral", "discrepancy_unbiased", "gender")["value"] == pytest.approx(-2 * 0.45**2)
     assert _value(metrics, "neutral", "share:male", "gender")["value"] == 0.5
     assert _value(metrics, "neutral", "no_face_share")["value"] == 0.0
 
@@ -169,21 +171,15 @@ def test_target_is_what_counts_as_fair() -> None:
     assert by_prompt["engineer"] == pytest.approx(0.9 * np.sqrt(2))
 
 
-def test_confusion_adds_corrected_shares() -> None:
-    read = {**BIASED, "nurse": [("male",)] * 76 + [("female",)] * 24, "engineer": [("male",)] * 76 + [("female",)] * 24}
-    metrics = _metrics(_frames("base", read), confusion={"gender": [[0.966, 0.034], [0.555, 0.445]]})
-    assert _value(metrics, "neutral", "share:male", "gender")["value"] == pytest.approx(0.76)
-    assert _value(metrics, "neutral", "share_corrected:male", "gender")["value"] == pytest.approx(0.5, abs=0.002)
-    assert _value(metrics, "neutral", "discrepancy_corrected", "gender")["value"] == pytest.approx(0.0, abs=0.003)
-
-
 def test_comparison_is_the_difference_with_its_own_interval() -> None:
     base, aligned = _frames("base", BIASED), _frames("aligned", FAIR, clip=29.0)
     change = compare_systems(PROMPTS, base, aligned, (GENDER,), CONFIG)
     assert set(zip(change["system"], change["reference"], strict=True)) == {("aligned", "base")}
     row = _value(change, "neutral", "discrepancy_per_prompt", "gender")
     assert row["value"] == pytest.approx(-0.6364, abs=1e-4)
-    assert row["ci_high"] < 0
+    # both prompts changed by as much; of two prompts either may be exchanged: p = (1 + half of all) / (1 + all)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((-0.6364, -0.6364), abs=1e-4)
+    assert row["p_value"] == pytest.approx(0.5, abs=0.02)
     assert np.isnan(row["floor"])
     # Every image lost exactly one point: paired, that is certain, though the scores themselves are not.
     clip = _value(change, "generic", "clip_score")
@@ -194,16 +190,12 @@ def test_comparison_is_the_difference_with_its_own_interval() -> None:
     keys = ["benchmark", "metric", "axis"]
     joined = both[0].merge(both[1], on=keys, suffixes=("_0", "_1")).merge(change, on=keys)
     assert len(joined) == len(change) == len(both[0])
-    np.testing.assert_allclose(joined["value"], joined["value_1"] - joined["value_0"], atol=1e-12)
+    np.testing.assert_allclose(joined["value"], joined["value_1"] - joined["value_0"], atol=1e-12, equal_nan=True)
 
 
-def test_same_seed_same_table_and_another_seed_another_interval() -> None:
+def test_same_input_same_table() -> None:
     frames = _frames("base", BIASED)
     pd.testing.assert_frame_equal(_metrics(frames), _metrics(frames))
-    other = compute_metrics(
-        "base", PROMPTS, *_tables(frames), frames.scores, (GENDER,), EvaluationConfig(n_bootstrap=300, seed=1)
-    )
-    assert not other["ci_low"].equals(_metrics(frames)["ci_low"])
 
 
 def test_order_of_rows_changes_nothing() -> None:
@@ -219,6 +211,7 @@ def test_one_prompt_has_no_interval() -> None:
     images = frames.images[frames.images["prompt_id"].isin(["nurse", "apple"])]
     metrics = _metrics(frames, images=images)
     assert metrics["ci_low"].isna().all()
+    assert set(metrics["note"]) == {"no interval: all images are of one prompt"}
     assert _value(metrics, "neutral", "discrepancy_pooled", "gender")["value"] == pytest.approx(0.6364, abs=1e-4)
 
 
@@ -244,8 +237,6 @@ def _tables(frames: SystemFrames) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def test_bad_tables_are_refused_with_the_reason() -> None:
     frames = _frames("base", BIASED)
-    with pytest.raises(InputError, match="no usable face"):
-        _metrics(_frames("base", {**BIASED, "nurse": ["no_face"] * 100, "engineer": ["no_face"] * 100}))
     kept = ~frames.attributes["image_id"].str.startswith("base-male nurse")
     with pytest.raises(InputError, match="4 images have no row in the attributes"):
         _metrics(frames, attributes=frames.attributes[kept])
@@ -274,14 +265,97 @@ def test_bad_scores_are_refused_with_the_reason() -> None:
         _metrics(frames, scores=pd.concat([frames.scores.iloc[1:], frames.scores.iloc[:1].assign(version="v2")]))
 
 
-def test_unpaired_systems_are_refused() -> None:
-    base, aligned = _frames("base", BIASED), _frames("aligned", FAIR)
-    moved = SystemFrames("aligned", aligned.images.assign(seed=7), aligned.attributes, aligned.scores)
-    with pytest.raises(InputError, match="of which 0 share prompt, index and seed"):
-        compare_systems(PROMPTS, base, moved, (GENDER,), CONFIG)
-    unscored = SystemFrames("aligned", aligned.images, aligned.attributes, aligned.scores.assign(version="v2"))
-    with pytest.raises(InputError, match="same scorers and versions"):
-        compare_systems(PROMPTS, base, unscored, (GENDER,), CONFIG)
-    reread = SystemFrames("aligned", aligned.images, aligned.attributes.assign(classifier="b@1"), aligned.scores)
-    with pytest.raises(InputError, match="different classifiers"):
-        compare_systems(PROMPTS, base, reread, (GENDER,), CONFIG)
+def test_systems_without_a_face_are_rows_not_failures() -> None:
+    metrics = _metrics(_frames("base", {**BIASED, "nurse": ["no_face"] * 100, "engineer": ["no_face"] * 100}))
+    neutral = metrics[(metrics["benchmark"] == "neutral") & (metrics["scorer"] == "reader@1")].set_index("metric")
+    assert neutral.loc["no_face_share", "value"] == 1.0
+    others = neutral.drop(index="no_face_share")
+    assert others["value"].isna().all()
+    assert (others["n"] == 0).all()
+    assert set(others["note"]) == {"not measured: no usable face"}
+    assert others[["ci_low", "ci_high", "floor"]].isna().all(axis=None)
+    # the rest of the table is as ever
+    assert _value(metrics, "specific", "recall", "gender")["value"] == pytest.approx(6 / 8)
+
+
+def test_classes_that_no_prompt_asks_for_are_rows_not_measured() -> None:
+    frames = _frames("base", BIASED)
+    metrics = _metrics(frames, images=frames.images[frames.images["prompt_id"] != "male nurse"])
+    row = _value(metrics, "specific", "recall:male", "gender")
+    assert np.isnan(row["value"])
+    assert (row["n"], row["note"]) == (0, "not measured: no prompt asks for male")
+
+
+def test_further_measures_by_hand() -> None:
+    read = {**BIASED, "nurse": [("male",)] * 60 + [("female",)] * 40, "engineer": [("male",)] * 100}
+    metrics = _metrics(_frames("base", read))
+    # 160 men of 200: KL to (.5, .5) is ln 2 - H(.8), H(.8) = .5004
+    for metric, value in {"kl": 0.1927, "entropy": 0.7219, "parity_gap": 0.6, "bias": 0.6}.items():
+        assert _value(metrics, "neutral", metric, "gender")["value"] == pytest.approx(value, abs=1e-4)
+    # prompts at .6 and 1: KL .0201 and .6931, gap .2 and 1
+    for metric, value in {"kl": 0.3566, "entropy": 0.4855, "parity_gap": 0.6, "bias": 0.6}.items():
+        assert _value(metrics, "neutral", f"{metric}_per_prompt", "gender")["value"] == pytest.approx(value, abs=1e-4)
+
+
+def test_a_class_whose_target_is_0_has_no_finite_kl() -> None:
+    axis = Axis(name="gender", classes=("male", "female"), target={"male": 1.0})
+    row = _value(_metrics(_frames("base", BIASED), axes=(axis,)), "neutral", "kl", "gender")
+    assert np.isnan(row["value"])
+    assert row["note"] == "not measured: infinite, as a class was read whose target is 0"
+
+
+def test_replicates_are_measured_apart_and_averaged() -> None:
+    """All men under one training seed and all women under another is not fair."""
+    frames = [
+        _frames(name, {**BIASED, "nurse": [(c,)] * 100, "engineer": [(c,)] * 100})
+        for name, c in (("a", "male"), ("b", "female"))
+    ]
+    both = {name: pd.concat([getattr(f, name) for f in frames], ignore_index=True) for name in ("attributes", "scores")}
+    images = pd.concat([f.images.assign(replicate=r) for r, f in enumerate(frames)], ignore_index=True)
+    metrics = _metrics(frames[0], images=images, **both)
+    row = _value(metrics, "neutral", "discrepancy_pooled", "gender")
+    assert (row["value"], row["n"]) == (pytest.approx(np.sqrt(0.5)), 400)
+    assert row["note"] == "seeds: 0.707 0.707"
+    assert row["floor"] == pytest.approx(discrepancy_floor(200, 2))
+    assert _value(metrics, "neutral", "share:male", "gender")["note"] == "seeds: 1 0"
+    table = per_prompt_table("a", PROMPTS, images, both["attributes"], (GENDER,)).set_index("prompt_id")
+    assert table.loc["nurse", ["discrepancy", "n"]].tolist() == pytest.approx([np.sqrt(0.5), 200])
+    assert table.loc["nurse", "leading_share"] == pytest.approx(0.5)
+
+
+def test_benchmarks_by_name_have_axes_of_their_own() -> None:
+    prompts = PROMPTS.assign(benchmark=[*["jobs"] * 1, *PROMPTS["kind"].iloc[1:]])
+    frames = _frames("base", BIASED)
+    metrics = _metrics(frames, prompts=prompts, axes=(GENDER, RACE), benchmark_axes={"jobs": ["gender"], "neutral": []})
+    assert list(metrics["benchmark"].unique()) == ["neutral", "jobs", "specific", "generic"]
+    jobs = metrics[metrics["benchmark"] == "jobs"]
+    assert set(jobs["axis"]) == {"gender", "all", ""}
+    assert _value(metrics, "jobs", "share:female", "gender")["value"] == 0.95
+    assert set(metrics.loc[metrics["benchmark"] == "neutral", "metric"]) == {"clip_score"}
+
+
+@pytest.mark.slow
+def test_a_million_images_in_seconds_and_little_memory() -> None:
+    generator = np.random.default_rng(0)
+    n, n_prompts = 1_000_000, 1_000
+    prompts = pd.DataFrame([_prompt(f"p{i}", "neutral") for i in range(n_prompts)])
+    ids = pd.Series(np.arange(n)).astype(str)
+    index = np.arange(n) // n_prompts
+    images = pd.DataFrame(
+        {"image_id": ids, "prompt_id": np.resize(prompts["prompt_id"], n), "index": index, "seed": index}
+    )
+    drawn = generator.random(n) < generator.beta(3, 2, n_prompts)[np.arange(n) % n_prompts]
+    attributes = pd.DataFrame(
+        {"image_id": ids, "axis": "gender", "class": np.where(drawn, "male", "female"), "classifier": "reader@1"}
+    ).assign(drop_reason=None)
+    scores = pd.DataFrame({"image_id": ids, "scorer": "clip_score", "version": "1", "value": generator.random(n)})
+    tracemalloc.start()
+    started = time.process_time()
+    metrics = compute_metrics("big", prompts, images, attributes, scores, (GENDER,), EvaluationConfig())
+    seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    share = _value(metrics, "neutral", "share:male", "gender")
+    assert share["n"] == n
+    assert share["ci_low"] < 0.6 < share["ci_high"]
+    assert seconds < 30
+    assert peak < 2**30, f"{peak / 2**20:.0f} MiB beside the tables"

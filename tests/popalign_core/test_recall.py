@@ -24,8 +24,9 @@ CELLS = pd.DataFrame(
 
 
 def test_recall_by_hand() -> None:
-    counts = CELLS["images"].to_numpy(dtype=float)[None, :]
-    found = {(m.metric, m.axis): (float(m.statistic(counts)), m.n(counts)) for m in recall_measures(CELLS, AXES)}
+    counts = CELLS["images"].to_numpy(dtype=float)[None, None, :]
+    measures = recall_measures(counts, CELLS, AXES)
+    found = {(m.metric, m.axis): (m.value, m.n) for m in measures if m.n}
     assert found == {
         ("recall", "gender"): (pytest.approx((6 + 3 + 8) / 20), 20),
         ("recall", "race"): (pytest.approx((6 + 2) / 12), 12),
@@ -34,6 +35,12 @@ def test_recall_by_hand() -> None:
         ("recall:female", "gender"): (pytest.approx(6 / 8), 8),
         ("recall:black", "race"): (1.0, 8),
         ("recall:asian", "race"): (0.0, 4),
+        ("recall:male+asian", "all"): (0.0, 4),
+        ("recall:female+black", "all"): (6 / 8, 8),
+    }
+    assert {m.metric: m.why for m in measures if not m.n} == {
+        f"recall:{name}": f"not measured: no prompt asks for {name}"
+        for name in ("white", "male+white", "male+black", "female+white", "female+asian")
     }
 
 

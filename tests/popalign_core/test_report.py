@@ -13,7 +13,7 @@ from popalign_core.config import Axis
 from popalign_core.errors import InputError
 from popalign_core.report.charts import Bar, class_histogram, curve, prompt_bars
 from popalign_core.report.inputs import ReportInputs
-from popalign_core.report.measures import measure_name, number
+from popalign_core.report.measures import direction, measure_name, number
 from popalign_core.report.page import build_report
 from popalign_core.report.pictures import png_data_uri
 from popalign_core.report.verdict import changes, judge
@@ -305,3 +305,65 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         build_report(_inputs(grids={"p": (before, after[:1])}))
     with pytest.raises(InputError, match="uint8"):
         build_report(_inputs(grids={"p": (before / 255, after / 255)}))
+
+
+def _with_p_values(**p_adjusted: float) -> pd.DataFrame:
+    rows = _inputs({**BETTER, RECALL: (-0.05, -0.08, -0.02)}).comparison
+    return rows.assign(p_adjusted=rows["metric"].map(p_adjusted), note="")
+
+
+def test_adjusted_p_values_decide_beside_intervals_and_doubtful_losses_are_told() -> None:
+    unsure = _with_p_values(discrepancy_pooled=0.01, discrepancy_per_prompt=0.2, recall=0.3, clip_score=1.0)
+    verdict = judge(_inputs(comparison=unsure))
+    assert verdict.headline == "Fairer on gender"  # of the two, the pooled one holds
+    assert "mean over prompts 0.600 → 0.200 (no clear change; a fair sampler would show 0.050)" in verdict.sentences[0]
+    assert "Perhaps worse (unsure only because so much is compared): recall of gender −5.0 pts." in verdict.sentences
+    assert not any(sentence.startswith("Worse") for sentence in verdict.sentences)
+
+
+def test_every_number_has_its_p_value_and_note() -> None:
+    rows = _with_p_values(discrepancy_pooled=0.0123, recall=0.0004)
+    rows.loc[rows["metric"] == "clip_score", "note"] = "seeds differ"
+    html = build_report(_inputs(comparison=rows))
+    full = html[html.index("Every number") :]
+    cells = {
+        name: re.sub(r"<[^>]+>", "", re.sub(r"</td>", " | ", row))
+        for name, row in re.findall(r'<th scope="row">([^<]+)</th>(.*?)</tr>', full[: full.index("</table>")])
+    }
+    assert "| 0.012 | ✔ improved |" in cells["Gender discrepancy, all prompts together"]
+    assert "| &lt; 0.001 | ✖ worse |" in cells["Recall of gender"]
+    assert cells["CLIP score (generic prompts)"].endswith("| seeds differ | ")
+    assert cells["Gender: Share of male"].endswith("| – | – | – | ")  # neither better nor worse
+
+
+def test_what_was_not_measured_is_said_with_its_reason() -> None:
+    inputs = _inputs()
+    gone = inputs.metrics["metric"] == "clip_score"
+    metrics = inputs.metrics.assign(note="")
+    metrics.loc[gone, ["value", "ci_low", "ci_high"]] = np.nan
+    metrics.loc[gone, "note"] = "not measured: no weights at clip.safetensors"
+    page = _inputs(metrics=metrics, comparison=inputs.comparison[inputs.comparison["metric"] != "clip_score"])
+    assert "Not measured: CLIP score (generic prompts)." in judge(page).sentences
+    text = re.sub(r"<[^>]+>", "", build_report(page))
+    assert "not measureda" in text
+    assert "a no weights at clip.safetensors" in text
+
+
+def test_costs_and_the_agreement_of_two_classifiers() -> None:
+    metrics = _inputs().metrics
+    pair = metrics.head(1).assign(metric="kappa", value=0.75, ci_low=0.7, ci_high=0.8, scorer="one|two")
+    costs = pd.DataFrame([("aligned", "training", 750.0, "steps")], columns=["system", "what", "value", "unit"])
+    text = re.sub(r"<[^>]+>", "", build_report(_inputs(metrics=pd.concat([metrics, pair]), costs=costs)))
+    assert "training (steps)aligned750" in text
+    assert "baseone|twogendernot measured" in text
+    assert "0.750 0.700 to 0.800" in text
+
+
+def test_names_and_directions_go_by_whole_names() -> None:
+    assert [
+        direction(metric) for metric in ("fid", "fidelity", "share:male", "share_corrected:a", "kl_per_prompt")
+    ] == [*(-1, 1, 0, 0, -1)]
+    assert measure_name("hps-v2.1", "", "neutral") == "HPS-v2.1 (neutral prompts)"
+    assert measure_name("kl_per_prompt", "gender", "neutral") == "Gender: KL divergence, mean over prompts"
+    assert measure_name("discrepancy_pooled", "age", "age") == "Age discrepancy, all prompts together (age prompts)"
+    assert (number(0.1234, "kid"), number(0.1234, "clip_score")) == ("0.123", "0.12")

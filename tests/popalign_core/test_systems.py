@@ -8,7 +8,6 @@ from popalign_core.presets import preset
 from popalign_core.systems import (
     SYSTEMS,
     configure_replicate,
-    configure_scale,
     configure_system,
     configure_training,
     find_system,
@@ -87,42 +86,6 @@ def test_a_replicate_has_seeds_of_its_own_and_the_same_data() -> None:
     third = configure_replicate(config, 2)
     assert (third.evaluation.seed, third.training.seed) == (2, 2)
     assert (third.sampling, third.preferences) == (config.sampling, config.preferences)
-
-
-def test_the_scale_is_of_the_evaluation_images_alone() -> None:
-    config = preset("portraits")  # 40, 3 and 5 images a prompt
-    half = configure_scale(config, 0.5).evaluation
-    assert (half.n_neutral, half.n_specific, half.n_generic) == (20, 2, 2)
-    least = configure_scale(config, 0.001).evaluation
-    assert (least.n_neutral, least.n_specific, least.n_generic) == (2, 1, 1)
-    assert configure_scale(config, 1.0) == config
-    assert configure_scale(config, 0.5).training == config.training
-    for scale in (0.0, -1.0, 1.5):
-        with pytest.raises(ConfigError, match="give a share of the evaluation images, above 0 and up to 1"):
-            configure_scale(config, scale)
-
-
-def test_rivals_are_what_their_authors_propose() -> None:
-    config = preset("sdxl")
-    cads = configure_system(config, "cads").sampling.cads
-    assert cads is not None
-    assert (cads.tau1, cads.tau2, cads.noise_scale, cads.mixing) == (0.6, 0.9, 0.25, 1.0)
-    dynamic = configure_system(config, "dynamic-cfg").sampling.dynamic_cfg
-    assert dynamic is not None
-    assert (dynamic.tau1, dynamic.tau2) == (0.6, 0.9)
-    assert configure_system(config, "guidance-interval").sampling.guidance_interval == (0.28, 5.42)
-    assert configure_system(config, "identity-injection").sampling.inject_identity
-    fair = configure_system(config, "fair-diffusion").sampling.fair_diffusion
-    assert fair is not None
-    assert (fair.scale, fair.threshold, fair.momentum_scale, fair.momentum_beta) == (4.0, 0.95, 0.3, 0.6)
-
-
-def test_cheaper_sampling_is_a_system_to_measure() -> None:
-    config = preset("sdxl")
-    assert (config.sampling.reuse_interval, config.model.storage) == (1, None)
-    assert configure_system(config, "deepcache").sampling.reuse_interval == 3
-    stored = configure_system(config, "fp8").model
-    assert (stored.storage, stored.dtype) == ("float8", "bfloat16")
 
 
 def with_systems(**systems: SystemConfig) -> PipelineConfig:

@@ -9,11 +9,11 @@ import pytest
 from pair_files import ten_pairs, write_pairs
 
 from popalign_core.errors import InputError
-from storage.pairs import iter_captions, iter_chunks, open_pairs
+from storage.pairs import iter_captions, iter_pairs, open_pairs
 
 
 def numbers(path: Path, wanted: set[int]) -> dict[int, list[int]]:
-    chunks = iter_chunks(open_pairs([path]), 4, wanted)
+    chunks = iter_pairs(open_pairs([path]), 4, wanted)
     return {number: [row.number for row in rows] for number, rows in chunks}
 
 
@@ -28,7 +28,7 @@ def test_a_row_is_what_the_file_says(tmp_path: Path) -> None:
     rows = ten_pairs()
     rows[1] |= {"has_label": False}
     rows[2] |= {"label_0": None, "jpg_1": None, "caption": None}
-    _, found = next(iter_chunks(open_pairs([write_pairs(tmp_path / "pairs.parquet", rows)]), 3, {0}))
+    _, found = next(iter_pairs(open_pairs([write_pairs(tmp_path / "pairs.parquet", rows)]), 3, {0}))
     first, unlabelled, empty = found
     assert (first.caption, first.label) == ("a photo of number 0", 1.0)
     assert first.pictures == (rows[0]["jpg_0"], rows[0]["jpg_1"])
@@ -42,7 +42,7 @@ def test_files_are_read_in_the_order_of_their_content(tmp_path: Path) -> None:
     here, there = open_pairs([one, other]), open_pairs([other, one])
     assert here == there
     assert sum(file.n_rows for file in here) == 10
-    assert list(iter_captions(here)) == [row.caption for _, chunk in iter_chunks(here, 10, {0}) for row in chunk]
+    assert list(iter_captions(here)) == [row.caption for _, chunk in iter_pairs(here, 10, {0}) for row in chunk]
 
 
 def test_finished_row_groups_are_not_read(tmp_path: Path) -> None:

@@ -93,6 +93,19 @@ ROWS["per_prompt"] = [
         **{"discrepancy": None, "floor": None, "leading": "male", "leading_share": 0.0},
     }
 ]
+ROWS["points"] = [
+    {
+        **{"parameter": "training.beta", "value": "20", "order": 1, "system": "aligned", "benchmark": "neutral"},
+        **{"metric": "discrepancy_pooled", "axis": "gender", "estimate": None, "ci_low": None, "ci_high": None},
+        **{"floor": None, "note": "not measured: diverged"},
+    }
+]
+ROWS["front"] = [
+    {
+        **{"parameter": "training.beta", "system": "aligned", "value": "20"},
+        **{"dominated_by_system": "aligned", "dominated_by_value": "10"},
+    }
+]
 ROWS["costs"] = [{"system": "base", "what": "training", "value": 250.0, "unit": "steps"}]
 
 

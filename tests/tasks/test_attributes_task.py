@@ -22,14 +22,18 @@ from popalign_core.errors import InputError
 from storage.store import ArtifactRef
 from tasks import measuring
 from tasks.attributes import count_drops, read_attributes, request
+from tasks.benchmarks import add_benchmarks
+from tasks.evaluate import evaluate_system
 from tasks.identities import add_identities
 from tasks.prompts import write_prompts
 from tasks.sample import sample_images
+from tasks.scores import score_images
 from tasks.stage import open_store, reference
 
 
 def sampled(config: PipelineConfig, runtime: RuntimeConfig) -> tuple[ArtifactRef, ArtifactRef]:
-    prompts = add_identities(write_prompts(config=config, runtime=runtime), config=config, runtime=runtime)
+    neutral = write_prompts(config=config, runtime=runtime)
+    prompts = add_benchmarks(add_identities(neutral, config=config, runtime=runtime), config=config, runtime=runtime)
     return prompts, sample_images(prompts, purpose="evaluation", config=config, runtime=runtime)
 
 
@@ -51,26 +55,32 @@ def test_every_image_of_a_person_is_read_once(tiny_config: PipelineConfig, tiny_
     assert drops["n"].sum() == attributes["drop_reason"].notna().sum()
 
 
-def test_a_benchmark_has_rows_of_its_own_axes_alone(
-    tmp_path: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
-) -> None:
-    """Whole pictures are read, with a class for each, where the classifier of faces finds none in noise."""
-    path = write_colour_network(tmp_path / "tone.onnx", np.repeat([[-1.0, 1.0]], 3, axis=0), [0.0, 0.0], (16, 16))
+def with_couples(config: PipelineConfig, folder: Path) -> PipelineConfig:
+    """And a network that reads the tone of whole pictures of couples, beside the embedded classifier."""
+    path = write_colour_network(folder / "tone.onnx", np.repeat([[-1.0, 1.0]], 3, axis=0), [0.0, 0.0], (16, 16))
     tone = {
         "kind": "onnx", "path": str(path), "axes": {"tone": {"dark": "dark", "light": "light"}},
         "labels": ["dark", "light"],
     }  # fmt: skip
-    document = tiny_config.model_dump(exclude_none=True)
+    document = config.model_dump(exclude_none=True)
     document["axes"] = [
         *document["axes"],
         {"name": "tone", "classes": ["dark", "light"], "of": "picture", "only_measured": True},
     ]
     document["attributes"] = {"classifier": ["portraits", "tone"], "classifiers": {"tone": tone}}
     document["prompts"]["benchmarks"] = {"couples": {"n_prompts": 2, "n_images": 3, "axes": ["tone"]}}
-    config = PipelineConfig.model_validate(document)
+    return PipelineConfig.model_validate(document)
+
+
+def test_a_benchmark_has_rows_of_its_own_axes_alone(
+    tmp_path: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    """Whole pictures are read, with a class for each, where the classifier of faces finds none in noise."""
+    config = with_couples(tiny_config, tmp_path)
     prompts, sample = sampled(config, tiny_runtime)
     store = open_store(tiny_runtime)
-    read = store.read_table(read_attributes(prompts, sample, config=config, runtime=tiny_runtime), "attributes")
+    attributes = read_attributes(prompts, sample, config=config, runtime=tiny_runtime)
+    read = store.read_table(attributes, "attributes")
     images = store.read_table(sample, "images", ["image_id", "prompt_id"]).set_index("image_id")["prompt_id"]
     benchmarks = store.read_table(prompts, "prompts").set_index("prompt_id")["benchmark"]
     rows = read.assign(benchmark=images[read["image_id"]].map(benchmarks).to_numpy())
@@ -83,6 +93,18 @@ def test_a_benchmark_has_rows_of_its_own_axes_alone(
     assert couples["drop_reason"].isna().all()
     assert couples["class"].isin(["dark", "light"]).all()
     assert set(rows.loc[rows["axis"] == "gender", "drop_reason"]) == {"no_face"}
+
+    scored = score_images(prompts, sample, config=config, runtime=tiny_runtime)
+    metrics = evaluate_system(prompts, sample, attributes, scored, system="base", config=config, runtime=tiny_runtime)
+    table = store.read_table(metrics, "metrics")
+    assert set(table.loc[table["axis"] == "tone", "benchmark"]) == {"couples"}
+    found = table[(table["benchmark"] == "couples") & (table["axis"] == "tone")].set_index("metric")
+    share = (couples["class"] == "light").mean()
+    assert found.loc["share:light", "value"] == pytest.approx(share)
+    assert found.loc["share:light", "n"] == 6
+    assert "no_face_share" not in found.index
+    assert set(table.loc[table["metric"] == "no_face_share", "benchmark"]) == {"neutral", "specific"}
+    assert "gender" not in set(table.loc[table["benchmark"] == "couples", "axis"])
 
 
 def test_an_image_counts_once_for_a_reason() -> None:

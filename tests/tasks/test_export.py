@@ -13,7 +13,7 @@ from flows.graph import call_directly
 from flows.runs import run_stage
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError, StoreError
-from storage.pairs import PairRow, iter_chunks, open_pairs
+from storage.pairs import PairRow, iter_pairs, open_pairs
 from storage.store import ArtifactRef, Store
 from tasks import export
 from tasks.export import export_preferences
@@ -43,7 +43,7 @@ def pictures_of(store: Store, ref: ArtifactRef) -> dict[str, bytes]:
 
 def rows_of(folder: Path) -> list[PairRow]:
     files = open_pairs(sorted(folder.iterdir()))
-    return [row for _, rows in iter_chunks(files, 10**6, {0}) for row in rows]
+    return [row for _, rows in iter_pairs(files, 10**6, {0}) for row in rows]
 
 
 def test_exported_pairs_are_the_members_of_the_sets_slot_by_slot(

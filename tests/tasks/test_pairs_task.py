@@ -19,8 +19,9 @@ from popalign_core.sampling import embeddings, engine
 from popalign_core.sampling import vae as codec
 from popalign_core.sampling.models import load_pipeline
 from popalign_core.training import objective
+from storage.foreign import RowFile
 from storage.images import encode_png
-from storage.pairs import PairFile, open_pairs
+from storage.pairs import open_pairs
 from tasks.pairs import find_pairs, import_pairs, request
 from tasks.stage import open_store, reference
 from tasks.tables import NO_SEED
@@ -294,5 +295,5 @@ def test_pairs_are_found_by_their_key_if_they_fit_the_model(
 def test_the_key_is_pinned(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     """Another key here means that everybody's imports are made again: bump VERSION and say so in CHANGELOG."""
     config = tiny_config.model_copy(update={"model": ModelConfig(name="owner/name", revision="0a1b")})
-    asked = request(config, [PairFile(tmp, digit * 64, 1) for tmp, digit in ((Path("one"), "0"), (Path("two"), "f"))])
+    asked = request(config, [RowFile(tmp, digit * 64, 1) for tmp, digit in ((Path("one"), "0"), (Path("two"), "f"))])
     assert reference(open_store(tiny_runtime), asked).key == "pairs-v1-c186a3fa840514f5369fdcd210d30efc"

@@ -109,63 +109,6 @@ def test_a_scene_takes_the_identity_behind_its_article(tmp_path: Path, runtime: 
     ]
 
 
-def test_benchmarks_by_name_have_prompts_of_their_own(tmp_path: Path, runtime: RuntimeConfig) -> None:
-    (tmp_path / "people.txt").write_text("beekeeper\nwaitress\n")
-    (tmp_path / "PartiPrompts.tsv").write_text("Prompt\tCategory\n" + "".join(f"thing {i}\tx\n" for i in range(10)))
-    made = config(
-        train_subjects=["plumber"],
-        train_lists=[str(tmp_path / "people.txt")],
-        eval_subjects=["judge"],
-        benchmarks={
-            "people": {"list": str(tmp_path / "people.txt"), "kind": "specific", "axes": ["gender"]},
-            "parti": {"list": str(tmp_path / "PartiPrompts.tsv"), "kind": "generic", "n_prompts": 2},
-            "descriptor": {"n_prompts": 4},
-        },
-    )
-    with pytest.raises(InputError, match=r"none of the 2 .*people\.txt can be used: .*'held_out': 1"):
-        write_prompts(config=made, runtime=runtime)
-    made = made.model_copy(update={"prompts": made.prompts.model_copy(update={"train_lists": ()})})
-    ref = add_identities(write_prompts(config=made, runtime=runtime), config=made, runtime=runtime)
-    found = tables(ref, runtime)["prompts"]
-    assert found.groupby(["benchmark", "kind", "split"]).size().to_dict() == {
-        ("neutral", "neutral", "train"): 1,
-        ("neutral", "neutral", "eval"): 1,
-        ("specific", "specific", "train"): 6,
-        ("specific", "specific", "eval"): 6,
-        ("people", "specific", "eval"): 2,
-        ("parti", "generic", "eval"): 2,
-        ("descriptor", "neutral", "eval"): 4,
-    }
-    people = found[found["benchmark"] == "people"]
-    assert people["text"].tolist() == ["a photo of a male beekeeper", "a photo of a female beekeeper"]
-    assert people["identity"].tolist() == [{"gender": "male"}, {"gender": "female"}]
-    assert people["parent_id"].nunique() == 1
-    assert found.loc[found["benchmark"] == "parti", "text"].tolist() == ["thing 0", "thing 5"]
-    assert found["prompt_id"].is_unique
-
-
-def test_the_same_prompt_in_two_benchmarks_is_two_prompts(runtime: RuntimeConfig) -> None:
-    lists: dict[str, Any] = {"list": "ages", "n_prompts": 3}
-    made = config(eval_lists=["ages"], benchmarks={"painted": lists | {"carrier": "a painting of {}"}, "again": lists})
-    table = tables(write_prompts(config=made, runtime=runtime), runtime)["prompts"]
-    assert table["benchmark"].value_counts().to_dict() == {"neutral": 40, "painted": 3, "again": 3}
-    assert table["prompt_id"].nunique() == 46
-    assert table["text"].nunique() == 43
-
-
-def test_benchmarks_count_by_their_prompts(tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("tree\ncat\n")
-
-    def asked(**more: Any) -> Any:
-        benchmark = {"list": str(tmp_path / "p.txt"), "kind": "generic"} | more
-        return request(config(eval_subjects=["judge"], benchmarks={"things": benchmark}))
-
-    assert asked() == asked(n_images=9) == asked(n_prompts=2)
-    others = ({}, {"n_prompts": 1}, {"carrier": "{}!"}, {"kind": "neutral"})
-    assert len({str(asked(**more).payload()) for more in others}) == 4
-    assert "benchmarks" not in request(config(eval_subjects=["judge"])).config
-
-
 def test_a_list_counts_by_what_it_says(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("baker\nroofer\n")
     (tmp_path / "two.csv").write_text("subject,theme\nbaker,food\nroofer,trades\n")

@@ -112,7 +112,7 @@ def unmeasured_rows(
     benchmarks, named = benchmarks_of(drawn), FeaturedSystem(system, images, {})
     rows = []
     for metric, reason in unmeasured.items():
-        chosen = benchmarks[drawn["kind"] == "generic"] if metric == SUBJECT_ACCURACY else benchmarks
+        chosen = benchmarks[benchmarks == "generic"] if metric == SUBJECT_ACCURACY else benchmarks
         if metric not in SET_METRICS:
             rows += [_row(named, benchmark, metric, metric, reason) for benchmark in dict.fromkeys(chosen)]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"n": np.int64})

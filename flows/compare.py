@@ -1,0 +1,49 @@
+"""Flow `popalign-compare`: systems side by side on the same prompts and seeds."""
+
+from prefect import flow
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+from flows.comparison import compare_systems
+from flows.published import call_as_task, chosen_config, metrics_markdown, report_url
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from storage.store import ArtifactRef
+from tasks.registered import artifact_key
+from tasks.stage import open_store
+
+TABLE_1 = ("base", "sft", "dpo", "popalign", "dpo+popalign", "cads", "dynamic-cfg")
+"""The systems of the paper's Table 1."""
+
+
+@flow(name="popalign-compare", flow_run_name="compare {name}")
+def popalign_compare(
+    systems: tuple[str, ...] = TABLE_1,
+    preset: str = "portraits",
+    config: PipelineConfig | None = None,
+    runtime: RuntimeConfig = RuntimeConfig(),
+    name: str = "comparison",
+    n_seeds: int = 1,
+    scale: float = 1.0,
+) -> ArtifactRef:
+    """Measure systems and publish the comparison under `<root>/runs/<name>/`.
+
+    Args:
+        systems: Their names, the reference first.
+        preset: Name of the configuration.
+        config: A whole configuration, in place of the preset.
+        runtime: Store, device, batch size.
+        name: Of the run's folder.
+        n_seeds: Replicates.
+        scale: Share of the evaluation images, for a quick look.
+
+    Returns:
+        The comparison's artifact.
+    """
+    chosen = chosen_config(preset, config)
+    ref = compare_systems(systems, chosen, runtime, name, call=call_as_task, n_seeds=n_seeds, scale=scale)
+    store = open_store(runtime)
+    key = artifact_key(name)
+    create_markdown_artifact(
+        metrics_markdown(store.read_table(ref, "metrics")), key=f"comparison-{key}", description=", ".join(systems)
+    )
+    create_link_artifact(report_url(store.run_folder(name).url), key=f"report-{key}", link_text="Report")
+    return ref

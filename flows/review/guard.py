@@ -1,0 +1,116 @@
+"""Before every request: the name it came for, its size, failed attempts. After it: the headers of the answer."""
+
+import time
+from collections import OrderedDict
+from threading import Lock
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from flows.review.settings import ReviewSettings
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_DENIED = (401, 403)
+_ATTEMPTS = 30
+"""Denied requests in a row from one address; one more every two seconds."""
+
+
+class Allowance:
+    """A bucket a key, which fills with time; as many keys as fit are remembered, the latest ones."""
+
+    def __init__(self, per_second: float, burst: int, max_keys: int = 10_000) -> None:
+        self._per_second, self._burst, self._max_keys = per_second, burst, max_keys
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._lock = Lock()
+
+    def take(self, key: str, n: int = 1) -> bool:
+        """Whether the key may go on; takes `n` if so."""
+        with self._lock:
+            now = time.monotonic()
+            level, then = self._levels.pop(key, (float(self._burst), now))
+            level = min(self._burst, level + (now - then) * self._per_second)
+            is_enough = level >= max(n, 1)
+            self._levels[key] = (level - n if is_enough else level, now)
+            if len(self._levels) > self._max_keys:
+                self._levels.popitem(last=False)
+        return is_enough
+
+
+class Guard:
+    """ASGI middleware around the whole app."""
+
+    def __init__(self, app: ASGIApp, settings: ReviewSettings) -> None:
+        self._app, self._settings = app, settings
+        self._attempts = Allowance(0.5, _ATTEMPTS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        address = scope["client"][0] if scope["client"] else ""
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(raw=message["headers"])
+                headers.update(HEADERS)
+                headers.setdefault("Cache-Control", "no-store")
+                message["headers"] = headers.raw
+                if message["status"] in _DENIED:
+                    self._attempts.take(address)
+            await send(message)
+
+        refusal = self._refusal(Headers(scope=scope), address)
+        if refusal is None:
+            body = await _read_body(receive, self._settings.max_body)
+            refusal = PlainTextResponse("The request is too large.", 413) if body is None else None
+        if refusal is not None:
+            await refusal(scope, receive, send_guarded)
+            return
+        await self._app(scope, _replay(body or b"", receive), send_guarded)
+
+    def _refusal(self, headers: Headers, address: str) -> PlainTextResponse | None:
+        hosts = self._settings.hosts
+        if hosts is not None and _host_name(headers.get("host", "")) not in hosts:
+            return PlainTextResponse("This server does not go by that name; see `popalign review --url`.", 400)
+        if not self._attempts.take(address, 0):
+            return PlainTextResponse("Too many failed attempts; wait a little.", 429, {"Retry-After": "10"})
+        return None
+
+
+def _host_name(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+async def _read_body(receive: Receive, max_body: int) -> bytes | None:
+    """The whole body; None when it is larger than allowed, whatever the headers say."""
+    body = b""
+    while True:
+        message = await receive()
+        body += bytes(message.get("body", b""))
+        if len(body) > max_body:
+            return None
+        if not message.get("more_body", False):
+            return body
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay

@@ -1,0 +1,113 @@
+"""A sweep: its points as systems side by side, those whose training diverges told apart and never left out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.comparison import NODE, LineUp, line_up
+from flows.graph import Call, Step, run_steps
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.errors import DivergedError, TrainingError
+from popalign_core.sweeps import Point, lay_out, usual_system
+from storage.store import ArtifactRef
+from tasks import sweep
+from tasks.comparison import system_of
+from tasks.publish import check_training_name, publish_sweep, reserve_run
+
+
+def plan_sweep(
+    parameters: Mapping[str, Sequence[Any]],
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+    *,
+    systems: Sequence[str] = (),
+    n_seeds: int = 1,
+    scale: float = 1.0,
+    grid: bool = False,
+) -> tuple[LineUp, list[Point]]:
+    """What a sweep takes, and its points; runs nothing.
+
+    Args:
+        parameters: Field, such as `training.beta`, to its values.
+        config: What decides the results.
+        runtime: Store.
+        systems: Names of those to vary; the base model, or where training is varied the aligned one, if none.
+        n_seeds: Replicates of every point.
+        scale: Share of the evaluation images.
+        grid: Every combination of values; otherwise one parameter at a time.
+
+    Raises:
+        ConfigError: As `sweeps.lay_out` and `comparison.line_up`.
+    """
+    laid, points = lay_out(config, systems or [usual_system(parameters)], parameters, grid=grid)
+    return line_up([point.name for point in points], laid, runtime, n_seeds=n_seeds, scale=scale), points
+
+
+def sweep_parameters(
+    parameters: Mapping[str, Sequence[Any]],
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+    name: str,
+    *,
+    call: Call,
+    systems: Sequence[str] = (),
+    n_seeds: int = 1,
+    scale: float = 1.0,
+    grid: bool = False,
+) -> ArtifactRef:
+    """Measure every point and fill `<root>/runs/<name>/`: tables, a page a parameter, run.json.
+
+    A point whose training diverges stays in the table, with the reason.
+
+    Args:
+        parameters: As `plan_sweep` takes them, as all that follows.
+        config: What decides the results.
+        runtime: Store, device, batch size.
+        name: Of the run's folder.
+        call: How a stage is called.
+        systems: Names of those to vary.
+        n_seeds: Replicates of every point.
+        scale: Share of the evaluation images.
+        grid: Every combination of values.
+
+    Returns:
+        The artifact of the sweep.
+
+    Raises:
+        ConfigError: Before anything is run.
+        TrainingError: When the training of every point diverges.
+    """
+    laid, points = lay_out(config, systems or [usual_system(parameters)], parameters, grid=grid)
+    lined = line_up([point.name for point in points], laid, runtime, n_seeds=n_seeds, scale=scale)
+    check_training_name(runtime, name)
+    reserve_run(lined.references(runtime).values(), runtime, name)
+    failed = _run_apart(lined, runtime, call)
+    left = [point.name for point in points if point.name not in failed]
+    if not left:
+        raise TrainingError(f"no point of the sweep can be trained; the first: {next(iter(failed.values()))}")
+    if failed:
+        lined = line_up(left, laid, runtime, n_seeds=n_seeds, scale=scale)
+    refs = lined.run(runtime, call)
+    told = {"points": points, "failed": failed}
+    step = Step(sweep.STAGE, sweep.tabulate_sweep, sweep.request, {"comparison": NODE}, told)
+    refs = run_steps([step], lined.config, runtime, call, refs)
+    publish_sweep(refs, lined.config, runtime, name)
+    return refs[sweep.STAGE]
+
+
+def _run_apart(lined: LineUp, runtime: RuntimeConfig, call: Call) -> dict[str, str]:
+    """Run all but the comparison; the systems that came to nothing because a training diverged, with the reason."""
+    refs, reasons = dict(lined.given), dict[str, str]()
+    for step in lined.steps[:-1]:
+        lost = [reasons[node] for node in step.inputs.values() if node in reasons]
+        if lost:
+            reasons[step.node] = lost[0]
+            continue
+        try:
+            refs = run_steps([step], lined.config, runtime, call, refs)
+        except DivergedError as error:
+            reasons[step.node] = str(error)
+    failed = {}
+    for parameter, node in lined.steps[-1].inputs.items():
+        if node in reasons:
+            failed[system_of(parameter)] = reasons[node]
+    return failed

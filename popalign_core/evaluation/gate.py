@@ -1,0 +1,157 @@
+"""Bars that a model must clear, judged by the ends of its intervals: what chance may explain decides nothing."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from popalign_core.errors import ConfigError
+
+Verdict = Literal["met", "missed", "unclear", "unmeasured"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What can be asked of a model.
+
+    Attributes:
+        metric: In the metrics table.
+        benchmarks: Where it is looked for; the first alone, where the measure has an axis.
+        is_ceiling: Whether the value must stay below the bar; else it must reach it.
+        has_axis: Whether a bar may name an axis; else it may name a benchmark.
+    """
+
+    metric: str
+    benchmarks: tuple[str, ...]
+    is_ceiling: bool
+    has_axis: bool
+
+
+KINDS: dict[str, Kind] = {
+    "max-discrepancy": Kind("discrepancy_pooled", ("neutral",), is_ceiling=True, has_axis=True),
+    "max-per-prompt": Kind("discrepancy_per_prompt", ("neutral",), is_ceiling=True, has_axis=True),
+    "min-recall": Kind("recall", ("specific",), is_ceiling=False, has_axis=True),
+    "max-no-face": Kind("no_face_share", ("neutral", "specific"), is_ceiling=True, has_axis=False),
+    "min-clip": Kind("clip_score", ("neutral", "generic"), is_ceiling=False, has_axis=False),
+}
+"""By the name of the command's option."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One demand.
+
+    Attributes:
+        kind: Of `KINDS`.
+        bound: In the measure's own unit.
+        which: An axis, or for measures without one a benchmark; None for all there are.
+    """
+
+    kind: str
+    bound: float
+    which: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind} {f'{self.which}=' if self.which else ''}{self.bound:g}"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of a bar in one row of the metrics table.
+
+    Attributes:
+        bar: As it was asked.
+        subject: Axis or benchmark of the row.
+        verdict: `met` or `missed` when the whole interval is on one side, `unclear` when the bar lies inside it.
+        value: Estimate, or None.
+        ci_low: Or None.
+        ci_high: Or None.
+        reason: In words.
+    """
+
+    bar: Bar
+    subject: str
+    verdict: Verdict
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    reason: str
+
+    def passes(self, *, strict: bool) -> bool:
+        """Whether a model may go through: with `strict` only when the bar is met for sure."""
+        return self.verdict == "met" or (self.verdict == "unclear" and not strict)
+
+
+def parse_bar(kind: str, text: str) -> Bar:
+    """A bar from a command-line word, `0.2` or `gender=0.2`.
+
+    Raises:
+        ConfigError: When it is neither.
+    """
+    which, equals, number = text.rpartition("=")
+    try:
+        bound = float(number)
+    except ValueError:
+        bound = float("nan")
+    if bound != bound or (equals and not which):
+        raise ConfigError(f"--{kind} {text!r} is no bar; write --{kind} 0.2, or with a name before it, gender=0.2")
+    return Bar(kind, bound, which or None)
+
+
+def check_bars(bars: Sequence[Bar], axes: Iterable[str], benchmarks: Iterable[str]) -> None:
+    """Refuse bars that no row can answer, before anything is run.
+
+    Raises:
+        ConfigError: When there is no bar, or one names an axis or a benchmark that is not there.
+    """
+    if not bars:
+        raise ConfigError(f"there is nothing to check; set a bar with {', '.join(f'--{kind}' for kind in KINDS)}")
+    for bar in bars:
+        known = [*axes, "all"] if KINDS[bar.kind].has_axis else [*benchmarks]
+        if bar.which is not None and bar.which not in known:
+            raise ConfigError(f"--{bar.kind} names {bar.which!r}; choose from {', '.join(known)}")
+
+
+def judge(bar: Bar, metrics: pd.DataFrame) -> list[Judgement]:
+    """One judgement a row that the bar is about; at least one.
+
+    Args:
+        bar: What is asked.
+        metrics: Metrics table of one system.
+    """
+    kind = KINDS[bar.kind]
+    rows = metrics[metrics["metric"] == kind.metric]
+    benchmarks = kind.benchmarks if kind.has_axis or bar.which is None else (bar.which,)
+    rows = rows[rows["benchmark"].isin(benchmarks)]
+    if kind.has_axis and bar.which is not None:
+        rows = rows[rows["axis"] == bar.which]
+    if rows.empty:
+        where = " or ".join(benchmarks)
+        return [_unmeasured(bar, bar.which or where, f"not measured: there is no {kind.metric} of {where} prompts")]
+    return [_judge_row(bar, row) for row in rows.to_dict("records")]
+
+
+def _judge_row(bar: Bar, row: dict[object, object]) -> Judgement:
+    kind = KINDS[bar.kind]
+    subject = str(row["axis"] if kind.has_axis else row["benchmark"])
+    value, low, high = (_number(row[name]) for name in ("value", "ci_low", "ci_high"))
+    if value is None:
+        return _unmeasured(bar, subject, str(row.get("note") or "not measured"))
+    if low is None or high is None:
+        return _unmeasured(bar, subject, f"{value:.3f} has no interval: a single prompt says nothing of others", value)
+    is_met, is_missed = (
+        (high <= bar.bound, low > bar.bound) if kind.is_ceiling else (low >= bar.bound, high < bar.bound)
+    )
+    verdict: Verdict = "met" if is_met else "missed" if is_missed else "unclear"
+    words = {"met": "clears", "missed": "misses", "unclear": "may or may not clear"}
+    reason = f"{value:.3f} [{low:.3f}, {high:.3f}] {words[verdict]} {bar.bound:g}"
+    return Judgement(bar, subject, verdict, value, low, high, reason)
+
+
+def _unmeasured(bar: Bar, subject: str, reason: str, value: float | None = None) -> Judgement:
+    return Judgement(bar, subject, "unmeasured", value, None, None, reason)
+
+
+def _number(cell: object) -> float | None:
+    return None if cell is None or cell != cell else float(cell)  # type: ignore[arg-type]

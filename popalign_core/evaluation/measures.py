@@ -1,0 +1,329 @@
+"""What is measured of one system, as sums over prompts: value, interval, difference, exchange with another system.
+
+Every measure is a function of what its prompts add up to, within a replicate, averaged over replicates. From that
+follow, for all of them alike: each prompt's contribution (jackknife), the covariance with another system on the same
+prompts, and what the measure would be had the two systems changed places in some prompts (`paired.py`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from popalign_core.config import EvaluationConfig
+from popalign_core.evaluation.fairness import class_shares
+from popalign_core.evaluation.intervals import (
+    Found,
+    difference_interval,
+    distance_interval,
+    share_interval,
+    t_quantile,
+)
+
+FloatArray = NDArray[np.float64]
+Statistic = Callable[[FloatArray], FloatArray]
+Ends = tuple[float, float]
+
+NO_ENDS: Ends = (np.nan, np.nan)
+ONE_PROMPT = "no interval: all images are of one prompt"
+_NOTHING = np.zeros(0)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number whose interval is `value +- t s`: a mean of what prompts show, or of scores.
+
+    Attributes:
+        metric: Name in the metrics table.
+        axis: Axis, 'all' for the joint of all axes, '' if none.
+        terms: `[R, P, V]` what each prompt adds in each replicate; a prompt with 0 everywhere has no part.
+        statistic: `[..., V]` sums to `[...]`.
+        n: Images behind it.
+        floor: What a perfectly fair sampler would be expected to show; None if there is no such thing.
+        bounds: Least and largest possible value.
+        why: Why there is no value, where there is none.
+        loading: `[L]` how the errors of a calibration, each of variance 1, move it; the same errors move other systems.
+        estimate: The value to report, where it is not the mean of `statistic` over replicates.
+        least: Variance that images alone give the value, were all prompts alike; the interval is not narrower, even
+            where all prompts show the largest value there is.
+    """
+
+    metric: str
+    axis: str
+    terms: FloatArray
+    statistic: Statistic
+    n: int
+    floor: Callable[[], float] | None = None
+    bounds: Ends = (-np.inf, np.inf)
+    why: str = ""
+    loading: FloatArray = field(default_factory=lambda: _NOTHING)
+    estimate: float | None = None
+    least: float = 0.0
+
+    @property
+    def has_part(self) -> NDArray[np.bool_]:
+        """`[P]` the prompts that add anything."""
+        part: NDArray[np.bool_] = (self.terms != 0).any(axis=(0, 2))
+        return part
+
+    @property
+    def n_prompts(self) -> int:
+        """How many of them; an interval needs two."""
+        return int(self.has_part.sum())
+
+    @property
+    def degrees(self) -> int:
+        """Degrees of freedom of the interval."""
+        return self.n_prompts - 1
+
+    def replicates(self) -> FloatArray:
+        """`[R]` the value in each replicate."""
+        return self.statistic(self.terms.sum(axis=1))
+
+    @property
+    def value(self) -> float:
+        """The value; NaN when a replicate has nothing to measure."""
+        return float(self.replicates().mean()) if self.estimate is None else self.estimate
+
+    def contributions(self) -> FloatArray:
+        """`[P]` numbers whose squares add up to the variance of the value, and whose products to a covariance."""
+        return jackknife(self.terms, lambda sums: self.statistic(sums).mean(axis=-1))
+
+    def interval(self, config: EvaluationConfig) -> Ends:
+        """(low, high), around the mean of `statistic` and not cut; at least two prompts."""
+        spread = np.concatenate([self.contributions(), self.loading])
+        variance = max(float((spread**2).sum()), self.least)
+        return _student(float(self.replicates().mean()), variance, self.degrees, config)
+
+    def change_interval(self, reference: "Measure", config: EvaluationConfig) -> Ends:
+        """Interval of `self - reference`, both on the same prompts."""
+        spread = np.concatenate(
+            [self.contributions() - reference.contributions(), _difference(self.loading, reference.loading)]
+        )
+        change = float(self.replicates().mean() - reference.replicates().mean())
+        return _student(change, float((spread**2).sum()), min(self.degrees, reference.degrees), config)
+
+    def bounded_interval(self, config: EvaluationConfig) -> Ends:
+        """`interval`, cut to what is possible and holding the value; NaN if it rests on one prompt alone."""
+        # One prompt says nothing about other prompts: no interval rather than a narrow one.
+        ends = self.interval(config) if self.n_prompts > 1 else NO_ENDS
+        return _holding(self.value, ends, self.bounds)
+
+    def bounded_change(self, reference: "Measure", config: EvaluationConfig) -> Ends:
+        """`change_interval`, cut to what is possible and holding the difference; NaN as `bounded_interval`."""
+        width = max(self.bounds[1] - self.bounds[0], reference.bounds[1] - reference.bounds[0])
+        few = min(self.n_prompts, reference.n_prompts) < 2
+        ends = NO_ENDS if few else self.change_interval(reference, config)
+        return _holding(self.value - reference.value, ends, (-width, width))
+
+    def exchanged(self, reference: "Measure", swapped: FloatArray) -> FloatArray:
+        """The difference `self - reference` had the two changed places in some prompts.
+
+        Args:
+            reference: On the same prompts and replicates.
+            swapped: `[M, P]` of 0 and 1.
+
+        Returns:
+            `[M]`.
+        """
+        moved = np.einsum("mp,rpv->mrv", swapped, reference.terms - self.terms, optimize=True)
+        mine = self.statistic(self.terms.sum(axis=1) + moved).mean(axis=-1)
+        others = self.statistic(reference.terms.sum(axis=1) - moved).mean(axis=-1)
+        change: FloatArray = mine - others
+        return change
+
+
+@dataclass(frozen=True)
+class Share(Measure):
+    """A share of images: of those in a part among those in a whole. `terms` are both, `[R, P, 2]`."""
+
+    def interval(self, config: EvaluationConfig) -> Ends:
+        """Wilson's."""
+        variance = float((self.contributions() ** 2).sum())
+        return share_interval(self.value, variance, self.n, self.degrees, config.confidence)
+
+
+@dataclass(frozen=True)
+class Worst(Measure):
+    """The mean of the `N_WORST` prompts with the largest values; `terms` are (value, 1), (0, 0) where there is none."""
+
+    N_WORST = 10
+
+    @property
+    def degrees(self) -> int:
+        """Only the worst say how far they are spread."""
+        return min(self.N_WORST, self.n_prompts) - 1
+
+    def replicates(self) -> FloatArray:
+        """`[R]`."""
+        return worst_mean(self._values(self.terms))
+
+    def contributions(self) -> FloatArray:
+        """Of a mean above a threshold: what each prompt has above the least of the worst, over how many are counted."""
+        values = self._values(self.terms)
+        n_worst = self.degrees + 1
+        ordered = -np.sort(-np.where(np.isnan(values), -np.inf, values), axis=1)
+        above = np.where(values > ordered[:, [n_worst - 1]], values - ordered[:, [n_worst - 1]], 0.0)
+        known = self.has_part
+        above = np.where(known, above - above[:, known].mean(axis=1, keepdims=True), 0.0).mean(axis=0) / n_worst
+        spread: FloatArray = above * np.sqrt(self.n_prompts / max(self.n_prompts - 1, 1))
+        return spread
+
+    def exchanged(self, reference: Measure, swapped: FloatArray) -> FloatArray:
+        """As of every measure; the ten worst are looked for again."""
+        chosen = swapped[:, None, :] > 0
+        mine, others = self._values(self.terms), self._values(reference.terms)
+        sides = (np.where(chosen, others, mine), np.where(chosen, mine, others))
+        here, there = (worst_mean(side).mean(axis=-1) for side in sides)
+        change: FloatArray = here - there
+        return change
+
+    @staticmethod
+    def _values(terms: FloatArray) -> FloatArray:
+        values: FloatArray = np.where(terms[..., 1] > 0, terms[..., 0], np.nan)
+        return values
+
+
+@dataclass(frozen=True)
+class Distance(Measure):
+    """How far the shares of all prompts together are from a centre. `terms` are images by class, `[R, P, K]`.
+
+    Attributes:
+        centre: `[K]` where the distance is 0.
+        distance: `[..., K]` shares to `[...]`, at least 0 and growing along every ray from the centre.
+        inverse: `[K, K]` what turns shares read into true shares; None leaves them.
+        share_loading: `[R, K, L]` as `loading`, of the true shares.
+        sign: -1 where the value is less the further away, as entropy: the value is `distance` of opposite sign.
+    """
+
+    centre: FloatArray = field(default_factory=lambda: _NOTHING)
+    distance: Statistic = class_shares
+    inverse: FloatArray | None = None
+    share_loading: FloatArray | None = None
+    sign: float = 1.0
+
+    def interval(self, config: EvaluationConfig) -> Ends:
+        """Around the estimate that noise does not push up, see `intervals.distance_interval`."""
+        draws = (config.seed, config.n_bootstrap)
+        ends = distance_interval(self._found(), covariance([self]), self.degrees, config.confidence, draws)
+        return _sorted(self.sign * ends[0], self.sign * ends[1])
+
+    def change_interval(self, reference: Measure, config: EvaluationConfig) -> Ends:
+        """See `intervals.difference_interval`."""
+        if not isinstance(reference, Distance):
+            raise TypeError(f"{self.metric} cannot be compared with a {type(reference).__name__}")
+        both, few = covariance([reference, self]), min(self.degrees, reference.degrees)
+        draws = (config.seed, config.n_bootstrap)
+        ends = difference_interval(reference._found(), self._found(), both, few, config.confidence, draws)
+        return _sorted(self.sign * ends[0], self.sign * ends[1])
+
+    def shares(self, sums: FloatArray) -> FloatArray:
+        """`[..., K]` images by class to shares, turned into true ones if there is an `inverse`."""
+        shares = class_shares(sums)
+        return shares if self.inverse is None else shares @ self.inverse
+
+    def _found(self) -> Found:
+        return Found(
+            self.shares(self.terms.sum(axis=1)), self.centre, lambda shares: self.distance(shares).mean(axis=-1)
+        )
+
+    def _parts(self) -> FloatArray:
+        """`[P, R * K]` contributions to the shares."""
+        return jackknife(self.terms, lambda sums: self.shares(sums).reshape(len(sums), -1))
+
+    def _lacking(self) -> FloatArray:
+        """`[R * K, R * K]` what their covariance lacks of that of images drawn independently, which is the least."""
+        n_replicates, _, k = self.terms.shape
+        parts = jackknife(self.terms, lambda sums: class_shares(sums).reshape(len(sums), -1))
+        turn = np.eye(k) if self.inverse is None else self.inverse
+        lacking = np.zeros((n_replicates * k, n_replicates * k))
+        for replicate, counts in enumerate(self.terms.sum(axis=1)):
+            block = slice(replicate * k, (replicate + 1) * k)
+            least = _independent(counts)
+            part = max(0.0, 1.0 - float((parts[:, block] ** 2).sum() / np.trace(least)))
+            lacking[block, block] = part * (turn.T @ least @ turn)
+        return lacking
+
+
+def covariance(measures: Sequence[Distance]) -> FloatArray:
+    """Of the shares behind measures on the same prompts, one below the other, `[N, N]`."""
+    parts = np.concatenate([measure._parts() for measure in measures], axis=1)
+    total: FloatArray = parts.T @ parts
+    start = 0
+    for measure in measures:
+        lacking = measure._lacking()
+        block = slice(start, start + len(lacking))
+        total[block, block] += lacking
+        start += len(lacking)
+    moved = [m.share_loading.reshape(-1, m.share_loading.shape[-1]) for m in measures if m.share_loading is not None]
+    if len(moved) == len(measures):
+        loading = np.concatenate(moved)
+        total += loading @ loading.T
+    return total
+
+
+def jackknife(terms: FloatArray, statistic: Statistic) -> FloatArray:
+    """What each prompt contributes to a statistic of sums over prompts.
+
+    Args:
+        terms: `[R, P, V]`.
+        statistic: `[..., R, V]` sums to `[...]` or to `[..., W]`.
+
+    Returns:
+        `[P]` or `[P, W]`, the sum of squares (products) over P being the jackknife's estimate of the (co)variance;
+        0 for prompts without part.
+    """
+    known = (terms != 0).any(axis=(0, 2))
+    n = int(known.sum())
+    left_out = statistic((terms.sum(axis=1, keepdims=True) - terms).transpose(1, 0, 2)[known])
+    parts = np.zeros((terms.shape[1], *left_out.shape[1:]))
+    parts[known] = (left_out.mean(axis=0) - left_out) * np.sqrt((n - 1) / n)
+    return parts
+
+
+def ratio(sums: FloatArray) -> FloatArray:
+    """`[..., 2]` a part and a whole to their quotient; NaN where the whole is 0."""
+    total = sums[..., 1]
+    ratio: FloatArray = np.divide(sums[..., 0], total, out=np.full_like(total, np.nan), where=total > 0)
+    return ratio
+
+
+def _student(value: float, variance: float, degrees: int, config: EvaluationConfig) -> Ends:
+    half = t_quantile(config.confidence, degrees) * float(np.sqrt(variance))
+    return value - half, value + half
+
+
+def _independent(counts: FloatArray) -> FloatArray:
+    """Covariance of the shares of independent images; half an image more a class, so that none is certain."""
+    total = counts.sum()
+    shares = (counts + 0.5) / (total + len(counts) / 2)
+    covariance: FloatArray = (np.diag(shares) - np.outer(shares, shares)) / total
+    return covariance
+
+
+def worst_mean(values: FloatArray) -> FloatArray:
+    """`[..., P]` to `[...]`: mean of the ten largest that are not NaN; NaN when there are none."""
+    n = min(Worst.N_WORST, values.shape[-1])
+    filled = np.where(np.isnan(values), -np.inf, values)
+    largest = np.partition(filled, values.shape[-1] - n, axis=-1)[..., values.shape[-1] - n :]
+    known = np.isfinite(largest)
+    counted = known.sum(axis=-1)
+    total = np.where(known, largest, 0.0).sum(axis=-1)
+    mean: FloatArray = np.divide(total, counted, out=np.full_like(total, np.nan), where=counted > 0)
+    return mean
+
+
+def _holding(value: float, ends: Ends, bounds: Ends) -> Ends:
+    if not np.isfinite(ends).all():
+        return NO_ENDS
+    low, high = (float(np.clip(end, *bounds)) for end in ends)
+    return min(low, value), max(high, value)
+
+
+def _sorted(one: float, other: float) -> Ends:
+    return min(one, other), max(one, other)
+
+
+def _difference(mine: FloatArray, others: FloatArray) -> FloatArray:
+    return mine - others if mine.shape == others.shape else np.concatenate([mine, others])

@@ -1,0 +1,221 @@
+"""Systems compared on the same prompts: differences with intervals, permutation tests, Holm's correction.
+
+The test asks whether the names of two systems matter. In each of many permutations the two change places in some
+prompts, all images and all replicates of a prompt together; the p-value is the share of permutations whose difference
+is at least as large as the one found (two-sided; the one found counts as one of them). It assumes nothing but that
+prompts are independent of each other. Equal seeds make differences less noisy; without them the row says so.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from popalign_core.config import Axis, EvaluationConfig
+from popalign_core.errors import InputError
+from popalign_core.evaluation.correction import calibrated_axes
+from popalign_core.evaluation.counts import FloatArray, label_images
+from popalign_core.evaluation.frames import Measured, Protocol, SystemFrames, benchmarks, measure_benchmark
+from popalign_core.evaluation.measures import NO_ENDS, ONE_PROMPT, Measure
+
+COMPARISON_COLUMNS = (
+    *("system", "reference", "benchmark", "metric", "axis", "value", "ci_low", "ci_high", "n", "floor", "scorer"),
+    *("p_value", "p_adjusted", "note"),
+)
+HEADLINES = ("discrepancy_pooled", "discrepancy_per_prompt", "discrepancy_joint", "recall")
+"""Measures that are corrected for one another, with every score. The others are there to explain these."""
+
+N_PERMUTATIONS = 9_999
+_NUMBERS_AT_ONCE = 4_000_000
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One measure of two systems on the same prompts; the reason in `note` where they cannot be tested."""
+
+    system: Measured
+    reference: Measured
+    can_test: bool
+    note: str
+
+
+def compare_systems(
+    prompts: pd.DataFrame,
+    reference: SystemFrames,
+    system: SystemFrames,
+    axes: Sequence[Axis],
+    config: EvaluationConfig,
+    calibration: pd.DataFrame | None = None,
+    benchmark_axes: Mapping[str, Sequence[str]] | None = None,
+) -> pd.DataFrame:
+    """`compare_all` of one system."""
+    return compare_all(prompts, reference, [system], axes, config, calibration, benchmark_axes)
+
+
+def compare_all(
+    prompts: pd.DataFrame,
+    reference: SystemFrames,
+    systems: Sequence[SystemFrames],
+    axes: Sequence[Axis],
+    config: EvaluationConfig,
+    calibration: pd.DataFrame | None = None,
+    benchmark_axes: Mapping[str, Sequence[str]] | None = None,
+) -> pd.DataFrame:
+    """Differences, system minus reference, of everything `metrics.compute_metrics` measures.
+
+    Args:
+        prompts: Prompts table of all.
+        reference: The system compared with.
+        systems: The systems compared, the same prompts drawn by each.
+        axes: The axes.
+        config: Confidence; size and seed of the draws.
+        calibration: As in `compute_metrics`.
+        benchmark_axes: As in `compute_metrics`.
+
+    Returns:
+        The comparison table. `n` is the images of the one that has fewer, `p_value` that of the permutation test,
+        `p_adjusted` Holm's over the `HEADLINES` and scores of all systems. What cannot be compared has value NaN, n 0
+        and the reason in `note`; what can be compared but not tested has no p-value, and the reason.
+
+    Raises:
+        InputError: As `compute_metrics`; or when the systems were read by different classifiers.
+    """
+    readers = {name for frames in (reference, *systems) for name in frames.attributes["classifier"].unique()}
+    if len(readers) > 1:
+        raise InputError(f"the systems were read by different classifiers, {sorted(readers)}; read all with one")
+    known = calibrated_axes(calibration, readers.pop(), axes, config.confidence) if readers else {}
+    protocol = Protocol(axes, known, benchmark_axes or {})
+    rows = [row for frames in systems for row in _rows(prompts, reference, frames, protocol, config)]
+    table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS)).astype({"n": np.int64})
+    is_headline = table["metric"].isin(HEADLINES) | (table["axis"] == "") & (table["metric"] != "no_face_share")
+    table.loc[is_headline, "p_adjusted"] = holm(table.loc[is_headline, "p_value"].to_numpy())
+    return table
+
+
+def holm(p_values: FloatArray) -> FloatArray:
+    """Holm's step-down correction (1979): under any dependence, the chance of one false finding is at most the level.
+
+    Args:
+        p_values: `[N]`; NaN takes no part.
+    """
+    adjusted = np.full(len(p_values), np.nan)
+    tested = np.flatnonzero(np.isfinite(p_values))
+    order = tested[np.argsort(p_values[tested], kind="stable")]
+    steps = p_values[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted
+
+
+def permutation_p_values(
+    pairs: Sequence[tuple[Measure, Measure]], seed: int, n_permutations: int = N_PERMUTATIONS
+) -> FloatArray:
+    """The p-value of every pair (system, reference), from the same permutations; all on the same prompts, `[N]`."""
+    if not pairs:
+        return np.zeros(0)
+    found = np.array([float(mine.replicates().mean() - other.replicates().mean()) for mine, other in pairs])
+    n_prompts = pairs[0][0].terms.shape[1]
+    as_large = np.zeros(len(pairs))
+    generator = np.random.default_rng(seed)
+    largest = max(np.prod(mine.terms.shape[:2]) for mine, _ in pairs)
+    block = max(1, int(_NUMBERS_AT_ONCE // largest))
+    for start in range(0, n_permutations, block):
+        swapped = generator.integers(0, 2, (min(block, n_permutations - start), n_prompts)).astype(np.float64)
+        for number, (mine, other) in enumerate(pairs):
+            changes = np.abs(mine.exchanged(other, swapped))
+            # a permutation that leaves a system with nothing to measure does not speak against chance
+            as_large[number] += (~(changes < abs(found[number]) - 1e-12)).sum()
+    p_values: FloatArray = (1 + as_large) / (1 + n_permutations)
+    return p_values
+
+
+def _rows(
+    prompts: pd.DataFrame, reference: SystemFrames, system: SystemFrames, protocol: Protocol, config: EvaluationConfig
+) -> Iterator[dict[str, Any]]:
+    labels = [label_images(prompts, frames.images, frames.attributes, protocol.axes) for frames in (system, reference)]
+    both = [benchmarks(table) for table in labels]
+    for benchmark in dict.fromkeys([*both[1], *both[0]]):
+        sides = [table[table["benchmark"] == benchmark] for table in labels]
+        pairs = list(_pairs(sides, (system, reference), protocol))
+        tested = [(pair.system.measure, pair.reference.measure) for pair in pairs if pair.can_test]
+        p_values = iter(permutation_p_values(tested, config.seed))
+        for pair in pairs:
+            p_value = next(p_values) if pair.can_test else np.nan
+            yield _row(system.name, reference.name, pair, p_value, config)
+
+
+def _pairs(
+    labels: Sequence[pd.DataFrame], frames: tuple[SystemFrames, SystemFrames], protocol: Protocol
+) -> Iterator[Pair]:
+    """Every measure of either side of one benchmark; a side without images, or without it, has nothing."""
+    common, note, can_test = _prompts_of_both(labels)
+    found: list[dict[tuple[str, str, str], Measured]] = []
+    for table, one in zip(labels, frames, strict=True):
+        clusters = common or sorted(table["cluster"].unique())
+        chosen = table[table["cluster"].isin(clusters)]
+        measured = measure_benchmark(chosen, clusters, one, protocol) if len(chosen) else ()
+        found.append({each.key: each for each in measured})
+    for key in dict.fromkeys([*found[1], *found[0]]):
+        sides = [side.get(key) for side in found]
+        mine, other = (side or _missing(sides[1 - number]) for number, side in enumerate(sides))
+        reasons = [note] if note else []
+        if not common:
+            reasons = [f"not compared: {note}"]
+        elif mine.scorer != other.scorer:
+            reasons = [f"not compared: {frames[0].name} has {mine.scorer}, {frames[1].name} {other.scorer}"]
+        is_comparable = bool(common) and mine.scorer == other.scorer
+        if not is_comparable:
+            mine, other = _missing(mine), _missing(other)
+        yield Pair(mine, other, can_test and is_comparable and _is_known(mine, other), "; ".join(reasons))
+
+
+def _prompts_of_both(labels: Sequence[pd.DataFrame]) -> tuple[list[str], str, bool]:
+    """The prompts both drew, what to say of it, and whether the two may change places."""
+    clusters = [set(table["cluster"]) for table in labels]
+    common, every = sorted(clusters[0] & clusters[1]), clusters[0] | clusters[1]
+    if not common:
+        return [], "no prompt in common", False
+    notes = [] if len(common) == len(every) else [f"on the {len(common)} of {len(every)} prompts of both"]
+    mine, other = (table[table["cluster"].isin(common)] for table in labels)
+    counts = [table.groupby(["replicate", "prompt_id"]).size() for table in (mine, other)]
+    if not counts[0].sort_index().equals(counts[1].sort_index()):
+        return common, "; ".join([*notes, "not tested: the numbers of images or replicates differ"]), False
+    keys = ["replicate", "prompt_id", "index", "seed"]
+    if len(mine.merge(other[keys], on=keys)) < len(mine):
+        notes.append("paired by prompt only: the seeds differ")
+    return common, "; ".join(notes), True
+
+
+def _is_known(mine: Measured, other: Measured) -> bool:
+    return bool(np.isfinite(mine.measure.value - other.measure.value))
+
+
+def _missing(measured: Measured | None) -> Measured:
+    """In place of what a system does not have."""
+    if measured is None:
+        raise ValueError("one of two systems has the measure")
+    old = measured.measure
+    nothing = np.zeros((1, 1, 1))
+    why = old.why if old.n == 0 else "not compared: one of the two has none"
+    measure = Measure(old.metric, old.axis, nothing, lambda sums: np.full(sums.shape[:-1], np.nan), 0, why=why)
+    return Measured(measured.benchmark, measured.scorer, measure)
+
+
+def _row(system: str, reference: str, pair: Pair, p_value: float, config: EvaluationConfig) -> dict[str, Any]:
+    mine, other = pair.system.measure, pair.reference.measure
+    change = mine.value - other.value
+    is_known = bool(np.isfinite(change))
+    notes = [pair.note] if pair.note else []
+    (low, high), n = NO_ENDS, min(mine.n, other.n)
+    if not is_known:
+        n = 0
+        notes = notes or [next(side.why for side in (mine, other) if not np.isfinite(side.value))]
+    else:
+        low, high = mine.bounded_change(other, config)
+        if not np.isfinite(low):
+            p_value = np.nan
+            notes.append(ONE_PROMPT)
+    values = (change if is_known else np.nan, low, high, n, np.nan, pair.system.scorer, p_value, np.nan)
+    row = (system, reference, *pair.system.key, *values, "; ".join(notes))
+    return dict(zip(COMPARISON_COLUMNS, row, strict=True))

@@ -1,0 +1,219 @@
+"""Do the intervals hold what they promise? Populations with known truth, measured as real ones are.
+
+A population is a benchmark: prompts drawn from all prompts there could be (class shares that vary between prompts,
+Dirichlet or logit-normal), images drawn from each prompt, perhaps read by a classifier that errs and whose mistakes
+were counted in a calibration of limited size. An interval should hold the truth in 95 of 100 of them, and a test should
+find a difference between two equal systems in 5.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from popalign_core.config import Axis, EvaluationConfig
+from popalign_core.evaluation.calibration import UNREAD_CLASS
+from popalign_core.evaluation.correction import Calibrated, calibrated_axes
+from popalign_core.evaluation.counts import FloatArray
+from popalign_core.evaluation.fairness import class_shares, discrepancies
+from popalign_core.evaluation.measures import Measure, worst_mean
+from popalign_core.evaluation.paired import permutation_p_values
+from popalign_core.evaluation.prevalence import neutral_measures
+
+METRICS = (
+    *("discrepancy_pooled", "discrepancy_per_prompt", "discrepancy_worst10", "kl", "entropy", "parity_gap", "bias"),
+    *("share:c0", "share_corrected:c0", "discrepancy_corrected"),
+)
+CHANGES = ("discrepancy_pooled", "discrepancy_per_prompt", "share:c0", "discrepancy_corrected")
+"""Metrics whose difference between two systems is looked at too."""
+
+_READER = "simulated@1"
+_TRUTH_DRAWS = 200_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One kind of population.
+
+    Attributes:
+        shares: `[K]` class shares of a typical prompt, before its own deviation.
+        n_prompts: Prompts of the benchmark.
+        n_images: Images of each.
+        spread: How much prompts differ: of a Dirichlet, 1 / (1 + concentration); of a logit-normal, its deviation.
+        is_logit: A logit-normal instead of a Dirichlet.
+        accuracy: `[K]` share of each class that the classifier reads right, the rest evenly as others; None is all.
+        n_calibration: Images of each class that it was calibrated on.
+        tilt: Share by which class 0 is favoured by the second system; 0 is no difference.
+    """
+
+    shares: tuple[float, ...]
+    n_prompts: int
+    n_images: int
+    spread: float
+    is_logit: bool = False
+    accuracy: tuple[float, ...] | None = None
+    n_calibration: int = 400
+    tilt: float = 0.0
+
+    @property
+    def axis(self) -> Axis:
+        """With classes c0, c1, ... and a uniform target."""
+        return Axis(name="simulated", classes=tuple(f"c{number}" for number in range(len(self.shares))))
+
+    @property
+    def confusion(self) -> FloatArray:
+        """`[K, K]` P(read | true)."""
+        k = len(self.shares)
+        right = np.ones(k) if self.accuracy is None else np.asarray(self.accuracy)
+        matrix: FloatArray = np.where(np.eye(k, dtype=bool), right[:, None], (1 - right[:, None]) / (k - 1))
+        return matrix
+
+    def prompts(self, n: int, generator: np.random.Generator) -> FloatArray:
+        """`[n, 2, K]` shares of prompts under two systems."""
+        mean = np.asarray(self.shares)
+        if self.is_logit:
+            weights = mean * np.exp(self.spread * generator.standard_normal((n, len(mean))))
+        else:
+            weights = generator.gamma((1 / self.spread - 1) * mean, size=(n, len(mean))) + 1e-300
+        tilted = weights * np.where(np.arange(len(mean)) == 0, np.exp(self.tilt), 1.0)
+        return np.stack([class_shares(weights), class_shares(tilted)], axis=1)
+
+
+def coverage(setting: Setting, n_populations: int, config: EvaluationConfig, seed: int = 0) -> "pd.Series[float]":
+    """How often intervals hold the truth.
+
+    Args:
+        setting: Which populations.
+        n_populations: How many.
+        config: Confidence, and draws of each interval.
+        seed: Of the populations.
+
+    Returns:
+        For every metric of `METRICS` that applies, for `change:METRIC` between both systems and for `p:METRIC`, the
+        share of populations whose interval holds the truth, or whose permutation test finds p <= 1 - confidence.
+    """
+    generator = np.random.default_rng(seed)
+    truth = _truth(setting)
+    held: dict[str, list[bool]] = {}
+    for number in range(n_populations):
+        first, second = (
+            {measure.metric: measure for measure in system if measure.metric in truth[0]}
+            for system in _population(setting, generator)
+        )
+        for name, measure in first.items():
+            held.setdefault(name, []).append(_holds(measure.bounded_interval(config), truth[0][name]))
+            if name in CHANGES:
+                change = second[name].bounded_change(measure, config)
+                held.setdefault(f"change:{name}", []).append(_holds(change, truth[1][name] - truth[0][name]))
+        names = [name for name in ("discrepancy_pooled", "discrepancy_per_prompt") if name in first]
+        found = permutation_p_values([(second[name], first[name]) for name in names], seed=number, n_permutations=499)
+        for name, p_value in zip(names, found, strict=True):
+            held.setdefault(f"p:{name}", []).append(bool(p_value <= 1 - config.confidence))
+    return pd.Series({name: float(np.mean(hits)) for name, hits in held.items()})
+
+
+def corrected_error(setting: Setting, n_populations: int, seed: int = 0) -> tuple[float, float]:
+    """Mean absolute error of the share of class 0 as read, and as corrected."""
+    generator = np.random.default_rng(seed)
+    true = _truth(setting)[0]["share_corrected:c0"]
+    errors = []
+    for _ in range(n_populations):
+        found = {measure.metric: measure.value for measure in _population(setting, generator)[0]}
+        errors.append([abs(found[name] - true) for name in ("share:c0", "share_corrected:c0")])
+    raw, corrected = np.mean(errors, axis=0)
+    return float(raw), float(corrected)
+
+
+def coverage_markdown(rows: Sequence[tuple[Setting, "pd.Series[float]"]]) -> str:
+    """A Markdown table, percent."""
+    names = list(dict.fromkeys(name for _, found in rows for name in found.index))
+    head = ["K", "prompts", "images", "prompts differ", "classifier", "systems", *names]
+    lines = [head, ["---"] * len(head), *(_cells(setting, found, names) for setting, found in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(setting: Setting, found: "pd.Series[float]", names: Sequence[str]) -> list[str]:
+    kind = "logit-normal" if setting.is_logit else "Dirichlet"
+    right = "exact" if setting.accuracy is None else "/".join(f"{part:.0%}" for part in dict.fromkeys(setting.accuracy))
+    facts = [str(len(setting.shares)), str(setting.n_prompts), str(setting.n_images), f"{kind} {setting.spread:g}"]
+    figures = [f"{100 * found[name]:.1f}" if name in found else "" for name in names]
+    return [*facts, right, "differ" if setting.tilt else "equal", *figures]
+
+
+def _population(setting: Setting, generator: np.random.Generator) -> tuple[list[Measure], list[Measure]]:
+    axis, confusion = setting.axis, setting.confusion
+    read = setting.prompts(setting.n_prompts, generator) @ confusion
+    counts = generator.multinomial(setting.n_images, read).astype(np.float64)
+    calibrated: dict[str, Calibrated | str] = {}
+    if setting.accuracy is not None:
+        table = _calibration(axis, generator.multinomial(setting.n_calibration, confusion))
+        calibrated = calibrated_axes(table, _READER, [axis], confidence=0.95)
+    cells = pd.DataFrame({"face": True, f"read:{axis.name}": range(len(axis.classes))})
+    first, second = (neutral_measures(counts[None, :, number], cells, [axis], calibrated) for number in (0, 1))
+    return first, second
+
+
+def _calibration(axis: Axis, counts: "np.typing.NDArray[np.int64]") -> pd.DataFrame:
+    """A `calibration` table of independent images."""
+    rows = []
+    for true, row in zip(axis.classes, counts, strict=True):
+        half = 1.96 * np.sqrt((row + 0.5) / (row.sum() + 1) * (1 - row / (row.sum() + 1)) / row.sum())
+        shares = row / row.sum()
+        rows += [
+            (_READER, axis.name, true, name, int(n), share, share - width, share + width)
+            for name, n, share, width in zip(axis.classes, row, shares, half, strict=True)
+        ]
+        rows.append((_READER, axis.name, true, UNREAD_CLASS, 0, 0.0, 0.0, 0.0))
+    columns = ["classifier", "axis", "true_class", "read_class", "n", "share", "ci_low", "ci_high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _truth(setting: Setting) -> tuple[dict[str, float], dict[str, float]]:
+    """Of both systems, by drawing very many prompts."""
+    drawn = setting.prompts(_TRUTH_DRAWS, np.random.default_rng(1))
+    first, second = (_truth_of(setting, drawn[:, number]) for number in (0, 1))
+    return first, second
+
+
+def _truth_of(setting: Setting, prompts: FloatArray) -> dict[str, float]:
+    axis, k = setting.axis, len(setting.shares)
+    true = prompts.mean(axis=0)
+    shares = true @ setting.confusion
+    cells = pd.DataFrame({"face": True, f"read:{axis.name}": range(k)})
+    exact = {m.metric: m.value for m in neutral_measures(shares[None, None] * 1e6, cells, [axis], {})}
+    counts = np.random.default_rng(2).multinomial(setting.n_images, prompts @ setting.confusion)
+    each = discrepancies(counts)
+    groups = each[: len(each) // setting.n_prompts * setting.n_prompts].reshape(-1, setting.n_prompts)
+    # of two classes, the others are functions of the discrepancy
+    wanted = METRICS if k > 2 else [name for name in METRICS if name not in ("entropy", "parity_gap", "bias")]
+    known = {name: value for name, value in exact.items() if name in wanted}
+    known |= {"discrepancy_per_prompt": float(each.mean()), "discrepancy_worst10": float(worst_mean(groups).mean())}
+    if setting.accuracy is not None:
+        known |= {"share_corrected:c0": float(true[0]), "discrepancy_corrected": float(discrepancies(true))}
+    return known
+
+
+def _holds(ends: tuple[float, float], truth: float) -> bool:
+    return bool(ends[0] - 1e-9 <= truth <= ends[1] + 1e-9)
+
+
+def _settings() -> Iterator[Setting]:
+    even2, even3, even6 = (0.5, 0.5), (1 / 3,) * 3, (1 / 6,) * 6
+    white = (0.5, 0.1, 0.1, 0.1, 0.1, 0.1)
+    yield Setting(even2, 14, 60, 0.3)
+    yield Setting((0.75, 0.25), 40, 20, 0.3)
+    yield Setting((0.8, 0.2), 14, 60, 1.0, is_logit=True, tilt=-1.0)
+    yield Setting(even2, 100, 100, 1.5, is_logit=True)
+    yield Setting(even3, 14, 60, 0.2)
+    yield Setting((0.6, 0.3, 0.1), 40, 40, 0.2, tilt=-0.8)
+    yield Setting(even6, 20, 40, 0.1)
+    yield Setting(white, 40, 40, 0.8, is_logit=True)
+    yield Setting(white, 100, 100, 0.15, tilt=-1.0)
+    yield Setting((0.7, 0.3), 20, 60, 0.2, accuracy=(0.9, 0.75))
+    yield Setting(even2, 40, 40, 0.2, accuracy=(0.9, 0.75))
+    yield Setting((0.6, 0.3, 0.1), 40, 40, 0.2, accuracy=(0.85, 0.85, 0.85), tilt=-0.8)
+
+
+SETTINGS = tuple(_settings())
+"""K of 2, 3 and 6; 14 to 100 prompts; 20 to 100 images; weak and strong prompt effects; with and without errors."""

@@ -1,0 +1,93 @@
+"""Judging by machine: how often a scorer prefers a system's picture to another system's for the same prompt."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from popalign_core.config import EvaluationConfig
+from popalign_core.errors import InputError
+from popalign_core.evaluation.frames import SystemFrames
+from popalign_core.evaluation.measures import NO_ENDS, Share, ratio
+from popalign_core.evaluation.paired import permutation_p_values
+from popalign_core.prompts.benchmarks import benchmarks_of
+
+COLUMNS = (
+    *("system", "reference", "benchmark", "scorer", "version", "n", "n_wins", "n_ties", "win_rate"),
+    *("ci_low", "ci_high", "p_value"),
+)
+_KEY = ["replicate", "prompt_id", "index"]
+
+
+def win_rates(
+    prompts: pd.DataFrame, reference: SystemFrames, system: SystemFrames, config: EvaluationConfig
+) -> pd.DataFrame:
+    """Win rate of a system over the reference, for every scorer that scored both in the same version.
+
+    Pictures are paired by replicate, prompt and index, so of one seed where both were drawn with the same. A tie counts
+    half. What is estimated: the chance that of two pictures of a prompt like these the system's has the higher score.
+
+    Args:
+        prompts: Prompts table of both.
+        reference: The system compared with.
+        system: The system compared.
+        config: Confidence; seed of the permutations.
+
+    Returns:
+        Table `wins`, a row a benchmark and scorer; interval clustered on prompts, and the p-value of exchanging the two
+        systems prompt by prompt; both NaN for a single prompt.
+
+    Raises:
+        InputError: When a score is not finite.
+    """
+    scored = [_scored(frames) for frames in (system, reference)]
+    pairs = scored[0].merge(scored[1], on=[*_KEY, "scorer", "version"], suffixes=("", "_reference"))
+    facts = pd.DataFrame(
+        {
+            "benchmark": benchmarks_of(prompts),
+            "cluster": prompts["parent_id"].where(prompts["parent_id"].notna(), prompts["prompt_id"]),
+        }
+    ).set_index(prompts["prompt_id"])
+    pairs = pairs.join(facts, on="prompt_id")
+    rows = [
+        _row(system.name, reference.name, str(benchmark), str(scorer), str(version), group, config)
+        for (benchmark, scorer, version), group in pairs.groupby(["benchmark", "scorer", "version"], sort=True)
+    ]
+    counts = {"n": np.int64, "n_wins": np.int64, "n_ties": np.int64}
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(counts)
+
+
+def _scored(frames: SystemFrames) -> pd.DataFrame:
+    bad = frames.scores[~np.isfinite(frames.scores["value"].to_numpy(dtype=np.float64))]
+    if len(bad):
+        scorer = bad["scorer"].iloc[0]
+        raise InputError(
+            f"{frames.name!r} has {len(bad)} scores that are not finite (first: of {scorer!r}); score again"
+        )
+    images = frames.images if "replicate" in frames.images else frames.images.assign(replicate=0)
+    return frames.scores.merge(images[["image_id", *_KEY]], on="image_id")[[*_KEY, "scorer", "version", "value"]]
+
+
+def _row(
+    system: str,
+    reference: str,
+    benchmark: str,
+    scorer: str,
+    version: str,
+    pairs: pd.DataFrame,
+    config: EvaluationConfig,
+) -> dict[str, Any]:
+    is_win = (pairs["value"] > pairs["value_reference"]).to_numpy()
+    is_tie = (pairs["value"] == pairs["value_reference"]).to_numpy()
+    cluster = np.unique(pairs["cluster"].to_numpy(dtype=str), return_inverse=True)[1]
+    won, tied, n = (np.bincount(cluster, weights=part) for part in (is_win, is_tie, np.ones(len(pairs))))
+    points = won + tied / 2
+    mine, other = (
+        Share("wins", "", np.stack([part, n], axis=-1)[None], ratio, len(pairs)) for part in (points, n - points)
+    )
+    several = len(n) > 1
+    low, high = mine.interval(config) if several else NO_ENDS
+    p_value = permutation_p_values([(mine, other)], config.seed)[0] if several else np.nan
+    named = (system, reference, benchmark, scorer, version)
+    values = (len(pairs), int(is_win.sum()), int(is_tie.sum()), mine.value, low, high, p_value)
+    return dict(zip(COLUMNS, (*named, *values), strict=True))

@@ -1,0 +1,1 @@
+"""People as judges: which pairs a study is made of, who is asked what in which order, and what the answers say."""

@@ -1,0 +1,90 @@
+"""The tables of a review database: studies, their pictures and pairs, who is asked what, and the votes."""
+
+from typing import Any
+
+from sqlalchemy import JSON, CheckConstraint, ForeignKey, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+CHOICES = ("first", "tie", "second")
+"""What a rater can answer, in terms of the page."""
+
+_ID = String(32)
+_NAME = String(64)
+
+
+class Base(DeclarativeBase):
+    """Root of the tables."""
+
+
+class Study(Base):
+    """Two systems judged by people.
+
+    `secret` signs its raters' links and hides who they are in the export; `n_invited` counts its raters.
+    """
+
+    __tablename__ = "studies"
+    name: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    system_a: Mapped[str] = mapped_column(Text)
+    system_b: Mapped[str] = mapped_column(Text)
+    config: Mapped[dict[str, Any]] = mapped_column(JSON)
+    source: Mapped[dict[str, Any]] = mapped_column(JSON)
+    instructions: Mapped[str] = mapped_column(Text)
+    secret: Mapped[str] = mapped_column(String(64))
+    n_invited: Mapped[int] = mapped_column(default=0)
+
+
+class Picture(Base):
+    """An image as it is shown: its id is all that a page knows of it."""
+
+    __tablename__ = "pictures"
+    picture_id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    study: Mapped[str] = mapped_column(ForeignKey("studies.name"), index=True)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Pair(Base):
+    """Two sets of pictures for one prompt; `checks` names the question whose answer is known to be A."""
+
+    __tablename__ = "pairs"
+    pair_id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    study: Mapped[str] = mapped_column(ForeignKey("studies.name"), index=True)
+    prompt_id: Mapped[str] = mapped_column(_ID)
+    prompt: Mapped[str] = mapped_column(Text)
+    checks: Mapped[str] = mapped_column(_NAME, default="")
+    images_a: Mapped[list[str]] = mapped_column(JSON)
+    images_b: Mapped[list[str]] = mapped_column(JSON)
+    pictures_a: Mapped[list[str]] = mapped_column(JSON)
+    pictures_b: Mapped[list[str]] = mapped_column(JSON)
+
+
+class Rater(Base):
+    """Somebody who was invited; who that is, the database does not know."""
+
+    __tablename__ = "raters"
+    rater_id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    study: Mapped[str] = mapped_column(ForeignKey("studies.name"), index=True)
+    number: Mapped[int]
+    is_closed: Mapped[bool] = mapped_column(default=False)
+
+
+class Asked(Base):
+    """One question of a rater's plan; `first` is the side of the pair that stands first on the page."""
+
+    __tablename__ = "asked"
+    __table_args__ = (UniqueConstraint("rater_id", "position"), UniqueConstraint("rater_id", "pair_id", "question"))
+    asked_id: Mapped[int] = mapped_column(primary_key=True)
+    rater_id: Mapped[str] = mapped_column(ForeignKey("raters.rater_id"))
+    position: Mapped[int]
+    pair_id: Mapped[str] = mapped_column(ForeignKey("pairs.pair_id"), index=True)
+    question: Mapped[str] = mapped_column(_NAME)
+    first: Mapped[str] = mapped_column(String(1))
+
+
+class Vote(Base):
+    """An answer. Its key is the question's: nobody can answer a question twice."""
+
+    __tablename__ = "votes"
+    __table_args__ = (CheckConstraint(f"choice in {CHOICES}"), CheckConstraint("seconds >= 0"))
+    asked_id: Mapped[int] = mapped_column(ForeignKey("asked.asked_id"), primary_key=True, autoincrement=False)
+    choice: Mapped[str] = mapped_column(String(8))
+    seconds: Mapped[float]

@@ -1,0 +1,254 @@
+"""Studies by people: made from what two systems drew, their raters invited, their votes as a table."""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from popalign_core.config.review import StudyConfig
+from popalign_core.errors import InputError
+from popalign_core.ids import content_id
+from popalign_core.review.pairing import Pair, make_checks, pair_sets
+from popalign_core.review.plan import plan_rater
+from storage.store import ArtifactRef, Store
+
+if TYPE_CHECKING:
+    from popalign_core.review.results import Results
+    from storage.review_tables import Rater, Study
+    from storage.votes import ReviewDatabase, Row
+
+KINDS = ("neutral", "specific", "generic")
+SHIPPED = Path(__file__).parents[1] / "popalign_core" / "review"
+SUFFIXES = (".parquet", ".csv")
+
+
+def find_samples(store: Store, run: str, systems: Sequence[str]) -> tuple[ArtifactRef, list[ArtifactRef]]:
+    """The prompts of a run, and what systems drew for its evaluation.
+
+    Args:
+        store: Of the run.
+        run: Name of its folder.
+        systems: Names, such as `base` and `aligned`.
+
+    Raises:
+        InputError: When the run is not complete, or did not draw with such a system.
+    """
+    record = store.run_folder(run).read_record()
+    if record is None:
+        raise InputError(f"there is no complete run {run!r} in {store.root}; see its folder runs/")
+    nodes: dict[str, str] = record["meta"]["nodes"]
+    drawn = {node.partition(":")[2]: ref for node, ref in nodes.items() if node.startswith("sample-eval:")}
+    missing = [system for system in systems if system not in drawn]
+    if missing:
+        raise InputError(f"run {run!r} has no images of {', '.join(missing)}; it has: {', '.join(sorted(drawn))}")
+    prompts = nodes["identities"]
+    refs = [ArtifactRef(*text.split("/")) for text in (prompts, *(drawn[system] for system in systems))]
+    return refs[0], refs[1:]
+
+
+def create_study(
+    database: "ReviewDatabase",
+    store: Store,
+    name: str,
+    systems: Mapping[str, ArtifactRef],
+    prompts: ArtifactRef,
+    *,
+    config: StudyConfig,
+    kind: str = "neutral",
+    instructions: str | None = None,
+) -> int:
+    """Make a study of the images of two systems, with all its pictures, sized for the screen.
+
+    Args:
+        database: Takes it.
+        store: Has the images.
+        name: Of the study.
+        systems: Two names and their images.
+        prompts: Of both.
+        config: Questions, sizes, raters.
+        kind: Of the prompts that are used.
+        instructions: Markdown; the shipped ones when not given.
+
+    Returns:
+        The number of pairs, checks not counted.
+
+    Raises:
+        InputError: When the systems have too little in common, or there is a study of that name.
+    """
+    texts = store.read_table(prompts, "prompts", ["prompt_id", "text", "kind", "split"])
+    texts = texts[(texts["kind"] == kind) & (texts["split"] == "eval")]
+    text_of = dict(zip(texts["prompt_id"], texts["text"], strict=True))
+    (a, b), shipped = systems, "instructions.md" if config.set_size > 1 else "instructions_pictures.md"
+    frames = [_shown_images(store, ref, text_of) for ref in systems.values()]
+    pairs = pair_sets(frames[0], frames[1], config)
+    checks = make_checks(pairs, config)
+    study = {
+        "name": name,
+        "system_a": a,
+        "system_b": b,
+        "config": config.model_dump(mode="json"),
+        "source": {"prompts": str(prompts), a: str(systems[a]), b: str(systems[b])},
+        "instructions": instructions or (SHIPPED / shipped).read_text(encoding="utf-8"),
+    }
+    rows = [_pair_row(name, pair, text_of) for pair in (*pairs, *checks)]
+    database.create_study(study, _iter_pictures(store, name, systems.values(), [*pairs, *checks], config), rows)
+    return len(pairs)
+
+
+def invite(database: "ReviewDatabase", study: "Study") -> "Rater":
+    """Add a rater with a plan of their own.
+
+    Raises:
+        InputError: When every pair has its raters.
+    """
+    import numpy as np
+
+    config = parse_study(study)
+
+    def plan(rows: Sequence[Any], coverage: Mapping[str, int], number: int) -> Iterable["Row"]:
+        pairs = [Pair(row.pair_id, row.prompt_id, row.images_a, row.images_b, row.checks) for row in rows]
+        generator = np.random.default_rng([config.seed, number])
+        return [asdict(asked) for asked in plan_rater(pairs, coverage, config, generator)]
+
+    return database.invite(study.name, plan)
+
+
+def parse_study(study: "Study") -> StudyConfig:
+    """The configuration of a stored study."""
+    return StudyConfig.model_validate(study.config)
+
+
+def read_votes(database: "ReviewDatabase", name: str) -> pd.DataFrame:
+    """Table `votes` of a study: raters under pseudonyms, no times of day, nothing that leads to a person."""
+    study = database.study(name)
+    rows = [
+        {
+            "study": name,
+            "system_a": study.system_a,
+            "system_b": study.system_b,
+            "rater": _pseudonym(study, asked.rater_id),
+            "position": asked.position,
+            "pair_id": pair.pair_id,
+            "prompt_id": pair.prompt_id,
+            "prompt": pair.prompt,
+            "images_a": pair.images_a,
+            "images_b": pair.images_b,
+            "question": asked.question,
+            "first": asked.first,
+            "answer": _answer(vote.choice, asked.first),
+            "is_check": bool(pair.checks),
+            "seconds": vote.seconds,
+        }
+        for vote, asked, pair in database.votes(name)
+    ]
+    from storage.schemas import SCHEMAS
+
+    return pd.DataFrame(rows, columns=SCHEMAS["votes"].names).sort_values(["rater", "position"], ignore_index=True)
+
+
+def export_votes(database: "ReviewDatabase", name: str, path: Path) -> int:
+    """Write the votes as Parquet (table `votes`) or CSV, by the ending of the path; the number of votes.
+
+    Raises:
+        InputError: For another ending, or no votes.
+    """
+    from storage.parquet import encode
+    from storage.roots import write_atomic
+
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path} ends in {path.suffix!r}; give a path that ends in {' or '.join(SUFFIXES)}")
+    votes = read_votes(database, name)
+    if votes.empty:
+        raise InputError(f"study {name!r} has no votes yet; `popalign study links {name}` shows who was invited")
+    write_atomic(path, encode("votes", votes) if path.suffix == ".parquet" else votes_csv(votes).encode())
+    return len(votes)
+
+
+def votes_csv(votes: pd.DataFrame) -> str:
+    """The table as CSV; ids of images separated by spaces."""
+    joined = {name: votes[name].map(" ".join) for name in ("images_a", "images_b")}
+    return votes.assign(**joined).to_csv(index=False)
+
+
+def study_results(database: "ReviewDatabase", name: str) -> "Results":
+    """Win rates, agreement and raters of a study so far."""
+    from popalign_core.review.results import evaluate_votes
+
+    return evaluate_votes(read_votes(database, name), parse_study(database.study(name)))
+
+
+def completion_code(study: "Study", rater_id: str) -> str:
+    """What a rater is shown at the end and a crowd platform is given: 10 letters and digits, made from the secret."""
+    return _keyed(study, "completion", rater_id)[:10].upper()
+
+
+def _pseudonym(study: "Study", rater_id: str) -> str:
+    return _keyed(study, "export", rater_id)[:12]
+
+
+def _keyed(study: "Study", purpose: str, rater_id: str) -> str:
+    text = json.dumps([purpose, rater_id]).encode()
+    return hmac.new(bytes.fromhex(study.secret), text, hashlib.sha256).hexdigest()
+
+
+def _answer(choice: str, first: str) -> str:
+    return {"first": first, "second": "b" if first == "a" else "a", "tie": "tie"}[choice]
+
+
+def _shown_images(store: Store, sample: ArtifactRef, prompt_ids: Iterable[str]) -> pd.DataFrame:
+    from tasks.tables import read_images
+
+    images = read_images(store, sample)
+    images = images[images["is_shown"] & images["prompt_id"].isin(list(prompt_ids))]
+    return images[["image_id", "prompt_id", "index", "seed"]]
+
+
+def _picture_id(study: str, image_id: str, *, spoiled: bool) -> str:
+    return content_id("picture", study, image_id, spoiled)
+
+
+def _pair_row(study: str, pair: Pair, texts: Mapping[str, str]) -> "Row":
+    is_spoiled = pair.kind == "spoiled"
+    return {
+        "pair_id": content_id(study, pair.pair_id),
+        "prompt_id": pair.prompt_id,
+        "prompt": texts[pair.prompt_id],
+        "checks": pair.checks,
+        "images_a": list(pair.a),
+        "images_b": list(pair.b),
+        "pictures_a": [_picture_id(study, image_id, spoiled=False) for image_id in pair.a],
+        "pictures_b": [_picture_id(study, image_id, spoiled=is_spoiled) for image_id in pair.b],
+    }
+
+
+def _iter_pictures(
+    store: Store, study: str, samples: Iterable[ArtifactRef], pairs: Iterable[Pair], config: StudyConfig
+) -> Iterator[tuple[str, bytes]]:
+    """Id and bytes of every picture that a pair shows, read a shard at a time."""
+    from popalign_core.review.screen import encode_for_screen, spoil
+    from storage.images import decode_png
+
+    plain: set[str] = set()
+    spoiled: set[str] = set()
+    for pair in pairs:
+        plain.update(pair.a)
+        (spoiled if pair.kind == "spoiled" else plain).update(pair.b)
+    for sample in dict.fromkeys(samples):
+        for shard in store.iter_table(sample, "images", ["image_id", "image"]):
+            for image_id, cell in shard[shard["image_id"].isin(plain | spoiled)].itertuples(index=False):
+                pixels_u8 = decode_png(cell["bytes"])
+                if image_id in plain:
+                    yield _picture_id(study, image_id, spoiled=False), encode_for_screen(pixels_u8, config.max_side)
+                if image_id in spoiled:
+                    yield (
+                        _picture_id(study, image_id, spoiled=True),
+                        encode_for_screen(spoil(pixels_u8), config.max_side),
+                    )
+                # two systems may share an image
+                plain.discard(image_id)
+                spoiled.discard(image_id)

@@ -1,0 +1,200 @@
+"""The review app in a real Chromium: by keyboard alone, by touch, and without scripts."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from review_server import ReviewServer
+from study_worlds import make_study
+
+from flows.review.sessions import invitation
+from popalign_core.config.review import IMAGES, SETS, StudyConfig
+from storage.review_tables import Rater, Study
+from storage.votes import ReviewDatabase
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+]
+CHOICE = {"1": "first", "2": "second", "3": "tie"}
+DESKTOP = {"viewport": {"width": 1280, "height": 800}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+class World:
+    """A study, its server, and a way in for each rater."""
+
+    def __init__(self, folder: Path, config: StudyConfig, n_prompts: int, n_raters: int) -> None:
+        self.database, self.study, self.raters = make_study(folder, config, n_prompts=n_prompts, n_raters=n_raters)
+        self.server = ReviewServer(f"sqlite:///{folder / 'reviews.sqlite'}")
+
+    def link(self, rater: Rater) -> str:
+        return invitation(self.study, rater.rater_id, self.server.url)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path, SETS, n_prompts=20, n_raters=3)
+    with made.server:
+        yield made
+
+
+def open_page(browser: Any, link: str, **options: Any) -> tuple[Any, list[str]]:
+    """A page of a browser of its own, and what went wrong in it so far."""
+    page, wrong = browser.new_context(**options).new_page(), list[str]()
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("response", lambda response: wrong.append(response.url) if response.status >= 400 else None)
+    page.goto(link)
+    return page, wrong
+
+
+def at_question(page: Any, number: int, n_all: int) -> None:
+    from playwright.sync_api import expect
+
+    expect(page).to_have_title(f"Question {number} of {n_all}")
+    page.wait_for_load_state("load")
+
+
+def votes_of(database: ReviewDatabase, study: Study, rater: Rater) -> list[str]:
+    rows = database.votes(study.name)
+    return [vote.choice for vote, asked, _ in rows if asked.rater_id == rater.rater_id]
+
+
+def test_three_raters_finish_twenty_pairs_by_keyboard_alone(browser: Any, world: World) -> None:
+    """One reloads in the middle, one takes an answer back; they take turns, and the votes are exactly theirs."""
+    n_all = 20 * 2 + 6
+    pages = [open_page(browser, world.link(rater), **DESKTOP) for rater in world.raters]
+    for page, _ in pages:
+        page.keyboard.press("Enter")
+    meant: list[list[str]] = [[], [], []]
+    for number in range(1, n_all + 1):
+        for rater, (page, _) in enumerate(pages):
+            at_question(page, number, n_all)
+            if (rater, number) == (1, 23):
+                page.reload()
+                at_question(page, number, n_all)
+            if (rater, number) == (2, 31):
+                page.keyboard.press("u")
+                at_question(page, number - 1, n_all)
+                corrected = "3" if meant[rater].pop() != "tie" else "1"
+                meant[rater].append(CHOICE[corrected])
+                page.keyboard.press(corrected)
+                at_question(page, number, n_all)
+            key = "123"[(number * (rater + 1) + rater) % 3]
+            meant[rater].append(CHOICE[key])
+            page.keyboard.press(key)
+    from playwright.sync_api import expect
+
+    for rater, (page, wrong) in enumerate(pages):
+        expect(page).to_have_title("Done")
+        assert re.fullmatch("[0-9A-F]{10}", page.locator("output").inner_text())
+        assert wrong == []
+        assert votes_of(world.database, world.study, world.raters[rater]) == meant[rater]
+    assert world.database.count_votes("study") == 3 * n_all
+    assert set(world.database.coverage("study").values()) == {3}
+
+
+def test_a_key_that_is_held_or_hit_twice_is_one_answer(browser: Any, world: World) -> None:
+    page, _ = open_page(browser, world.link(world.raters[0]), **DESKTOP)
+    page.keyboard.press("Enter")
+    at_question(page, 1, 46)
+    page.keyboard.down("1")
+    for _ in range(5):
+        page.keyboard.down("1")  # repeats while held
+    at_question(page, 2, 46)
+    page.keyboard.down("1")
+    page.wait_for_timeout(500)
+    page.keyboard.up("1")
+    page.evaluate("() => { for (const key of '22') document.querySelector(`[data-key=\"${key}\"]`).click() }")
+    at_question(page, 3, 46)
+    assert votes_of(world.database, world.study, world.raters[0]) == ["first", "second"]
+
+
+def test_the_pictures_of_the_next_pair_are_there_before_it_is_asked_for(browser: Any, world: World) -> None:
+    page, _ = open_page(browser, world.link(world.raters[0]), **DESKTOP)
+    page.keyboard.press("Enter")
+    fetched = []
+    for number in range(1, 8):
+        at_question(page, number, 46)
+        page.wait_for_load_state("networkidle")
+        fetched.append(sum(size > 0 for size in page.evaluate(TRANSFERRED)))
+        page.keyboard.press("3")
+    assert fetched[0] > 0, "the first pair comes over the wire"
+    assert fetched[1:] == [0] * 6, "all others out of the browser's cache"
+
+
+@pytest.mark.parametrize(("name", "options"), [("desktop", DESKTOP), ("phone", PHONE)])
+@pytest.mark.parametrize("config", [SETS, IMAGES], ids=["sets", "images"])
+def test_the_page_fits_the_screen(browser: Any, tmp_path: Path, name: str, options: Any, config: StudyConfig) -> None:
+    """Nothing is wider than the screen, the answers are in reach of a thumb, text stands out from its ground."""
+    world = World(tmp_path, config, n_prompts=4, n_raters=1)
+    with world.server:
+        page, wrong = open_page(browser, world.link(world.raters[0]), **options)
+        page.screenshot(path=tmp_path / f"welcome-{name}.png", full_page=True)
+        page.get_by_role("link", name=re.compile("Start")).click()
+        page.wait_for_load_state("load")
+        page.screenshot(path=tmp_path / f"judge-{name}.png")
+        width, height = options["viewport"]["width"], options["viewport"]["height"]
+        assert page.evaluate("() => document.documentElement.scrollWidth") == width
+        assert min(page.evaluate(WIDTHS)) > 0
+        for button in page.get_by_role("button").all():
+            box = button.bounding_box()
+            assert box["height"] >= 44
+            assert box["y"] + box["height"] <= height
+        assert min(page.evaluate(CONTRAST)) >= 4.5
+        (page.get_by_role("button", name=re.compile("No difference")).tap if name == "phone" else
+         page.get_by_role("button", name=re.compile("No difference")).click)()  # fmt: skip
+        page.wait_for_load_state("load")
+        page.locator("[data-zoom]").first.click()
+        box = page.locator("#zoom img").bounding_box()
+        assert min(box["width"], box["height"]) >= 0.6 * min(width, height)
+        page.keyboard.press("Escape")
+        assert wrong == []
+    assert votes_of(world.database, world.study, world.raters[0]) == ["tie"]
+
+
+WIDTHS = "() => [...document.images].filter(i => i.alt).map(i => i.naturalWidth)"
+TRANSFERRED = """() => [...document.images].filter(i => i.alt)
+  .map(i => performance.getEntriesByName(i.src)[0].transferSize)"""
+CONTRAST = """() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => {
+    const linear = (c) => c <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4;
+    const [r, g, b] = numbers(colour).slice(0, 3).map(c => linear(c / 255));
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const ground = (e) => {
+    for (; e; e = e.parentElement) {
+      const colour = getComputedStyle(e).backgroundColor;
+      if (numbers(colour)[3] !== 0) return colour;
+    }
+    return 'rgb(255, 255, 255)';
+  };
+  return [...document.querySelectorAll('h1, h2, p, q, a, button, span')].filter(e => e.innerText).map(e => {
+    const [a, b] = [light(getComputedStyle(e).color), light(ground(e))].sort((x, y) => y - x);
+    return (a + .05) / (b + .05);
+  });
+}"""
+
+
+def test_everything_works_without_scripts(browser: Any, world: World) -> None:
+    page, wrong = open_page(browser, world.link(world.raters[0]), java_script_enabled=False, **DESKTOP)
+    page.get_by_role("link", name=re.compile("Start")).click()
+    for name in ("Set 1", "Set 2", "Undo", "No difference"):
+        page.get_by_role("button", name=re.compile(name)).click()
+    assert votes_of(world.database, world.study, world.raters[0]) == ["first", "tie"]
+    assert wrong == []
