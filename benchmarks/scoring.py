@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,9 @@ def public_calls(folder: Path) -> dict[str, Call]:
     """One picture and its prompt to a score, by the steps of model cards and packages; all loaded once but `hps`."""
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-    model = CLIPModel.from_pretrained(folder / "clip").eval()
-    process = CLIPImageProcessorPil.from_pretrained(folder / "clip")
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "clip")
+    model: Any = CLIPModel.from_pretrained(folder / "clip").eval()
+    process: Any = CLIPImageProcessorPil.from_pretrained(folder / "clip")
+    tokenizer: Any = CLIPTokenizer.from_pretrained(folder / "clip")
     head = torch.load(folder / "aesthetics.pth")
     path = folder / "HPS_v2.1_compressed.pt"
     hps = load_open_clip_vit(torch.load(path)["state_dict"], path, n_heads=files.N_HEADS, activation="gelu").eval()
@@ -121,41 +122,37 @@ def padded(picture: NDArray[np.uint8], side: int) -> torch.Tensor:
 def compare(pictures: Pictures, texts: Sequence[str], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Every scorer against its public call, in turns."""
     settings = write_files(folder)
-    calls = public_calls(folder)
-    results = {}
-    for name in [*calls, "image_reward"]:
-        own = name.partition(",")[0]
-        (scorer,) = build_judges({own: settings[own]}, folder / "clip", "cpu", {}).scorers
-        # ImageReward's package runs the same networks, one picture a call.
-        one = calls.get(name) or (lambda picture, text, scorer=scorer: float(scorer.score([picture], [text])[0]))
-        results[name] = _race(
-            lambda one=one: np.array([one(*pair) for pair in zip(pictures, texts, strict=True)]),
-            lambda own=own: build_judges({own: settings[own]}, folder / "clip", "cpu", {}).scorers[0],
-            pictures,
-            texts,
-            options,
-        )
-    return results
+
+    def load(name: str) -> Scorer:
+        return build_judges({name: settings[name]}, folder / "clip", "cpu", {}).scorers[0]
+
+    reward = load("image_reward")
+
+    def image_reward(picture: NDArray[np.uint8], text: str) -> float:
+        return float(reward.score([picture], [text])[0])  # its package runs the same networks, one picture a call
+
+    calls = public_calls(folder) | {"image_reward": image_reward}
+    return {
+        name: _race(call, partial(load, name.partition(",")[0]), pictures, texts, options)
+        for name, call in calls.items()
+    }
 
 
 @torch.inference_mode()
 def _race(
-    public: Callable[[], NDArray[np.float64]],
-    load: Callable[[], Scorer],
-    pictures: Pictures,
-    texts: Sequence[str],
-    options: argparse.Namespace,
+    public: Call, load: Callable[[], Scorer], pictures: Pictures, texts: Sequence[str], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Loading is on nobody's clock, but the scorer is a new one every round, as it remembers texts."""
     seconds: dict[str, list[float]] = {"public": [], "popalign": []}
     scores: dict[str, NDArray[np.float64]] = {}
     for _ in range(options.rounds + 1):
         scorer = load()
-        systems = {"public": public, "popalign": lambda: _batched(scorer, pictures, texts, options.batch_size)}  # noqa: B023
-        for name, system in systems.items():
-            start = time.perf_counter()
-            scores[name] = system()
-            seconds[name].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        scores["public"] = np.array([public(*pair) for pair in zip(pictures, texts, strict=True)])
+        middle = time.perf_counter()
+        scores["popalign"] = _batched(scorer, pictures, texts, options.batch_size)
+        seconds["public"].append(middle - start)
+        seconds["popalign"].append(time.perf_counter() - middle)
     difference = float(np.abs(scores["public"] - scores["popalign"]).max())
     if difference > 1e-4:
         raise SystemExit(f"the scores differ by {difference}")
