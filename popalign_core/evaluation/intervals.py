@@ -222,11 +222,13 @@ def _draw(covariance: FloatArray, along: FloatArray, degrees: int, draws: tuple[
 
 
 def _kept(places: FloatArray, found: FloatArray, drawn: FloatArray, confidence: float) -> tuple[float, float]:
-    """The outermost places where what was found, `[G]`, is not among the furthest of what was drawn, `[G, J]`."""
+    """The ends of the places where what was found, `[G]`, is not among the furthest of what was drawn, `[G, J]`."""
     p_values = (drawn >= found[:, None] - 1e-12).mean(axis=1)
     level = 1.0 - confidence
-    kept = np.flatnonzero(p_values > level)
-    first, last = int(kept[0]), int(kept[-1])
+    best = int(found.argmin())
+    below, above = np.flatnonzero(p_values[:best] <= level), np.flatnonzero(p_values[best:] <= level)
+    first = int(below[-1]) + 1 if len(below) else 0
+    last = best + int(above[0]) - 1 if len(above) else len(places) - 1
     low, high = float(places[first]), float(places[last])
     if first > 0:
         low = float(np.interp(level, p_values[first - 1 : first + 1], places[first - 1 : first + 1]))
