@@ -48,7 +48,6 @@ _FLOOR_COUNTS = 1_000_000
 """Fair prompts drawn for a floor, at most."""
 
 
-
 def neutral_measures(
     counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Axis], calibrated: Mapping[str, Calibrated | str]
 ) -> list[Measure]:
