@@ -7,6 +7,7 @@ from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.document import details, figures
 from popalign_core.report.estimates import Measure
 from popalign_core.report.front import Point, front_chart, front_table
+from popalign_core.report.measures import is_distance
 from popalign_core.report.plots import dumbbells, forest, strips, system_bars
 from popalign_core.report.standings import Results
 from popalign_core.report.system_tables import prompt_tables
@@ -26,7 +27,7 @@ def forests(results: Results) -> str:
 
 def quality_measures(results: Results) -> list[Measure]:
     """Scores of pictures; those of the very pictures whose classes are counted first."""
-    found = [m for m in results.headlines if not m.axis and m.metric != "no_face_share"]
+    found = [m for m in results.headlines if not m.axis and m.metric != "no_face_share" and not is_distance(m.metric)]
     return sorted(found, key=lambda m: m.benchmark not in results.benchmarks.values())
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from popalign_core.config import Axis
 from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.estimates import (
+    ORIGIN,
     UNKNOWN,
     Estimate,
     Measure,
@@ -19,7 +20,7 @@ from popalign_core.report.estimates import (
     judge_difference,
     measures_of,
 )
-from popalign_core.report.measures import FAIRNESS, is_shown, listed, number, scorer_name
+from popalign_core.report.measures import FAIRNESS, is_distance, is_shown, listed, number, scorer_name
 
 Place = Literal["fairer", "fairer at a cost", "less fair", "unclear", "unmeasured"]
 
@@ -86,7 +87,8 @@ class Results:
 
     def value(self, system: str, measure: Measure) -> Estimate:
         """What a system was measured to have."""
-        return self._values.get((system, measure), UNKNOWN)
+        is_origin = system == self.inputs.reference and is_distance(measure.metric)
+        return self._values.get((system, measure), ORIGIN if is_origin else UNKNOWN)
 
     def difference(self, system: str, measure: Measure) -> Estimate:
         """A system minus the reference."""
