@@ -16,7 +16,7 @@ from flows.graph import (
     run_steps,
     statistics_steps,
 )
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config import PipelineConfig, RuntimeConfig, merge_documents, parse_config
 from popalign_core.errors import ConfigError
 from popalign_core.systems import (
     BASE,
@@ -105,6 +105,11 @@ def line_up(
             if system.images is None or replicate == 0:
                 steps += (step for step in system_steps(config, name, replicate) if step.node not in given)
                 inputs |= _statistics(name, replicate)
+    if config.evaluation.second_classifier is not None:
+        for part, node in list(inputs.items()):
+            if part.startswith("sample:"):
+                steps.append(_second_reading(node, config))
+                inputs[part.replace("sample", "second", 1)] = steps[-1].node
     if any(system.trains for system in systems.values()):
         inputs["calibration"] = "calibration"  # the images it takes are drawn for the training
     options = {"systems": names, "n_seeds": n_seeds, "scale": scale}
@@ -176,6 +181,15 @@ def _training_steps(config: PipelineConfig, name: str, replicate: int) -> Iterat
                 inputs["start"] = start
             yield replace(step, node=step.node + suffix, inputs=inputs, config=changed)
         start = f"train{suffix}"
+
+
+def _second_reading(sample: str, config: PipelineConfig) -> Step:
+    """Another classifier's look at the images of a node."""
+    changes = {"attributes": {"classifier": config.evaluation.second_classifier}}
+    document = merge_documents(config.model_dump(exclude_none=True), changes)
+    (first,) = (step for step in statistics_steps(sample.partition(":")[2]) if step.node.startswith("attributes"))
+    second = parse_config(document, origin="evaluation.second_classifier")
+    return replace(first, node=first.node.replace("eval", "second", 1), config=second)
 
 
 def _statistics(name: str, replicate: int) -> dict[str, str]:

@@ -219,7 +219,7 @@ def references(
 def expected_images(step: Step, config: PipelineConfig) -> int:
     """Images that a step draws, reads or scores; 0 for steps that see none."""
     name = step.node.partition(":")[0]
-    if name not in ("sample", "attributes", "sample-eval", "attributes-eval", "scores"):
+    if name not in ("sample", "attributes", "sample-eval", "attributes-eval", "attributes-second", "scores"):
         return 0
     purpose: sample.Purpose = "preferences" if name in ("sample", "attributes") else "evaluation"
     counts = sample.n_images(config, purpose)

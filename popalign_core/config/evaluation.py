@@ -85,6 +85,11 @@ class EvaluationConfig(Frozen):
     n_bootstrap: int = Field(default=2000, ge=100)
     confidence: float = Field(default=0.95, gt=0, lt=1)
     seed: int = Field(default=0, ge=0, description="of the sampled evaluation images and of the bootstrap")
+    second_classifier: Text | None = Field(
+        default=None,
+        exclude_if=lambda name: name is None,
+        description="reads the images of `popalign compare` too, to say how often two classifiers agree",
+    )
     scorers: dict[ScorerName, ScorerConfig] = Field(
         default={}, exclude_if=is_empty, description="who scores, by metric; empty is the CLIP of the portraits alone"
     )

@@ -175,7 +175,9 @@ def _sentences(results: Results, standings: Sequence[Standing]) -> Iterator[tupl
 def _losses(results: Results, standing: Standing) -> str:
     told = []
     for lead, measures in (("worse", standing.lost), ("perhaps worse", standing.doubtful)):
-        shifts = [(m, results.difference(standing.system, m).value) for m in measures]
+        is_all = any(m.metric == "recall" and m.axis == "all" for m in measures)  # then its parts need no words
+        said = [m for m in measures if not (is_all and m.metric == "recall" and m.axis != "all")]
+        shifts = [(m, results.difference(standing.system, m).value) for m in said]
         names = [f"{_short(m)} {number(shift, m.metric, signed=True)}" for m, shift in shifts]
         told += [f"{lead}: {listed(names)}"] if names else []
     return f" ({'; '.join(told)})" if told else ""

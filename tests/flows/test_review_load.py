@@ -1,6 +1,7 @@
 """Fifty raters at once: what is acknowledged is kept, whatever happens to the server; pages come quickly."""
 
 import asyncio
+import os
 import random
 import re
 import time
@@ -121,6 +122,9 @@ def test_ten_kills_lose_no_acknowledged_vote(tmp_path: Path) -> None:
 
 def test_pages_come_quickly_to_fifty_raters(tmp_path: Path) -> None:
     """Each answers every two seconds or so, faster than people do, and loads every picture once."""
+    load, n_cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > n_cores:
+        pytest.skip(f"the machine is busy (load {load:.1f} on {n_cores} cores): this would measure the others")
     _, _, cookies = make_world(tmp_path)
 
     async def run(server: ReviewServer) -> list[ScriptedRater]:

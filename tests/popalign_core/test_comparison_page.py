@@ -218,3 +218,12 @@ def test_an_axis_of_its_own_benchmark_is_judged_there_and_one_without_is_left_ou
     html = build_comparison(results.inputs)
     assert "Age, mean" in _table(html, "Prompts “age”")
     assert "Race fairness" not in html
+
+
+def test_of_a_lost_recall_the_whole_is_named_and_not_its_parts() -> None:
+    tables = {}
+    for name, table in (("metrics", metrics()), ("comparison", comparison())):
+        part = table[table["metric"] == "recall"].assign(axis="gender")
+        tables[name] = pd.concat([table, part], ignore_index=True)
+    sentence = dict(summarise(Results(inputs(**tables))).sentences)["Fairer, at a cost"]
+    assert sentence == "costly (worse: CLIP score on neutral prompts −1.00 and recall −12.0 pts)."
