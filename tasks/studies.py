@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from storage.review_tables import Rater, Study
     from storage.votes import ReviewDatabase, Row
 
-KINDS = ("neutral", "specific", "generic")
 SHIPPED = Path(__file__).parents[1] / "popalign_core" / "review"
 SUFFIXES = (".parquet", ".csv")
 
@@ -59,7 +58,7 @@ def create_study(
     prompts: ArtifactRef,
     *,
     config: StudyConfig,
-    kind: str = "neutral",
+    benchmark: str = "neutral",
     instructions: str | None = None,
 ) -> int:
     """Make a study of the images of two systems, with all its pictures, sized for the screen.
@@ -71,7 +70,7 @@ def create_study(
         systems: Two names and their images.
         prompts: Of both.
         config: Questions, sizes, raters.
-        kind: Of the prompts that are used.
+        benchmark: Of the evaluation prompts that are used.
         instructions: Markdown; the shipped ones when not given.
 
     Returns:
@@ -80,9 +79,7 @@ def create_study(
     Raises:
         InputError: When the systems have too little in common, or there is a study of that name.
     """
-    texts = store.read_table(prompts, "prompts", ["prompt_id", "text", "kind", "split"])
-    texts = texts[(texts["kind"] == kind) & (texts["split"] == "eval")]
-    text_of = dict(zip(texts["prompt_id"], texts["text"], strict=True))
+    text_of = _read_prompts(store, prompts, benchmark)
     (a, b), shipped = systems, "instructions.md" if config.set_size > 1 else "instructions_pictures.md"
     frames = [_shown_images(store, ref, text_of) for ref in systems.values()]
     pairs = pair_sets(frames[0], frames[1], config)
@@ -198,6 +195,17 @@ def _keyed(study: "Study", purpose: str, rater_id: str) -> str:
 
 def _answer(choice: str, first: str) -> str:
     return {"first": first, "second": "b" if first == "a" else "a", "tie": "tie"}[choice]
+
+
+def _read_prompts(store: Store, prompts: ArtifactRef, benchmark: str) -> dict[str, str]:
+    """Prompt id -> text."""
+    texts = store.read_table(prompts, "prompts", ["prompt_id", "text", "benchmark", "split"])
+    texts = texts[texts["split"] == "eval"]
+    known = sorted(texts["benchmark"].unique())
+    if benchmark not in known:
+        raise InputError(f"the prompts have no benchmark {benchmark!r}; they have: {', '.join(known)}")
+    texts = texts[texts["benchmark"] == benchmark]
+    return dict(zip(texts["prompt_id"], texts["text"], strict=True))
 
 
 def _shown_images(store: Store, sample: ArtifactRef, prompt_ids: Iterable[str]) -> pd.DataFrame:

@@ -32,9 +32,7 @@ def create(
     kind: Annotated[
         Literal["sets", "images"], typer.Option(help="Sets of 5 and three raters a pair, or single pictures and five.")
     ] = "sets",
-    prompts: Annotated[
-        Literal["neutral", "specific", "generic"], typer.Option(help="Which evaluation prompts to use.")
-    ] = "neutral",
+    benchmark: Annotated[str, typer.Option(help="Whose evaluation prompts to use.")] = "neutral",
     instructions: Annotated[Path | None, typer.Option(help="A Markdown file; a shipped text when not given.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -57,7 +55,7 @@ def create(
         dict(zip(systems, samples, strict=True)),
         found,
         config=config,
-        kind=prompts,
+        benchmark=benchmark,
         instructions=text,
     )
     typer.echo(f"{n_pairs} pair(s); now `popalign study links {name} --new N` invites raters")

@@ -5,20 +5,20 @@ The answer that is known of a check is always `a`.
 """
 
 from dataclasses import dataclass
-from math import comb, sqrt
+from math import comb
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from popalign_core.config.review import StudyConfig
-from popalign_core.evaluation.intervals import t_quantile
+from popalign_core.evaluation.intervals import share_interval
 
 ANSWERS = ("a", "tie", "b")
 _CHANCE = 1 / len(ANSWERS)
 _RESAMPLES = 500
-_MOST_UNKNOWN = 0.05
-"""Share of resamples that may lack an alpha."""
+_MOST_LOST = 0.05
+"""Share of resamples without an alpha (all their answers are the same) above which it has no interval."""
 _WINS = ["question", "by", "n", "n_wins", "n_ties", "n_losses", "win_rate", "ci_low", "ci_high"]
 
 
@@ -60,11 +60,11 @@ def majority(votes: pd.DataFrame) -> pd.DataFrame:
 
 
 def win_interval(scores: np.ndarray, clusters: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Interval of a mean of scores in 0..1 that come in clusters: Wilson's, at the effective number of scores.
+    """Interval of a mean of scores that come in clusters: raters who judge one pair, pairs of one prompt.
 
-    The effective number is that of independent scores with the variance which the clusters' means show (Korn and
-    Graubard 1998), never more than there are scores, and the clusters' own number where the scores do not vary at
-    all: ten unanimous pairs are ten observations. The quantile is Student's.
+    Wilson's at the effective number of scores, that of independent ones with the variance which the clusters show
+    (Korn and Graubard 1998). Where the scores do not vary at all it is the number of clusters: ten unanimous pairs are
+    ten observations, however many raters they had. One cluster says nothing.
 
     Args:
         scores: [V] float, 1 for a win, .5 for a tie, 0 for a loss.
@@ -72,20 +72,12 @@ def win_interval(scores: np.ndarray, clusters: np.ndarray, confidence: float) ->
         confidence: For example .95.
     """
     index = np.unique(clusters, return_inverse=True)[1]
-    sizes, rate = np.bincount(index), float(scores.mean())
-    n_clusters = len(sizes)
-    if n_clusters < 2:
+    rate, n = float(scores.mean()), int(index.max()) + 1
+    if n < 2:
         return 0.0, 1.0
     residuals = np.bincount(index, weights=scores - rate)
-    variance = n_clusters / (n_clusters - 1) * float((residuals**2).sum()) / len(scores) ** 2
-    spread = float(np.mean((scores - rate) ** 2))
-    n = min(len(scores), spread / variance) if variance > 0 and spread > 0 else n_clusters
-    # ties make the spread smaller than that of wins and losses alone, which Wilson's interval supposes
-    n *= rate * (1 - rate) / spread if spread > 0 else 1
-    t = t_quantile(confidence, n_clusters - 1)
-    middle = (rate + t**2 / (2 * n)) / (1 + t**2 / n)
-    half = t / (1 + t**2 / n) * sqrt(rate * (1 - rate) / n + t**2 / (4 * n**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    variance = n / (n - 1) * float((residuals**2).sum()) / len(scores) ** 2
+    return share_interval(rate, variance, len(scores) if variance > 0 else n, n - 1, confidence)
 
 
 def agree(votes: pd.DataFrame, confidence: float = 0.95) -> dict[str, Any]:
@@ -108,10 +100,11 @@ def agree(votes: pd.DataFrame, confidence: float = 0.95) -> dict[str, Any]:
     value = alpha(counts)
     generator = np.random.default_rng(0)
     drawn = [alpha(counts[generator.integers(0, len(counts), len(counts))]) for _ in range(_RESAMPLES)]
-    if np.isnan(drawn).mean() > _MOST_UNKNOWN:
+    if np.isnan(drawn).mean() > _MOST_LOST:
         return row | {"alpha": value, "note": "no interval: in too many resamples all answers are the same"}
-    low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return row | {"alpha": value, "ci_low": min(low, value), "ci_high": max(high, value)}
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(drawn, [tail, 1 - tail]).tolist()
+    return row | {"alpha": value, "ci_low": low, "ci_high": high}
 
 
 def judge_raters(votes: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:

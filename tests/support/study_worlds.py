@@ -34,6 +34,7 @@ def make_store(root: Path, n_prompts: int = 4, n_images: int = 4, side: int = 24
             "parent_id": None,
             "template": "a photo of a {}",
             "source": "grammar",
+            "benchmark": "neutral",
         }
     )
     nodes = {"identities": _publish(store, "identities", "prompts", prompts)}
