@@ -1,7 +1,7 @@
 """Which of several points another one beats: the fairness/quality front."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 
 def dominators(scores: ArrayLike) -> list[int | None]:
@@ -13,5 +13,5 @@ def dominators(scores: ArrayLike) -> list[int | None]:
     points = np.asarray(scores, dtype=np.float64)
     no_less = (points[None] >= points[:, None]).all(axis=-1)
     more = (points[None] > points[:, None]).any(axis=-1)
-    beaten: NDArray[np.bool_] = no_less & more
+    beaten = np.asarray(no_less & more)
     return [int(row.argmax()) if row.any() else None for row in beaten]
