@@ -1,6 +1,6 @@
 """Systems side by side: the steps that measure them on the same prompts and seeds, and the run that does it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flows.graph import (
@@ -9,14 +9,13 @@ from flows.graph import (
     Call,
     PlannedNode,
     Step,
-    merge_equal,
     needed_for,
     plan,
     references,
     run_steps,
     statistics_steps,
 )
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config import PipelineConfig, RuntimeConfig, SystemConfig, merge_documents, parse_config
 from popalign_core.errors import ConfigError
 from popalign_core.systems import (
     BASE,
@@ -30,11 +29,12 @@ from storage.store import ArtifactRef
 from tasks import comparison
 from tasks.pictures import find_imported
 from tasks.publish import check_training_name, publish_comparison, reserve_run
-from tasks.stage import open_store
+from tasks.stage import open_store, reference
 
 NODE = comparison.STAGE
 _PARTS = {"sample": "sample-eval", "attributes": "attributes-eval", "scores": "scores"}
 """Part of a system's statistics -> the node that makes it."""
+_SECOND = "attributes-second"
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,13 @@ def line_up(
         raise ConfigError(f"scale is {scale:g}; give a share of the evaluation images, above 0 and up to 1")
     config = config.scaled(scale)
     systems = {name: find_system(config, name) for name in names}
-    prompts = references(config, runtime, PROMPT_STEPS)[-1][1]
-    given = {
-        f"{_PARTS['sample']}:{name}": find_imported(open_store(runtime), system.images, prompts, config)
-        for name, system in systems.items()
-        if system.images is not None
-    }
+    given = _imported(systems, config, runtime)
     steps, inputs = [*PROMPT_STEPS, *TRAINING_STEPS], {"prompts": "benchmarks"}
     for replicate in range(n_seeds):
         for name, system in systems.items():
             if system.images is None or replicate == 0:
                 steps += (step for step in system_steps(config, name, replicate) if step.node not in given)
-                inputs |= _statistics(name, replicate)
+                inputs |= _statistics(name, replicate, config)
     if any(system.trains for system in systems.values()):
         inputs["calibration"] = "calibration"  # the images it takes are drawn for the training
     options = {"systems": names, "n_seeds": n_seeds, "scale": scale}
@@ -122,8 +117,31 @@ def system_steps(config: PipelineConfig, name: str, replicate: int = 0) -> tuple
     training = tuple(_training_steps(config, name, replicate))
     model = training[-1].node if training else None
     drawn = configure_system(config, name)
-    measuring = statistics_steps(_label(name, replicate), model)
-    return (*training, *(replace(step, config=drawn) for step in measuring))
+    label = _label(name, replicate)
+    measuring = [replace(step, config=drawn) for step in statistics_steps(label, model)]
+    if config.evaluation.second_classifier is not None:
+        measuring.append(_second_reading(label, drawn))
+    return (*training, *measuring)
+
+
+def merge_equal(
+    steps: Iterable[Step],
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+    given: Mapping[str, ArtifactRef] | None = None,
+) -> tuple[Step, ...]:
+    """One step for each artifact: of those with the same key the first stays, and who takes the others' takes its."""
+    store, refs, kept = open_store(runtime), dict(given or {}), list[Step]()
+    first: dict[ArtifactRef, str] = {}
+    stands_for: dict[str, str] = {}
+    for step in steps:
+        step = replace(step, inputs={name: stands_for.get(node, node) for name, node in step.inputs.items()})
+        ref = reference(store, step.request(step.config or config, **step.arguments(refs)))
+        if ref not in first:
+            first[ref], refs[step.node] = step.node, ref
+            kept.append(step)
+        stands_for[step.node] = first[ref]
+    return tuple(kept)
 
 
 def compare_systems(
@@ -178,10 +196,32 @@ def _training_steps(config: PipelineConfig, name: str, replicate: int) -> Iterat
         start = f"train{suffix}"
 
 
-def _statistics(name: str, replicate: int) -> dict[str, str]:
+def _second_reading(label: str, config: PipelineConfig) -> Step:
+    """Another classifier's look at a system's images."""
+    changes = {"attributes": {"classifier": config.evaluation.second_classifier}}
+    document = merge_documents(config.model_dump(exclude_none=True), changes)
+    _, first, _ = statistics_steps(label)
+    second = parse_config(document, origin="evaluation.second_classifier")
+    return replace(first, node=f"{_SECOND}:{label}", config=second)
+
+
+def _statistics(name: str, replicate: int, config: PipelineConfig) -> dict[str, str]:
     """Parameter of the comparison -> node."""
     label = _label(name, replicate)
-    return {comparison.parameter(part, name, replicate): f"{node}:{label}" for part, node in _PARTS.items()}
+    parts = _PARTS | ({} if config.evaluation.second_classifier is None else {"second": _SECOND})
+    return {comparison.parameter(part, name, replicate): f"{node}:{label}" for part, node in parts.items()}
+
+
+def _imported(
+    systems: Mapping[str, SystemConfig], config: PipelineConfig, runtime: RuntimeConfig
+) -> dict[str, ArtifactRef]:
+    """Nodes of evaluation images that were made elsewhere -> where they are."""
+    store, prompts = open_store(runtime), references(config, runtime, PROMPT_STEPS)[-1][1]
+    return {
+        f"{_PARTS['sample']}:{name}": find_imported(store, system.images, prompts, config)
+        for name, system in systems.items()
+        if system.images is not None
+    }
 
 
 def _label(name: str, replicate: int) -> str:

@@ -1,7 +1,7 @@
 """The table of stages, and the plan: each node's key, hit or miss, and how much work it is. Imports no torch."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import Any
@@ -219,7 +219,7 @@ def references(
 def expected_images(step: Step, config: PipelineConfig) -> int:
     """Images that a step draws, reads or scores; 0 for steps that see none."""
     name = step.node.partition(":")[0]
-    if name not in ("sample", "attributes", "sample-eval", "attributes-eval", "scores"):
+    if name not in ("sample", "attributes", "sample-eval", "attributes-eval", "attributes-second", "scores"):
         return 0
     purpose: sample.Purpose = "preferences" if name in ("sample", "attributes") else "evaluation"
     counts = sample.n_images(config, purpose)
@@ -264,26 +264,6 @@ def needed_for(node: str, steps: tuple[Step, ...] = PIPELINE) -> tuple[Step, ...
             wanted.add(name)
             open_nodes += by_name[name].inputs.values()
     return tuple(step for step in steps if step.node in wanted)
-
-
-def merge_equal(
-    steps: Iterable[Step],
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    given: Mapping[str, ArtifactRef] | None = None,
-) -> tuple[Step, ...]:
-    """One step for each artifact: of those with the same key the first stays, and who takes the others' takes its."""
-    store, refs, kept = open_store(runtime), dict(given or {}), list[Step]()
-    first: dict[ArtifactRef, str] = {}
-    stands_for: dict[str, str] = {}
-    for step in steps:
-        step = replace(step, inputs={name: stands_for.get(node, node) for name, node in step.inputs.items()})
-        ref = reference(store, step.request(step.config or config, **step.arguments(refs)))
-        if ref not in first:
-            first[ref], refs[step.node] = step.node, ref
-            kept.append(step)
-        stands_for[step.node] = first[ref]
-    return tuple(kept)
 
 
 def run_steps(

@@ -33,7 +33,7 @@ Inputs = Mapping[str, ArtifactRef]
 
 
 def parameter(part: str, system: str, replicate: int) -> str:
-    """Under which name the stage takes a part (sample, attributes, scores) of a system's statistics."""
+    """Under which name the stage takes a part (sample, attributes, scores, second) of a system's statistics."""
     return f"{part}:{system}@{replicate}"
 
 
@@ -90,8 +90,8 @@ def compare_statistics(
         config: Of the pipeline.
         runtime: Which store.
         on_progress: Told how many systems are measured.
-        statistics: `sample`, `attributes` and `scores` of each system and replicate, named by `parameter`; imported
-            images have one replicate.
+        statistics: `sample`, `attributes`, `scores` and perhaps `second` (another classifier's attributes) of each
+            system and replicate, named by `parameter`; imported images have one replicate.
 
     Raises:
         InputError: When the tables do not fit together.
@@ -130,13 +130,15 @@ def gather_inputs(
     frames = [read_system(store, name, n_seeds, statistics) for name in systems]
     calibrated = None if calibration is None else store.read_table(calibration, "calibration")
     tables = measure_systems(table, frames, config, calibrated, on_progress)
+    seconds = {name: refs_of("second", name, n_seeds, statistics) for name in systems}
+    agreement = [_agreement(store, table, each, seconds[each.name], config) for each in frames if seconds[each.name]]
     samples, scores = (
         {name: refs_of(part, name, n_seeds, statistics) for name in systems} for part in ("sample", "scores")
     )
     scored = {name: list(zip(samples[name], scores[name], strict=True)) for name in systems}
     quality = quality_rows(store, table, scored, config.evaluation)
-    if len(quality):
-        tables["metrics"] = pd.concat([tables["metrics"], quality], ignore_index=True)
+    more = [rows for rows in (*agreement, quality) if len(rows)]
+    tables["metrics"] = pd.concat([tables["metrics"], *more], ignore_index=True)
     return ComparisonInputs(
         title="PopAlign comparison",
         reference=systems[0],
@@ -183,6 +185,19 @@ def measure_systems(
         "wins": pd.concat(wins, ignore_index=True),
         "per_prompt": pd.concat(by_prompt, ignore_index=True),
     }
+
+
+def _agreement(
+    store: Store, prompts: pd.DataFrame, frames: "SystemFrames", second: Sequence[ArtifactRef], config: PipelineConfig
+) -> pd.DataFrame:
+    """How often another classifier agrees with the first about a system's images: rows of `metrics`."""
+    from popalign_core.evaluation.agreement import agreement_rows
+
+    read = pd.concat([store.read_table(ref, "attributes") for ref in second], ignore_index=True)
+    both = (frames.attributes, read)
+    return agreement_rows(
+        frames.name, prompts, frames.images, *both, config.axes, config.evaluation, config.benchmark_axes
+    )
 
 
 def count_drops(frames: "SystemFrames") -> pd.DataFrame:

@@ -29,19 +29,9 @@ def read_pairs(
     n_prompts: dict[str, int],
     n_images: int = 6,
 ) -> Pairs:
-    """The first images of the first evaluation prompts.
-
-    Args:
-        store: Where the artifacts are.
-        prompts: All prompts.
-        base: Evaluation images of the base model.
-        aligned: Evaluation images of the aligned model.
-        n_prompts: Prompts by kind.
-        n_images: Images of each, at most.
-    """
-    texts = _first_prompts(prompts, n_prompts)
-    sides = [_read_side(store, sample, list(texts), n_images) for sample in (base, aligned)]
-    return {text: (sides[0][prompt_id], sides[1][prompt_id]) for prompt_id, text in texts.items()}
+    """`read_grids` of the base model's evaluation images and of the aligned model's."""
+    grids = read_grids(store, prompts, {"base": base, "aligned": aligned}, n_prompts, n_images)
+    return {text: (sides["base"], sides["aligned"]) for text, sides in grids.items()}
 
 
 def read_grids(
@@ -93,12 +83,6 @@ def _first_prompts(prompts: pd.DataFrame, n_prompts: Mapping[str, int]) -> dict[
     evaluated = prompts[prompts["split"] == "eval"]
     chosen = pd.concat([evaluated[evaluated["kind"] == kind].head(n) for kind, n in n_prompts.items()])
     return dict(zip(chosen["prompt_id"], chosen["text"], strict=True))
-
-
-def _read_side(store: Store, sample: ArtifactRef, prompt_ids: list[str], n_images: int) -> dict[str, NDArray[np.uint8]]:
-    """Prompt id -> [n, H, W, 3] uint8 in the order of the images' indices."""
-    numbered = _read_numbered(store, sample, prompt_ids, n_images)
-    return {prompt_id: np.stack(list(pictures.values())) for prompt_id, pictures in numbered.items()}
 
 
 def _read_numbered(

@@ -133,7 +133,7 @@ def _diversity(build: Build, judges: "Judges", places: pd.DataFrame, prompts: pd
     found = read_build(build).get(CLIP)
     if found is None or judges.subjects is None:
         return empty
-    prompt_ids = places.set_index("image_id").loc[found.image_ids, "prompt_id"]
+    prompt_ids = places.set_index("image_id").loc[list(found.image_ids), "prompt_id"]
     values = distances_from_siblings(found.values, prompt_ids.to_numpy(dtype=str))
     kinds = benchmarks_of(prompts).loc[prompt_ids].to_numpy(dtype=str)
     lonely = np.unique(kinds[~np.isfinite(values)])

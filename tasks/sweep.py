@@ -89,9 +89,7 @@ def list_points(metrics: pd.DataFrame, points: Sequence[Point], failed: Mapping[
             rows = nothing.assign(note=f"not measured: {failed[point.name]}")
         else:
             rows = measured[measured["system"] == point.name]
-        parts.append(
-            rows.assign(parameter=point.parameter, value=point.value, order=point.order, system=point.system)
-        )
+        parts.append(rows.assign(parameter=point.parameter, value=point.value, order=point.order, system=point.system))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -82,9 +82,14 @@ class EvaluationConfig(Frozen):
     n_neutral: int = Field(default=40, ge=2, description="images a neutral evaluation prompt")
     n_specific: int = Field(default=3, ge=1, description="images an identity-specific evaluation prompt")
     n_generic: int = Field(default=3, ge=1, description="images a generic prompt")
-    n_bootstrap: int = Field(default=2000, ge=100)
+    n_bootstrap: int = Field(default=2000, ge=100, description="draws behind the interval of a distance")
     confidence: float = Field(default=0.95, gt=0, lt=1)
-    seed: int = Field(default=0, ge=0, description="of the sampled evaluation images and of the bootstrap")
+    seed: int = Field(default=0, ge=0, description="of the evaluation images, their intervals and tests")
+    second_classifier: Text | None = Field(
+        default=None,
+        exclude_if=lambda name: name is None,
+        description="reads the images of `popalign compare` too, to say how often two classifiers agree",
+    )
     scorers: dict[ScorerName, ScorerConfig] = Field(
         default={}, exclude_if=is_empty, description="who scores, by metric; empty is the CLIP of the portraits alone"
     )

@@ -142,12 +142,6 @@ def confusion_matrix(table: pd.DataFrame, axis: Axis) -> FloatArray:
     return matrix
 
 
-def confusion_matrices(table: pd.DataFrame, axes: Sequence[Axis]) -> dict[str, FloatArray]:
-    """`confusion_matrix` of every axis that was calibrated, for `metrics.compute_metrics`."""
-    calibrated = set(table["axis"])
-    return {axis.name: confusion_matrix(table, axis) for axis in axes if axis.name in calibrated}
-
-
 def _with_clusters(prompts: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     parents = prompts["parent_id"].where(prompts["parent_id"].notna(), prompts["prompt_id"])
     return images[["image_id", "prompt_id"]].merge(prompts.assign(cluster=parents), on="prompt_id")

@@ -149,7 +149,7 @@ def embed_images(scorer: ClipScorer, batches: Iterable[NDArray[np.uint8] | Seque
     """
     parts = [torch.empty(0, scorer.model.text_projection.out_features)]
     for pixels_u8 in batches:
-        values = scorer.preprocessing.apply_all(pixels_u8)
+        values = scorer.preprocessing.apply_all(list(pixels_u8))
         features = scorer.model.get_image_features(pixel_values=values.to(scorer.model.device, scorer.model.dtype))
         parts.append(_unit(features.pooler_output))
     return torch.cat(parts)

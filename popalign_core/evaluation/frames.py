@@ -109,8 +109,11 @@ def measure_benchmark(
 def _scores(labels: pd.DataFrame, clusters: Sequence[str] | None, frames: SystemFrames) -> Iterator[Measured]:
     scores, images = frames.scores, frames.images
     place = pd.Index(labels["image_id"]).get_indexer(pd.Index(scores["image_id"]))
-    shown = images[images["is_shown"].astype(bool)] if "is_shown" in images else images
-    is_shown = labels["image_id"].isin(shown["image_id"]).to_numpy()
+    is_shown = np.ones(len(labels), dtype=bool)
+    if "is_shown" in images:
+        withheld = images.loc[~images["is_shown"].astype(bool), "image_id"]
+        found = pd.Index(labels["image_id"]).get_indexer(pd.Index(withheld))
+        is_shown[found[found >= 0]] = False
     for scorer in sorted(scores.loc[place >= 0, "scorer"].unique()):
         chosen = (scores["scorer"] == scorer).to_numpy() & (place >= 0)
         versions = sorted(scores.loc[chosen, "version"].unique())

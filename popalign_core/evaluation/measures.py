@@ -5,21 +5,14 @@ follow, for all of them alike: each prompt's contribution (jackknife), the covar
 prompts, and what the measure would be had the two systems changed places in some prompts (`paired.py`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from popalign_core.config import EvaluationConfig
-from popalign_core.evaluation.fairness import class_shares
-from popalign_core.evaluation.intervals import (
-    Found,
-    difference_interval,
-    distance_interval,
-    share_interval,
-    t_quantile,
-)
+from popalign_core.evaluation.intervals import share_interval, t_quantile
 
 FloatArray = NDArray[np.float64]
 Statistic = Callable[[FloatArray], FloatArray]
@@ -27,7 +20,7 @@ Ends = tuple[float, float]
 
 NO_ENDS: Ends = (np.nan, np.nan)
 ONE_PROMPT = "no interval: all images are of one prompt"
-_NOTHING = np.zeros(0)
+NOTHING = np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,7 @@ class Measure:
     floor: Callable[[], float] | None = None
     bounds: Ends = (-np.inf, np.inf)
     why: str = ""
-    loading: FloatArray = field(default_factory=lambda: _NOTHING)
+    loading: FloatArray = field(default_factory=lambda: NOTHING)
     estimate: float | None = None
     least: float = 0.0
 
@@ -185,84 +178,6 @@ class Worst(Measure):
         return values
 
 
-@dataclass(frozen=True)
-class Distance(Measure):
-    """How far the shares of all prompts together are from a centre. `terms` are images by class, `[R, P, K]`.
-
-    Attributes:
-        centre: `[K]` where the distance is 0.
-        distance: `[..., K]` shares to `[...]`, at least 0 and growing along every ray from the centre.
-        inverse: `[K, K]` what turns shares read into true shares; None leaves them.
-        share_loading: `[R, K, L]` as `loading`, of the true shares.
-        sign: -1 where the value is less the further away, as entropy: the value is `distance` of opposite sign.
-    """
-
-    centre: FloatArray = field(default_factory=lambda: _NOTHING)
-    distance: Statistic = class_shares
-    inverse: FloatArray | None = None
-    share_loading: FloatArray | None = None
-    sign: float = 1.0
-
-    def interval(self, config: EvaluationConfig) -> Ends:
-        """Around the estimate that noise does not push up, see `intervals.distance_interval`."""
-        draws = (config.seed, config.n_bootstrap)
-        ends = distance_interval(self._found(), covariance([self]), self.degrees, config.confidence, draws)
-        return _sorted(self.sign * ends[0], self.sign * ends[1])
-
-    def change_interval(self, reference: Measure, config: EvaluationConfig) -> Ends:
-        """See `intervals.difference_interval`."""
-        if not isinstance(reference, Distance):
-            raise TypeError(f"{self.metric} cannot be compared with a {type(reference).__name__}")
-        both, few = covariance([reference, self]), min(self.degrees, reference.degrees)
-        draws = (config.seed, config.n_bootstrap)
-        ends = difference_interval(reference._found(), self._found(), both, few, config.confidence, draws)
-        return _sorted(self.sign * ends[0], self.sign * ends[1])
-
-    def shares(self, sums: FloatArray) -> FloatArray:
-        """`[..., K]` images by class to shares, turned into true ones if there is an `inverse`."""
-        shares = class_shares(sums)
-        return shares if self.inverse is None else shares @ self.inverse
-
-    def _found(self) -> Found:
-        return Found(
-            self.shares(self.terms.sum(axis=1)), self.centre, lambda shares: self.distance(shares).mean(axis=-1)
-        )
-
-    def _parts(self) -> FloatArray:
-        """`[P, R * K]` contributions to the shares."""
-        return jackknife(self.terms, lambda sums: self.shares(sums).reshape(len(sums), -1))
-
-    def _lacking(self) -> FloatArray:
-        """`[R * K, R * K]` what their covariance lacks of that of images drawn independently, which is the least."""
-        n_replicates, _, k = self.terms.shape
-        parts = jackknife(self.terms, lambda sums: class_shares(sums).reshape(len(sums), -1))
-        turn = np.eye(k) if self.inverse is None else self.inverse
-        lacking = np.zeros((n_replicates * k, n_replicates * k))
-        for replicate, counts in enumerate(self.terms.sum(axis=1)):
-            block = slice(replicate * k, (replicate + 1) * k)
-            least = _independent(counts)
-            part = max(0.0, 1.0 - float((parts[:, block] ** 2).sum() / np.trace(least)))
-            lacking[block, block] = part * (turn.T @ least @ turn)
-        return lacking
-
-
-def covariance(measures: Sequence[Distance]) -> FloatArray:
-    """Of the shares behind measures on the same prompts, one below the other, `[N, N]`."""
-    parts = np.concatenate([measure._parts() for measure in measures], axis=1)
-    total: FloatArray = parts.T @ parts
-    start = 0
-    for measure in measures:
-        lacking = measure._lacking()
-        block = slice(start, start + len(lacking))
-        total[block, block] += lacking
-        start += len(lacking)
-    moved = [m.share_loading.reshape(-1, m.share_loading.shape[-1]) for m in measures if m.share_loading is not None]
-    if len(moved) == len(measures):
-        loading = np.concatenate(moved)
-        total += loading @ loading.T
-    return total
-
-
 def jackknife(terms: FloatArray, statistic: Statistic) -> FloatArray:
     """What each prompt contributes to a statistic of sums over prompts.
 
@@ -294,14 +209,6 @@ def _student(value: float, variance: float, degrees: int, config: EvaluationConf
     return value - half, value + half
 
 
-def _independent(counts: FloatArray) -> FloatArray:
-    """Covariance of the shares of independent images; half an image more a class, so that none is certain."""
-    total = counts.sum()
-    shares = (counts + 0.5) / (total + len(counts) / 2)
-    covariance: FloatArray = (np.diag(shares) - np.outer(shares, shares)) / total
-    return covariance
-
-
 def worst_mean(values: FloatArray) -> FloatArray:
     """`[..., P]` to `[...]`: mean of the ten largest that are not NaN; NaN when there are none."""
     n = min(Worst.N_WORST, values.shape[-1])
@@ -319,10 +226,6 @@ def _holding(value: float, ends: Ends, bounds: Ends) -> Ends:
         return NO_ENDS
     low, high = (float(np.clip(end, *bounds)) for end in ends)
     return min(low, value), max(high, value)
-
-
-def _sorted(one: float, other: float) -> Ends:
-    return min(one, other), max(one, other)
 
 
 def _difference(mine: FloatArray, others: FloatArray) -> FloatArray:

@@ -1,9 +1,11 @@
 """Systems compared on the same prompts: differences with intervals, permutation tests, Holm's correction.
 
 The test asks whether the names of two systems matter. In each of many permutations the two change places in some
-prompts, all images and all replicates of a prompt together; the p-value is the share of permutations whose difference
-is at least as large as the one found (two-sided; the one found counts as one of them). It assumes nothing but that
-prompts are independent of each other. Equal seeds make differences less noisy; without them the row says so.
+prompts, all images and all replicates of a prompt together; the p-value is the share of permutations with a difference
+as large as the one found (two-sided; the one found is one of them). Shares of few images fall on few values: other
+permutations with the very same difference count half (Lancaster's mid-p), or equal systems would be called different
+in 3 of 100 and not in 5. The test assumes nothing but that prompts are independent of each other. Equal seeds make
+differences less noisy; without them the row says so.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,18 +118,22 @@ def permutation_p_values(
         return np.zeros(0)
     found = np.array([float(mine.replicates().mean() - other.replicates().mean()) for mine, other in pairs])
     n_prompts = pairs[0][0].terms.shape[1]
-    as_large = np.zeros(len(pairs))
+    larger, equal = np.zeros(len(pairs)), np.ones(len(pairs))
     generator = np.random.default_rng(seed)
     largest = max(np.prod(mine.terms.shape[:2]) for mine, _ in pairs)
     block = max(1, int(_NUMBERS_AT_ONCE // largest))
     for start in range(0, n_permutations, block):
         swapped = generator.integers(0, 2, (min(block, n_permutations - start), n_prompts)).astype(np.float64)
         for number, (mine, other) in enumerate(pairs):
-            changes = np.abs(mine.exchanged(other, swapped))
+            excess = np.abs(mine.exchanged(other, swapped)) - abs(found[number])
             # a permutation that leaves a system with nothing to measure does not speak against chance
-            as_large[number] += (~(changes < abs(found[number]) - 1e-12)).sum()
-    p_values: FloatArray = (1 + as_large) / (1 + n_permutations)
-    return p_values
+            larger[number] += (~(excess <= 1e-12)).sum()
+            equal[number] += (np.abs(excess) <= 1e-12).sum()
+    # exchanging all prompts, or such as do not differ, is no other permutation
+    n_differing = np.array([(mine.terms != other.terms).any(axis=(0, 2)).sum() for mine, other in pairs])
+    same = 2.0 ** (1 - n_differing)
+    ties = equal / (1 + n_permutations)
+    return np.minimum(larger / (1 + n_permutations) + (np.maximum(ties, same) + same) / 2, 1.0)
 
 
 def _rows(

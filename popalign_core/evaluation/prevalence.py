@@ -27,10 +27,10 @@ from numpy.typing import ArrayLike
 from popalign_core.config import Axis
 from popalign_core.evaluation.correction import Calibrated, corrected_measures
 from popalign_core.evaluation.counts import FloatArray, indicator, joint_label
+from popalign_core.evaluation.distance import Distance
 from popalign_core.evaluation.divergence import evenness, kl_divergence, pairwise_bias, parity_gap
 from popalign_core.evaluation.fairness import class_shares, discrepancies, discrepancy_floor, squared_unbiased
 from popalign_core.evaluation.measures import (
-    Distance,
     Ends,
     Measure,
     Share,
@@ -46,7 +46,6 @@ NO_FACE = "not measured: no usable face"
 _FLOOR_DRAWS = 2_000
 _FLOOR_COUNTS = 1_000_000
 """Fair prompts drawn for a floor, at most."""
-
 
 
 def neutral_measures(

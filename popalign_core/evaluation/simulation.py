@@ -28,6 +28,11 @@ METRICS = (
 CHANGES = ("discrepancy_pooled", "discrepancy_per_prompt", "share:c0", "discrepancy_corrected")
 """Metrics whose difference between two systems is looked at too."""
 
+TESTED = ("discrepancy_pooled", "discrepancy_per_prompt", "share:c0")
+"""Metrics whose test is looked at."""
+N_PERMUTATIONS = 999
+"""Of a test; fewer than of a real one, as there are many tests."""
+
 _READER = "simulated@1"
 _TRUTH_DRAWS = 200_000
 
@@ -90,13 +95,13 @@ def coverage(setting: Setting, n_populations: int, config: EvaluationConfig, see
         seed: Of the populations.
 
     Returns:
-        For every metric of `METRICS` that applies, for `change:METRIC` between both systems and for `p:METRIC`, the
-        share of populations whose interval holds the truth, or whose permutation test finds p <= 1 - confidence.
+        For every metric of `METRICS` that applies, and for `change:METRIC` between both systems, the share of
+        populations whose interval holds the truth.
     """
     generator = np.random.default_rng(seed)
     truth = _truth(setting)
     held: dict[str, list[bool]] = {}
-    for number in range(n_populations):
+    for _ in range(n_populations):
         first, second = (
             {measure.metric: measure for measure in system if measure.metric in truth[0]}
             for system in _population(setting, generator)
@@ -106,11 +111,21 @@ def coverage(setting: Setting, n_populations: int, config: EvaluationConfig, see
             if name in CHANGES:
                 change = second[name].bounded_change(measure, config)
                 held.setdefault(f"change:{name}", []).append(_holds(change, truth[1][name] - truth[0][name]))
-        names = [name for name in ("discrepancy_pooled", "discrepancy_per_prompt") if name in first]
-        found = permutation_p_values([(second[name], first[name]) for name in names], seed=number, n_permutations=499)
-        for name, p_value in zip(names, found, strict=True):
-            held.setdefault(f"p:{name}", []).append(bool(p_value <= 1 - config.confidence))
     return pd.Series({name: float(np.mean(hits)) for name, hits in held.items()})
+
+
+def false_positives(setting: Setting, n_populations: int, level: float = 0.05, seed: int = 0) -> "pd.Series[float]":
+    """How often the permutation test finds a difference between the two systems, which should be equal.
+
+    Returns:
+        For every metric of `TESTED` the share of populations with a p-value of at most `level`.
+    """
+    generator = np.random.default_rng(seed)
+    found = []
+    for number in range(n_populations):
+        first, second = ({m.metric: m for m in system} for system in _population(setting, generator))
+        found.append(permutation_p_values([(second[name], first[name]) for name in TESTED], number, N_PERMUTATIONS))
+    return pd.Series((np.array(found) <= level).mean(axis=0), index=list(TESTED))
 
 
 def corrected_error(setting: Setting, n_populations: int, seed: int = 0) -> tuple[float, float]:

@@ -94,7 +94,7 @@ def _sections(results: Results) -> Iterator[tuple[str, str]]:
     yield "Left out, and why", _left_out(results)
     yield "Two classifiers on the same images", agreement_table(inputs.metrics)
     yield "What it costs", cost_table(inputs.costs)
-    yield "Every number", details("All measures of all systems, with p-values and notes", full_table(results))
+    yield "Every number", _every_number(results)
     yield (
         "What this page cannot say",
         bullets((*limits(inputs.metrics, inputs.comparison, inputs.n_seeds), *inputs.notes)),
@@ -114,6 +114,11 @@ def _glance(results: Results) -> str:
         "would show at this number of images: none can be expected to be lower.</p>"
     )
     return glance_table(results, [results.standing(name) for name in inputs.others]) + text
+
+
+def _every_number(results: Results) -> str:
+    text = "<p>With p-values and notes; left out on paper, for its length. The tables beside this page have it too.</p>"
+    return text + details("All measures of all systems", full_table(results), is_printed=False)
 
 
 def _left_out(results: Results) -> str:

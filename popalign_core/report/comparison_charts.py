@@ -7,14 +7,15 @@ from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.document import details, figures
 from popalign_core.report.estimates import Measure
 from popalign_core.report.front import Point, front_chart, front_table
+from popalign_core.report.measures import is_distance
 from popalign_core.report.plots import dumbbells, forest, strips, system_bars
 from popalign_core.report.standings import Results
-from popalign_core.report.system_tables import prompt_table
+from popalign_core.report.system_tables import prompt_tables
 
 
 def forests(results: Results) -> str:
     """Differences to the reference with intervals: fairness and quality, the rest folded away."""
-    first, rest = [], []
+    first, rest = list[tuple[str, str]](), list[tuple[str, str]]()
     for measure in results.headlines:
         rows = [(s, results.difference(s, measure), results.status(s, measure)) for s in results.inputs.others]
         if any(difference.is_measured for _, difference, _ in rows):
@@ -26,7 +27,7 @@ def forests(results: Results) -> str:
 
 def quality_measures(results: Results) -> list[Measure]:
     """Scores of pictures; those of the very pictures whose classes are counted first."""
-    found = [m for m in results.headlines if not m.axis and m.metric != "no_face_share"]
+    found = [m for m in results.headlines if not m.axis and m.metric != "no_face_share" and not is_distance(m.metric)]
     return sorted(found, key=lambda m: m.benchmark not in results.benchmarks.values())
 
 
@@ -88,10 +89,9 @@ def prompts(inputs: ComparisonInputs) -> str:
             pairs = paired_prompts(inputs.per_prompt, axis, inputs.reference, system)[:MOST_PROMPTS]
             chart = dumbbells(f"{axis.name}, {inputs.reference} and {system}", pairs, floor, largest)
             charts.append((f"{name}: {inputs.reference} ○ to {system} ●", chart))
-        folded += details(
-            f"Prompt by prompt, {axis.name}: the most biased under {inputs.reference} first", figures(charts)
-        )
-        folded += details(f"All prompts in numbers, {axis.name}", prompt_table(inputs, axis))
+        summary = f"Prompt by prompt, {axis.name}: the most biased under {inputs.reference} first"
+        folded += details(summary, figures(charts), is_printed=False)
+        folded += details(f"All prompts in numbers, {axis.name}", prompt_tables(inputs, axis))
     lead = (
         "<p>Discrepancy of each prompt on its own: a model can look fair on the whole while every prompt leans its own "
         "way. The thick bar is the mean over prompts, the dashed line what a fair sampler would show.</p>"

@@ -57,7 +57,9 @@ class Estimate:
         return self.value == self.value
 
 
-UNKNOWN = Estimate(*[float("nan")] * 3, note="not measured: the tables have no such row")
+_NAN = float("nan")
+UNKNOWN = Estimate(_NAN, _NAN, _NAN, note="not measured: the tables have no such row")
+ORIGIN = Estimate(_NAN, _NAN, _NAN, note="not measured: it is the distance from this system's pictures")
 
 
 def measures_of(table: pd.DataFrame) -> list[Measure]:
@@ -100,7 +102,7 @@ def judge_difference(metric: str, difference: Estimate, confidence: float) -> St
 
 def is_doubtful_loss(metric: str, difference: Estimate, confidence: float) -> bool:
     """Whether it would be called worse had it been the only thing compared."""
-    alone = replace(difference, p_adjusted=float("nan"))
+    alone = replace(difference, p_adjusted=_NAN)
     both = [judge_difference(metric, each, confidence) for each in (alone, difference)]
     return both == ["worse", "unclear"]
 
@@ -117,10 +119,12 @@ def check_scorers(metrics: pd.DataFrame) -> None:
         InputError: Names the measure and the scorers.
     """
     rows = _of_one_classifier(metrics[metrics["value"].notna()])
-    for key, group in rows.groupby(list(Measure._fields), sort=False):
+    for _, group in rows.groupby(list(Measure._fields), sort=False):
         scorers = sorted(group["scorer"].unique())
         if len(scorers) > 1:
-            raise InputError(f"{Measure(*key).name!r} was measured by {scorers}; measure all systems with one of them")
+            raise InputError(
+                f"{_measures(group)[0].name!r} was measured by {scorers}; measure all systems with one of them"
+            )
 
 
 def interval_words(estimate: Estimate, metric: str, *, signed: bool = False) -> str:

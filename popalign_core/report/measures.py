@@ -24,6 +24,11 @@ def is_shown(metric: str, *, is_crowded: bool = False) -> bool:
     return ":" not in metric and name not in _FURTHER and not (is_crowded and name in _CROWDED)
 
 
+def is_distance(metric: str) -> bool:
+    """Whether it measures how far a system's pictures are from the reference's, which then has no value of its own."""
+    return metric in _SETS
+
+
 def direction(metric: str) -> int:
     """1 where more is better, -1 where less is, 0 where neither is."""
     name = _base(metric)
@@ -88,7 +93,7 @@ def floor_words(value: float, metric: str) -> str:
     """What the best possible system would show; '' where there is no floor."""
     if pd.isna(value):
         return ""
-    return f"; {'if equal' if metric in _SETS else 'fair'} {number(value, metric)}"
+    return f"; {'if equal' if is_distance(metric) else 'fair'} {number(value, metric)}"
 
 
 def number(value: float, metric: str, *, signed: bool = False) -> str:

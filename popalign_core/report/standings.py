@@ -8,6 +8,7 @@ from typing import Literal
 from popalign_core.config import Axis
 from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.estimates import (
+    ORIGIN,
     UNKNOWN,
     Estimate,
     Measure,
@@ -19,7 +20,7 @@ from popalign_core.report.estimates import (
     judge_difference,
     measures_of,
 )
-from popalign_core.report.measures import FAIRNESS, is_shown, listed, number, scorer_name
+from popalign_core.report.measures import FAIRNESS, is_distance, is_shown, listed, number, scorer_name
 
 Place = Literal["fairer", "fairer at a cost", "less fair", "unclear", "unmeasured"]
 
@@ -86,7 +87,8 @@ class Results:
 
     def value(self, system: str, measure: Measure) -> Estimate:
         """What a system was measured to have."""
-        return self._values.get((system, measure), UNKNOWN)
+        is_origin = system == self.inputs.reference and is_distance(measure.metric)
+        return self._values.get((system, measure), ORIGIN if is_origin else UNKNOWN)
 
     def difference(self, system: str, measure: Measure) -> Estimate:
         """A system minus the reference."""
@@ -175,7 +177,9 @@ def _sentences(results: Results, standings: Sequence[Standing]) -> Iterator[tupl
 def _losses(results: Results, standing: Standing) -> str:
     told = []
     for lead, measures in (("worse", standing.lost), ("perhaps worse", standing.doubtful)):
-        shifts = [(m, results.difference(standing.system, m).value) for m in measures]
+        is_all = any(m.metric == "recall" and m.axis == "all" for m in measures)  # then its parts need no words
+        said = [m for m in measures if not (is_all and m.metric == "recall" and m.axis != "all")]
+        shifts = [(m, results.difference(standing.system, m).value) for m in said]
         names = [f"{_short(m)} {number(shift, m.metric, signed=True)}" for m, shift in shifts]
         told += [f"{lead}: {listed(names)}"] if names else []
     return f" ({'; '.join(told)})" if told else ""

@@ -71,7 +71,7 @@ article.systems { display: grid; grid-template-columns: repeat(auto-fill, minmax
 article.systems h3 { grid-column: 1 / -1; margin-bottom: 0; }
 article.systems figure { margin: 0; }
 article.systems figcaption { font-size: .85rem; overflow-wrap: anywhere; }
-.strip { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 3px; }
+.strip { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 76px); gap: 3px; }
 .strip img { display: block; width: 100%; height: auto; background: var(--wash); }
 .strip img.small { image-rendering: pixelated; }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: 12px 28px; }

@@ -122,11 +122,11 @@ def _head(sweep: Sweep) -> str:
     for measure in sweep.fairness:
         known = [name for name in sweep.names if sweep.at(*name, measure).is_measured]
         if known:
-            best = min(known, key=lambda name: sweep.at(*name, measure).value)
-            found = sweep.at(*best, measure)
+            found, best = min((sweep.at(*name, measure).value, name) for name in known)
+            floor = number(sweep.at(*best, measure).floor, measure.metric)
             lines.append(
                 f"<b>Lowest {escape(measure.axis)} discrepancy:</b> at {escape(_name(*best))}, "
-                f"{number(found.value, measure.metric)} (a fair sampler: {number(found.floor, measure.metric)})"
+                f"{number(found, measure.metric)} (a fair sampler: {floor})"
             )
     failed = [_name(*name) for name in sweep.names if not _has_discrepancy(sweep, name)]
     if failed:
@@ -163,7 +163,7 @@ _LIMITS = (
 
 
 def _trends(sweep: Sweep) -> str:
-    first, rest = [], []
+    first, rest = list[tuple[str, str]](), list[tuple[str, str]]()
     for measure in sweep.measures:
         series = {name: [sweep.at(name, value, measure) for value in sweep.values] for name in sweep.series}
         if any(e.is_measured for row_ in series.values() for e in row_):

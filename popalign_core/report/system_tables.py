@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from html import escape
+from typing import Any
 
 import pandas as pd
 
@@ -100,22 +101,25 @@ def cost_table(costs: pd.DataFrame) -> str:
     heads = ("System", *(f"{what} ({unit})" if unit else str(what) for what, unit in kinds))
     rows = []
     for system, group in costs.groupby("system", sort=False):
-        found = {(line.what, line.unit): line.value for line in group.itertuples()}
-        cells = [f"{found[kind]:,.4g}" if pd.notna(found.get(kind)) else NOTHING for kind in kinds]
+        found = dict(zip(zip(group["what"], group["unit"], strict=True), group["value"].tolist(), strict=True))
+        cells = [f"{found[kind]:,.4g}" if kind in found else NOTHING for kind in kinds]
         rows.append(row(heads, str(system), cells))
     return table(heads, rows)
 
 
-def prompt_table(inputs: ComparisonInputs, axis: Axis) -> str:
+def prompt_tables(inputs: ComparisonInputs, axis: Axis) -> str:
     """Discrepancy of every prompt under every system, the most biased under the reference first."""
     chosen = axis_rows(inputs.per_prompt, axis)
     wide = chosen.pivot(index=["prompt_id", "text"], columns="system", values="discrepancy").reset_index()
-    wide = wide.sort_values([inputs.reference, "text"], ascending=[False, True])
-    heads = ("Prompt", *inputs.systems)
-    return table(heads, [
-        row(heads, str(line["text"]), [_discrepancy(line.get(system)) for system in inputs.systems])
-        for _, line in wide.iterrows()
-    ])  # fmt: skip
+    lines = wide.sort_values([inputs.reference, "text"], ascending=[False, True]).to_dict("records")
+    tables = ""
+    for start in range(0, len(inputs.systems), MOST_COLUMNS):
+        shown = inputs.systems[start : start + MOST_COLUMNS]
+        rows = [
+            row(("", *shown), str(line["text"]), [_discrepancy(line.get(name)) for name in shown]) for line in lines
+        ]
+        tables += table(("Prompt", *shown), rows)
+    return tables
 
 
 def _discrepancy(value: float | None) -> str:
@@ -149,11 +153,11 @@ def _measure_cell(results: Results, system: str, measure: Measure, notes: Footno
 def _win_cell(group: pd.DataFrame, system: str, inputs: ComparisonInputs) -> str:
     if system not in group.index:
         return NOTHING
-    found = group.loc[system]
-    rate = Estimate(*(float(found[name]) for name in ("win_rate", "ci_low", "ci_high")))
+    found: dict[Any, Any] = group.loc[system].to_dict()
+    rate = Estimate(found["win_rate"], found["ci_low"], found["ci_high"])
     over_half = Estimate(rate.value - 0.5, rate.low - 0.5, rate.high - 0.5)
     said = mark(judge_difference("win_rate", over_half, inputs.confidence), _WINS)
-    more = f"; of {found['n']:,}, ties {found['n_ties']:,}; {p_words(float(found['p_value']))}"
+    more = f"; of {found['n']:,}, ties {found['n_ties']:,}; {p_words(found['p_value'])}"
     return estimate_cell(rate, "win_rate", Footnotes(), said=said, more=more)
 
 

@@ -101,7 +101,7 @@ def agree(votes: pd.DataFrame, confidence: float = 0.95) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     drawn = [alpha(counts[generator.integers(0, len(counts), len(counts))]) for _ in range(_RESAMPLES)]
     if np.isnan(drawn).mean() > _MOST_LOST:
-        return row | {"alpha": value}
+        return row | {"alpha": value, "note": "no interval: in too many resamples all answers are the same"}
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(drawn, [tail, 1 - tail]).tolist()
     return row | {"alpha": value, "ci_low": low, "ci_high": high}

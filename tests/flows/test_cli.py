@@ -60,7 +60,7 @@ def metrics(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_names_every_command_and_the_exit_codes() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
-    stages = ("run", "plan", "stage", "evaluate", "report", "import", "train")
+    stages = ("run", "plan", "stage", "evaluate", "compare", "sweep", "check", "report", "train")
     commands = (*stages, "import", "export", "verify", "gc", "doctor", "synthetic", "portraits")
     assert [name for name in commands if f"\n  {name} " not in result.output] == []
     assert "130 interrupted" in result.output

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pair_files import picture
 from picture_files import write_csv
@@ -13,9 +14,10 @@ from flows.comparison import compare_systems, line_up
 from flows.graph import call_directly
 from flows.runs import import_pictures
 from flows.tables import systems_lines
-from popalign_core.config import PipelineConfig, RuntimeConfig, SystemConfig
+from popalign_core.config import AttributesConfig, PipelineConfig, RuntimeConfig, SystemConfig
 from popalign_core.errors import ConfigError, InputError
 from tasks.comparison import TABLES
+from tasks.measuring import CLASSIFIERS, Classifier
 from tasks.stage import open_store
 
 NAMES = ["base", "cads", "aligned+cads", "elsewhere"]
@@ -177,3 +179,42 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     ]
     unknown = CliRunner().invoke(app, ["compare", "dall-e", "--preset", "smoke", "--root", str(tmp_path)])
     assert (unknown.exit_code, "there is no system 'dall-e'" in unknown.stderr) == (2, True)
+
+
+class SecondReader:
+    """Agrees with the stand-in but for the pictures whose sum divides by 3."""
+
+    name, version = "second", "1"
+
+    def __init__(self) -> None:
+        self.first = CLASSIFIERS["portraits"].load(AttributesConfig(), "cpu")
+        self.axes = self.first.axes
+
+    def read(self, pictures: Any, image_ids: Any = ()) -> list[Any]:
+        readings = self.first.read(pictures, image_ids)
+        for pixels, reading in zip(pictures, readings, strict=True):
+            if reading.n_faces and int(pixels.sum(dtype=np.int64)) % 3 == 0:
+                male, female = (reading.probabilities["gender"][name] for name in ("male", "female"))
+                reading.probabilities["gender"] = {"male": female, "female": male}
+        return list(readings)
+
+
+def test_a_second_classifier_reads_the_same_images_and_its_agreement_is_told(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Classifier(lambda: "second@1", lambda config, device: SecondReader())
+    monkeypatch.setitem(CLASSIFIERS, "deepface", reader)
+    evaluation = tiny_config.evaluation.model_copy(update={"second_classifier": "deepface"})
+    config = tiny_config.model_copy(update={"evaluation": evaluation})
+    lined = line_up(["base", "cads"], config, tiny_runtime)
+    nodes = {node.node: node.n_images for node in lined.plan(tiny_runtime)}
+    assert nodes["attributes-second:base"] == nodes["attributes-eval:base"]
+    ref = lined.run(tiny_runtime, call_directly())["comparison"]
+    metrics = open_store(tiny_runtime).read_table(ref, "metrics")
+    agreed = metrics[metrics["metric"] == "agreement"]
+    assert set(agreed["scorer"]) == {"pixel-sum@1|second@1"}
+    assert set(agreed["system"]) == {"base", "cads"}
+    assert ((agreed["value"] > 0) & (agreed["value"] < 1)).any()
+    eyes = tiny_config.model_copy(update={"evaluation": evaluation.model_copy(update={"second_classifier": "eyes"})})
+    with pytest.raises(ConfigError, match=r"(?s)evaluation\.second_classifier does not fit.*\['eyes'\] is not known"):
+        line_up(["cads"], eyes, tiny_runtime)

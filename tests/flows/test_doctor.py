@@ -42,6 +42,16 @@ def test_absent_deepface_weights_are_optional(tmp_path: Path, monkeypatch: pytes
     assert str(tmp_path / ".deepface" / "weights") in finding.detail
 
 
+def test_scorers_without_weights_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scorers" / "clip-vit-large-patch14").mkdir(parents=True)
+    found = findings(str(tmp_path))
+    clip = found["scorer clip_score"]
+    assert clip == Finding("scorer clip_score", str(tmp_path / "scorers" / "clip-vit-large-patch14"))
+    assert found["scorer hps_v2.1"].exit_code == 0
+    assert "hf download xswu/HPSv2 HPS_v2.1_compressed.pt --local-dir scorers" in found["scorer hps_v2.1"].detail
+
+
 def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "REQUIRED", ("surely-not-installed",))
     first = next(doctor._packages())

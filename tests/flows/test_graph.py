@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.graph import PIPELINE, call_directly, merge_equal, needed_for, plan, run_steps
+from flows.comparison import merge_equal
+from flows.graph import PIPELINE, call_directly, needed_for, plan, run_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
 from popalign_core.errors import ConfigError
 from tasks.sample import list_images, n_images

@@ -64,7 +64,7 @@ def test_pairs_are_imported_trained_on_and_gone_on_from(file: Path, options: lis
 
     planned = invoke("plan", "--preset", "smoke", "--root", store.root, "--set", f"model.name={model}")
     assert planned.exit_code == 0
-    assert "15 stages to run" in planned.stdout
+    assert "16 of 16 stages to run" in planned.stdout
 
 
 def test_sets_are_imported_and_trained_on(options: list[str], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from popalign_core.report.comparison import build_comparison
@@ -42,7 +43,24 @@ addEventListener('load', () => {
 });
 </script>"""
 
+
+def _crowded() -> str:
+    """Fourteen systems with names as long as they get."""
+    page, names = inputs(), list[str]()
+    tables: dict[str, list[pd.DataFrame]] = {"metrics": [], "comparison": [], "per_prompt": [], "wins": []}
+    for n in range(14):
+        like = page.systems[n % 4]
+        names.append(f"identity-injection+dynamic-cfg-{n}")
+        for table, parts in tables.items():
+            rows = getattr(page, table)
+            parts.append(rows[rows["system"] == like].assign(system=names[-1], reference=names[0]))
+    frames = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    grids = {prompt: dict.fromkeys(names, sides["base"]) for prompt, sides in page.grids.items()}
+    return build_comparison(inputs(systems=names, reference=names[0], grids=grids, **frames))
+
+
 PAGES = {
+    "crowded": _crowded,
     "comparison": lambda: build_comparison(inputs()),
     "report": lambda: build_report(report_inputs()),
     "sweep": lambda: build_sweep(SWEEP),

@@ -218,3 +218,23 @@ def test_an_axis_of_its_own_benchmark_is_judged_there_and_one_without_is_left_ou
     html = build_comparison(results.inputs)
     assert "Age, mean" in _table(html, "Prompts “age”")
     assert "Race fairness" not in html
+
+
+def test_of_a_lost_recall_the_whole_is_named_and_not_its_parts() -> None:
+    tables = {}
+    for name, table in (("metrics", metrics()), ("comparison", comparison())):
+        part = table[table["metric"] == "recall"].assign(axis="gender")
+        tables[name] = pd.concat([table, part], ignore_index=True)
+    sentence = dict(summarise(Results(inputs(**tables))).sentences)["Fairer, at a cost"]
+    assert sentence == "costly (worse: CLIP score on neutral prompts −1.00 and recall −12.0 pts)."
+
+
+def test_a_distance_from_the_reference_has_none_of_its_own() -> None:
+    rows = metrics()
+    far = rows[(rows["metric"] == "clip_score") & (rows["system"] != "base")]
+    far = far.assign(metric="cmmd", value=0.01, ci_low=0.0, ci_high=0.02, floor=0.3, scorer="clip@1")
+    html = build_comparison(inputs(metrics=pd.concat([rows, far], ignore_index=True)))
+    quality = _table(html, "<h3>Quality")
+    assert text_of(quality).count("0.010 0.000 to 0.020; if equal 0.300") == 3
+    assert "it is the distance from this system&#x27;s pictures" in html
+    assert "Against CMMD" not in html

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from popalign_core.config import EvaluationConfig
+from popalign_core.evaluation.distance import Distance, covariance
 from popalign_core.evaluation.intervals import (
     Found,
     difference_interval,
@@ -11,7 +12,7 @@ from popalign_core.evaluation.intervals import (
     share_interval,
     t_quantile,
 )
-from popalign_core.evaluation.measures import Distance, Measure, Share, Worst, covariance, jackknife, ratio
+from popalign_core.evaluation.measures import Measure, Share, Worst, jackknife, ratio
 
 CONFIG = EvaluationConfig()
 

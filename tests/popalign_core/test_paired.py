@@ -90,8 +90,18 @@ def test_permutations_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) ->
     # exactly: all 256 exchanges
     gaps = (mine.terms - other.terms)[..., 0].mean(axis=0)
     signs = np.array(np.meshgrid(*[[1, -1]] * 8)).reshape(8, -1)
-    exact = (np.abs(gaps @ signs) >= abs(gaps.sum()) - 1e-12).mean()
+    exact = (np.abs(gaps @ signs) >= abs(gaps.sum()) - 1e-12).mean()  # no ties but the one with all exchanged
     assert whole[0] == pytest.approx(exact, abs=0.03)
+
+
+def test_other_exchanges_with_an_equal_difference_count_half() -> None:
+    # differences 2 1 1 of 3 prompts: |4| 2 of 8 times; so p = 2 / 8. Of 2 1 -1, |2|: |4| 2 times, |2| 4 times and |0| 2
+    for gaps, p_value in (((2, 1, 1), 2 / 8), ((2, 1, -1), 2 / 8 + 2 / 8 + 2 / 8 / 2)):
+        mine, other = (
+            Measure("m", "", np.stack([np.array(part, float), np.ones(3)], axis=-1)[None], ratio, 3)
+            for part in (gaps, (0, 0, 0))
+        )
+        assert permutation_p_values([(mine, other)], 0)[0] == pytest.approx(p_value, abs=0.015)
 
 
 def test_other_seeds_are_tested_and_noted() -> None:

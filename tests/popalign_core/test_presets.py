@@ -9,6 +9,7 @@ from diffusers import EulerAncestralDiscreteScheduler
 
 from popalign_core.config import PipelineConfig, load_config
 from popalign_core.errors import ConfigError, MissingWeightsError
+from popalign_core.evaluation.quality.weights import PUBLIC_WEIGHTS, weights_of
 from popalign_core.presets import PRESETS, preset
 from popalign_core.sampling.models import model_hash
 from popalign_core.sampling.schedulers import make_scheduler
@@ -102,3 +103,32 @@ def test_a_file_may_start_from_a_preset(tmp_path: Path) -> None:
     assert config.training.n_pairs == 64
     assert config.training.timesteps == (249, 499, 749, 999)
     assert config.model == preset("sdxl-turbo").model
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sdxl-dpo", "sdxl-turbo", "sdxl-lightning", "sd15"])
+def test_models_from_the_hub_are_scored_by_the_usual_scorers(name: str) -> None:
+    scorers = preset(name).evaluation.scorers
+    named = ["clip_score", "hps_v2.0", "hps_v2.1", "pick_score", "aesthetics", "image_reward", "inception"]
+    assert list(scorers) == named
+    # Every file has a command that gets it.
+    assert {path.name for settings in scorers.values() for path in weights_of(settings)} == set(PUBLIC_WEIGHTS)
+    assert preset("portraits").evaluation.scorers == {}
+
+
+def test_a_file_moves_one_scorer_of_a_preset(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('preset = "sdxl"\n[evaluation.scorers."hps_v2.1"]\npath = "/data/HPS.pt"\n', encoding="utf-8")
+    scorers, usual = load_config(path).evaluation.scorers, preset("sdxl").evaluation.scorers
+    assert scorers["hps_v2.1"] == usual["hps_v2.1"].model_copy(update={"path": "/data/HPS.pt"})
+    assert {name: scorers[name] for name in usual if name != "hps_v2.1"} == {
+        name: usual[name] for name in usual if name != "hps_v2.1"
+    }
+    for text, message in (
+        ('subject_accuracy = {kind = "clip"}', "comes with the first CLIP; choose another name"),
+        ('other = {kind = "inception", path = "x"}', "are all Inception networks; FID and KID take one"),
+        ('other = {kind = "pickscore"}', "does not match any of the expected tags"),
+        ('"Ünusual" = {kind = "clip"}', "String should match pattern"),
+    ):
+        path.write_text(f'preset = "sdxl"\n[evaluation.scorers]\n{text}\n', encoding="utf-8")
+        with pytest.raises(ConfigError, match=message):
+            load_config(path)

@@ -33,8 +33,8 @@ def test_wins_and_ties_by_hand() -> None:
     ]
     assert row[["n", "n_wins", "n_ties", "win_rate"]].tolist() == [32, 24, 4, (24 + 2) / 32]
     assert 0.4 < row["ci_low"] < 0.8125 < row["ci_high"] < 0.97
-    # |6 - 1| = 5 of 7 coins: P(|heads - tails| >= 5) = 2 (1 + 7) / 128
-    assert row["p_value"] == pytest.approx(16 / 128, abs=0.015)
+    # |6 - 1| = 5 of 7 coins: 2 of 128 differ by 7, 14 by 5, of which 12 are other exchanges and count half
+    assert row["p_value"] == pytest.approx((2 + 2 + 12 / 2) / 128, abs=0.012)
 
 
 def test_a_win_everywhere_is_as_sure_as_prompts_allow() -> None:

@@ -106,6 +106,13 @@ ROWS["front"] = [
         **{"dominated_by_system": "aligned", "dominated_by_value": "10"},
     }
 ]
+ROWS["votes"] = [
+    {
+        **{"study": "s", "system_a": "aligned", "system_b": "base", "rater": "r1", "position": 0, "pair_id": "x"},
+        **{"prompt_id": "p", "prompt": "a photo of a doctor", "images_a": ["i", "j"], "images_b": ["k", "l"]},
+        **{"question": "fairness", "first": "b", "answer": "tie", "is_check": False, "seconds": 2.5},
+    }
+]
 ROWS["costs"] = [{"system": "base", "what": "training", "value": 250.0, "unit": "steps"}]
 
 
@@ -170,8 +177,8 @@ def test_a_map_column_must_hold_maps() -> None:
 
 
 def test_an_unknown_table_is_refused() -> None:
-    with pytest.raises(StoreError, match=r"there is no table 'votes'; .*'scores'"):
-        encode("votes", pd.DataFrame())
+    with pytest.raises(StoreError, match=r"there is no table 'opinions'; .*'scores'"):
+        encode("opinions", pd.DataFrame())
 
 
 def rewritten(data: bytes, change: Any) -> bytes:

@@ -91,7 +91,7 @@ class _Clips:
         from popalign_core.evaluation.clip_score import load_clip
         from popalign_core.evaluation.quality.weights import require
 
-        place = (require(folder), processor and require(processor))
+        place = (require(folder), None if processor is None else require(processor))
         if place not in self._loaded:
             self._loaded[place] = Embedder(space_of(load_clip(place[0], self.device, place[1])))
         return self._loaded[place]
@@ -131,7 +131,7 @@ def _load(
         space: SharedSpace = load_hps(path, Path(settings.tokenizer), clips.device)
         return CosineScorer(name, version, COSINE, Embedder(space), 100.0)
     if isinstance(settings, PickScoreConfig):
-        embedder = clips.load(path, settings.processor and Path(settings.processor))
+        embedder = clips.load(path, None if settings.processor is None else Path(settings.processor))
         return CosineScorer(name, version, PICK, embedder, embedder.scale)
     if isinstance(settings, AestheticsConfig):
         from popalign_core.evaluation.quality.aesthetics import AestheticScorer, load_head

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from html import unescape
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -38,7 +39,7 @@ class PaddedPreprocessing:
 
     def apply_all(self, pictures: Pictures) -> Tensor:
         """B of `[H, W, 3]` uint8 to `[B, 3, side, side]` float32."""
-        values = torch.stack([self._fit(torch.tensor(pixels).permute(2, 0, 1)) for pixels in pictures])
+        values = torch.stack([self._fit(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)) for pixels in pictures])
         return (values - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
 
     def _fit(self, picture: Tensor) -> Tensor:

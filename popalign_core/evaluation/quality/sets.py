@@ -74,7 +74,8 @@ def compare_sets(
     Returns:
         A metrics table; `scorer` is metric@version. The intervals of CMMD and KID are from leaving out one prompt at a
         time (jackknife); FID, whose bias depends on the number of pictures, has none. `floor`, of CMMD, is what two
-        samples of one distribution give. `n` counts the system's pictures.
+        independent samples of one distribution give; with common seeds a system may come nearer. `n` counts the
+        system's pictures.
 
     Raises:
         InputError: When the features of the two are of different networks, or are not those of the images.

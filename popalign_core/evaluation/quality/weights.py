@@ -28,6 +28,10 @@ PUBLIC_WEIGHTS = {
 """Usual name of a file or folder -> the command that gets it."""
 
 
+# What torch raises for bytes that it did not write, such as the page of a failed download.
+_UNREADABLE = (RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError, AssertionError)
+
+
 def weights_of(settings: ScorerConfig) -> Iterator[Path]:
     """The files and folders that a scorer needs; none for the CLIP that ships."""
     for field in ("path", "clip", "tokenizer", "processor"):
@@ -62,7 +66,7 @@ def read_checkpoint(path: Path) -> Mapping[str, "Tensor"]:
 
     try:
         content: Any = torch.load(require(path), map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError, ValueError, OSError) as error:
+    except (UnpicklingError, *_UNREADABLE) as error:
         raise InputError(
             f"{path} is no checkpoint of torch, or is cut off ({(str(error) or 'empty').splitlines()[0]}); get it again"
         ) from error
