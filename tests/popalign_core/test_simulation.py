@@ -72,9 +72,9 @@ def test_intervals_hold_the_truth_in_95_of_100_populations(number: int) -> None:
     # of classes that are equally rare noise makes |p_i - p_j| larger, whichever way it goes: no one ray has it all
     if "bias" in found:
         least["bias"] = 0.90
-    # two systems that are both fair exactly: nowhere is the difference known better than there
+    # two systems that are both exactly fair: the truth may be at 0 or a little above, and both are allowed for
     if not SETTINGS[number].tilt and len(set(SETTINGS[number].shares)) == 1:
-        most["change:discrepancy_pooled"] = most["change:discrepancy_corrected"] = 1.0
+        most["change:discrepancy_pooled"] = most["change:discrepancy_corrected"] = 0.985
     assert (found >= least[found.index]).all(), found
     assert (found <= most[found.index]).all(), found
 
