@@ -8,8 +8,7 @@ import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
-from tasks.comparison import count_costs
-from tasks.prompts import DELIVERY
+from tasks.comparison import N_PROMPTS, count_costs, shown_configuration
 from tasks.stage import Progress, Request, no_progress, produce
 
 if TYPE_CHECKING:
@@ -21,15 +20,13 @@ PAGE, CARD = "report.html", "report.md"
 VERSION = "2"
 
 SYSTEMS = ("base", "aligned")
-N_PROMPTS = {"neutral": 6, "specific": 3, "generic": 3}
-"""Prompts shown before and after, by kind."""
 
 Inputs = Mapping[str, ArtifactRef]
 
 
 def request(config: PipelineConfig, **inputs: ArtifactRef) -> Request:
     """What the key depends on: the whole configuration, which the page shows, without the model's path."""
-    return Request(STAGE, VERSION, _shown(config), {name: ref.key for name, ref in inputs.items()})
+    return Request(STAGE, VERSION, shown_configuration(config), {name: ref.key for name, ref in inputs.items()})
 
 
 def write_report(
@@ -112,9 +109,5 @@ def _reproducibility(store: Store, inputs: Inputs, config: PipelineConfig) -> di
         "command": "popalign run --config FILE, the file holding the configuration below",
         **{name.replace("_", " "): str(ref) for name, ref in inputs.items()},
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(libraries.items())),
-        "configuration": json.dumps(_shown(config), sort_keys=True),
+        "configuration": json.dumps(shown_configuration(config), sort_keys=True),
     }
-
-
-def _shown(config: PipelineConfig) -> dict[str, object]:
-    return config.model_dump(mode="json", exclude={"model": {"name"}, "prompts": DELIVERY})

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from popalign_core.config import EvaluationConfig
-from popalign_core.config.evaluation import SUBJECT_ACCURACY
+from popalign_core.config.evaluation import CMMD, FID, KID, SUBJECT_ACCURACY
 from popalign_core.errors import InputError
-from popalign_core.evaluation.quality.building import CMMD, FID, KID
+from popalign_core.evaluation.metrics import COLUMNS
 from popalign_core.evaluation.quality.distances import (
     FloatArray,
     cubic_kernel,
@@ -24,7 +24,6 @@ from popalign_core.evaluation.quality.distances import (
 from popalign_core.evaluation.quality.features import CLIP, INCEPTION, Features
 from popalign_core.prompts.benchmarks import benchmarks_of
 
-COLUMNS = ("system", "benchmark", "metric", "axis", "value", "ci_low", "ci_high", "n", "floor", "scorer", "note")
 SET_METRICS = {CMMD: CLIP, KID: INCEPTION, FID: INCEPTION}
 """Metric -> the features it is taken on. Units: 1000 x squared distance, squared distance, FID's own."""
 _MIN_PICTURES = 2
