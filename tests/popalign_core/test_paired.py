@@ -65,8 +65,8 @@ def test_equal_systems_have_no_difference() -> None:
 
 
 def test_replicates_that_change_places_are_no_difference() -> None:
-    """.1 + .2 + .3 and .3 + .1 + .2 differ by rounding, which is neither better nor worse."""
-    shares = np.array([[0.1, 0.2, 0.3], [0.3, 0.1, 0.2]])
+    """.1 + .2 + .3 and .2 + .3 + .1 differ by rounding, which is neither better nor worse."""
+    shares = np.array([[0.1, 0.2, 0.3], [0.2, 0.3, 0.1]])
     one, other = (
         Measure("m", "", np.stack([s * 8, np.full(3, 8.0)], axis=-1)[:, None].repeat(2, 1), ratio, 8) for s in shares
     )
