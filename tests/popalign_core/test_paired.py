@@ -70,6 +70,26 @@ def test_holm_by_hand() -> None:
     np.testing.assert_allclose(found, [0.06, np.nan, 0.04, 0.06, 0.06])
 
 
+def test_many_headlines_are_tested_by_more_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 prompts that all moved: p is half of one in all permutations, and after Holm, so many times that."""
+    generator, names = np.random.default_rng(0), [f"p{number}" for number in range(24)]
+    prompts = pd.DataFrame({"prompt_id": names, "text": names, "kind": "generic", "parent_id": None})
+    prompts["identity"] = [{} for _ in names]
+    images = pd.DataFrame({"prompt_id": names, "index": 0, "seed": 0})
+
+    def scored(name: str, shift: float) -> SystemFrames:
+        own = images.assign(image_id=[f"{name}-{prompt}" for prompt in names])
+        scores = own[["image_id"]].assign(scorer="clip", version="1", value=generator.random(24) + shift)
+        return SystemFrames(name, own, FAIRER.attributes.head(0), scores)
+
+    monkeypatch.setattr("popalign_core.evaluation.paired.N_PERMUTATIONS", 99)
+    systems = [scored(f"s{number}", 5.0) for number in range(20)]
+    table = compare_all(prompts, scored("base", 0.0), systems, (GENDER,), CONFIG)
+    # 20 headlines: 2,000 permutations; with 99 it would be 20 / 2 / 100 = 0.1
+    assert table["p_value"].tolist() == pytest.approx([0.5 / 2000] * 20, rel=1e-3)
+    assert table["p_adjusted"].max() == pytest.approx(0.5 / 2000 * 20, rel=1e-3)
+
+
 def test_holm_is_over_all_systems() -> None:
     second = frames("second", [9, 9, 9, 7, 9, 8, 9, 8])
     one = compare_systems(PROMPTS, BASE, FAIRER, (GENDER,), CONFIG)
