@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STAGE = "report"
 PAGE, CARD = "report.html", "report.md"
-VERSION = "2"
+VERSION = "3"
 
 SYSTEMS = ("base", "aligned")
 

@@ -97,7 +97,7 @@ def per_prompt_table(
 
     Returns:
         system, prompt_id, text, axis, n (images read), n_images, discrepancy (NaN if none was read), floor, and the
-        most frequent class with its share (`leading`, `leading_share`).
+        most frequent class with its share (`leading`, `leading_share`; "" and NaN if none was read).
     """
     labels = label_images(prompts, images, attributes, axes)
     labels = labels[labels["kind"] == "neutral"]
@@ -110,7 +110,8 @@ def per_prompt_table(
         counted = count_cells(measured, [f"read:{axis.name}"])
         read = counted.counts @ indicator(counted.cells[f"read:{axis.name}"].to_numpy(), len(axis.classes))
         found, floors = (_known_mean(values) for values in prompt_discrepancies(read, axis.shares()))
-        shares = np.nan_to_num(_known_mean(class_shares(read)))
+        shares = _known_mean(class_shares(read))
+        places = np.nan_to_num(shares).argmax(axis=1)
         columns = {
             "system": system,
             "prompt_id": counted.clusters,
@@ -120,7 +121,7 @@ def per_prompt_table(
             "n_images": counted.counts.sum(axis=(0, 2)).astype(np.int64),
             "discrepancy": found,
             "floor": floors,
-            "leading": [axis.classes[number] for number in shares.argmax(axis=1)],
+            "leading": np.where(np.isfinite(found), np.array(axis.classes)[places], ""),
             "leading_share": shares.max(axis=1),
         }
         parts.append(pd.DataFrame(columns))

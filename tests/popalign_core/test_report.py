@@ -205,7 +205,7 @@ def test_missing_interval_is_said_not_guessed() -> None:
     assert "no interval" in build_report(_inputs(none))
 
 
-def test_numbers_are_written_as_they_arePage() -> None:
+def test_numbers_are_written_as_they_are_read() -> None:
     assert number(0.1234, "discrepancy_pooled") == "0.123"
     assert number(-0.1234, "discrepancy_pooled", signed=True) == "−0.123"
     assert number(0.975, "recall") == "97.5%"
