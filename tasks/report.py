@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STAGE = "report"
 PAGE, CARD = "report.html", "report.md"
-VERSION = "2"
+VERSION = "3"
 
 SYSTEMS = ("base", "aligned")
 
@@ -67,7 +67,7 @@ def gather_inputs(store: Store, inputs: Inputs, config: PipelineConfig) -> "Repo
     prompts = store.read_table(inputs["prompts"], "prompts")
     frames = [_frames(store, system, inputs) for system in SYSTEMS]
     axes = config.identity_axes
-    by_prompt = [per_prompt_table(f.name, prompts, f.images, f.attributes, axes) for f in frames]
+    by_prompt = [per_prompt_table(f.name, prompts, f.images, f.attributes, axes, config.benchmark_axes) for f in frames]
     calibration = store.read_table(inputs["calibration"], "calibration") if "calibration" in inputs else None
     how = (config.axes, config.evaluation, calibration, config.benchmark_axes)
     return ReportInputs(

@@ -96,7 +96,12 @@ class Measure:
             [self.contributions() - reference.contributions(), _difference(self.loading, reference.loading)]
         )
         change = _rounded(float(self.replicates().mean() - reference.replicates().mean()))
-        return _student(change, float((spread**2).sum()), min(self.degrees, reference.degrees), config)
+        variance = max(float((spread**2).sum()), self._least_change(reference))
+        return _student(change, variance, min(self.degrees, reference.degrees), config)
+
+    def _least_change(self, reference: "Measure") -> float:
+        """Variance that the difference has at least."""
+        return 0.0
 
     def bounded_interval(self, config: EvaluationConfig) -> Ends:
         """`interval`, cut to what is possible and holding the value; NaN if it rests on one prompt alone."""
@@ -140,6 +145,10 @@ class Share(Measure):
         """Wilson's."""
         variance = float((self.contributions() ** 2).sum())
         return share_interval(self.value, variance, self.n, self.degrees, config.confidence)
+
+    def _least_change(self, reference: Measure) -> float:
+        """No finer than one image: none of 80 and none of 80 need not be the very same share."""
+        return 1 / min(self.n, reference.n) ** 2
 
 
 @dataclass(frozen=True)

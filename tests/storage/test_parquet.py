@@ -90,7 +90,7 @@ ROWS["comparison"] = [
 ROWS["per_prompt"] = [
     {
         **{"system": "base", "prompt_id": "p", "text": "a photo of a doctor", "axis": "gender", "n": 0, "n_images": 3},
-        **{"discrepancy": None, "floor": None, "leading": "male", "leading_share": 0.0},
+        **{"discrepancy": None, "floor": None, "leading": "", "leading_share": None},
     }
 ]
 ROWS["points"] = [
