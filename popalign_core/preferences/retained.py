@@ -33,4 +33,6 @@ def retained_images(prompts: pd.DataFrame, images: Iterable[pd.DataFrame], prefe
     )
     kinds = prompts.set_index("prompt_id")["kind"]
     table: pd.DataFrame = chosen.assign(kind=chosen["prompt_id"].map(kinds))
+    # people may leave neutral images in a preferred set: their caption is the very one that alignment changes
+    table = table[table["kind"] != "neutral"]
     return table.sort_values("image_id", kind="stable").reset_index(drop=True)
