@@ -33,6 +33,18 @@ def read_all_steps(database: ReviewDatabase, name: str) -> dict[int, list[Step]]
     return found
 
 
+def read_asked(database: ReviewDatabase, name: str) -> list[tuple[Asked, Pair]]:
+    """All questions of a study's plans, by rater and place, answered or not."""
+    rows = (
+        select(Asked, Pair)
+        .join(Pair, Pair.pair_id == Asked.pair_id)
+        .where(Pair.study == name)
+        .order_by(Asked.rater_id, Asked.position)
+    )
+    with database.begin() as session:
+        return [(asked, pair) for asked, pair in session.execute(rows)]
+
+
 def read_classes(database: ReviewDatabase, pair_id: str) -> dict[str, dict[str, str]]:
     """Image id -> axis -> class, of the pictures of one set to curate."""
     with database.begin() as session:

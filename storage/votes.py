@@ -248,17 +248,6 @@ class ReviewDatabase:
         with self.begin() as session:
             return [(vote, asked, pair) for vote, asked, pair in session.execute(rows)]
 
-    def asked(self, name: str) -> list[tuple[Asked, Pair]]:
-        """All questions of a study's plans, by rater and place, answered or not."""
-        rows = (
-            select(Asked, Pair)
-            .join(Pair, Pair.pair_id == Asked.pair_id)
-            .where(Pair.study == name)
-            .order_by(Asked.rater_id, Asked.position)
-        )
-        with self.begin() as session:
-            return [(asked, pair) for asked, pair in session.execute(rows)]
-
     def coverage(self, name: str) -> dict[str, int]:
         """Pair id -> raters who have judged it wholly or in part, or still may; pairs nobody has are absent."""
         with self.begin() as session:

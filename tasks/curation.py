@@ -100,10 +100,10 @@ def create_curation(
 
 def iter_curated(database: "ReviewDatabase", name: str) -> Iterator[Curated]:
     """All chains of a study that were begun, by curator and place."""
-    from storage.steps import read_all_steps
+    from storage.steps import read_all_steps, read_asked
 
     steps, votes = read_all_steps(database, name), {vote.asked_id: vote for vote, _, _ in database.votes(name)}
-    for asked, pair in database.asked(name):
+    for asked, pair in read_asked(database, name):
         vote, taken = votes.get(asked.asked_id), steps.get(asked.asked_id, [])
         if vote is not None or taken:
             chains = tuple(iter_chain(pair.images_a, pair.images_b, taken))

@@ -31,22 +31,24 @@ class _Standing:
 
     pair: Pair
     chain: Chain
-    proposal: Proposal | None
+    chain_id: str
     config: CurateConfig
+
+    @property
+    def proposal(self) -> Proposal | None:
+        return next_proposal(self.chain, self.chain_id, self.config)
 
     def picture(self, image_id: int | str) -> str:
         ids = [*self.pair.images_a, *self.pair.images_b]
         return [*self.pair.pictures_a, *self.pair.pictures_b][ids.index(str(image_id))]
 
-    def propose(self, chain: Chain) -> Proposal | None:
-        return next_proposal(chain, self.pair.pair_id, self.config.seed, self.config.max_steps)
-
     def ahead(self) -> list[str]:
         """Pictures that come next, whatever is answered."""
-        if self.proposal is None:
+        proposal = self.proposal
+        if proposal is None:
             return []
-        chains = (accept(self.chain, self.proposal), undo(self.chain))
-        coming = [(chain, self.propose(chain)) for chain in chains]
+        chains = (accept(self.chain, proposal), undo(self.chain))
+        coming = [(chain, next_proposal(chain, self.chain_id, self.config)) for chain in chains]
         return [self.picture(chain.spare[each.replacement]) for chain, each in coming if each is not None]
 
 
@@ -59,10 +61,9 @@ def curate(request: Request, name: str, session: Session, balance: Balance | Non
     if turn is None:
         return RedirectResponse(f"/s/{name}/done", 303)
     chain = replay(turn.pair.images_a, turn.pair.images_b, read_steps(database, turn.asked.asked_id))
-    proposal = next_proposal(chain, turn.pair.pair_id, config.seed, config.max_steps)
-    balance = balance or config.balance
+    chain_id = f"{turn.pair.pair_id} {session.rater_id}"  # curators of one prompt see different pictures
     weighed = weigh(chain.members, read_classes(database, turn.pair.pair_id), config.axes)
-    return _page(name, session, turn, _Standing(turn.pair, chain, proposal, config), balance, weighed)
+    return _page(name, session, turn, _Standing(turn.pair, chain, chain_id, config), balance or config.balance, weighed)
 
 
 @router.post("")

@@ -53,7 +53,7 @@ def pair_human_sets(
         if 2 * len(losers) < len(winners):
             drops["set_pair/too_few_neutral_images"] += 1
             continue
-        rows += _rows(prompt_id, (winners, losers), seen, axes)
+        rows += _rows(str(key), prompt_id, (winners, losers), seen, axes)
     if not rows:
         raise InputError(f"none of the curated sets can be used: {dict(drops) or 'there is none'}; draw more images")
     return pd.DataFrame(rows, columns=_COLUMNS).astype({"slot": "int32"})
@@ -65,9 +65,9 @@ def _draw(image_ids: Sequence[str], size: int, seed: int, key: str) -> list[str]
 
 
 def _rows(
-    prompt_id: str, sides: tuple[Sequence[str], Sequence[str]], seen: Seen, axes: Sequence[Axis]
+    set_id: str, prompt_id: str, sides: tuple[Sequence[str], Sequence[str]], seen: Seen, axes: Sequence[Axis]
 ) -> Iterable[tuple[object, ...]]:
-    target, set_id = Target(axes), content_id("set-pair", prompt_id, sorted(sides[0]), sorted(sides[1]))
+    target = Target(axes)
     for role, image_ids in zip(("preferred", "dispreferred"), sides, strict=True):
         distance = measure(image_ids, seen, axes)
         balance = 1.0 - distance / target.largest_discrepancy()

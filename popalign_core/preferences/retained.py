@@ -19,7 +19,7 @@ def retained_images(prompts: pd.DataFrame, images: Iterable[pd.DataFrame], prefe
     """
     # as objects: pandas makes an Arrow scalar of each value that it looks for among Arrow strings
     generic = prompts.loc[(prompts["kind"] == "generic") & (prompts["split"] == "train"), "prompt_id"]
-    preferred = preferences.loc[preferences["role"] == "preferred", "image_id"]
+    preferred = preferences.loc[preferences["role"] == "preferred", "image_id"].drop_duplicates()
     is_generic, is_preferred = (pd.Index(ids.astype(object)).get_indexer for ids in (generic, preferred))
     chosen = pd.concat(
         [

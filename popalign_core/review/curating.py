@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from popalign_core.config import Axis
+from popalign_core.config.review import CurateConfig
 from popalign_core.ids import content_id
 from popalign_core.preferences.chain import Chain, Member, Proposal, accept, propose, undo
 from popalign_core.preferences.target import Target
@@ -77,12 +78,12 @@ def replay(members: Sequence[str], spare: Sequence[str], answers: Iterable[Answe
     return chain
 
 
-def next_proposal(chain: Chain, pair_id: str, seed: int, max_steps: int) -> Proposal | None:
+def next_proposal(chain: Chain, chain_id: str, config: CurateConfig) -> Proposal | None:
     """The next step, the same however often it is asked for; None when candidates have run out."""
     number = chain.n_accepted + chain.n_undone
-    if not chain.spare or number >= max_steps:
+    if not chain.spare or number >= config.max_steps:
         return None
-    return propose(chain, np.random.default_rng(int(content_id("step", seed, pair_id, number), 16)))
+    return propose(chain, np.random.default_rng(int(content_id("step", config.seed, chain_id, number), 16)))
 
 
 def weigh(members: Sequence[Member], seen: Seen, axes: Sequence[Axis]) -> list[AxisBalance]:

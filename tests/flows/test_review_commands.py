@@ -43,7 +43,7 @@ def test_a_study_from_creation_to_export(root: str, tmp_path: Path) -> None:
     assert "fairness     majority  0.000 (0.000 to 0.607)" in results
     assert "not measured: all answers are the same" in results
     assert "0 of 2 rater(s) flagged" in results
-    assert study(root, "export", "mine", str(tmp_path / "votes.parquet")).startswith("32 vote(s) are in")
+    assert study(root, "export", "mine", str(tmp_path / "votes.parquet")).startswith("32 row(s) are in")
     assert len(pd.read_parquet(tmp_path / "votes.parquet")) == 32
     study(root, "report", "mine", str(tmp_path / "study.html"))
     page = (tmp_path / "study.html").read_text(encoding="utf-8")
