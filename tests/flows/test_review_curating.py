@@ -121,7 +121,7 @@ def test_a_step_sent_twice_is_one_and_another_answer_to_it_is_refused(browse: Op
 def test_the_balance_counts_and_hides_on_demand(browse: Open, tmp_path: Path) -> None:
     one = browse()
     shown = one.get("/s/sets/curate").text
-    counts = [int(n) for n in re.findall(r'<td class="number">(\d+) <small>of 2.0 wanted', shown)]
+    counts = [int(n) for n in re.findall(r'<td class="number">(\d+) <small>wanted 2<', shown)]
     assert sum(counts) == 4
     hidden = one.get("/s/sets/curate?balance=hidden").text
     assert "wanted" not in hidden

@@ -45,7 +45,7 @@ def images_of(database: ReviewDatabase) -> list[str]:
 
 
 def labelled(tmp_path: Path) -> tuple[ReviewDatabase, Store, list[str], dict[str, str]]:
-    """Five images as the classifier saw them, of which two only by most; one seen as non-binary; one nobody can tell."""
+    """Five images as the classifier saw them, two of these only by most; one non-binary; one that nobody can tell."""
     database, store = make_labelling(tmp_path, n_images=7)
     images, seen = images_of(database), truth(store)
     other = {"male": "female", "female": "male"}
@@ -80,7 +80,10 @@ def test_the_table_holds_every_word_and_the_results_count_them(tmp_path: Path) -
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
 def test_a_classifier_is_calibrated_by_the_labels(tmp_path: Path, ending: str) -> None:
     database, store, _, _ = labelled(tmp_path)
-    nodes, config = read_nodes(store, RUN), PipelineConfig(axes=(GENDER,), prompts=PromptsConfig(train_subjects=("doctor",)))
+    nodes, config = (
+        read_nodes(store, RUN),
+        PipelineConfig(axes=(GENDER,), prompts=PromptsConfig(train_subjects=("doctor",))),
+    )
     runtime = RuntimeConfig(root=store.root)
 
     def calibrate(*, known_only: bool) -> ArtifactRef:
