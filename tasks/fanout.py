@@ -60,8 +60,9 @@ def fan_out(
     # Ray and Dask try again themselves, and know whose worker it was that died.
     allowed = MAX_DEATHS if runtime.runner == "processes" else 1
     while left:
-        # With a pool of processes all jobs under way die: one that did so twice runs alone, so that it proves itself.
-        suspects = [number for number in left if 0 < allowed - 1 == deaths[number]]
+        # With a pool of processes all jobs under way die: they run alone then, so that none pays for another one's end
+        # more than once.
+        suspects = [number for number in left if deaths[number]]
         n_workers = 1 if suspects else runtime.n_workers
         with TemporaryDirectory(prefix="popalign-", ignore_cleanup_errors=True) as folder:
             place = Place(folder, runtime.n_threads, runtime.n_workers)
