@@ -52,10 +52,12 @@ def record(store: Store, nodes: dict[str, ArtifactRef], config: PipelineConfig) 
     store.run_folder(RUN).record(nodes.values(), meta)
 
 
-def make_curation(folder: Path, *, n_prompts: int = 2, name: str = "sets", **settings: Any) -> ReviewDatabase:
+def make_curation(
+    folder: Path, *, n_prompts: int = 2, name: str = "sets", url: str = "", **settings: Any
+) -> ReviewDatabase:
     """A database with one study of curating, its store at `folder / "store"`."""
     store = make_run(folder / "store", n_prompts)
-    database = ReviewDatabase(f"sqlite:///{folder / 'reviews.sqlite'}")
+    database = ReviewDatabase(url or f"sqlite:///{folder / 'reviews.sqlite'}")
     create_curation(database, store, name, RUN, settings=settings)
     return database
 
