@@ -88,7 +88,7 @@ def let_judge(database: ReviewDatabase, name: str, rater: Rater) -> list[tuple[i
             chain = replay(turn.pair.images_a, turn.pair.images_b, steps)
             if judge.is_content(chain.members):
                 break
-            proposal = next_proposal(chain, f"{turn.pair.pair_id} {rater.rater_id}", config)
+            proposal = next_proposal(chain, f"{turn.pair.pair_id} {asked_id}", config)
             assert isinstance(proposal, Proposal), "candidates ran out"
             better = judge.prefers(after(chain, proposal), chain.members)
             step = Step(

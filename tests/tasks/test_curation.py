@@ -75,6 +75,8 @@ def test_a_step_is_there_once_and_late_ones_are_refused(tmp_path: Path) -> None:
     asked_id = turn.asked.asked_id
     assert add_step(database, one.rater_id, step(asked_id, 0))
     assert add_step(database, one.rater_id, step(asked_id, 0)), "the same again is the same"
+    with pytest.raises(InputError, match="has votes under its instructions"):
+        database.set_instructions("sets", "# New")
     assert not add_step(database, one.rater_id, step(asked_id, 0, taken=False))
     assert not add_step(database, one.rater_id, step(asked_id, 2)), "there is no step before it"
     assert add_step(database, one.rater_id, step(asked_id, 1, taken=False))
