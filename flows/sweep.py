@@ -11,7 +11,7 @@ from popalign_core.sweeps import Point, lay_out, usual_system
 from storage.store import ArtifactRef
 from tasks import sweep
 from tasks.comparison import system_of
-from tasks.publish import check_training_name, publish_sweep, reserve_run
+from tasks.publish import check_training_name, publish_sweep, read_diverged, reserve_run
 
 
 def plan_sweep(
@@ -56,7 +56,8 @@ def sweep_parameters(
 ) -> ArtifactRef:
     """Measure every point and fill `<root>/runs/<name>/`: tables, a page a parameter, run.json.
 
-    A point whose training diverges stays in the table, with the reason.
+    A point whose training diverges stays in the table, with the reason; a sweep of the same name does not train it
+    again.
 
     Args:
         parameters: As `plan_sweep` takes them, as all that follows.
@@ -80,7 +81,7 @@ def sweep_parameters(
     lined = line_up([point.name for point in points], laid, runtime, n_seeds=n_seeds, scale=scale)
     check_training_name(runtime, name)
     reserve_run(lined.references(runtime).values(), runtime, name)
-    failed = _run_apart(lined, runtime, call)
+    failed, diverged = _run_apart(lined, runtime, call, read_diverged(runtime, name))
     left = [point.name for point in points if point.name not in failed]
     if not left:
         raise TrainingError(f"no point of the sweep can be trained; the first: {next(iter(failed.values()))}")
@@ -90,24 +91,41 @@ def sweep_parameters(
     told = {"points": points, "failed": failed}
     step = Step(sweep.STAGE, sweep.tabulate_sweep, sweep.request, {"comparison": NODE}, told)
     refs = run_steps([step], lined.config, runtime, call, refs)
-    publish_sweep(refs, lined.config, runtime, name)
+    publish_sweep(refs, lined.config, runtime, name, diverged)
     return refs[sweep.STAGE]
 
 
-def _run_apart(lined: LineUp, runtime: RuntimeConfig, call: Call) -> dict[str, str]:
-    """Run all but the comparison; the systems that came to nothing because a training diverged, with the reason."""
-    refs, reasons = dict(lined.given), dict[str, str]()
+def _run_apart(
+    lined: LineUp, runtime: RuntimeConfig, call: Call, known: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Run all but the comparison.
+
+    Args:
+        lined: The points.
+        runtime: Store, device, batch size.
+        call: How a stage is called.
+        known: Artifact whose training is known to diverge -> the reason; it is not run.
+
+    Returns:
+        The systems that came to nothing because a training diverged, and the artifacts of such trainings, both with
+        the reason.
+    """
+    refs, reasons, diverged = dict(lined.given), dict[str, str](), dict[str, str]()
+    places = {node: str(ref) for node, ref in lined.references(runtime).items()}
     for step in lined.steps[:-1]:
         lost = [reasons[node] for node in step.inputs.values() if node in reasons]
         if lost:
             reasons[step.node] = lost[0]
             continue
+        place = places[step.node]
         try:
+            if place in known:
+                raise DivergedError(known[place])
             refs = run_steps([step], lined.config, runtime, call, refs)
         except DivergedError as error:
-            reasons[step.node] = str(error)
+            reasons[step.node] = diverged[place] = str(error)
     failed = {}
     for parameter, node in lined.steps[-1].inputs.items():
         if node in reasons:
             failed[system_of(parameter)] = reasons[node]
-    return failed
+    return failed, diverged

@@ -156,8 +156,6 @@ def _work(node: "PlannedNode") -> str:
 def _interval(row: Row) -> str:
     if _absent(row["value"]):
         return str(row.get("note") or "not measured")
-    if _absent(row["value"]):
-        return "not measured"
     if _absent(row["ci_low"]) or _absent(row["ci_high"]):
         return f"{row['value']:.3f}"
     return f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from popalign_core.report.comparison_inputs import ComparisonInputs
 
 STAGE = "comparison"
-VERSION = "1"
+VERSION = "2"
 
 PAGE, CARD = "comparison.html", "comparison.md"
 TABLES = ("metrics", "comparison", "wins", "per_prompt", "costs")
@@ -174,7 +174,9 @@ def measure_systems(
     metrics, by_prompt = [], []
     for number, each in enumerate(frames, 1):
         metrics.append(compute_metrics(each.name, prompts, each.images, each.attributes, each.scores, *how))
-        by_prompt.append(per_prompt_table(each.name, prompts, each.images, each.attributes, config.identity_axes))
+        by_prompt.append(
+            per_prompt_table(each.name, prompts, each.images, each.attributes, config.axes, config.benchmark_axes)
+        )
         on_progress(number, len(frames) + 1)
     comparison = compare_all(prompts, frames[0], frames[1:], *how)
     wins = [win_rates(prompts, frames[0], each, config.evaluation) for each in frames[1:]]

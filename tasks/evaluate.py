@@ -21,8 +21,8 @@ def request(
     """What the key depends on; the targets of the axes enter, and the system's name, which stands in the table."""
     payload = {
         "system": system,
-        # Who scores is in the key of the scores, by content.
-        "evaluation": config.evaluation.model_dump(mode="json", exclude={"scorers"}),
+        # Who scores is in the key of the scores, by content; a second classifier reads for comparisons alone.
+        "evaluation": config.evaluation.model_dump(mode="json", exclude={"scorers", "second_classifier"}),
         "axes": [axis.model_dump(mode="json", exclude={"words"}) for axis in config.axes],
     }
     inputs = {"prompts": prompts.key, "sample": sample.key, "attributes": attributes.key, "scores": scores.key}

@@ -83,7 +83,13 @@ def publish_comparison(
     folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
 
 
-def publish_sweep(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime: RuntimeConfig, name: str) -> None:
+def publish_sweep(
+    refs: Mapping[str, ArtifactRef],
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+    name: str,
+    diverged: Mapping[str, str],
+) -> None:
     """Write the tables and pages of a sweep and, last, run.json.
 
     Args:
@@ -91,6 +97,7 @@ def publish_sweep(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runti
         config: The run's, kept in run.json.
         runtime: Which store.
         name: Of the run's folder; an earlier sweep of that name is replaced.
+        diverged: Artifact whose training came to nothing -> the reason, for `read_diverged`.
     """
     store = open_store(runtime)
     folder = store.run_folder(name)
@@ -100,7 +107,14 @@ def publish_sweep(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runti
         if page.endswith(".html"):
             folder.write_text(page, store.localize(refs["sweep"], page).read_text(encoding="utf-8"))
     nodes = {node: str(ref) for node, ref in refs.items()}
-    folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
+    meta = {"nodes": nodes, "config": config.model_dump(mode="json"), "diverged": diverged}
+    folder.record(refs.values(), meta)
+
+
+def read_diverged(runtime: RuntimeConfig, name: str) -> dict[str, str]:
+    """Artifacts whose training an earlier sweep of a name found to diverge, with the reason."""
+    record = open_store(runtime).run_folder(name).read_record() or {}
+    return dict(record.get("meta", {}).get("diverged", {}))
 
 
 def check_training_name(runtime: RuntimeConfig, name: str) -> None:

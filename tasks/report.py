@@ -8,8 +8,7 @@ import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
-from tasks.comparison import count_costs
-from tasks.prompts import DELIVERY
+from tasks.comparison import N_PROMPTS, count_costs, shown_configuration
 from tasks.stage import Progress, Request, no_progress, produce
 
 if TYPE_CHECKING:
@@ -18,18 +17,16 @@ if TYPE_CHECKING:
 
 STAGE = "report"
 PAGE, CARD = "report.html", "report.md"
-VERSION = "2"
+VERSION = "3"
 
 SYSTEMS = ("base", "aligned")
-N_PROMPTS = {"neutral": 6, "specific": 3, "generic": 3}
-"""Prompts shown before and after, by kind."""
 
 Inputs = Mapping[str, ArtifactRef]
 
 
 def request(config: PipelineConfig, **inputs: ArtifactRef) -> Request:
     """What the key depends on: the whole configuration, which the page shows, without the model's path."""
-    return Request(STAGE, VERSION, _shown(config), {name: ref.key for name, ref in inputs.items()})
+    return Request(STAGE, VERSION, shown_configuration(config), {name: ref.key for name, ref in inputs.items()})
 
 
 def write_report(
@@ -70,7 +67,7 @@ def gather_inputs(store: Store, inputs: Inputs, config: PipelineConfig) -> "Repo
     prompts = store.read_table(inputs["prompts"], "prompts")
     frames = [_frames(store, system, inputs) for system in SYSTEMS]
     axes = config.identity_axes
-    by_prompt = [per_prompt_table(f.name, prompts, f.images, f.attributes, axes) for f in frames]
+    by_prompt = [per_prompt_table(f.name, prompts, f.images, f.attributes, axes, config.benchmark_axes) for f in frames]
     calibration = store.read_table(inputs["calibration"], "calibration") if "calibration" in inputs else None
     how = (config.axes, config.evaluation, calibration, config.benchmark_axes)
     return ReportInputs(
@@ -112,9 +109,5 @@ def _reproducibility(store: Store, inputs: Inputs, config: PipelineConfig) -> di
         "command": "popalign run --config FILE, the file holding the configuration below",
         **{name.replace("_", " "): str(ref) for name, ref in inputs.items()},
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(libraries.items())),
-        "configuration": json.dumps(_shown(config), sort_keys=True),
+        "configuration": json.dumps(shown_configuration(config), sort_keys=True),
     }
-
-
-def _shown(config: PipelineConfig) -> dict[str, object]:
-    return config.model_dump(mode="json", exclude={"model": {"name"}, "prompts": DELIVERY})

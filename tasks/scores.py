@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.config.evaluation import SUBJECT_ACCURACY
+from popalign_core.config.evaluation import DIVERSITY, SUBJECT_ACCURACY
 from popalign_core.prompts.benchmarks import benchmarks_of
 from storage.store import ArtifactRef, Build, Store
 from tasks import measuring
@@ -124,7 +124,6 @@ def _subjects_recognised(
 
 def _diversity(build: Build, judges: "Judges", places: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:
     """Rows of `diversity`; benchmarks with a lone picture of some prompt have none."""
-    from popalign_core.evaluation.quality.building import DIVERSITY
     from popalign_core.evaluation.quality.distances import distances_from_siblings
     from popalign_core.evaluation.quality.features import CLIP
     from popalign_core.prompts.benchmarks import benchmarks_of

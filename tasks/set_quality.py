@@ -58,8 +58,8 @@ def _read_system(store: Store, name: str, replicates: Sequence[Replicate]) -> "F
         images.append(read_images(store, sample)[["image_id", "prompt_id"]].assign(replicate=number))
         found.append(read_features(store, scores))
     features = {}
-    for sort in found[0]:
-        parts = [one[sort] for one in found]
+    for sort in set[str]().union(*found):
+        parts = [one[sort] for one in found if sort in one]  # a replicate whose every picture was withheld has none
         ids = [image_id for part in parts for image_id in part.image_ids]
         features[sort] = Features(parts[0].version, ids, torch.cat([part.values for part in parts]))
     return FeaturedSystem(name, pd.concat(images, ignore_index=True), features)

@@ -73,7 +73,12 @@ ScorerConfig = Annotated[
 ]
 ScorerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
 SUBJECT_ACCURACY = "subject_accuracy"
-"""What the first CLIP of `scorers` gives besides, on prompts without people."""
+"""1 where an image is nearest to its own prompt among all without people, else 0."""
+DIVERSITY = "diversity"
+"""Mean cosine distance of a picture from the others of its prompt."""
+CMMD, FID, KID = "cmmd", "fid", "kid"
+TAKEN = (SUBJECT_ACCURACY, DIVERSITY, CMMD, FID, KID, "no_face_share")
+"""Metrics without an axis that come by themselves, the first three with the first CLIP of `scorers`."""
 
 
 class EvaluationConfig(Frozen):
@@ -96,8 +101,9 @@ class EvaluationConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if SUBJECT_ACCURACY in self.scorers:
-            raise ValueError(f"scorer {SUBJECT_ACCURACY!r} comes with the first CLIP; choose another name")
+        taken = sorted(set(TAKEN) & set(self.scorers))
+        if taken:
+            raise ValueError(f"scorers {taken} have the names of metrics that come by themselves; choose others")
         networks = [name for name, scorer in self.scorers.items() if scorer.kind == "inception"]
         if len(networks) > 1:
             raise ValueError(f"scorers {networks} are all Inception networks; FID and KID take one")

@@ -14,6 +14,7 @@ from popalign_core.attributes.filtering import judge
 from popalign_core.attributes.people import PeopleReader
 from popalign_core.config import AttributesConfig, Axis, EvaluationConfig
 from popalign_core.errors import InputError
+from popalign_core.prompts.benchmarks import clusters_of
 
 FloatArray = NDArray[np.float64]
 
@@ -143,8 +144,7 @@ def confusion_matrix(table: pd.DataFrame, axis: Axis) -> FloatArray:
 
 
 def _with_clusters(prompts: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    parents = prompts["parent_id"].where(prompts["parent_id"].notna(), prompts["prompt_id"])
-    return images[["image_id", "prompt_id"]].merge(prompts.assign(cluster=parents), on="prompt_id")
+    return images[["image_id", "prompt_id"]].merge(prompts.assign(cluster=clusters_of(prompts)), on="prompt_id")
 
 
 def _checked_truth(rows: Sequence[tuple[str, str, str, str]], axes: Sequence[Axis]) -> pd.DataFrame:

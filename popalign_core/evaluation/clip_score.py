@@ -23,8 +23,6 @@ from popalign_core.errors import InputError, MissingWeightsError
 
 CLIP_SCORE = "clip_score"
 """Scorer name: 100 x cosine of image and prompt."""
-SUBJECT_ACCURACY = "subject_accuracy"
-"""Scorer name: 1 where an image is nearest to its own prompt among all, else 0."""
 
 _TEXT_BATCH = 256
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
-from popalign_core.prompts.benchmarks import benchmarks_of
+from popalign_core.prompts.benchmarks import benchmarks_of, clusters_of
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -45,9 +45,8 @@ def label_images(
         axes: Their order gives the class numbers.
 
     Returns:
-        image_id, prompt_id, index, seed, replicate, kind, benchmark, `cluster` (the prompt, or the neutral prompt it
-        was made from: its variants are not independent), `face` (one usable face), and for every axis `read:AXIS` and
-        `asked:AXIS`, the class's place in the axis or `UNREAD`.
+        image_id, prompt_id, index, seed, replicate, kind, benchmark, `cluster` (see `clusters_of`), `face` (one
+        usable face), and for every axis `read:AXIS` and `asked:AXIS`, the class's place in the axis or `UNREAD`.
 
     Raises:
         InputError: When an image has no prompt, occurs twice or has no attributes, a class is unknown, or two
@@ -113,7 +112,7 @@ def _with_prompts(prompts: pd.DataFrame, images: pd.DataFrame, axes: Sequence[Ax
         {
             "kind": prompts["kind"],
             "benchmark": benchmarks_of(prompts),
-            "cluster": prompts["parent_id"].where(prompts["parent_id"].notna(), prompts["prompt_id"]),
+            "cluster": clusters_of(prompts),
         }
     )
     identities = prompts["identity"].map(dict)

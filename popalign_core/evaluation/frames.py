@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 
-from popalign_core.config import Axis
+from popalign_core.config import Axis, Kind
 from popalign_core.errors import InputError
 from popalign_core.evaluation.correction import Calibrated
 from popalign_core.evaluation.counts import FloatArray, count_cells
@@ -14,7 +15,7 @@ from popalign_core.evaluation.measures import Measure, ratio
 from popalign_core.evaluation.prevalence import faceless_measures, neutral_measures
 from popalign_core.evaluation.recall import recall_measures
 
-KINDS = ("neutral", "specific", "generic")
+KINDS = get_args(Kind)
 """The kinds of prompts, in the order of the tables."""
 
 

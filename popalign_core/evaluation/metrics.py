@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 COLUMNS = ("system", "benchmark", "metric", "axis", "value", "ci_low", "ci_high", "n", "floor", "scorer", "note")
+PER_PROMPT_COLUMNS = (
+    *("system", "prompt_id", "text", "axis", "n", "n_images", "discrepancy", "floor", "leading", "leading_share"),
+)
 
 
 def compute_metrics(
@@ -83,23 +86,32 @@ def compute_metrics(
 
 
 def per_prompt_table(
-    system: str, prompts: pd.DataFrame, images: pd.DataFrame, attributes: pd.DataFrame, axes: Sequence[Axis]
+    system: str,
+    prompts: pd.DataFrame,
+    images: pd.DataFrame,
+    attributes: pd.DataFrame,
+    axes: Sequence[Axis],
+    benchmark_axes: Mapping[str, Sequence[str]] | None = None,
 ) -> pd.DataFrame:
-    """Discrepancy of every neutral prompt on every axis; means over replicates.
+    """Discrepancy of every neutral prompt on every axis measured on its benchmark; means over replicates.
 
     Returns:
         system, prompt_id, text, axis, n (images read), n_images, discrepancy (NaN if none was read), floor, and the
-        most frequent class with its share (`leading`, `leading_share`).
+        most frequent class with its share (`leading`, `leading_share`; "" and NaN if none was read).
     """
     labels = label_images(prompts, images, attributes, axes)
     labels = labels[labels["kind"] == "neutral"]
-    texts = prompts.set_index("prompt_id")["text"]
-    parts = []
+    texts, protocol = prompts.set_index("prompt_id")["text"], Protocol(axes, benchmark_axes=benchmark_axes or {})
+    parts = [pd.DataFrame(columns=list(PER_PROMPT_COLUMNS))]
     for axis in axes:
-        counted = count_cells(labels, [f"read:{axis.name}"])
+        measured = labels[[axis in protocol.axes_of(benchmark) for benchmark in labels["benchmark"]]]
+        if measured.empty:
+            continue
+        counted = count_cells(measured, [f"read:{axis.name}"])
         read = counted.counts @ indicator(counted.cells[f"read:{axis.name}"].to_numpy(), len(axis.classes))
         found, floors = (_known_mean(values) for values in prompt_discrepancies(read, axis.shares()))
-        shares = np.nan_to_num(_known_mean(class_shares(read)))
+        shares = _known_mean(class_shares(read))
+        places = np.nan_to_num(shares).argmax(axis=1)
         columns = {
             "system": system,
             "prompt_id": counted.clusters,
@@ -109,11 +121,11 @@ def per_prompt_table(
             "n_images": counted.counts.sum(axis=(0, 2)).astype(np.int64),
             "discrepancy": found,
             "floor": floors,
-            "leading": [axis.classes[number] for number in shares.argmax(axis=1)],
+            "leading": np.where(np.isfinite(found), np.array(axis.classes)[places], ""),
             "leading_share": shares.max(axis=1),
         }
         parts.append(pd.DataFrame(columns))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
 def measure_row(system: str, benchmark: str, scorer: str, measure: Measure, config: EvaluationConfig) -> dict[str, Any]:

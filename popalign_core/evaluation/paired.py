@@ -30,6 +30,8 @@ HEADLINES = ("discrepancy_pooled", "discrepancy_per_prompt", "discrepancy_joint"
 """Measures that are corrected for one another, with every score. The others are there to explain these."""
 
 N_PERMUTATIONS = 9_999
+N_PER_HEADLINE = 100
+"""More where there are many headlines: Holm multiplies the smallest p-value, half of one in all, by their number."""
 _NUMBERS_AT_ONCE = 4_000_000
 
 
@@ -41,6 +43,12 @@ class Pair:
     reference: Measured
     can_test: bool
     note: str
+
+    @property
+    def is_headline(self) -> bool:
+        """Whether it is among the `HEADLINES`, or a score."""
+        measure = self.system.measure
+        return measure.metric in HEADLINES or (measure.axis == "" and measure.metric != "no_face_share")
 
 
 def compare_systems(
@@ -89,9 +97,16 @@ def compare_all(
         raise InputError(f"the systems were read by different classifiers, {sorted(readers)}; read all with one")
     known = calibrated_axes(calibration, readers.pop(), axes, config.confidence) if readers else {}
     protocol = Protocol(axes, known, benchmark_axes or {})
-    rows = [row for frames in systems for row in _rows(prompts, reference, frames, protocol, config)]
+    compared = [
+        (frames.name, pairs) for frames in systems for pairs in _benchmark_pairs(prompts, reference, frames, protocol)
+    ]
+    n_headlines = sum(pair.can_test and pair.is_headline for _, pairs in compared for pair in pairs)
+    n_permutations = max(N_PERMUTATIONS, N_PER_HEADLINE * n_headlines - 1)
+    rows, is_headline = list[dict[str, Any]](), list[bool]()
+    for name, pairs in compared:
+        rows += _rows(name, reference.name, pairs, n_permutations, config)
+        is_headline += [pair.is_headline for pair in pairs]
     table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS)).astype({"n": np.int64})
-    is_headline = table["metric"].isin(HEADLINES) | (table["axis"] == "") & (table["metric"] != "no_face_share")
     table.loc[is_headline, "p_adjusted"] = holm(table.loc[is_headline, "p_value"].to_numpy())
     return table
 
@@ -136,19 +151,25 @@ def permutation_p_values(
     return np.minimum(larger / (1 + n_permutations) + (np.maximum(ties, same) + same) / 2, 1.0)
 
 
-def _rows(
-    prompts: pd.DataFrame, reference: SystemFrames, system: SystemFrames, protocol: Protocol, config: EvaluationConfig
-) -> Iterator[dict[str, Any]]:
+def _benchmark_pairs(
+    prompts: pd.DataFrame, reference: SystemFrames, system: SystemFrames, protocol: Protocol
+) -> Iterator[list[Pair]]:
+    """Benchmark by benchmark."""
     labels = [label_images(prompts, frames.images, frames.attributes, protocol.axes) for frames in (system, reference)]
     both = [benchmarks(table) for table in labels]
     for benchmark in dict.fromkeys([*both[1], *both[0]]):
         sides = [table[table["benchmark"] == benchmark] for table in labels]
-        pairs = list(_pairs(sides, (system, reference), protocol))
-        tested = [(pair.system.measure, pair.reference.measure) for pair in pairs if pair.can_test]
-        p_values = iter(permutation_p_values(tested, config.seed))
-        for pair in pairs:
-            p_value = next(p_values) if pair.can_test else np.nan
-            yield _row(system.name, reference.name, pair, p_value, config)
+        yield list(_pairs(sides, (system, reference), protocol))
+
+
+def _rows(
+    system: str, reference: str, pairs: Sequence[Pair], n_permutations: int, config: EvaluationConfig
+) -> Iterator[dict[str, Any]]:
+    """Of one benchmark."""
+    tested = [(pair.system.measure, pair.reference.measure) for pair in pairs if pair.can_test]
+    p_values = iter(permutation_p_values(tested, config.seed, n_permutations))
+    for pair in pairs:
+        yield _row(system, reference, pair, next(p_values) if pair.can_test else np.nan, config)
 
 
 def _pairs(
@@ -210,7 +231,7 @@ def _missing(measured: Measured | None) -> Measured:
 
 def _row(system: str, reference: str, pair: Pair, p_value: float, config: EvaluationConfig) -> dict[str, Any]:
     mine, other = pair.system.measure, pair.reference.measure
-    change = mine.value - other.value
+    change = mine.change(other)
     is_known = bool(np.isfinite(change))
     notes = [pair.note] if pair.note else []
     (low, high), n = NO_ENDS, min(mine.n, other.n)

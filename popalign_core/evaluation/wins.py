@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 
 from popalign_core.config import EvaluationConfig
+from popalign_core.config.evaluation import DIVERSITY
 from popalign_core.errors import InputError
 from popalign_core.evaluation.frames import SystemFrames
 from popalign_core.evaluation.measures import NO_ENDS, Share, ratio
 from popalign_core.evaluation.paired import permutation_p_values
-from popalign_core.prompts.benchmarks import benchmarks_of
+from popalign_core.prompts.benchmarks import benchmarks_of, clusters_of
 
 COLUMNS = (
     *("system", "reference", "benchmark", "scorer", "version", "n", "n_wins", "n_ties", "win_rate"),
@@ -23,6 +24,8 @@ def win_rates(
     prompts: pd.DataFrame, reference: SystemFrames, system: SystemFrames, config: EvaluationConfig
 ) -> pd.DataFrame:
     """Win rate of a system over the reference, for every scorer that scored both in the same version.
+
+    Diversity is left out: it is of all pictures of a prompt, and none of them can be preferred for it.
 
     Pictures are paired by replicate, prompt and index, so of one seed where both were drawn with the same. A tie counts
     half. What is estimated: the chance that of two pictures of a prompt like these the system's has the higher score.
@@ -42,12 +45,9 @@ def win_rates(
     """
     scored = [_scored(frames) for frames in (system, reference)]
     pairs = scored[0].merge(scored[1], on=[*_KEY, "scorer", "version"], suffixes=("", "_reference"))
-    facts = pd.DataFrame(
-        {
-            "benchmark": benchmarks_of(prompts),
-            "cluster": prompts["parent_id"].where(prompts["parent_id"].notna(), prompts["prompt_id"]),
-        }
-    ).set_index(prompts["prompt_id"])
+    facts = pd.DataFrame({"benchmark": benchmarks_of(prompts), "cluster": clusters_of(prompts)}).set_index(
+        prompts["prompt_id"]
+    )
     pairs = pairs.join(facts, on="prompt_id")
     rows = [
         _row(system.name, reference.name, str(benchmark), str(scorer), str(version), group, config)
@@ -65,7 +65,8 @@ def _scored(frames: SystemFrames) -> pd.DataFrame:
             f"{frames.name!r} has {len(bad)} scores that are not finite (first: of {scorer!r}); score again"
         )
     images = frames.images if "replicate" in frames.images else frames.images.assign(replicate=0)
-    return frames.scores.merge(images[["image_id", *_KEY]], on="image_id")[[*_KEY, "scorer", "version", "value"]]
+    scores = frames.scores[frames.scores["scorer"] != DIVERSITY]
+    return scores.merge(images[["image_id", *_KEY]], on="image_id")[[*_KEY, "scorer", "version", "value"]]
 
 
 def _row(

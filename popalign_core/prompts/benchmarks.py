@@ -15,6 +15,11 @@ def benchmarks_of(prompts: pd.DataFrame) -> "pd.Series[str]":
     return prompts["benchmark"].where(prompts["benchmark"].notna(), prompts["kind"])
 
 
+def clusters_of(prompts: pd.DataFrame) -> "pd.Series[str]":
+    """The prompt, or the neutral prompt it was made from: its variants are not independent of each other."""
+    return prompts["parent_id"].where(prompts["parent_id"].notna(), prompts["prompt_id"])
+
+
 def evenly(texts: Sequence[str], n_prompts: int | None) -> list[str]:
     """So many of a list's prompts, at equal distances: lists are often sorted by theme. None takes all."""
     if n_prompts is None or n_prompts >= len(texts):

@@ -8,12 +8,9 @@ import pandas as pd
 
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
+from popalign_core.evaluation.wins import COLUMNS as WIN_COLUMNS
 from popalign_core.report.inputs import COST_COLUMNS, Pictures, check_pictures, empty
 
-WIN_COLUMNS = (
-    "system", "reference", "benchmark", "scorer", "version", "n", "n_wins", "n_ties", "win_rate", "ci_low", "ci_high",
-    "p_value",
-)  # fmt: skip
 DROP_COLUMNS = ("system", "reason", "n", "n_images")
 POINT_COLUMNS = (
     "parameter", "value", "order", "benchmark", "metric", "axis", "estimate", "ci_low", "ci_high", "floor", "note",

@@ -56,10 +56,12 @@ def test_sampling_is_swept_without_training_and_read_from_the_store_again(
 def test_a_point_that_diverges_stays_in_the_table_with_the_reason(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
-    direct = call_directly()
+    direct, n_diverged = call_directly(), 0
 
     def call(step: Any, arguments: dict[str, Any]) -> Any:
+        nonlocal n_diverged
         if step.run is train_model and arguments["config"].training.alpha == 0.25:
+            n_diverged += 1
             raise DivergedError("the preferred error runs away at step 3")
         return direct(step, arguments)
 
@@ -73,6 +75,8 @@ def test_a_point_that_diverges_stays_in_the_table_with_the_reason(
     assert kept.loc[kept["metric"] == "recall", "estimate"].notna().all()
     page = (Path(tiny_runtime.root) / "runs" / "alpha" / "training.alpha.html").read_text(encoding="utf-8")
     assert "the preferred error runs away at step 3" in page
+    assert sweep_parameters(parameters, tiny_config, tiny_runtime, "alpha", call=call) == ref
+    assert n_diverged == 1
     with pytest.raises(TrainingError, match="no point of the sweep can be trained; the first: the preferred error"):
         sweep_parameters({"training.alpha": [0.25]}, tiny_config, tiny_runtime, "x", call=call)
 

@@ -8,6 +8,7 @@ from popalign_core.config import Axis, EvaluationConfig
 from popalign_core.errors import InputError
 from popalign_core.evaluation.frames import SystemFrames
 from popalign_core.evaluation.measures import Measure, ratio
+from popalign_core.evaluation.metrics import per_prompt_table
 from popalign_core.evaluation.paired import COMPARISON_COLUMNS, compare_all, compare_systems, holm, permutation_p_values
 
 GENDER = Axis(name="gender", classes=("male", "female"))
@@ -45,7 +46,8 @@ def test_every_prompt_moved_the_same_way() -> None:
     assert tuple(table.columns) == COMPARISON_COLUMNS
     share = row(table, "share:male")
     assert share["value"] == pytest.approx(-0.3)
-    assert (share["ci_low"], share["ci_high"]) == pytest.approx((-0.3, -0.3))
+    # by the very same share in every prompt, but 80 images say no finer than 1 / 80; t of 8 prompts is 2.365
+    assert (share["ci_low"], share["ci_high"]) == pytest.approx((-0.3 - 2.365 / 80, -0.3 + 2.365 / 80), rel=1e-3)
     # all 8 prompts exchanged or none, of 2^8: p = 2 / 256
     assert share["p_value"] == pytest.approx(2 / 256, abs=0.003)
     pooled = row(table, "discrepancy_pooled")
@@ -64,10 +66,40 @@ def test_equal_systems_have_no_difference() -> None:
     assert ((table["ci_low"] <= 0) & (table["ci_high"] >= 0)).all()
 
 
+def test_replicates_that_change_places_are_no_difference() -> None:
+    """.1 + .2 + .3 and .2 + .3 + .1 differ by rounding, which is neither better nor worse."""
+    shares = np.array([[0.1, 0.2, 0.3], [0.2, 0.3, 0.1]])
+    one, other = (
+        Measure("m", "", np.stack([s * 8, np.full(3, 8.0)], axis=-1)[:, None].repeat(2, 1), ratio, 8) for s in shares
+    )
+    assert one.value != other.value
+    assert (one.change(other), *one.bounded_change(other, CONFIG)) == (0.0, 0.0, 0.0)
+
+
 def test_holm_by_hand() -> None:
     # sorted .01 .02 .03 .04, times 4 3 2 1: .04 .06 .06 .04, never falling
     found = holm(np.array([0.02, np.nan, 0.01, 0.04, 0.03]))
     np.testing.assert_allclose(found, [0.06, np.nan, 0.04, 0.06, 0.06])
+
+
+def test_many_headlines_are_tested_by_more_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 prompts that all moved: p is half of one in all permutations, and after Holm, so many times that."""
+    generator, names = np.random.default_rng(0), [f"p{number}" for number in range(24)]
+    prompts = pd.DataFrame({"prompt_id": names, "text": names, "kind": "generic", "parent_id": None})
+    prompts["identity"] = [{} for _ in names]
+    images = pd.DataFrame({"prompt_id": names, "index": 0, "seed": 0})
+
+    def scored(name: str, shift: float) -> SystemFrames:
+        own = images.assign(image_id=[f"{name}-{prompt}" for prompt in names])
+        scores = own[["image_id"]].assign(scorer="clip", version="1", value=generator.random(24) + shift)
+        return SystemFrames(name, own, FAIRER.attributes.head(0), scores)
+
+    monkeypatch.setattr("popalign_core.evaluation.paired.N_PERMUTATIONS", 99)
+    systems = [scored(f"s{number}", 5.0) for number in range(20)]
+    table = compare_all(prompts, scored("base", 0.0), systems, (GENDER,), CONFIG)
+    # 20 headlines: 2,000 permutations; with 99 it would be 20 / 2 / 100 = 0.1
+    assert table["p_value"].tolist() == pytest.approx([0.5 / 2000] * 20, rel=1e-3)
+    assert table["p_adjusted"].max() == pytest.approx(0.5 / 2000 * 20, rel=1e-3)
 
 
 def test_holm_is_over_all_systems() -> None:
@@ -156,6 +188,20 @@ def test_a_system_without_faces_is_noted() -> None:
     pooled = row(table, "discrepancy_pooled")
     assert (pooled["n"], pooled["note"]) == (0, "not measured: no usable face")
     assert row(table, "no_face_share")["value"] == 1.0
+    each = per_prompt_table("fairer", PROMPTS, FAIRER.images, blind, (GENDER,))
+    assert each["leading"].tolist() == [""] * 8
+    assert each[["discrepancy", "leading_share"]].isna().all(axis=None)
+
+
+def test_prompts_one_by_one_on_the_axes_of_their_benchmark() -> None:
+    named = PROMPTS.assign(benchmark=["couples", "couples", *PROMPTS["kind"][2:]])
+    other = Axis(name="couple", classes=("same", "other"))
+    read = pd.concat([FAIRER.attributes, FAIRER.attributes.assign(axis="couple", **{"class": "same"})])
+    axes = {"couples": ("couple",), "neutral": ("gender",)}
+    table = per_prompt_table("fairer", named, FAIRER.images, read, (GENDER, other), axes)
+    assert table.groupby("axis")["prompt_id"].apply(list).to_dict() == {"couple": NAMES[:2], "gender": NAMES[2:]}
+    apples = pd.DataFrame({"image_id": ["a"], "prompt_id": ["apple"], "index": [0], "seed": [0]})
+    assert per_prompt_table("fairer", PROMPTS, apples, read.head(0), (GENDER,)).empty
 
 
 def test_replicates_change_places_together() -> None:

@@ -124,7 +124,7 @@ def test_a_file_moves_one_scorer_of_a_preset(tmp_path: Path) -> None:
         name: usual[name] for name in usual if name != "hps_v2.1"
     }
     for text, message in (
-        ('subject_accuracy = {kind = "clip"}', "comes with the first CLIP; choose another name"),
+        ('diversity = {kind = "clip"}', r"\['diversity'\] have the names of metrics that come by themselves"),
         ('other = {kind = "inception", path = "x"}', "are all Inception networks; FID and KID take one"),
         ('other = {kind = "pickscore"}', "does not match any of the expected tags"),
         ('"Ünusual" = {kind = "clip"}', "String should match pattern"),

@@ -1,12 +1,12 @@
 import base64
 import io
 import re
-from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from pages import Page
 from PIL import Image
 
 from popalign_core.config import Axis
@@ -20,7 +20,6 @@ from popalign_core.report.verdict import changes, judge
 
 GENDER = Axis(name="gender", classes=("male", "female"))
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
-_VOID = {"meta", "img", "br", "link", "input"}
 
 
 def _rows(system: str, values: dict[tuple[str, str, str], tuple[float, float, float]], floor: float) -> list[Any]:
@@ -100,41 +99,9 @@ def _inputs(change: dict[Any, Any] = BETTER, **over: Any) -> ReportInputs:
     return ReportInputs(**{**fields, **over})
 
 
-class _Reader(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.links: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in _VOID:
-            self.open.append(tag)
-        for name, value in attrs:
-            assert not name.startswith("on"), f"event handler {name} on {tag}"
-            if name in ("src", "href", "srcset", "xlink:href", "action"):
-                self.links.append(value or "")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in _VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def _read(html: str) -> _Reader:
-    reader = _Reader()
-    reader.feed(html)
-    assert reader.open == []
-    return reader
-
-
 def test_page_is_complete_well_formed_and_loads_nothing() -> None:
     html = build_report(_inputs())
-    reader = _read(html)
+    reader = Page(html)
     assert html.startswith("<!DOCTYPE html>")
     assert "script" not in reader.tags
     assert "link" not in reader.tags
@@ -196,7 +163,7 @@ def test_text_from_outside_is_escaped(place: str) -> None:
         "log": {"training_log": inputs.training_log.assign(name=EVIL)},
     }[place]
     html = build_report(_inputs(**over))
-    reader = _read(html)
+    reader = Page(html)
     assert "script" not in reader.tags
     assert html.count("<img") == 4
     assert "&lt;script&gt;" in html or "&lt;Script&gt;" in html

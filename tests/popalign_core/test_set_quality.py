@@ -38,7 +38,7 @@ def rows_of(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_distances_of_every_benchmark_with_intervals() -> None:
-    base, moved = system("base", 0, 0), system("aligned", 1, 1)
+    base, moved = system("base", 0, 0), system("aligned", 3, 1)
     found = rows_of(compare_sets(PROMPTS, base, moved, CONFIG, {}))
     assert set(found.index) == {(b, m) for b in ("neutral", "generic") for m in ("cmmd", "kid", "fid")}
     assert set(found["system"]) == {"aligned"}
@@ -50,9 +50,20 @@ def test_distances_of_every_benchmark_with_intervals() -> None:
     people = [i for i, image_id in enumerate(base.features[CLIP].image_ids) if not image_id.startswith("tree")]
     expected = frechet_distance(moved.features[CLIP].values[people], base.features[CLIP].values[people])
     assert fid["value"] == pytest.approx(expected)
-    assert np.isnan([fid["ci_low"], fid["ci_high"], kid["floor"]]).all()
+    assert np.isnan([fid["ci_low"], fid["ci_high"], fid["floor"]]).all()
+    assert kid["floor"] == 0
     # One prompt says nothing about others.
     assert np.isnan(found.loc[("generic", "cmmd"), ["ci_low", "ci_high"]].astype(float)).all()
+    assert found.loc[("generic", "cmmd"), "note"] == "no interval: all images are of one prompt"
+
+
+def test_near_the_floor_there_is_no_interval_but_a_note() -> None:
+    found = rows_of(compare_sets(PROMPTS, system("base", 0, 0), system("same", 0, 1), CONFIG, {}))
+    for metric in ("cmmd", "kid"):
+        row = found.loc[("neutral", metric)]
+        assert np.isfinite(row["value"])
+        assert np.isnan([row["ci_low"], row["ci_high"]]).all()
+        assert row["note"] == "no interval: too near the floor for one that holds"
 
 
 def test_replicates_are_compared_each_with_its_own() -> None:
@@ -83,6 +94,14 @@ def test_what_has_no_weights_is_a_row_with_the_reason() -> None:
     assert np.isnan(row["value"])
     assert "pick_score" not in found.index.get_level_values("metric")
     assert found.loc[("neutral", "cmmd"), "n"] == 18
+
+
+def test_a_system_without_features_is_noted() -> None:
+    base, withheld = system("base", 0, 0), system("aligned", 1, 1)
+    found = compare_sets(PROMPTS, base, FeaturedSystem("aligned", withheld.images, {}), CONFIG, {})
+    assert set(found["metric"]) == {"cmmd", "kid", "fid"}
+    assert found["value"].isna().all()
+    assert set(found["note"]) == {"not measured: no features of aligned"}
 
 
 def test_without_networks_and_reasons_there_is_no_row() -> None:

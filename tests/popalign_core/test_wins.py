@@ -49,6 +49,11 @@ def test_only_scorers_of_both_in_one_version() -> None:
     assert len(win_rates(PROMPTS, BASE, frames("aligned", [2.0] * 8, "clip"), CONFIG)) == 0
 
 
+def test_nobody_wins_by_diversity() -> None:
+    both = [frames(name, [value] * 8, "diversity", "1") for name, value in (("base", 0.1), ("aligned", 0.2))]
+    assert len(win_rates(PROMPTS, *both, CONFIG)) == 0
+
+
 def test_one_prompt_has_a_rate_and_no_more() -> None:
     both = [SystemFrames(f.name, f.images.head(4), f.attributes, f.scores) for f in (BASE, frames("a", [2.0] * 8))]
     row = win_rates(PROMPTS, *both, CONFIG).iloc[0]

@@ -90,7 +90,7 @@ ROWS["comparison"] = [
 ROWS["per_prompt"] = [
     {
         **{"system": "base", "prompt_id": "p", "text": "a photo of a doctor", "axis": "gender", "n": 0, "n_images": 3},
-        **{"discrepancy": None, "floor": None, "leading": "male", "leading_share": 0.0},
+        **{"discrepancy": None, "floor": None, "leading": "", "leading_share": None},
     }
 ]
 ROWS["points"] = [
@@ -113,16 +113,16 @@ ROWS["votes"] = [
         **{"question": "fairness", "first": "b", "answer": "tie", "is_check": False, "seconds": 2.5},
     }
 ]
-ROWS["labels"] = [
-    {
-        **{"study": "s", "rater": "r1", "position": 0, "image_id": "i", "prompt_id": "p", "axis": "gender"},
-        **{"class": "cannot tell", "seconds": 2.5},
-    }
-]
 ROWS["curated"] = [
     {
         **{"study": "s", "set_id": "x", "curator": "r1", "prompt_id": "p", "image_id": "i", "slot": 0},
-        **{"n_accepted": 4, "n_undone": 7},
+        **{"n_accepted": 3, "n_undone": 1},
+    }
+]
+ROWS["labels"] = [
+    {
+        **{"study": "s", "rater": "r1", "position": 0, "image_id": "i", "prompt_id": "p", "axis": "gender"},
+        **{"class": "cannot tell", "seconds": 1.5},
     }
 ]
 ROWS["costs"] = [{"system": "base", "what": "training", "value": 250.0, "unit": "steps"}]

@@ -15,14 +15,11 @@ from popalign_core.config import (
     PickScoreConfig,
     ScorerConfig,
 )
-from popalign_core.config.evaluation import SUBJECT_ACCURACY
+from popalign_core.config.evaluation import CMMD, DIVERSITY, FID, KID, SUBJECT_ACCURACY
 from popalign_core.errors import MissingWeightsError
 from popalign_core.evaluation.quality.features import CLIP, INCEPTION, Extractor, load_inception
 from popalign_core.evaluation.quality.scorer import CosineScorer, Embedder, Scorer
 
-DIVERSITY = "diversity"
-"""Scorer name: mean cosine distance of a picture from the others of its prompt, in the first CLIP's space."""
-CMMD, FID, KID = "cmmd", "fid", "kid"
 FIRST_CLIP = (SUBJECT_ACCURACY, DIVERSITY, CMMD)
 """What the first CLIP gives besides its own score."""
 COSINE, PICK = "100 x cosine", "cosine x scale"

@@ -7,12 +7,13 @@ a block of the kernel matrix, however many pictures there are.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from popalign_core.evaluation.intervals import t_quantile
 
 FloatArray = NDArray[np.float64]
 Kernel = Callable[[Tensor, Tensor], Tensor]
@@ -137,15 +138,13 @@ def expected_if_equal(sums: KernelSums) -> float:
 def jackknife_reach(without_one: FloatArray, confidence: float) -> float:
     """Half the interval of a statistic, from its values without one prompt each (Quenouille, Tukey).
 
-    Of Student's distribution, its quantile by the first terms of its series in the normal one (Fisher and Cornish). NaN
-    for a single prompt, and where without one of them too little is left.
+    NaN for a single prompt, and where without one of them too little is left.
     """
     n = len(without_one)
     if n < 2 or not np.isfinite(without_one).all():
         return float("nan")
     error = np.sqrt((n - 1) / n * np.square(without_one - without_one.mean()).sum())
-    z, free = NormalDist().inv_cdf((1 + confidence) / 2), n - 1
-    return float(error * (z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)))
+    return float(error * t_quantile(confidence, n - 1))
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:

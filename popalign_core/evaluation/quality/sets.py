@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from popalign_core.config import EvaluationConfig
-from popalign_core.config.evaluation import SUBJECT_ACCURACY
+from popalign_core.config.evaluation import CMMD, FID, KID, SUBJECT_ACCURACY
 from popalign_core.errors import InputError
-from popalign_core.evaluation.quality.building import CMMD, FID, KID
+from popalign_core.evaluation.measures import ONE_PROMPT
+from popalign_core.evaluation.metrics import COLUMNS
 from popalign_core.evaluation.quality.distances import (
     FloatArray,
     cubic_kernel,
@@ -24,9 +25,9 @@ from popalign_core.evaluation.quality.distances import (
 from popalign_core.evaluation.quality.features import CLIP, INCEPTION, Features
 from popalign_core.prompts.benchmarks import benchmarks_of
 
-COLUMNS = ("system", "benchmark", "metric", "axis", "value", "ci_low", "ci_high", "n", "floor", "scorer", "note")
 SET_METRICS = {CMMD: CLIP, KID: INCEPTION, FID: INCEPTION}
 """Metric -> the features it is taken on. Units: 1000 x squared distance, squared distance, FID's own."""
+AT_FLOOR = "no interval: too near the floor for one that holds"
 _MIN_PICTURES = 2
 
 
@@ -73,9 +74,10 @@ def compare_sets(
 
     Returns:
         A metrics table; `scorer` is metric@version. The intervals of CMMD and KID are from leaving out one prompt at a
-        time (jackknife); FID, whose bias depends on the number of pictures, has none. `floor`, of CMMD, is what two
-        independent samples of one distribution give; with common seeds a system may come nearer. `n` counts the
-        system's pictures.
+        time (jackknife). That knows nothing of distances near 0, whose distribution is no normal one: where it reaches
+        the floor, there is no interval but a note. FID, whose bias depends on the number of pictures, has none at all.
+        `floor`, of CMMD and KID, is what two independent samples of one distribution give; with common seeds a system
+        may come nearer. `n` counts the system's pictures.
 
     Raises:
         InputError: When the features of the two are of different networks, or are not those of the images.
@@ -84,14 +86,16 @@ def compare_sets(
     rows = []
     for metric, sort in SET_METRICS.items():
         scorer = _common_version(metric, sort, reference, system)
+        without = [one.name for one in (reference, system) if sort not in one.features]
+        why = unmeasured.get(metric, f"not measured: no features of {' and '.join(without)}")
+        if len(without) == 2 and metric not in unmeasured:
+            continue  # nobody asked for it
         for benchmark in dict.fromkeys(kinds):
             chosen = set(kinds.index[kinds == benchmark])
-            drawn = int(system.images["prompt_id"].isin(chosen).sum())
-            if not drawn:
+            if not system.images["prompt_id"].isin(chosen).any():
                 continue
             if scorer is None:
-                if metric in unmeasured:
-                    rows.append(_row(system, benchmark, metric, metric, unmeasured[metric]))
+                rows.append(_row(system, benchmark, metric, metric, why))
                 continue
             estimates = list(_estimates(metric, sort, reference, system, chosen))
             rows.append(_measured(system, benchmark, metric, scorer, estimates, config))
@@ -120,13 +124,16 @@ def unmeasured_rows(
 
 
 def _common_version(metric: str, sort: str, reference: FeaturedSystem, system: FeaturedSystem) -> str | None:
-    found = [one.features[sort].version if sort in one.features else None for one in (reference, system)]
+    """Who gave the features; None where one of the two has none."""
+    found = [one.features[sort].version for one in (reference, system) if sort in one.features]
+    if len(found) < 2:
+        return None
     if found[0] != found[1]:
         raise InputError(
             f"{metric} of {system.name!r} against {reference.name!r}: their features are of different networks, "
             f"{found[1]} and {found[0]}; score both with the same scorers"
         )
-    return None if found[0] is None else f"{metric}@{found[0]}"
+    return f"{metric}@{found[0]}"
 
 
 def _estimates(
@@ -151,7 +158,8 @@ def _estimates(
         x_prompt, y_prompt = (side["prompt_id"].map(number).to_numpy(dtype=np.intp) for side in inside)
         sums = kernel_sums(x, x_prompt, y, y_prompt, gaussian_kernel if metric == CMMD else cubic_kernel)
         value, without_one = squared_mmd(sums, unbiased=metric == KID)
-        yield _Estimate(value, expected_if_equal(sums) if metric == CMMD else np.nan, without_one, len(x))
+        # KID leaves out the pairs that push CMMD up
+        yield _Estimate(value, expected_if_equal(sums) if metric == CMMD else 0.0, without_one, len(x))
 
 
 def _placed(one: FeaturedSystem, sort: str, prompt_ids: set[str]) -> pd.DataFrame:
@@ -178,19 +186,30 @@ def _measured(
 ) -> dict[str, Any]:
     if not estimates:
         return _row(system, benchmark, metric, scorer, "not measured: fewer than two pictures of a common prompt")
-    value = float(np.mean([one.value for one in estimates]))
-    row = _row(system, benchmark, metric, scorer, _spread(estimates))
-    ends = {"ci_low": np.nan, "ci_high": np.nan}
-    if len({len(one.without_one) for one in estimates}) == 1 and metric != FID:
-        reach = jackknife_reach(np.mean([one.without_one for one in estimates], axis=0), config.confidence)
-        ends = {"ci_low": value - reach, "ci_high": value + reach}
-    floor = float(np.mean([one.floor for one in estimates]))
-    return row | ends | {"value": value, "floor": floor, "n": sum(one.n for one in estimates)}
+    value, floor = (float(np.mean([getattr(one, name) for one in estimates])) for name in ("value", "floor"))
+    low, high, note = np.nan, np.nan, ""
+    if metric != FID:
+        low, high, note = _interval(value, floor, estimates, config)
+    notes = [note] if note else []
+    if len(estimates) > 1:
+        notes.append("seeds: " + " ".join(f"{one.value:.3g}" for one in estimates))
+    found = {"value": value, "ci_low": low, "ci_high": high, "n": sum(one.n for one in estimates), "floor": floor}
+    return _row(system, benchmark, metric, scorer, "; ".join(notes)) | found
 
 
-def _spread(estimates: list[_Estimate]) -> str:
-    values = " ".join(f"{one.value:.3g}" for one in estimates)
-    return f"seeds: {values}" if len(estimates) > 1 else ""
+def _interval(
+    value: float, floor: float, estimates: list[_Estimate], config: EvaluationConfig
+) -> tuple[float, float, str]:
+    """(low, high, why there is none)."""
+    if len({len(one.without_one) for one in estimates}) > 1:
+        return np.nan, np.nan, "no interval: the replicates have other prompts"
+    reach = jackknife_reach(np.mean([one.without_one for one in estimates], axis=0), config.confidence)
+    if np.isnan(reach):
+        is_one = len(estimates[0].without_one) == 1
+        return np.nan, np.nan, ONE_PROMPT if is_one else "no interval: too few pictures"
+    if value - reach <= floor:
+        return np.nan, np.nan, AT_FLOOR
+    return value - reach, value + reach, ""
 
 
 def _row(system: FeaturedSystem, benchmark: str, metric: str, scorer: str, note: str) -> dict[str, Any]:
