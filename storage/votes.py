@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from popalign_core.errors import InputError, StoreError
 from storage.review_engine import open_engine
-from storage.review_tables import Asked, Classes, Pair, Picture, Rater, Study, Vote
+from storage.review_tables import Asked, Classes, Pair, Picture, Rater, Step, Study, Vote
 
 Row = Mapping[str, Any]
 _PICTURES_KEPT, _STUDIES_KEPT, _PLANS_KEPT, _PAIRS_KEPT = 1000, 100, 1000, 5000
@@ -124,9 +124,14 @@ class ReviewDatabase:
         """Change what raters read.
 
         Raises:
-            InputError: When there are votes already: they were given under the instructions as they are.
+            InputError: When there are votes or steps already: they were given under the instructions as they are.
         """
-        if self.count_votes(name):
+        stepped = (
+            select(Step.asked_id).join(Asked, Asked.asked_id == Step.asked_id).join(Rater).where(Rater.study == name)
+        )
+        with self.begin() as session:
+            is_begun = session.scalar(stepped.limit(1)) is not None
+        if is_begun or self.count_votes(name):
             raise InputError(f"study {name!r} has votes under its instructions as they are; make a study of its own")
         with self.begin() as session:
             session.execute(update(Study).where(Study.name == name).values(instructions=text))

@@ -61,7 +61,7 @@ def curate(request: Request, name: str, session: Session, balance: Balance | Non
     if turn is None:
         return RedirectResponse(f"/s/{name}/done", 303)
     chain = replay(turn.pair.images_a, turn.pair.images_b, read_steps(database, turn.asked.asked_id))
-    chain_id = f"{turn.pair.pair_id} {session.rater_id}"  # curators of one prompt see different pictures
+    chain_id = f"{turn.pair.pair_id} {turn.asked.asked_id}"  # curators of one prompt see different pictures
     weighed = weigh(chain.members, read_classes(database, turn.pair.pair_id), config.axes)
     return _page(name, session, turn, _Standing(turn.pair, chain, chain_id, config), balance or config.balance, weighed)
 

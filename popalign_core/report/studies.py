@@ -70,13 +70,13 @@ def curation_section(results: CurationResults) -> str:
     ends = results.sets["end"].value_counts()
     heads = ("Prompt", "End", "Steps", "Taken", "Discrepancy at the start", "At the end")
     rows = [row(heads, each["prompt"], _course_cells(each)) for each in results.sets.to_dict("records")]
-    said = [f"{len(results.sets)} sets begun: " + ", ".join(f"{n} {end}" for end, n in ends.items()) + "."]
+    said = [f"{len(results.sets)} set(s) begun: " + ", ".join(f"{n} {end}" for end, n in ends.items()) + "."]
     if len(finished):
         steps = (finished["n_accepted"] + finished["n_undone"]).mean()
         said.append(
             f"A finished set took {steps:.1f} steps in the mean, of which {finished['n_accepted'].mean():.1f} kept."
         )
-    said.append(f"No set of this size can be nearer the target than {results.floor:.2f}.")
+    said.append(f"No set of this size can have a discrepancy below {results.floor:.2f}, the floor.")
     return bullets(said) + figures(_path_chart(results)) + table(heads, rows)
 
 
@@ -86,7 +86,7 @@ def _path_chart(results: CurationResults) -> list[tuple[str, str]]:
     steps = list(range(len(results.path)))
     series = [
         Line("sets", steps, results.path, "line-1"),
-        Line("nearest", [0, steps[-1]], [results.floor] * 2, "dotted"),
+        Line("floor", [0, steps[-1]], [results.floor] * 2, "dotted"),
     ]
     title = "Mean discrepancy of the finished sets by step"
     return [(title, lines(title, series, "step"))]

@@ -192,7 +192,7 @@ def test_the_operator_sees_how_the_sets_came_about(browse: Open, tmp_path: Path)
     answer(one, answer(one, one.get("/s/sets/curate").text, "take"), "done", "curate/end")
     assert "sets of 4" in one.get("/").text
     page = one.get("/studies/sets").text
-    assert "1 sets begun: 1 finished." in page
+    assert "1 set(s) begun: 1 finished." in page
     table = one.get("/studies/sets/votes.csv")
     assert table.headers["content-disposition"] == 'attachment; filename="curated.csv"'
     assert len(table.text.splitlines()) == 1 + 4

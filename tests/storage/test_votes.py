@@ -11,9 +11,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from curation_worlds import make_curation
 from study_worlds import SMALL, answer_all, make_study
 
 from popalign_core.errors import InputError, StoreError
+from storage.review_tables import DONE, Step
+from storage.steps import add_step, end_chain, read_steps
 from storage.votes import ReviewDatabase
 from tasks.studies import invite
 
@@ -228,4 +231,34 @@ def test_postgresql_keeps_a_study_as_sqlite_does(postgres: str, tmp_path: Path) 
     database.close_rater("study", 1)
     with pytest.raises(InputError, match="there is a study"):
         make_study(tmp_path / "other", url=postgres)
+    sets = make_curation(tmp_path / "sets", url=postgres)
+    assert steps_at_once(sets) == 1
     database.close()
+    sets.close()
+
+
+def steps_at_once(database: ReviewDatabase) -> int:
+    """Twenty times both answers to the first step and the end of the chain, all at once; the steps there are then."""
+    rater = invite(database, database.study("sets"))
+    turn = database.turn(rater.rater_id)
+    assert turn is not None
+    asked_id, kept = turn.asked.asked_id, list[bool]()
+
+    def take(is_accepted: bool) -> None:
+        step = Step(asked_id=asked_id, number=0, slot=0, replacement=0, is_accepted=is_accepted, seconds=1.0)
+        kept.append(add_step(database, rater.rater_id, step))
+
+    threads = [threading.Thread(target=take, args=(n % 2 == 0,)) for n in range(40)]
+    threads.append(
+        threading.Thread(target=end_chain, args=(database, rater.rater_id, asked_id, 1, DONE, 1.0)),
+    )
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(kept), sum(kept)) == (40, 20), "those who gave the answer that is held"
+    return len(read_steps(database, asked_id))
+
+
+def test_forty_answers_at_once_to_one_step_are_one_step(tmp_path: Path) -> None:
+    assert steps_at_once(make_curation(tmp_path)) == 1

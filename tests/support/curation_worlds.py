@@ -52,10 +52,12 @@ def record(store: Store, nodes: dict[str, ArtifactRef], config: PipelineConfig) 
     store.run_folder(RUN).record(nodes.values(), meta)
 
 
-def make_curation(folder: Path, *, n_prompts: int = 2, name: str = "sets", **settings: Any) -> ReviewDatabase:
+def make_curation(
+    folder: Path, *, n_prompts: int = 2, name: str = "sets", url: str = "", **settings: Any
+) -> ReviewDatabase:
     """A database with one study of curating, its store at `folder / "store"`."""
     store = make_run(folder / "store", n_prompts)
-    database = ReviewDatabase(f"sqlite:///{folder / 'reviews.sqlite'}")
+    database = ReviewDatabase(url or f"sqlite:///{folder / 'reviews.sqlite'}")
     create_curation(database, store, name, RUN, settings=settings)
     return database
 
@@ -86,7 +88,7 @@ def let_judge(database: ReviewDatabase, name: str, rater: Rater) -> list[tuple[i
             chain = replay(turn.pair.images_a, turn.pair.images_b, steps)
             if judge.is_content(chain.members):
                 break
-            proposal = next_proposal(chain, f"{turn.pair.pair_id} {rater.rater_id}", config)
+            proposal = next_proposal(chain, f"{turn.pair.pair_id} {asked_id}", config)
             assert isinstance(proposal, Proposal), "candidates ran out"
             better = judge.prefers(after(chain, proposal), chain.members)
             step = Step(

@@ -28,7 +28,7 @@ def step(asked_id: int, number: int, *, taken: bool = True, slot: int = 0) -> St
 
 @pytest.mark.parametrize(("set_size", "most"), [(10, 5), (5, 3)])
 def test_a_simulated_judge_reaches_the_target_from_nine_men_in_ten(tmp_path: Path, set_size: int, most: int) -> None:
-    """From 1 woman of 10 on, half of the candidates women: 1/.45 + 1/.4 + 1/.35 + 1/.3 = 10.9 steps."""
+    """From 1 woman of 10, 21 of 50 candidates: 1/(.9*.42) + 1/(.8*.40) + 1/(.7*.38) + 1/(.6*.36) = 14.2 steps."""
     database = make_curation(tmp_path, n_prompts=10, set_size=set_size)
     let_judge(database, "sets", invite(database, database.study("sets")))
     results = curation_results(database, "sets")
@@ -42,7 +42,7 @@ def test_a_simulated_judge_reaches_the_target_from_nine_men_in_ten(tmp_path: Pat
     assert start == pytest.approx(2 * 0.1, abs=0.12)
     steps = results.sets["n_accepted"] + results.sets["n_undone"]
     assert results.sets["n_accepted"].between(0, most).all()
-    assert {10: 6, 5: 2}[set_size] < steps.mean() < {10: 18, 5: 9}[set_size]
+    assert {10: 9, 5: 2}[set_size] < steps.mean() < {10: 20, 5: 9}[set_size]
     section = results_section(database, "sets")
     assert f"A finished set took {steps.mean():.1f} steps in the mean" in section
     assert "Mean discrepancy of the finished sets by step" in section
@@ -75,6 +75,8 @@ def test_a_step_is_there_once_and_late_ones_are_refused(tmp_path: Path) -> None:
     asked_id = turn.asked.asked_id
     assert add_step(database, one.rater_id, step(asked_id, 0))
     assert add_step(database, one.rater_id, step(asked_id, 0)), "the same again is the same"
+    with pytest.raises(InputError, match="has votes under its instructions"):
+        database.set_instructions("sets", "# New")
     assert not add_step(database, one.rater_id, step(asked_id, 0, taken=False))
     assert not add_step(database, one.rater_id, step(asked_id, 2)), "there is no step before it"
     assert add_step(database, one.rater_id, step(asked_id, 1, taken=False))
