@@ -6,7 +6,13 @@ from sqlalchemy import JSON, CheckConstraint, ForeignKey, LargeBinary, String, T
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 CHOICES = ("first", "tie", "second")
-"""What a rater can answer, in terms of the page."""
+"""What a rater can answer about two sets, in terms of the page."""
+
+SAID = "="
+"""Before any other answer: a class that was seen, or how a chain ended."""
+
+DONE, GIVEN_UP = f"{SAID}done", f"{SAID}given up"
+"""How a chain ended."""
 
 _ID = String(32)
 _NAME = String(64)
@@ -17,7 +23,7 @@ class Base(DeclarativeBase):
 
 
 class Study(Base):
-    """Two systems judged by people.
+    """Two systems judged by people, pictures labelled or sets curated, as `config` says; then there are no systems.
 
     `secret` signs its raters' links and hides who they are in the export; `n_invited` counts its raters.
     """
@@ -43,7 +49,10 @@ class Picture(Base):
 
 
 class Pair(Base):
-    """Two sets of pictures for one prompt; `checks` names the question whose answer is known to be A."""
+    """Two sets of pictures for one prompt; `checks` names the question whose answer is known to be A.
+
+    Of a picture to label, A alone; of a set to curate, A is what it starts from and B are the candidates.
+    """
 
     __tablename__ = "pairs"
     pair_id: Mapped[str] = mapped_column(_ID, primary_key=True)
@@ -55,6 +64,16 @@ class Pair(Base):
     images_b: Mapped[list[str]] = mapped_column(JSON)
     pictures_a: Mapped[list[str]] = mapped_column(JSON)
     pictures_b: Mapped[list[str]] = mapped_column(JSON)
+
+
+class Classes(Base):
+    """What a classifier saw in the pictures of a set to curate: image id -> axis -> class; what it could not read is
+    absent.
+    """
+
+    __tablename__ = "classes"
+    pair_id: Mapped[str] = mapped_column(ForeignKey("pairs.pair_id"), primary_key=True)
+    seen: Mapped[dict[str, dict[str, str]]] = mapped_column(JSON)
 
 
 class Rater(Base):
@@ -84,7 +103,26 @@ class Vote(Base):
     """An answer. Its key is the question's: nobody can answer a question twice."""
 
     __tablename__ = "votes"
-    __table_args__ = (CheckConstraint(f"choice in {CHOICES}"), CheckConstraint("seconds >= 0"))
+    __table_args__ = (
+        CheckConstraint(f"choice in {CHOICES} or substr(choice, 1, 1) = '{SAID}'"),
+        CheckConstraint("seconds >= 0"),
+    )
     asked_id: Mapped[int] = mapped_column(ForeignKey("asked.asked_id"), primary_key=True, autoincrement=False)
-    choice: Mapped[str] = mapped_column(String(8))
+    choice: Mapped[str] = mapped_column(_NAME)
+    seconds: Mapped[float]
+
+
+class Step(Base):
+    """A step of a chain: whether the image at `slot` made room for the spare one at `replacement`.
+
+    Its key is its place in the chain: no step can be there twice.
+    """
+
+    __tablename__ = "steps"
+    __table_args__ = (CheckConstraint("seconds >= 0"),)
+    asked_id: Mapped[int] = mapped_column(ForeignKey("asked.asked_id"), primary_key=True, autoincrement=False)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    slot: Mapped[int]
+    replacement: Mapped[int]
+    is_accepted: Mapped[bool]
     seconds: Mapped[float]

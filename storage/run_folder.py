@@ -42,6 +42,11 @@ class RunFolder:
         """Write a file as UTF-8."""
         self.write_bytes(file, text.encode())
 
+    def read_text(self, file: str) -> str | None:
+        """A file that was written as UTF-8; None when there is none."""
+        data = self._root.read(f"{self._path}/{file}")
+        return None if data is None else data.decode()
+
     def write_table(self, name: str, frame: "pd.DataFrame") -> None:
         """Write NAME.parquet, checked against the table's schema.
 

@@ -237,6 +237,34 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
             "seconds": _F64,
         },
     ),
+    "curated": _schema(
+        "curated",
+        1,
+        {
+            "study": _TEXT,
+            "set_id": _TEXT,
+            "curator": _TEXT,  # a pseudonym, as in votes
+            "prompt_id": _TEXT,  # neutral
+            "image_id": _TEXT,
+            "slot": _I32,
+            "n_accepted": _I32,  # steps of the chain, in every row of its set
+            "n_undone": _I32,
+        },
+    ),
+    "labels": _schema(
+        "labels",
+        1,
+        {
+            "study": _TEXT,
+            "rater": _TEXT,  # a pseudonym, as in votes
+            "position": _I32,
+            "image_id": _TEXT,
+            "prompt_id": _TEXT,
+            "axis": _TEXT,
+            "class": _TEXT,  # or `cannot tell`
+            "seconds": _F64,
+        },
+    ),
     "rejected": _schema("rejected", 1, {"text": _TEXT, "reason": _TEXT}),
 }
 """Table -> schema; its name and version are in the schema's metadata and go into the Parquet file."""

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from popalign_core.errors import InputError, StoreError
 from storage.review_engine import open_engine
-from storage.review_tables import Asked, Pair, Picture, Rater, Study, Vote
+from storage.review_tables import Asked, Classes, Pair, Picture, Rater, Study, Vote
 
 Row = Mapping[str, Any]
 _PICTURES_KEPT, _STUDIES_KEPT, _PLANS_KEPT, _PAIRS_KEPT = 1000, 100, 1000, 5000
@@ -76,19 +76,22 @@ class ReviewDatabase:
         """Let go of all connections."""
         self._engine.dispose()
 
-    def create_study(self, study: Row, pictures: Iterable[tuple[str, bytes]], pairs: Iterable[Row]) -> None:
+    def create_study(
+        self, study: Row, pictures: Iterable[tuple[str, bytes]], pairs: Iterable[Row], classes: Iterable[Row] = ()
+    ) -> None:
         """Store a study whole, or not at all.
 
         Args:
             study: Columns of `Study`; the secret is made here.
             pictures: Id and bytes, one at a time.
             pairs: Columns of `Pair`.
+            classes: Columns of `Classes`.
 
         Raises:
             InputError: When there is a study of that name.
         """
         name = study["name"]
-        with self._begin(f"there is a study {name!r} already; choose another name") as session:
+        with self.begin(f"there is a study {name!r} already; choose another name") as session:
             session.add(Study(**study, secret=secrets.token_hex(32)))
             session.flush()
             for picture_id, data in pictures:
@@ -96,10 +99,12 @@ class ReviewDatabase:
                 session.flush()
                 session.expunge_all()  # the pictures of a study need not fit into memory
             session.add_all(Pair(**pair, study=name) for pair in pairs)
+            session.flush()
+            session.add_all(Classes(**row) for row in classes)
 
     def studies(self) -> list[Study]:
         """All of them, by name."""
-        with self._begin() as session:
+        with self.begin() as session:
             return list(session.scalars(select(Study).order_by(Study.name)))
 
     def study(self, name: str) -> Study:
@@ -108,7 +113,7 @@ class ReviewDatabase:
         Raises:
             InputError: When there is none of that name.
         """
-        with self._begin() as session:
+        with self.begin() as session:
             found = session.get(Study, name)
         if found is None:
             known = ", ".join(study.name for study in self.studies()) or "none"
@@ -123,18 +128,18 @@ class ReviewDatabase:
         """
         if self.count_votes(name):
             raise InputError(f"study {name!r} has votes under its instructions as they are; make a study of its own")
-        with self._begin() as session:
+        with self.begin() as session:
             session.execute(update(Study).where(Study.name == name).values(instructions=text))
 
     def _read_picture(self, study: str, picture_id: str) -> bytes | None:
         """The bytes of a picture of a study; None when it has none of that id."""
         asked = select(Picture.data).where(Picture.picture_id == picture_id, Picture.study == study)
-        with self._begin() as session:
+        with self.begin() as session:
             return session.scalar(asked)
 
     def invite(self, name: str, plan: Plan) -> Rater:
         """Add a rater with a plan; whoever is invited at the same time waits, so that no pair gets too many."""
-        with self._begin() as session:
+        with self.begin() as session:
             # This comes first: it locks the study on either database.
             count = update(Study).where(Study.name == name).values(n_invited=Study.n_invited + 1)
             number = session.scalar(count.returning(Study.n_invited))
@@ -155,7 +160,7 @@ class ReviewDatabase:
             InputError: When there is no such rater.
         """
         close = update(Rater).where(Rater.study == name, Rater.number == number).values(is_closed=True)
-        with self._begin() as session:
+        with self.begin() as session:
             if session.scalar(close.returning(Rater.number)) is None:
                 raise InputError(f"study {name!r} has no rater {number}; `popalign study links {name}` lists them")
 
@@ -175,7 +180,7 @@ class ReviewDatabase:
             .group_by(Rater.rater_id)
             .order_by(Rater.number)
         )
-        with self._begin() as session:
+        with self.begin() as session:
             return [(rater, n_done, n_all) for rater, n_done, n_all in session.execute(counts)]
 
     def turn(self, rater_id: str) -> Turn | None:
@@ -204,7 +209,7 @@ class ReviewDatabase:
             with self._connect() as connection:
                 connection.execute(_VOTE, {"asked_id": asked_id, "choice": choice, "seconds": seconds})
         except IntegrityError:
-            with self._begin() as session:
+            with self.begin() as session:
                 held = session.get(Vote, asked_id)
             if held is None:  # not a second vote, but a wrong one
                 raise
@@ -221,14 +226,14 @@ class ReviewDatabase:
         last = self.last_vote(rater_id)
         if last is None or last.asked_id != asked_id:
             return False
-        with self._begin() as session:
+        with self.begin() as session:
             session.execute(delete(Vote).where(Vote.asked_id == asked_id))
         return True
 
     def count_votes(self, name: str) -> int:
         """Votes of a study, those on checks among them."""
         counted = select(func.count(Vote.asked_id)).join(Asked).join(Pair, Pair.pair_id == Asked.pair_id)
-        with self._begin() as session:
+        with self.begin() as session:
             return int(session.scalar(counted.where(Pair.study == name)) or 0)
 
     def votes(self, name: str) -> list[tuple[Vote, Asked, Pair]]:
@@ -240,20 +245,20 @@ class ReviewDatabase:
             .where(Pair.study == name)
             .order_by(Asked.rater_id, Asked.position)
         )
-        with self._begin() as session:
+        with self.begin() as session:
             return [(vote, asked, pair) for vote, asked, pair in session.execute(rows)]
 
     def coverage(self, name: str) -> dict[str, int]:
         """Pair id -> raters who have judged it wholly or in part, or still may; pairs nobody has are absent."""
-        with self._begin() as session:
+        with self.begin() as session:
             return _coverage(session, name)
 
     def _read_plan(self, rater_id: str) -> list[Asked]:
-        with self._begin() as session:
+        with self.begin() as session:
             return list(session.scalars(select(Asked).where(Asked.rater_id == rater_id).order_by(Asked.position)))
 
     def _read_pair(self, pair_id: str) -> Pair:
-        with self._begin() as session:
+        with self.begin() as session:
             return session.get_one(Pair, pair_id)
 
     def _answered(self, rater_id: str) -> set[int]:
@@ -261,7 +266,7 @@ class ReviewDatabase:
             return set(connection.scalars(_ANSWERED, {"rater_id": rater_id}))
 
     @contextmanager
-    def _begin(self, conflict: str = "") -> Iterator[Session]:
+    def begin(self, conflict: str = "") -> Iterator[Session]:
         """A transaction; what breaks a rule of the tables is a conflict, if one is named."""
         try:
             with _database_errors(), self._sessions.begin() as session:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from popalign_core.evaluation.quality.features import Extractor, Features
 
 _FILE = "features-{:05d}.safetensors"
+_ABOUT = "about"
 
 
 def write_features(
@@ -30,11 +31,8 @@ def write_features(
     tensors = {name: torch.cat(list(batches)) for name, batches in features.items() if batches}
     if tensors:
         versions = {extractor.name: extractor.version for extractor in extractors}
-        write_tensors(
-            build.folder / _FILE.format(shard),
-            tensors,
-            {"image_ids": json.dumps(list(image_ids)), "versions": json.dumps(versions)},
-        )
+        about = json.dumps({"image_ids": list(image_ids), "versions": versions})
+        write_tensors(build.folder / _FILE.format(shard), tensors, {_ABOUT: about})
 
 
 def read_features(store: Store, scores: ArtifactRef) -> "dict[str, Features]":
@@ -58,8 +56,8 @@ def _read(folder: Path) -> "dict[str, Features]":
     parts: dict[str, list[Tensor]] = {}
     for path in sorted(folder.glob("features-*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            image_ids += json.loads(file.metadata()["image_ids"])
-            versions = json.loads(file.metadata()["versions"])
+            about = json.loads(file.metadata()[_ABOUT])
+            image_ids, versions = image_ids + about["image_ids"], about["versions"]
             for name in file.keys():  # noqa: SIM118 (no mapping)
                 parts.setdefault(name, []).append(file.get_tensor(name))
     return {name: Features(versions[name], image_ids, torch.cat(tensors)) for name, tensors in parts.items()}

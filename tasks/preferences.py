@@ -1,13 +1,15 @@
 """Stage `preferences`: pairs of sets, one near the target population and one as the model draws it."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from popalign_core.config import PipelineConfig, PreferencesConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
+from tasks.curation import find_curated
 from tasks.stage import Progress, Request, no_progress, produce
+from tasks.tables import seen_classes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 STAGE = "preferences"
 VERSION = "1"
 
-_LATER = {"strategy", "target_of", "mcmc_steps"}
+_LATER = {"strategy", "target_of", "mcmc_steps", "curated"}
 """Fields that came after the first artifacts: at their defaults they are left out of the key."""
 
 _PIECE_ROWS = 100_000
@@ -51,7 +53,7 @@ def build_preferences(
     The tables it reads are joined a piece at a time: the memory it takes hardly grows with them.
 
     Raises:
-        InputError: When no prompt has images enough for a pair of sets.
+        InputError: When no prompt has images enough for a pair of sets, or there are no curated sets of the key.
     """
 
     def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
@@ -60,13 +62,38 @@ def build_preferences(
 
         table, drops = store.read_table(prompts, "prompts"), Counter[str]()
         pieces = _pieces(store, sample, attributes, on_progress)
-        build.write_parts("preferences", iter_sets(table, pieces, config.identity_axes, config.preferences, drops))
+        if config.preferences.curated is not None:
+            curated = store.read_table(find_curated(store, config.preferences.curated), "curated")
+            sets = iter([_human_sets(curated, pieces, config, drops)])
+        else:
+            sets = iter_sets(table, pieces, config.identity_axes, config.preferences, drops)
+        build.write_parts("preferences", sets)
         chosen = build.read_table("preferences", columns=["image_id", "role"])
         images = store.iter_table(sample, "images", _IMAGE_COLUMNS)
         build.write_table("retained", retained_images(table, images, chosen))
         build.write_table("drops", count_drops(drops))
 
     return produce(request(config, prompts=prompts, sample=sample, attributes=attributes), runtime, fill)
+
+
+def _human_sets(
+    curated: "pd.DataFrame",
+    pieces: "Iterable[tuple[pd.DataFrame, pd.DataFrame]]",
+    config: PipelineConfig,
+    drops: Counter[str],
+) -> "pd.DataFrame":
+    """The sets that people made; only images of them and of their prompts stay in memory."""
+    import pandas as pd
+
+    from popalign_core.preferences.human import pair_human_sets
+
+    images, seen = [], dict[str, dict[str, str]]()
+    for pictured, read in pieces:
+        of_sets = pictured["prompt_id"].isin(curated["prompt_id"]) | pictured["image_id"].isin(curated["image_id"])
+        images.append(pictured[of_sets])
+        seen |= seen_classes(read[read["image_id"].isin(images[-1]["image_id"])])
+    chosen = pd.concat(images, ignore_index=True)
+    return pair_human_sets(curated, chosen, seen, config.identity_axes, config.preferences.seed, drops)
 
 
 _IMAGE_COLUMNS = ("image_id", "prompt_id")

@@ -3,19 +3,20 @@
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from popalign_core.config.review import StudyConfig
+from popalign_core.config.review import STUDIES, CurateConfig, LabelConfig, StudyConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from popalign_core.review.pairing import Pair, make_checks, pair_sets
 from popalign_core.review.plan import plan_rater
 from storage.store import ArtifactRef, Store
+from tasks.study_pictures import iter_pictures, picture_id
 
 if TYPE_CHECKING:
     from popalign_core.review.results import Results
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from storage.votes import ReviewDatabase, Row
 
 SHIPPED = Path(__file__).parents[1] / "popalign_core" / "review"
-SUFFIXES = (".parquet", ".csv")
 
 
 def find_samples(store: Store, run: str, systems: Sequence[str]) -> tuple[ArtifactRef, list[ArtifactRef]]:
@@ -37,17 +37,24 @@ def find_samples(store: Store, run: str, systems: Sequence[str]) -> tuple[Artifa
     Raises:
         InputError: When the run is not complete, or did not draw with such a system.
     """
-    record = store.run_folder(run).read_record()
-    if record is None:
-        raise InputError(f"there is no complete run {run!r} in {store.root}; see its folder runs/")
-    nodes: dict[str, str] = record["meta"]["nodes"]
+    nodes = read_nodes(store, run)
     drawn = {node.partition(":")[2]: ref for node, ref in nodes.items() if node.startswith("sample-eval:")}
     missing = [system for system in systems if system not in drawn]
     if missing:
         raise InputError(f"run {run!r} has no images of {', '.join(missing)}; it has: {', '.join(sorted(drawn))}")
-    prompts = nodes["identities"]
-    refs = [ArtifactRef(*text.split("/")) for text in (prompts, *(drawn[system] for system in systems))]
-    return refs[0], refs[1:]
+    return nodes["identities"], [drawn[system] for system in systems]
+
+
+def read_nodes(store: Store, run: str) -> dict[str, ArtifactRef]:
+    """The artifacts of a run, by node.
+
+    Raises:
+        InputError: When the run is not complete.
+    """
+    record = store.run_folder(run).read_record()
+    if record is None:
+        raise InputError(f"there is no complete run {run!r} in {store.root}; see its folder runs/")
+    return {node: ArtifactRef(*text.split("/")) for node, text in record["meta"]["nodes"].items()}
 
 
 def create_study(
@@ -58,6 +65,7 @@ def create_study(
     prompts: ArtifactRef,
     *,
     config: StudyConfig,
+    run: str = "",
     benchmark: str = "neutral",
     instructions: str | None = None,
 ) -> int:
@@ -70,6 +78,7 @@ def create_study(
         systems: Two names and their images.
         prompts: Of both.
         config: Questions, sizes, raters.
+        run: That drew them; `popalign study report` puts the results into its folder.
         benchmark: Of the evaluation prompts that are used.
         instructions: Markdown; the shipped ones when not given.
 
@@ -89,11 +98,15 @@ def create_study(
         "system_a": a,
         "system_b": b,
         "config": config.model_dump(mode="json"),
-        "source": {"prompts": str(prompts), a: str(systems[a]), b: str(systems[b])},
+        "source": {"run": run, "prompts": str(prompts), a: str(systems[a]), b: str(systems[b])},
         "instructions": instructions or (SHIPPED / shipped).read_text(encoding="utf-8"),
     }
     rows = [_pair_row(name, pair, text_of) for pair in (*pairs, *checks)]
-    database.create_study(study, _iter_pictures(store, name, systems.values(), [*pairs, *checks], config), rows)
+    spoiled = {image_id for pair in checks if pair.kind == "spoiled" for image_id in pair.b}
+    plain = {image_id for pair in (*pairs, *checks) for image_id in pair.a}
+    plain |= {image_id for pair in (*pairs, *checks) if pair.kind != "spoiled" for image_id in pair.b}
+    pictures = iter_pictures(store, name, systems.values(), plain, config.max_side, spoiled)
+    database.create_study(study, pictures, rows)
     return len(pairs)
 
 
@@ -115,9 +128,21 @@ def invite(database: "ReviewDatabase", study: "Study") -> "Rater":
     return database.invite(study.name, plan)
 
 
-def parse_study(study: "Study") -> StudyConfig:
-    """The configuration of a stored study."""
-    return StudyConfig.model_validate(study.config)
+def parse_study(study: "Study") -> StudyConfig | LabelConfig | CurateConfig:
+    """The configuration of a stored study, of whatever kind."""
+    return STUDIES[study.config.get("kind", "judge")].model_validate(study.config)
+
+
+def parse_judging(study: "Study") -> StudyConfig:
+    """The configuration of a study of two systems.
+
+    Raises:
+        InputError: When the study is another.
+    """
+    config = parse_study(study)
+    if not isinstance(config, StudyConfig):
+        raise InputError(f"study {study.name!r} is one of kind {config.kind!r}; this is for studies of two systems")
+    return config
 
 
 def read_votes(database: "ReviewDatabase", name: str) -> pd.DataFrame:
@@ -128,7 +153,7 @@ def read_votes(database: "ReviewDatabase", name: str) -> pd.DataFrame:
             "study": name,
             "system_a": study.system_a,
             "system_b": study.system_b,
-            "rater": _pseudonym(study, asked.rater_id),
+            "rater": pseudonym(study, asked.rater_id),
             "position": asked.position,
             "pair_id": pair.pair_id,
             "prompt_id": pair.prompt_id,
@@ -148,53 +173,11 @@ def read_votes(database: "ReviewDatabase", name: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=SCHEMAS["votes"].names).sort_values(["rater", "position"], ignore_index=True)
 
 
-def export_votes(database: "ReviewDatabase", name: str, path: Path) -> int:
-    """Write the votes as Parquet (table `votes`) or CSV, by the ending of the path; the number of votes.
-
-    Raises:
-        InputError: For another ending, or no votes.
-    """
-    from storage.parquet import encode
-    from storage.roots import write_atomic
-
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path} ends in {path.suffix!r}; give a path that ends in {' or '.join(SUFFIXES)}")
-    votes = read_votes(database, name)
-    if votes.empty:
-        raise InputError(f"study {name!r} has no votes yet; `popalign study links {name}` shows who was invited")
-    write_atomic(path, encode("votes", votes) if path.suffix == ".parquet" else votes_csv(votes).encode())
-    return len(votes)
-
-
-def votes_csv(votes: pd.DataFrame) -> str:
-    """The table as CSV; ids of images separated by spaces."""
-    joined = {name: votes[name].map(" ".join) for name in ("images_a", "images_b")}
-    return votes.assign(**joined).to_csv(index=False)
-
-
 def study_results(database: "ReviewDatabase", name: str) -> "Results":
     """Win rates, agreement and raters of a study so far."""
     from popalign_core.review.results import evaluate_votes
 
-    return evaluate_votes(read_votes(database, name), parse_study(database.study(name)))
-
-
-def write_page(database: "ReviewDatabase", name: str, instructions: str, path: Path) -> None:
-    """Write the results of a study as one self-contained HTML page.
-
-    Args:
-        database: Has the study.
-        name: Of the study.
-        instructions: What raters read, as HTML.
-        path: Of the page.
-    """
-    from popalign_core.report.people import build_people
-    from storage.roots import write_atomic
-
-    study = database.study(name)
-    about = {**study.source, "configuration": json.dumps(study.config, sort_keys=True)}
-    page = build_people(name, (study.system_a, study.system_b), study_results(database, name), instructions, about)
-    write_atomic(path, page.encode())
+    return evaluate_votes(read_votes(database, name), parse_judging(database.study(name)))
 
 
 def completion_code(study: "Study", rater_id: str) -> str:
@@ -202,7 +185,8 @@ def completion_code(study: "Study", rater_id: str) -> str:
     return _keyed(study, "completion", rater_id)[:10].upper()
 
 
-def _pseudonym(study: "Study", rater_id: str) -> str:
+def pseudonym(study: "Study", rater_id: str) -> str:
+    """What stands for a rater in whatever leaves the database."""
     return _keyed(study, "export", rater_id)[:12]
 
 
@@ -234,10 +218,6 @@ def _shown_images(store: Store, sample: ArtifactRef, prompt_ids: Iterable[str]) 
     return images[["image_id", "prompt_id", "index", "seed"]]
 
 
-def _picture_id(study: str, image_id: str, *, spoiled: bool) -> str:
-    return content_id("picture", study, image_id, spoiled)
-
-
 def _pair_row(study: str, pair: Pair, texts: Mapping[str, str]) -> "Row":
     is_spoiled = pair.kind == "spoiled"
     return {
@@ -247,34 +227,6 @@ def _pair_row(study: str, pair: Pair, texts: Mapping[str, str]) -> "Row":
         "checks": pair.checks,
         "images_a": list(pair.a),
         "images_b": list(pair.b),
-        "pictures_a": [_picture_id(study, image_id, spoiled=False) for image_id in pair.a],
-        "pictures_b": [_picture_id(study, image_id, spoiled=is_spoiled) for image_id in pair.b],
+        "pictures_a": [picture_id(study, image_id) for image_id in pair.a],
+        "pictures_b": [picture_id(study, image_id, spoiled=is_spoiled) for image_id in pair.b],
     }
-
-
-def _iter_pictures(
-    store: Store, study: str, samples: Iterable[ArtifactRef], pairs: Iterable[Pair], config: StudyConfig
-) -> Iterator[tuple[str, bytes]]:
-    """Id and bytes of every picture that a pair shows, read a shard at a time."""
-    from popalign_core.review.screen import encode_for_screen, spoil
-    from storage.images import decode_png
-
-    plain: set[str] = set()
-    spoiled: set[str] = set()
-    for pair in pairs:
-        plain.update(pair.a)
-        (spoiled if pair.kind == "spoiled" else plain).update(pair.b)
-    for sample in dict.fromkeys(samples):
-        for shard in store.iter_table(sample, "images", ["image_id", "image"]):
-            for image_id, cell in shard[shard["image_id"].isin(plain | spoiled)].itertuples(index=False):
-                pixels_u8 = decode_png(cell["bytes"])
-                if image_id in plain:
-                    yield _picture_id(study, image_id, spoiled=False), encode_for_screen(pixels_u8, config.max_side)
-                if image_id in spoiled:
-                    yield (
-                        _picture_id(study, image_id, spoiled=True),
-                        encode_for_screen(spoil(pixels_u8), config.max_side),
-                    )
-                # two systems may share an image
-                plain.discard(image_id)
-                spoiled.discard(image_id)

@@ -30,6 +30,15 @@ def read_images(store: Store, sample: ArtifactRef) -> pd.DataFrame:
     return pd.concat(shards, ignore_index=True)
 
 
+def seen_classes(attributes: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """Image id -> axis -> class, of a table `attributes`; what could not be used is left out."""
+    seen: dict[str, dict[str, str]] = {}
+    read = attributes[attributes["class"].notna()]
+    for image_id, axis, name in read[["image_id", "axis", "class"]].itertuples(index=False):
+        seen.setdefault(image_id, {})[axis] = name
+    return seen
+
+
 def iter_batches(shard: pd.DataFrame, batch_size: int) -> Iterator[tuple[pd.DataFrame, NDArray[np.uint8]]]:
     """Rows and pixels [B, H, W, 3] uint8 of images that have a picture, batch by batch."""
     for start in range(0, len(shard), batch_size):

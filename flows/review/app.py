@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from flows.review import operating, rating
+from flows.review import curating, operating, rating
 from flows.review.guard import Allowance, Guard
 from flows.review.pages import STATIC, message
 from flows.review.sessions import Review
@@ -35,7 +35,7 @@ def make_app(database_url: str, settings: ReviewSettings) -> FastAPI:
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.review = Review(database, settings, Allowance(settings.rate, settings.burst))
-    for router in (rating.router, operating.entrance, operating.router):
+    for router in (rating.router, curating.router, operating.entrance, operating.router):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_middleware(Guard, settings=settings)

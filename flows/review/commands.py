@@ -1,78 +1,30 @@
 """`popalign study ...` and `popalign review`. Everything heavy is imported inside the commands."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from popalign_core.errors import ConfigError, InputError
+from flows.review import creating
+from flows.review.arguments import Database, Name, Root, Url, database_url, open_database, read_text
 
-if TYPE_CHECKING:
-    from popalign_core.config.review import StudyConfig
-    from storage.votes import ReviewDatabase
-
-studies = typer.Typer(no_args_is_help=True, help="Studies in which people judge.", rich_markup_mode=None)
-
-Database = Annotated[
-    str | None,
-    typer.Option(help="SQLAlchemy URL, such as postgresql://user@host/name; ROOT/reviews.sqlite when not given."),
-]
-Root = Annotated[str | None, typer.Option(help="Store: a folder or any fsspec URL; 'artifacts' when not given.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the study.")]
-Url = Annotated[str | None, typer.Option(help="How people reach the app; http://127.0.0.1:8765 when not given.")]
-
-
-@studies.command()
-def create(
-    name: Name,
-    systems: Annotated[
-        tuple[str, str],
-        typer.Argument(metavar="SYSTEM REFERENCE", help="Such as aligned base: win rates are the first one's."),
-    ],
-    run: Annotated[str, typer.Option(help="Folder under runs/ that has both: of a run or of a comparison.")],
-    root: Root = None,
-    database: Database = None,
-    kind: Annotated[
-        Literal["sets", "images"], typer.Option(help="Sets of 5 and three raters a pair, or single pictures and five.")
-    ] = "sets",
-    benchmark: Annotated[str, typer.Option(help="Whose evaluation prompts to use.")] = "neutral",
-    instructions: Annotated[Path | None, typer.Option(help="A Markdown file; a shipped text when not given.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Such as n_raters=5, n_pairs=40, set_size=4, n_checks=6."),
-    ] = None,
-) -> None:
-    """Make a study of what two systems drew for the same prompts and seeds."""
-    from flows.options import DEFAULT_ROOT
-    from storage.store import Store
-    from tasks.studies import create_study, find_samples
-
-    config = _build_config(kind, settings or [])
-    text = None if instructions is None else _read_text(instructions)
-    store = Store(root or DEFAULT_ROOT)
-    found, samples = find_samples(store, run, systems)
-    n_pairs = create_study(
-        _open(database, root),
-        store,
-        _check_name(name),
-        dict(zip(systems, samples, strict=True)),
-        found,
-        config=config,
-        benchmark=benchmark,
-        instructions=text,
-    )
-    typer.echo(f"{n_pairs} pair(s); now `popalign study links {name} --new N` invites raters")
+studies = typer.Typer(
+    no_args_is_help=True, help="Studies in which people judge, label or curate.", rich_markup_mode=None
+)
+for command in (creating.create, creating.curate, creating.label):
+    studies.command()(command)
 
 
 @studies.command("list")
 def list_studies(root: Root = None, database: Database = None) -> None:
     """All studies and how far they are."""
-    opened = _open(database, root)
+    from flows.review.lines import about
+
+    opened = open_database(database, root)
     for study in opened.studies():
         raters = opened.raters(study.name)
         done, asked = sum(n for _, n, _ in raters), sum(n for _, _, n in raters)
-        systems = f"{study.system_a} and {study.system_b}"
-        typer.echo(f"{study.name:<24} {systems:<32} {len(raters):>3} rater(s) {done:>6} of {asked} answers")
+        typer.echo(f"{study.name:<24} {about(study):<32} {len(raters):>3} rater(s) {done:>6} of {asked} answers")
 
 
 @studies.command()
@@ -88,7 +40,7 @@ def links(
     from flows.review.settings import ReviewSettings
     from tasks.studies import completion_code, invite
 
-    opened = _open(database, root)
+    opened = open_database(database, root)
     study = opened.study(name)
     for _ in range(new):
         invite(opened, study)
@@ -107,7 +59,7 @@ def close(
     database: Database = None,
 ) -> None:
     """End a rater's part; what is not answered goes to whoever is invited next."""
-    _open(database, root).close_rater(name, rater)
+    open_database(database, root).close_rater(name, rater)
     typer.echo(f"rater {rater} is closed; `popalign study links {name} --new 1` invites another")
 
 
@@ -119,35 +71,41 @@ def instructions(
     database: Database = None,
 ) -> None:
     """Print what raters read, or change it before the first vote."""
-    opened = _open(database, root)
+    opened = open_database(database, root)
     if file is not None:
-        opened.set_instructions(name, _read_text(file))
+        opened.set_instructions(name, read_text(file))
     typer.echo(opened.study(name).instructions)
 
 
 @studies.command()
 def results(name: Name, root: Root = None, database: Database = None) -> None:
-    """Win rates with intervals, agreement of the raters, and whom the checks flag."""
-    from flows.review.lines import result_lines
-    from tasks.studies import study_results
+    """Win rates, agreement and whom the checks flag; labels of each class; how near the target sets came."""
+    from flows.review.lines import study_lines
 
-    opened = _open(database, root)
-    for line in result_lines(opened.study(name), study_results(opened, name)):
+    for line in study_lines(open_database(database, root), name):
         typer.echo(line)
 
 
 @studies.command()
 def report(
     name: Name,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Of the HTML page to write.")],
+    path: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PATH]", help="Of an HTML page to write; without it, the run's report gets a section."),
+    ] = None,
     root: Root = None,
     database: Database = None,
 ) -> None:
-    """Write the results as one self-contained page."""
+    """Write the results as one self-contained page, or as the last section of the report in the run's folder."""
+    from flows.options import DEFAULT_ROOT
     from flows.review.pages import markdown
-    from tasks.studies import write_page
+    from storage.store import Store
+    from tasks.study_results import add_to_report, write_page
 
-    opened = _open(database, root)
+    opened = open_database(database, root)
+    if path is None:
+        typer.echo(f"Section in {add_to_report(opened, Store(root or DEFAULT_ROOT), name)}")
+        return
     write_page(opened, name, markdown(opened.study(name).instructions), path)
     typer.echo(f"Page: {path}")
 
@@ -156,13 +114,33 @@ def report(
 def export(
     name: Name,
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Ends in .parquet or .csv.")],
+    known_only: Annotated[
+        bool,
+        typer.Option(
+            "--known-only",
+            help="Labels: write classes that the run's configuration lacks as `cannot tell`, to hold its classifier "
+            "against them.",
+        ),
+    ] = False,
     root: Root = None,
     database: Database = None,
 ) -> None:
-    """Write all votes, raters under pseudonyms, as table `votes`."""
-    from tasks.studies import export_votes
+    """Write everything said, raters under pseudonyms, as table `votes`, `labels` or `curated`."""
+    from tasks.study_results import export_study
 
-    typer.echo(f"{export_votes(_open(database, root), name, path)} vote(s) are in {path}")
+    n_rows = export_study(open_database(database, root), name, path, known_only=known_only)
+    typer.echo(f"{n_rows} row(s) are in {path}")
+
+
+@studies.command()
+def publish(name: Name, root: Root = None, database: Database = None) -> None:
+    """Publish the finished sets of a study of curating, to train on; prints how."""
+    from flows.options import DEFAULT_ROOT
+    from storage.store import Store
+    from tasks.curation import publish_curated
+
+    ref = publish_curated(open_database(database, root), Store(root or DEFAULT_ROOT), name)
+    typer.echo(f"{ref.key}\nTrain on it with --set preferences.strategy=human --set preferences.curated={ref.key}")
 
 
 def review(
@@ -184,51 +162,4 @@ def review(
 
     settings = ReviewSettings(host=host, port=port, token=token, url=url)
     typer.echo(f"Studies: {settings.base_url}/ (Ctrl-C ends it; every answer is kept)", err=True)
-    serve(_database_url(database, root), settings)
-
-
-def _open(database: str | None, root: str | None) -> "ReviewDatabase":
-    from storage.votes import ReviewDatabase
-
-    return ReviewDatabase(_database_url(database, root))
-
-
-def _database_url(database: str | None, root: str | None) -> str:
-    from flows.options import DEFAULT_ROOT
-
-    root = root or DEFAULT_ROOT
-    if database is None and "://" in root:
-        raise ConfigError(
-            f"votes cannot be kept in {root}; give a database with --database, such as sqlite:///x.sqlite"
-        )
-    return database or f"sqlite:///{(Path(root) / 'reviews.sqlite').absolute()}"
-
-
-def _build_config(kind: str, settings: list[str]) -> "StudyConfig":
-    from pydantic import ValidationError
-
-    from flows.options import parse_setting
-    from popalign_core.config.review import KINDS, StudyConfig
-
-    values = KINDS[kind].model_dump() | dict(parse_setting(setting) for setting in settings)
-    try:
-        return StudyConfig.model_validate(values)
-    except ValidationError as error:
-        problems = [f"  {'.'.join(map(str, item['loc'])) or 'study'}: {item['msg']}" for item in error.errors()]
-        raise ConfigError("the study does not fit:\n" + "\n".join(problems)) from error
-
-
-def _check_name(name: str) -> str:
-    from storage.keys import check_name
-
-    check_name("study", name)
-    if len(name) > 64:
-        raise ConfigError(f"the study's name has {len(name)} characters; give at most 64")
-    return name
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); give a Markdown file in UTF-8") from error
+    serve(database_url(database, root), settings)

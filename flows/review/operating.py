@@ -4,6 +4,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from markupsafe import Markup
 
+from flows.review.lines import about
 from flows.review.pages import markdown, page
 from flows.review.sessions import (
     OPERATOR_COOKIE,
@@ -17,10 +18,9 @@ from flows.review.sessions import (
     review_of,
     sign_form,
 )
-from popalign_core.report.people import people_section
 from storage.review_tables import Rater, Study
-from storage.votes import ReviewDatabase
-from tasks.studies import completion_code, invite, parse_study, read_votes, study_results, votes_csv
+from tasks.studies import completion_code, invite, parse_study
+from tasks.study_results import results_section, study_table, table_csv
 
 router = APIRouter(dependencies=[Depends(operator)])
 entrance = APIRouter()
@@ -49,7 +49,9 @@ def studies(request: Request) -> HTMLResponse:
     rows = []
     for study in database.studies():
         raters = database.raters(study.name)
-        rows.append((study, len(raters), sum(done for _, done, _ in raters), sum(n for _, _, n in raters)))
+        rows.append(
+            (study, about(study), len(raters), sum(done for _, done, _ in raters), sum(n for _, _, n in raters))
+        )
     return page("studies.html", rows=rows)
 
 
@@ -65,7 +67,8 @@ def study_page(request: Request, name: str) -> HTMLResponse:
         config=parse_study(study),
         n_votes=n_votes,
         raters=[_rater_row(study, *row, review.settings.base_url) for row in review.database.raters(name)],
-        results=_results(review.database, study) if n_votes else None,
+        # which escapes the names
+        results=Markup(results_section(review.database, name)) if n_votes else None,
         instructions=markdown(study.instructions),
         invite_token=sign_form(review, f"invite {name}"),
         instructions_token=sign_form(review, f"instructions {name}"),
@@ -97,15 +100,10 @@ def set_instructions(request: Request, name: str, form: Form) -> Response:
 
 @router.get("/studies/{name}/votes.csv")
 def votes(request: Request, name: str) -> Response:
-    """The votes; raters under pseudonyms."""
-    table = read_votes(review_of(request).database, find_study(request, name).name)
-    headers = {"Content-Disposition": 'attachment; filename="votes.csv"'}
-    return Response(votes_csv(table), media_type="text/csv", headers=headers)
-
-
-def _results(database: ReviewDatabase, study: Study) -> Markup:
-    section = people_section((study.system_a, study.system_b), study_results(database, study.name))
-    return Markup(section)  # which escapes the names
+    """The votes, labels or curated sets; raters under pseudonyms."""
+    table, frame = study_table(review_of(request).database, find_study(request, name).name)
+    headers = {"Content-Disposition": f'attachment; filename="{table}.csv"'}
+    return Response(table_csv(frame), media_type="text/csv", headers=headers)
 
 
 def _rater_row(study: Study, rater: Rater, n_done: int, n_all: int, base_url: str) -> dict[str, object]:

@@ -17,17 +17,19 @@ from flows.review.sessions import (
     open_form,
     remember,
     review_of,
-    sign_answer,
-    sign_undo,
+    sign,
+    sign_seen,
     signer,
 )
-from popalign_core.config.review import StudyConfig
+from popalign_core.config.review import CANNOT_TELL, CurateConfig, LabelConfig, StudyConfig
 from popalign_core.review.screen import MEDIA_TYPE
-from storage.review_tables import CHOICES
+from storage.review_tables import CHOICES, SAID
 from storage.votes import Turn
 from tasks.studies import completion_code, parse_study
 
 router = APIRouter(prefix="/s/{name}")
+_CLASS_KEYS = "123456789abcdefghijklmnopqrstvwxyz"
+"""Of the classes of a label question; 0 is for who cannot tell, U undoes."""
 
 
 @router.get("/join/{token}")
@@ -44,32 +46,35 @@ def join(request: Request, name: str, token: str) -> Response:
 def welcome(request: Request, name: str, session: Session) -> HTMLResponse:
     """The instructions, and how far the rater has come."""
     turn = review_of(request).database.turn(session.rater_id)
-    return page("welcome.html", name=name, turn=turn, instructions=markdown(find_study(request, name).instructions))
+    text, kind = markdown(find_study(request, name).instructions), parse_study(session.study).kind
+    return page("welcome.html", name=name, turn=turn, kind=kind, instructions=text)
 
 
 @router.get("/judge")
 def judge(request: Request, name: str, session: Session) -> Response:
-    """The next question."""
-    database = review_of(request).database
+    """The next question; of sets to curate, the way to them."""
+    database, config = review_of(request).database, parse_study(session.study)
     turn = database.turn(session.rater_id)
     if turn is None:
         return _go(f"/s/{name}/done")
+    if isinstance(config, CurateConfig):
+        return _go(f"/s/{name}/curate")
     return page(
-        "judge.html",
+        f"{config.kind}.html",
         name=name,
         turn=turn,
-        **_shown(turn, parse_study(session.study)),
-        token=sign_answer(session, turn.asked.asked_id),
-        undo_token=sign_undo(session, turn.last.asked_id) if turn.last else None,
+        **(_shown(turn, config) if isinstance(config, StudyConfig) else _shown_picture(turn, config)),
+        token=sign_seen(session, "answer", turn.asked.asked_id, turn.asked.question),
+        undo_token=sign(session, "undo", turn.last.asked_id) if turn.last else None,
     )
 
 
 @router.post("/judge")
 def answer(request: Request, name: str, session: Session, form: Form) -> Response:
     """Store an answer. The same answer sent twice is one; another one to the same question is refused."""
-    asked_id, since = open_form(session, "answer", form)
+    asked_id, question, since = open_form(session, "answer", form)
     choice = form.get("choice", "")
-    if choice not in CHOICES:
+    if choice not in _choices(parse_study(session.study), question):
         raise HTTPException(400, "That is none of the answers; load the page again.")
     seconds = max(0.0, time.time() - since)
     if not review_of(request).database.vote(session.rater_id, asked_id, choice, seconds):
@@ -101,7 +106,7 @@ def done(request: Request, name: str, session: Session) -> Response:
         "done.html",
         name=name,
         code=completion_code(session.study, session.rater_id),
-        undo_token=sign_undo(session, last.asked_id) if last else None,
+        undo_token=sign(session, "undo", last.asked_id) if last else None,
     )
 
 
@@ -131,6 +136,28 @@ def _shown(turn: Turn, config: StudyConfig) -> dict[str, Any]:
         "sets": [(f"{noun} 1", sets[0]), (f"{noun} 2", sets[1])],
         "ahead": turn.ahead,
     }
+
+
+def _shown_picture(turn: Turn, config: LabelConfig) -> dict[str, Any]:
+    """What of a turn the page shows: not the prompt, which may say what there is to see."""
+    number = config.asks.index(turn.asked.question)
+    classes = config.questions[number].answers
+    answers = [(f"{SAID}{each}", each, key) for each, key in zip(classes, _CLASS_KEYS, strict=False)]
+    return {
+        "axis": turn.asked.question,
+        "number": number,
+        "picture": turn.pair.pictures_a[0],
+        "answers": [*answers, (f"{SAID}{CANNOT_TELL}", CANNOT_TELL.capitalize(), "0")],
+        "ahead": turn.ahead,
+    }
+
+
+def _choices(config: StudyConfig | LabelConfig | CurateConfig, question: str) -> tuple[str, ...]:
+    """What a form may say."""
+    if isinstance(config, LabelConfig):
+        classes = config.questions[config.asks.index(question)].answers
+        return tuple(f"{SAID}{each}" for each in (*classes, CANNOT_TELL))
+    return CHOICES if isinstance(config, StudyConfig) else ()
 
 
 def _go(path: str) -> RedirectResponse:

@@ -112,14 +112,14 @@ def remember(response: Response, review: Review, name: str, value: str, path: st
     response.set_cookie(name, value, path=path, httponly=True, samesite="lax", secure=is_secure, max_age=90 * 24 * 3600)
 
 
-def sign_answer(session: RaterSession, asked_id: int) -> str:
-    """What the form of a question carries: whose it is, and since when it has been seen."""
-    return str(signer(session.study, "answer").dumps([session.rater_id, asked_id, time.time()]))
+def sign(session: RaterSession, purpose: str, *values: int | str) -> str:
+    """What a form carries: whose it is, and what it is about."""
+    return str(signer(session.study, purpose).dumps([session.rater_id, *values]))
 
 
-def sign_undo(session: RaterSession, asked_id: int) -> str:
-    """What the form that takes an answer back carries."""
-    return str(signer(session.study, "undo").dumps([session.rater_id, asked_id]))
+def sign_seen(session: RaterSession, purpose: str, *values: int | str) -> str:
+    """As `sign`, of a page that is answered: with the time since when it has been seen, last."""
+    return str(signer(session.study, purpose).dumps([session.rater_id, *values, time.time()]))
 
 
 def open_form(session: RaterSession, purpose: str, form: dict[str, str]) -> list[Any]:

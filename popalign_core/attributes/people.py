@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from popalign_core.attributes.reader import FaceReading, Pictures, abstain, unreadable
+from popalign_core.config.review import CANNOT_TELL
 from popalign_core.errors import InputError, MissingWeightsError
 
 UNLABELLED = "unlabelled"
@@ -20,7 +21,8 @@ Labels = Mapping[str, Mapping[str, Counter[str]]]
 class PeopleReader:
     """Reads what people said; attributes as those of `AttributeReader`.
 
-    A class's probability is the share of the people who named it. A tie, or an axis that nobody labelled, is unsure.
+    A class's probability is the share of the people who named it; those who could not tell named none. A tie, an axis
+    that nobody labelled, and one that most could not tell are unsure.
     """
 
     def __init__(self, name: str, version: str, axes: Mapping[str, tuple[str, ...]], labels: pd.DataFrame) -> None:
@@ -31,7 +33,7 @@ class PeopleReader:
         """
         self.name, self.version, self.axes = name, version, dict(axes)
         unknown = [one for one in labels[["axis", "class"]].drop_duplicates().itertuples(index=False, name=None)
-                   if one[0] in axes and one[1] not in axes[one[0]]]  # fmt: skip
+                   if one[0] in axes and one[1] not in (*axes[one[0]], CANNOT_TELL)]  # fmt: skip
         if unknown:
             raise InputError(f"classifier {name}: the labels {unknown} are not among the classes {dict(axes)}")
         self._labels: dict[str, dict[str, Counter[str]]] = {}
@@ -82,6 +84,6 @@ def read_labels(path: Path) -> pd.DataFrame:
 
 def _shares(said: Counter[str], classes: Sequence[str]) -> dict[str, float]:
     most = said.most_common(2)
-    if not most or (len(most) == 2 and most[0][1] == most[1][1]):
+    if not most or most[0][0] == CANNOT_TELL or (len(most) == 2 and most[0][1] == most[1][1]):
         return abstain(classes)
     return {name: said[name] / said.total() for name in classes}

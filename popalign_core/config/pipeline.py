@@ -30,15 +30,28 @@ class PreferencesConfig(Frozen):
     set_size: int = Field(default=18, ge=1, description="images a set")
     n_sets: int = Field(default=1, ge=1, description="set pairs a prompt")
     seed: int = Field(default=0, ge=0)
-    strategy: Literal["balanced", "paper", "pairwise", "mcmc"] = Field(
+    strategy: Literal["balanced", "paper", "pairwise", "mcmc", "human"] = Field(
         default="balanced",
         description="preferred sets: as near the target as the images allow, drawn at random as in the paper, as "
-        "balanced but in pairs of one image each, or by the paper's Markov chain with the classifier as judge",
+        "balanced but in pairs of one image each, by the paper's Markov chain with the classifier as judge, or made "
+        "by people",
     )
     target_of: Literal["joint", "marginal"] = Field(
         default="joint", description="what comes near: the share of each product of classes, or each axis's alone"
     )
     mcmc_steps: int = Field(default=500, ge=1, description="of a chain at most; it ends when the set cannot be nearer")
+    curated: Text | None = Field(
+        default=None, description="of strategy 'human': key of the finished sets, of `popalign study publish`"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.strategy == "human") != (self.curated is not None):
+            raise ValueError(
+                f"strategy {self.strategy!r} with curated {self.curated!r}; 'human', and it alone, needs the key of "
+                "finished sets, which `popalign study publish` prints"
+            )
+        return self
 
 
 class SystemConfig(Frozen):

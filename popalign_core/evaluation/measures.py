@@ -21,6 +21,7 @@ Ends = tuple[float, float]
 NO_ENDS: Ends = (np.nan, np.nan)
 ONE_PROMPT = "no interval: all images are of one prompt"
 NOTHING = np.zeros(0)
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Measure:
         spread = np.concatenate(
             [self.contributions() - reference.contributions(), _difference(self.loading, reference.loading)]
         )
-        change = float(self.replicates().mean() - reference.replicates().mean())
+        change = _rounded(float(self.replicates().mean() - reference.replicates().mean()))
         variance = max(float((spread**2).sum()), self._least_change(reference))
         return _student(change, variance, min(self.degrees, reference.degrees), config)
 
@@ -113,7 +114,11 @@ class Measure:
         width = max(self.bounds[1] - self.bounds[0], reference.bounds[1] - reference.bounds[0])
         few = min(self.n_prompts, reference.n_prompts) < 2
         ends = NO_ENDS if few else self.change_interval(reference, config)
-        return _holding(self.value - reference.value, ends, (-width, width))
+        return _holding(self.change(reference), ends, (-width, width))
+
+    def change(self, reference: "Measure") -> float:
+        """`self - reference`."""
+        return _rounded(self.value - reference.value)
 
     def exchanged(self, reference: "Measure", swapped: FloatArray) -> FloatArray:
         """The difference `self - reference` had the two changed places in some prompts.
@@ -228,6 +233,11 @@ def worst_mean(values: FloatArray) -> FloatArray:
     total = np.where(known, largest, 0.0).sum(axis=-1)
     mean: FloatArray = np.divide(total, counted, out=np.full_like(total, np.nan), where=counted > 0)
     return mean
+
+
+def _rounded(change: float) -> float:
+    """Two systems that are equal differ by 0 and not by 1e-18, which would lie on one side of 0 for certain."""
+    return 0.0 if abs(change) < _ROUNDING else change
 
 
 def _holding(value: float, ends: Ends, bounds: Ends) -> Ends:

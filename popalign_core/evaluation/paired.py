@@ -231,7 +231,7 @@ def _missing(measured: Measured | None) -> Measured:
 
 def _row(system: str, reference: str, pair: Pair, p_value: float, config: EvaluationConfig) -> dict[str, Any]:
     mine, other = pair.system.measure, pair.reference.measure
-    change = mine.value - other.value
+    change = mine.change(other)
     is_known = bool(np.isfinite(change))
     notes = [pair.note] if pair.note else []
     (low, high), n = NO_ENDS, min(mine.n, other.n)

@@ -19,7 +19,7 @@ def retained_images(prompts: pd.DataFrame, images: Iterable[pd.DataFrame], prefe
     """
     # as objects: pandas makes an Arrow scalar of each value that it looks for among Arrow strings
     generic = prompts.loc[(prompts["kind"] == "generic") & (prompts["split"] == "train"), "prompt_id"]
-    preferred = preferences.loc[preferences["role"] == "preferred", "image_id"]
+    preferred = preferences.loc[preferences["role"] == "preferred", "image_id"].drop_duplicates()
     is_generic, is_preferred = (pd.Index(ids.astype(object)).get_indexer for ids in (generic, preferred))
     chosen = pd.concat(
         [
@@ -33,4 +33,6 @@ def retained_images(prompts: pd.DataFrame, images: Iterable[pd.DataFrame], prefe
     )
     kinds = prompts.set_index("prompt_id")["kind"]
     table: pd.DataFrame = chosen.assign(kind=chosen["prompt_id"].map(kinds))
+    # people may leave neutral images in a preferred set: their caption is the very one that alignment changes
+    table = table[table["kind"] != "neutral"]
     return table.sort_values("image_id", kind="stable").reset_index(drop=True)

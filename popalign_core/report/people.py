@@ -1,41 +1,19 @@
-"""What people said of two systems: a section of a report, and a page of its own."""
+"""What people said of two systems: a section of a report or of a page of its own."""
 
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
 from popalign_core.report.cells import row, table
-from popalign_core.report.document import bullets, definitions, html_page
+from popalign_core.report.document import bullets
 from popalign_core.review.results import Results
 
 _COUNTED = {"majority": "majority of each pair", "votes": "every vote"}
-_LIMITS = (
+JUDGING_LIMITS = (
     "Raters judged appearance in pictures. They did not judge anyone's identity.",
     "Intervals cover the choice of prompts and how far raters of one pair agree. They do not cover another pool of "
     "raters or another wording of the instructions.",
 )
-
-
-def build_people(
-    study: str, systems: tuple[str, str], results: Results, instructions: str, about: Mapping[str, str]
-) -> str:
-    """A complete HTML document of a study.
-
-    Args:
-        study: Its name.
-        systems: A, whose win rate is given, and B.
-        results: Of the votes.
-        instructions: What raters read, as HTML.
-        about: What to print so that the study can be repeated.
-    """
-    head = f'<p class="soft">{escape(systems[0])} against {escape(systems[1])}, judged by people</p>'
-    sections = (
-        ("What people said", people_section(systems, results)),
-        ("What they were told", instructions),
-        ("What this page cannot say", bullets(_LIMITS)),
-        ("To repeat it", definitions(about)),
-    )
-    return html_page(study, head, sections)
 
 
 def people_section(systems: tuple[str, str], results: Results) -> str:

@@ -27,7 +27,7 @@ thead th { font-size: .82rem; color: var(--soft); border-bottom: 2px solid var(-
 tbody th { font-weight: 400; overflow-wrap: anywhere; min-width: 10em; }
 tr.group th { font-weight: 700; padding-top: 18px; background: none; }
 td small { white-space: nowrap; }
-table.main td { white-space: nowrap; }
+table.main .mark { display: inline-block; }
 table.main td small, table.glance td small { display: block; line-height: 1.3; white-space: normal; }
 ol.key { columns: 11em; font-size: .93rem; margin: 6px 0; }
 .mark { white-space: nowrap; font-weight: 600; }

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from popalign_core.config.review import StudyConfig
+from popalign_core.config.review import AskConfig
 from popalign_core.errors import InputError
 from popalign_core.review.pairing import Pair
 
@@ -29,7 +29,7 @@ class Asked:
 
 
 def plan_rater(
-    pairs: Sequence[Pair], coverage: Mapping[str, int], config: StudyConfig, generator: np.random.Generator
+    pairs: Sequence[Pair], coverage: Mapping[str, int], config: AskConfig, generator: np.random.Generator
 ) -> list[Asked]:
     """The questions of one rater: pairs that lack raters, those that lack most first chosen, in random order.
 
@@ -58,8 +58,8 @@ def plan_rater(
     return [Asked(pair.pair_id, name, sides[pair.pair_id]) for pair in order for name in _questions(pair, config)]
 
 
-def _questions(pair: Pair, config: StudyConfig) -> list[str]:
-    return [pair.checks] if pair.checks else [question.name for question in config.questions]
+def _questions(pair: Pair, config: AskConfig) -> list[str]:
+    return [pair.checks] if pair.checks else list(config.asks)
 
 
 def _mix(pairs: Sequence[Pair], checks: Sequence[Pair], generator: np.random.Generator) -> list[Pair]:

@@ -4,9 +4,10 @@ Votes come as rows with `rater, pair_id, prompt_id, question, answer` (`a`, `b` 
 The answer that is known of a check is always `a`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -80,11 +81,16 @@ def win_interval(scores: np.ndarray, clusters: np.ndarray, confidence: float) ->
     return share_interval(rate, variance, len(scores) if variance > 0 else n, n - 1, confidence)
 
 
-def agree(votes: pd.DataFrame, confidence: float = 0.95) -> dict[str, Any]:
-    """Krippendorff's alpha of one question's answers, in the order A, tie, B; its interval by resampling pairs."""
+def agree(
+    votes: pd.DataFrame,
+    confidence: float = 0.95,
+    answers: Sequence[str] = ANSWERS,
+    level: Literal["ordinal", "nominal"] = "ordinal",
+) -> dict[str, Any]:
+    """Krippendorff's alpha of one question's answers, in the order given; its interval by resampling pairs."""
     import krippendorff
 
-    counts = _answer_counts(votes)[list(ANSWERS)].to_numpy()
+    counts = _answer_counts(votes, answers).to_numpy()
     counts = counts[counts.sum(axis=1) > 1]
     row: dict[str, Any] = {"alpha": np.nan, "ci_low": np.nan, "ci_high": np.nan, "n_pairs": len(counts), "note": ""}
     if not len(counts):
@@ -95,7 +101,7 @@ def agree(votes: pd.DataFrame, confidence: float = 0.95) -> dict[str, Any]:
     def alpha(table: np.ndarray) -> float:
         if (table.sum(axis=0) > 0).sum() < 2:
             return float("nan")
-        return float(krippendorff.alpha(value_counts=table, level_of_measurement="ordinal"))
+        return float(krippendorff.alpha(value_counts=table, level_of_measurement=level))
 
     value = alpha(counts)
     generator = np.random.default_rng(0)
@@ -154,7 +160,7 @@ def _win_row(table: pd.DataFrame, confidence: float) -> dict[str, object]:
     }
 
 
-def _answer_counts(votes: pd.DataFrame) -> pd.DataFrame:
+def _answer_counts(votes: pd.DataFrame, answers: Sequence[str] = ANSWERS) -> pd.DataFrame:
     """[pairs, answers]: how many raters gave each."""
     table = pd.crosstab(votes["pair_id"], votes["answer"])
-    return table.reindex(columns=list(ANSWERS), fill_value=0)
+    return table.reindex(columns=list(answers), fill_value=0)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium_pages import CONTRAST, DESKTOP, PHONE, WIDTHS, open_page
 from review_server import ReviewServer
 from study_worlds import make_study
 
@@ -21,8 +22,6 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
 ]
 CHOICE = {"1": "first", "2": "second", "3": "tie"}
-DESKTOP = {"viewport": {"width": 1280, "height": 800}}
-PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 
 
 @pytest.fixture
@@ -50,16 +49,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     made = World(tmp_path, SETS, n_prompts=20, n_raters=3)
     with made.server:
         yield made
-
-
-def open_page(browser: Any, link: str, **options: Any) -> tuple[Any, list[str]]:
-    """A page of a browser of its own, and what went wrong in it so far."""
-    page, wrong = browser.new_context(**options).new_page(), list[str]()
-    page.on("console", lambda message: wrong.append(message.text))
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("response", lambda response: wrong.append(response.url) if response.status >= 400 else None)
-    page.goto(link)
-    return page, wrong
 
 
 def at_question(page: Any, number: int, n_all: int) -> None:
@@ -167,28 +156,8 @@ def test_the_page_fits_the_screen(browser: Any, tmp_path: Path, name: str, optio
     assert votes_of(world.database, world.study, world.raters[0]) == ["tie"]
 
 
-WIDTHS = "() => [...document.images].filter(i => i.alt).map(i => i.naturalWidth)"
 TRANSFERRED = """() => [...document.images].filter(i => i.alt)
   .map(i => performance.getEntriesByName(i.src)[0].transferSize)"""
-CONTRAST = """() => {
-  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
-  const light = (colour) => {
-    const linear = (c) => c <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4;
-    const [r, g, b] = numbers(colour).slice(0, 3).map(c => linear(c / 255));
-    return .2126 * r + .7152 * g + .0722 * b;
-  };
-  const ground = (e) => {
-    for (; e; e = e.parentElement) {
-      const colour = getComputedStyle(e).backgroundColor;
-      if (numbers(colour)[3] !== 0) return colour;
-    }
-    return 'rgb(255, 255, 255)';
-  };
-  return [...document.querySelectorAll('h1, h2, p, q, a, button, span')].filter(e => e.innerText).map(e => {
-    const [a, b] = [light(getComputedStyle(e).color), light(ground(e))].sort((x, y) => y - x);
-    return (a + .05) / (b + .05);
-  });
-}"""
 
 
 def test_everything_works_without_scripts(browser: Any, world: World) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from curation_worlds import let_judge, make_run
 from study_worlds import RUN, make_store, prefer
 from typer.testing import CliRunner
 
@@ -43,7 +44,7 @@ def test_a_study_from_creation_to_export(root: str, tmp_path: Path) -> None:
     assert "fairness     majority  0.000 (0.000 to 0.607)" in results
     assert "not measured: all answers are the same" in results
     assert "0 of 2 rater(s) flagged" in results
-    assert study(root, "export", "mine", str(tmp_path / "votes.parquet")).startswith("32 vote(s) are in")
+    assert study(root, "export", "mine", str(tmp_path / "votes.parquet")).startswith("32 row(s) are in")
     assert len(pd.read_parquet(tmp_path / "votes.parquet")) == 32
     study(root, "report", "mine", str(tmp_path / "study.html"))
     page = (tmp_path / "study.html").read_text(encoding="utf-8")
@@ -93,3 +94,59 @@ def test_a_store_elsewhere_needs_a_database(root: str) -> None:
 def test_serving_other_machines_without_a_token_is_refused(root: str) -> None:
     result = CliRunner().invoke(app, ["review", "--host", "0.0.0.0", "--root", root])
     assert (result.exit_code, "give a token with --token" in result.output) == (2, True)
+
+
+def test_sets_are_curated_and_published(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "store").root
+    made = study(root, "curate", "sets", "--run", RUN, "--set", "set_size=6")
+    assert made == "2 set(s); now `popalign study links sets --new N` invites curators\n"
+    assert "no set of study 'sets' is finished" in study(root, "publish", "sets", code=3)
+    assert study(root, "links", "sets", "--new", "1").split("\t")[2] == "0/2"
+    database = ReviewDatabase(f"sqlite:///{root}/reviews.sqlite")
+    ((taken, steps), _) = let_judge(database, "sets", database.raters("sets")[0][0])
+    key, how = study(root, "publish", "sets").splitlines()
+    assert how == f"Train on it with --set preferences.strategy=human --set preferences.curated={key}"
+    assert f"finished   {steps} step(s), {taken} taken" in study(root, "results", "sets")
+    assert "sets of 6" in study(root, "list")
+    assert study(root, "export", "sets", str(tmp_path / "sets.parquet")).startswith("12 row(s) are in")
+    study(root, "report", "sets", str(tmp_path / "sets.html"))
+    assert "A finished set took" in (tmp_path / "sets.html").read_text(encoding="utf-8")
+    assert "has no run with a report ('run')" in study(root, "report", "sets", code=3)
+
+
+def test_pictures_are_labelled_and_exported(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "store").root
+    axes = ("--axis", "gender=non-binary", "--axis", "couple=two men, two women")
+    made = study(root, "label", "labels", "--run", RUN, *axes, "--set", "n_images=5", "--set", "n_raters=1")
+    assert made == "5 image(s); now `popalign study links labels --new N` invites raters\n"
+    study(root, "links", "labels", "--new", "1")
+    database = ReviewDatabase(f"sqlite:///{root}/reviews.sqlite")
+    ((rater, _, n_asked),) = database.raters("labels")
+    assert n_asked == 10
+    while turn := database.turn(rater.rater_id):
+        said = {"gender": "=non-binary", "couple": "=two women"}[turn.asked.question]
+        database.vote(rater.rater_id, turn.asked.asked_id, said, 1.0)
+    lines = study(root, "results", "labels").splitlines()
+    assert lines[0] == "10 label(s) of 1 rater(s)"
+    assert "gender       non-binary                5 label(s), most labels of 5 image(s)" in lines
+    assert "couple       agreement not measured: no pair has two raters yet" in lines
+    assert study(root, "export", "labels", str(tmp_path / "l.csv"), "--known-only").startswith("10 row(s)")
+    assert set(pd.read_csv(tmp_path / "l.csv")["class"]) == {"cannot tell"}
+    study(root, "report", "labels", str(tmp_path / "labels.html"))
+    assert "10 labels of 1 people" in (tmp_path / "labels.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("curate", "x", "--run", RUN, "--set", "set_size=1"), 2, "set_size: Input should be greater than or equal"),
+        (("curate", "x", "--run", RUN, "--set", "set_size=30"), 3, "has images for a set of 30"),
+        (("label", "x", "--run", RUN, "--axis", "couple=one"), 2, "give 2 to 34, such as couple=one,another"),
+        (("label", "x", "--run", RUN, "--images", "sample-eval:base"), 3, "has no images 'sample-eval:base'"),
+        (("curate", "x", "--run", "other"), 3, "there is no complete run 'other'"),
+    ],
+)
+def test_mistakes_in_other_studies_have_a_message(
+    tmp_path: Path, words: tuple[str, ...], code: int, message: str
+) -> None:
+    assert message in study(make_run(tmp_path / "store").root, *words, code=code)

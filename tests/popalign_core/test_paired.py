@@ -66,6 +66,16 @@ def test_equal_systems_have_no_difference() -> None:
     assert ((table["ci_low"] <= 0) & (table["ci_high"] >= 0)).all()
 
 
+def test_replicates_that_change_places_are_no_difference() -> None:
+    """.1 + .2 + .3 and .2 + .3 + .1 differ by rounding, which is neither better nor worse."""
+    shares = np.array([[0.1, 0.2, 0.3], [0.2, 0.3, 0.1]])
+    one, other = (
+        Measure("m", "", np.stack([s * 8, np.full(3, 8.0)], axis=-1)[:, None].repeat(2, 1), ratio, 8) for s in shares
+    )
+    assert one.value != other.value
+    assert (one.change(other), *one.bounded_change(other, CONFIG)) == (0.0, 0.0, 0.0)
+
+
 def test_holm_by_hand() -> None:
     # sorted .01 .02 .03 .04, times 4 3 2 1: .04 .06 .06 .04, never falling
     found = holm(np.array([0.02, np.nan, 0.01, 0.04, 0.03]))

@@ -113,6 +113,18 @@ ROWS["votes"] = [
         **{"question": "fairness", "first": "b", "answer": "tie", "is_check": False, "seconds": 2.5},
     }
 ]
+ROWS["curated"] = [
+    {
+        **{"study": "s", "set_id": "x", "curator": "r1", "prompt_id": "p", "image_id": "i", "slot": 0},
+        **{"n_accepted": 3, "n_undone": 1},
+    }
+]
+ROWS["labels"] = [
+    {
+        **{"study": "s", "rater": "r1", "position": 0, "image_id": "i", "prompt_id": "p", "axis": "gender"},
+        **{"class": "cannot tell", "seconds": 1.5},
+    }
+]
 ROWS["costs"] = [{"system": "base", "what": "training", "value": 250.0, "unit": "steps"}]
 
 

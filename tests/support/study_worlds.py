@@ -37,10 +37,10 @@ def make_store(root: Path, n_prompts: int = 4, n_images: int = 4, side: int = 24
             "benchmark": "neutral",
         }
     )
-    nodes = {"identities": _publish(store, "identities", "prompts", prompts)}
+    nodes = {"identities": publish(store, "identities", "prompts", prompts)}
     for number, system in enumerate(SYSTEMS):
         frame = _images(system, 60 + 120 * number, list(prompts["prompt_id"]), n_images, side)
-        nodes[f"sample-eval:{system}"] = _publish(store, "sample", "images", frame)
+        nodes[f"sample-eval:{system}"] = publish(store, "sample", "images", frame)
     store.run_folder(RUN).record(nodes.values(), {"nodes": {node: str(ref) for node, ref in nodes.items()}})
     return store
 
@@ -105,7 +105,8 @@ def _images(system: str, colour: int, prompt_ids: list[str], n_images: int, side
     )
 
 
-def _publish(store: Store, stage: str, table: str, frame: pd.DataFrame) -> ArtifactRef:
+def publish(store: Store, stage: str, table: str, frame: pd.DataFrame) -> ArtifactRef:
+    """An artifact of one table, whose key is no stage's."""
     config, inputs = {"content": content_id(str(frame.iloc[0, 0]), len(frame))}, dict[str, str]()
     ref = ArtifactRef(stage, store.key(stage, "1", config, inputs))
     payload = {"stage": stage, "version": "1", "config": config, "inputs": inputs}

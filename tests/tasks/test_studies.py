@@ -18,11 +18,11 @@ from storage.votes import ReviewDatabase
 from tasks.studies import (
     completion_code,
     create_study,
-    export_votes,
     find_samples,
     read_votes,
     study_results,
 )
+from tasks.study_results import export_study
 
 
 def test_a_study_shows_the_stores_pictures_of_both_systems(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_raters_are_anonymous_in_the_export(tmp_path: Path) -> None:
     database, study, raters = make_study(tmp_path, n_raters=2)
     for rater in raters:
         answer_all(database, rater, ["tie"])
-    export_votes(database, "study", tmp_path / "votes.csv")
+    export_study(database, "study", tmp_path / "votes.csv")
     text = (tmp_path / "votes.csv").read_text(encoding="utf-8")
     for rater in raters:
         assert rater.rater_id not in text
@@ -86,20 +86,20 @@ def test_parquet_and_csv_hold_the_same_votes(tmp_path: Path) -> None:
     database, _, (rater,) = make_study(tmp_path, n_raters=1)
     answer_all(database, rater, ["first", "tie"])
     for ending in (".parquet", ".csv"):
-        assert export_votes(database, "study", tmp_path / f"votes{ending}") == 10
+        assert export_study(database, "study", tmp_path / f"votes{ending}") == 10
     parquet = to_frame([decode("votes", (tmp_path / "votes.parquet").read_bytes(), "votes")])
     csv = pd.read_csv(tmp_path / "votes.csv", keep_default_na=False)
     for name in ("images_a", "images_b"):
         parquet[name] = parquet[name].map(" ".join)
     pd.testing.assert_frame_equal(parquet, csv, check_dtype=False)
     with pytest.raises(InputError, match=r"ends in '.txt'; give a path that ends in .parquet or .csv"):
-        export_votes(database, "study", tmp_path / "votes.txt")
+        export_study(database, "study", tmp_path / "votes.txt")
 
 
 def test_a_study_without_votes_has_nothing_to_export(tmp_path: Path) -> None:
     database, _, _ = make_study(tmp_path)
     with pytest.raises(InputError, match="has no votes yet"):
-        export_votes(database, "study", tmp_path / "votes.csv")
+        export_study(database, "study", tmp_path / "votes.csv")
     assert list(read_votes(database, "study").columns)[:3] == ["study", "system_a", "system_b"]
 
 
