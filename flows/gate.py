@@ -32,9 +32,9 @@ def check_model(
         ConfigError: When a bar names what is not there; before anything is run.
         MissingWeightsError: When there is no such model.
     """
-    check_bars(
-        bars, [axis.name for axis in config.axes], ("neutral", "specific", "generic", *config.prompts.benchmarks)
-    )
+    # bars with an axis are for the benchmarks that measure the identity axes
+    axes = [axis.name for axis in config.identity_axes]
+    check_bars(bars, axes, ("neutral", "specific", "generic", *config.prompts.benchmarks))
     checkpoint = find_model(model, runtime)
     evaluate_checkpoints([checkpoint], config, runtime, call=call)
     board, protocol = read_leaderboard(runtime.root), evaluation_protocol(config, runtime)

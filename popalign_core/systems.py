@@ -1,7 +1,8 @@
 """Systems by name: ways to get images for the same prompts and seeds, measured beside the base and the aligned model.
 
-A system is what it changes of the pipeline's model and sampling. Besides those that ship here, a configuration names
-its own in `[systems.NAME]`; images made elsewhere are a system too.
+A system is what it changes of the pipeline's configuration: of model and sampling and, where a model is trained for it,
+of training and preferences. Besides those that ship here, a configuration names its own in `[systems.NAME]`; images
+made elsewhere are a system too.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Pictures of base and aligned model for the same prompts and seeds."""
+"""Pictures of several systems for the same prompts and seeds."""
 
 import io
 from collections.abc import Mapping

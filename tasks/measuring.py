@@ -1,4 +1,4 @@
-"""Who measures: the classifiers and CLIP models a configuration can name, and what identifies each in a key."""
+"""Who measures: the classifiers and scorers a configuration can name, and what identifies each in a key."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence

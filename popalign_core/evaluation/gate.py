@@ -20,18 +20,20 @@ class Kind:
         benchmarks: Where it is looked for; the first alone, where the measure has an axis.
         is_ceiling: Whether the value must stay below the bar; else it must reach it.
         has_axis: Whether a bar may name an axis; else it may name a benchmark.
+        has_all: Whether it is taken of all axes at once too, under the axis `all`.
     """
 
     metric: str
     benchmarks: tuple[str, ...]
     is_ceiling: bool
     has_axis: bool
+    has_all: bool = False
 
 
 KINDS: dict[str, Kind] = {
     "max-discrepancy": Kind("discrepancy_pooled", ("neutral",), is_ceiling=True, has_axis=True),
     "max-per-prompt": Kind("discrepancy_per_prompt", ("neutral",), is_ceiling=True, has_axis=True),
-    "min-recall": Kind("recall", ("specific",), is_ceiling=False, has_axis=True),
+    "min-recall": Kind("recall", ("specific",), is_ceiling=False, has_axis=True, has_all=True),
     "max-no-face": Kind("no_face_share", ("neutral", "specific"), is_ceiling=True, has_axis=False),
     "min-clip": Kind("clip_score", ("neutral", "generic"), is_ceiling=False, has_axis=False),
 }
@@ -108,7 +110,8 @@ def check_bars(bars: Sequence[Bar], axes: Iterable[str], benchmarks: Iterable[st
     if not bars:
         raise ConfigError(f"there is nothing to check; set a bar with {', '.join(f'--{kind}' for kind in KINDS)}")
     for bar in bars:
-        known = [*axes, "all"] if KINDS[bar.kind].has_axis else [*benchmarks]
+        kind = KINDS[bar.kind]
+        known = [*axes, *(["all"] if kind.has_all else [])] if kind.has_axis else [*benchmarks]
         if bar.which is not None and bar.which not in known:
             raise ConfigError(f"--{bar.kind} names {bar.which!r}; choose from {', '.join(known)}")
 

@@ -28,8 +28,7 @@ class ComparisonInputs:
         axes: The axes, with classes and targets.
         metrics: Metrics tables of all systems, one below the other; what could not be measured is a row with its
             reason in `note`.
-        comparison: Every other system minus the reference, from `evaluation.metrics.compare_all`; one that is not on
-            the same seeds, such as imported images, is absent.
+        comparison: Every other system minus the reference, from `evaluation.metrics.compare_all`.
         wins: From `evaluation.wins.win_rates`; may be empty.
         per_prompt: From `evaluation.metrics.per_prompt_table` of all systems, one below the other.
         grids: Prompt to system to pictures, `[n, H, W, 3]` uint8; the i-th of every system has the same seed.

@@ -11,7 +11,7 @@ from flows.cli import app
 from flows.gate import check_model, find_model
 from flows.graph import call_directly
 from flows.runs import run_pipeline
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config import Axis, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError
 from popalign_core.evaluation.gate import Bar
 from storage.store import ArtifactRef
@@ -35,8 +35,16 @@ def test_a_model_is_evaluated_once_and_judged_by_its_leaderboard_rows(
 def test_a_bar_on_what_is_not_there_is_refused_before_anything_runs(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
-    with pytest.raises(ConfigError, match="--max-discrepancy names 'race'; choose from gender, all"):
-        check_model("portraits", [Bar("max-discrepancy", 0.2, "race")], tiny_config, tiny_runtime, call=no_call)
+    age = Axis(name="age", classes=("young", "old"), only_measured=True)
+    config = tiny_config.model_copy(update={"axes": (*tiny_config.axes, age)})
+    for kind, axis, known in (
+        ("max-discrepancy", "race", "gender"),
+        ("max-discrepancy", "all", "gender"),
+        ("max-per-prompt", "age", "gender"),  # measured on benchmarks of its own alone
+        ("min-recall", "race", "gender, all"),
+    ):
+        with pytest.raises(ConfigError, match=f"--{kind} names '{axis}'; choose from {known}$"):
+            check_model("portraits", [Bar(kind, 0.2, axis)], config, tiny_runtime, call=no_call)
 
 
 def test_a_run_stands_for_the_model_it_trained(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:

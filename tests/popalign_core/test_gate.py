@@ -83,7 +83,7 @@ def test_bars_that_nothing_can_answer_are_refused() -> None:
     check_bars([Bar("max-discrepancy", 0.2, "gender"), Bar("min-recall", 0.9, "all")], axes, benchmarks)
     with pytest.raises(ConfigError, match=r"there is nothing to check; set a bar with --max-discrepancy"):
         check_bars([], axes, benchmarks)
-    with pytest.raises(ConfigError, match="--max-discrepancy names 'age'; choose from gender, all"):
+    with pytest.raises(ConfigError, match=r"--max-discrepancy names 'age'; choose from gender$"):
         check_bars([Bar("max-discrepancy", 0.2, "age")], axes, benchmarks)
     with pytest.raises(ConfigError, match="--min-clip names 'gender'; choose from neutral, specific, generic"):
         check_bars([Bar("min-clip", 80, "gender")], axes, benchmarks)
