@@ -14,7 +14,7 @@ from popalign_core.preferences.chain import Chain
 from popalign_core.review.curating import iter_chain, start_chain
 from storage.store import ArtifactRef, Build, Store
 from tasks.stage import Request, find_published, produce
-from tasks.studies import SHIPPED, parse_study, pseudonym, read_nodes
+from tasks.studies import SHIPPED, parse_kind, pseudonym, read_nodes
 from tasks.study_pictures import iter_pictures, picture_id
 from tasks.tables import read_images, seen_classes
 
@@ -116,7 +116,7 @@ def curated_table(database: "ReviewDatabase", name: str) -> pd.DataFrame:
     from storage.schemas import SCHEMAS
 
     study = database.study(name)
-    parse_curation(study)
+    parse_kind(study, CurateConfig)
     rows = [row for each in iter_curated(database, name) if each.choice == DONE for row in _members(study, each)]
     table = pd.DataFrame(rows, columns=SCHEMAS["curated"].names).sort_values(["set_id", "slot"], ignore_index=True)
     return table.astype({"slot": "int32", "n_accepted": "int32", "n_undone": "int32"})
@@ -147,18 +147,6 @@ def find_curated(store: Store, key: str) -> ArtifactRef:
         InputError: When there are none.
     """
     return find_published(store, STAGE, key, what="curated sets", made_by="popalign study publish NAME")
-
-
-def parse_curation(study: "Study") -> CurateConfig:
-    """The configuration of a study of curating.
-
-    Raises:
-        InputError: When the study is another.
-    """
-    config = parse_study(study)
-    if not isinstance(config, CurateConfig):
-        raise InputError(f"study {study.name!r} is one of kind {config.kind!r}; this is for curated sets")
-    return config
 
 
 def _read_run(store: Store, run: str, settings: Mapping[str, Any]) -> tuple[dict[str, ArtifactRef], CurateConfig]:

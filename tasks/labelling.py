@@ -10,13 +10,12 @@ from popalign_core.config.review import CANNOT_TELL, LabelConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from storage.store import ArtifactRef, Store
-from tasks.studies import SHIPPED, parse_study, pseudonym, read_nodes
+from tasks.studies import SHIPPED, parse_kind, pseudonym, read_nodes
 from tasks.study_pictures import iter_pictures, picture_id
 from tasks.tables import read_images
 
 if TYPE_CHECKING:
     from popalign_core.review.labels import LabelResults
-    from storage.review_tables import Study
     from storage.votes import ReviewDatabase, Row
 
 
@@ -83,7 +82,7 @@ def label_table(database: "ReviewDatabase", name: str, *, known_only: bool = Fal
     from storage.schemas import SCHEMAS
 
     study = database.study(name)
-    free = {(question.axis, each) for question in parse_labelling(study).questions for each in question.free}
+    free = {(question.axis, each) for question in parse_kind(study, LabelConfig).questions for each in question.free}
 
     def said(axis: str, choice: str) -> str:
         told = choice.removeprefix(SAID)
@@ -109,19 +108,7 @@ def label_results(database: "ReviewDatabase", name: str) -> "LabelResults":
     """Agreement and counts of a study so far."""
     from popalign_core.review.labels import evaluate_labels
 
-    return evaluate_labels(label_table(database, name), parse_labelling(database.study(name)))
-
-
-def parse_labelling(study: "Study") -> LabelConfig:
-    """The configuration of a study of labels.
-
-    Raises:
-        InputError: When the study is another.
-    """
-    config = parse_study(study)
-    if not isinstance(config, LabelConfig):
-        raise InputError(f"study {study.name!r} is one of kind {config.kind!r}; this is for labels")
-    return config
+    return evaluate_labels(label_table(database, name), parse_kind(database.study(name), LabelConfig))
 
 
 def _questions(store: Store, run: str, classes: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from popalign_core.review.results import Results
     from storage.review_tables import Rater, Study
     from storage.votes import ReviewDatabase, Row
+
+ConfigT = TypeVar("ConfigT", StudyConfig, LabelConfig, CurateConfig)
+_OF_KIND = {StudyConfig: "studies of two systems", LabelConfig: "labels", CurateConfig: "curated sets"}
 
 SHIPPED = Path(__file__).parents[1] / "popalign_core" / "review"
 
@@ -133,15 +136,15 @@ def parse_study(study: "Study") -> StudyConfig | LabelConfig | CurateConfig:
     return STUDIES[study.config.get("kind", "judge")].model_validate(study.config)
 
 
-def parse_judging(study: "Study") -> StudyConfig:
-    """The configuration of a study of two systems.
+def parse_kind(study: "Study", kind: type[ConfigT]) -> ConfigT:
+    """The configuration of a study of one kind.
 
     Raises:
-        InputError: When the study is another.
+        InputError: When the study is of another.
     """
     config = parse_study(study)
-    if not isinstance(config, StudyConfig):
-        raise InputError(f"study {study.name!r} is one of kind {config.kind!r}; this is for studies of two systems")
+    if not isinstance(config, kind):
+        raise InputError(f"study {study.name!r} is one of kind {config.kind!r}; this is for {_OF_KIND[kind]}")
     return config
 
 
@@ -177,7 +180,7 @@ def study_results(database: "ReviewDatabase", name: str) -> "Results":
     """Win rates, agreement and raters of a study so far."""
     from popalign_core.review.results import evaluate_votes
 
-    return evaluate_votes(read_votes(database, name), parse_judging(database.study(name)))
+    return evaluate_votes(read_votes(database, name), parse_kind(database.study(name), StudyConfig))
 
 
 def completion_code(study: "Study", rater_id: str) -> str:

@@ -9,9 +9,9 @@ import pandas as pd
 from popalign_core.config.review import CurateConfig, LabelConfig
 from popalign_core.errors import InputError
 from storage.store import Store
-from tasks.curation import curated_table, iter_curated, parse_curation
+from tasks.curation import curated_table, iter_curated
 from tasks.labelling import label_results, label_table
-from tasks.studies import parse_study, read_votes, study_results
+from tasks.studies import parse_kind, parse_study, read_votes, study_results
 
 if TYPE_CHECKING:
     from popalign_core.review.curated import CurationResults
@@ -79,7 +79,7 @@ def curation_results(database: "ReviewDatabase", name: str) -> "CurationResults"
         Course(each.pair.prompt, ends[each.choice], each.chains, seen[each.pair.pair_id], each.seconds)
         for each in iter_curated(database, name)
     ]
-    return evaluate_courses(courses, parse_curation(database.study(name)))
+    return evaluate_courses(courses, parse_kind(database.study(name), CurateConfig))
 
 
 def results_section(database: "ReviewDatabase", name: str) -> str:

@@ -16,7 +16,7 @@ from popalign_core.review.curating import next_proposal, replay, weigh
 from storage.review_tables import DONE, GIVEN_UP, Pair, Step
 from storage.steps import add_step, drop_step, end_chain, read_classes, read_steps
 from storage.votes import Turn
-from tasks.curation import parse_curation
+from tasks.studies import parse_kind
 
 router = APIRouter(prefix="/s/{name}/curate")
 Balance = Literal["shown", "hidden"]
@@ -130,7 +130,7 @@ def _page(
 
 def _config(session: RaterSession) -> CurateConfig:
     try:
-        return parse_curation(session.study)
+        return parse_kind(session.study, CurateConfig)
     except InputError:
         raise HTTPException(404, "There is nothing here.") from None
 

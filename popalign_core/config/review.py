@@ -1,5 +1,6 @@
 """Configuration of a study: what people are asked, about what, and how many of them."""
 
+from abc import abstractmethod
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -44,9 +45,9 @@ class AskConfig(Frozen):
     seed: int = Field(default=0, ge=0)
 
     @property
+    @abstractmethod
     def asks(self) -> tuple[str, ...]:
         """What is asked of each thing, by name."""
-        raise NotImplementedError
 
 
 class StudyConfig(AskConfig):

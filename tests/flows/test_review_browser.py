@@ -1,13 +1,12 @@
 """The review app in a real Chromium: by keyboard alone, by touch, and without scripts."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium_pages import CONTRAST, DESKTOP, PHONE, WIDTHS, open_page
+from chromium_pages import CONTRAST, DESKTOP, NEEDS_CHROMIUM, PHONE, WIDTHS, open_page
 from review_server import ReviewServer
 from study_worlds import make_study
 
@@ -16,21 +15,8 @@ from popalign_core.config.review import IMAGES, SETS, StudyConfig
 from storage.review_tables import Rater, Study
 from storage.votes import ReviewDatabase
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
-]
+pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 CHOICE = {"1": "first", "2": "second", "3": "tie"}
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 class World:

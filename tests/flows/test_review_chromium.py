@@ -1,13 +1,11 @@
 """Curating and labelling in a real Chromium: by keyboard alone, on a desktop's and a phone's screen."""
 
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium_pages import CONTRAST, DESKTOP, PHONE, WIDTHS, open_page
+from chromium_pages import CONTRAST, DESKTOP, NEEDS_CHROMIUM, PHONE, WIDTHS, open_page
 from curation_worlds import make_curation, make_labelling
 from review_server import ReviewServer
 
@@ -18,21 +16,8 @@ from storage.votes import ReviewDatabase
 from tasks.curation import curated_table
 from tasks.studies import invite
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
-]
+pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 SCREENS = [("desktop", DESKTOP), ("phone", PHONE)]
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def link(database: ReviewDatabase, name: str, server: ReviewServer) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from html import escape, unescape
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from chromium_pages import CHROMIUM, NEEDS_CHROMIUM
 
 from popalign_core.report.comparison import build_comparison
 from popalign_core.report.leaderboard import build_leaderboard
@@ -20,8 +20,7 @@ from tests.popalign_core.test_report import _inputs as report_inputs
 from tests.popalign_core.test_sweep_page import INPUTS as SWEEP
 from tests.support.comparison_frames import inputs
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+pytestmark = NEEDS_CHROMIUM
 
 WIDTHS = (390, 1200)
 FRAME = '<iframe title="{name} {width}" style="width:{width}px;height:900px;border:0" srcdoc="{page}"></iframe>'

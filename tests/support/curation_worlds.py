@@ -8,6 +8,7 @@ import pandas as pd
 from study_worlds import publish
 
 from popalign_core.config import Axis, PipelineConfig, PromptsConfig
+from popalign_core.config.review import CurateConfig
 from popalign_core.identities.augment import augment_prompts
 from popalign_core.ids import content_id
 from popalign_core.preferences.chain import Proposal, TargetJudge, after
@@ -19,8 +20,9 @@ from storage.review_tables import DONE, Rater, Step
 from storage.steps import add_step, end_chain, read_classes, read_steps
 from storage.store import ArtifactRef, Store
 from storage.votes import ReviewDatabase
-from tasks.curation import create_curation, parse_curation
+from tasks.curation import create_curation
 from tasks.labelling import create_labelling
+from tasks.studies import parse_kind
 
 RUN = "run"
 GENDER = Axis(name="gender", classes=("male", "female"))
@@ -80,7 +82,7 @@ def judge_for(database: ReviewDatabase, pair_id: str) -> TargetJudge:
 
 def let_judge(database: ReviewDatabase, name: str, rater: Rater) -> list[tuple[int, int]]:
     """Curate every set of a rater until the simulated judge is content: steps taken and steps in all, a set each."""
-    config, counts = parse_curation(database.study(name)), []
+    config, counts = parse_kind(database.study(name), CurateConfig), []
     while turn := database.turn(rater.rater_id):
         asked_id, judge = turn.asked.asked_id, judge_for(database, turn.pair.pair_id)
         while True:
