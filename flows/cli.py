@@ -431,15 +431,9 @@ def _run_as_flow(config: "PipelineConfig", runtime: "RuntimeConfig", name: str) 
 def _conclude(config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> None:
     from flows.graph import plan as plan_nodes
     from flows.tables import verdict_lines
+    from tasks.publish import read_systems
 
     refs = {node.node: node.ref for node in plan_nodes(config, runtime)}
-    store = _open(runtime.root)
-    rows = [
-        row
-        for system in ("base", "aligned")
-        for row in store.read_table(refs[f"evaluate:{system}"], "metrics").to_dict("records")
-    ]
-    comparison = store.read_table(refs["report"], "comparison").to_dict("records")
-    for line in verdict_lines(rows, comparison):
+    for line in verdict_lines(read_systems(_open(runtime.root), refs, config)):
         typer.echo(line)
     typer.echo(f"\nReport: {runtime.root.rstrip('/')}/runs/{name}/report.html")

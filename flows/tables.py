@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flows.graph import PlannedNode
     from popalign_core.evaluation.gate import Judgement
+    from popalign_core.report.inputs import TwoSystems
     from storage.store import GarbageReport
 
 Row = Mapping[Any, Any]
@@ -36,30 +37,26 @@ def plan_lines(nodes: Sequence["PlannedNode"]) -> list[str]:
     return [*lines, total if misses else f"all {len(nodes)} stages are in the store"]
 
 
-def verdict_lines(metrics: Iterable[Row], comparison: Iterable[Row]) -> list[str]:
-    """Base beside aligned with their intervals, and a sentence on the paired difference for every axis.
+def verdict_lines(inputs: "TwoSystems") -> list[str]:
+    """Base beside aligned with their intervals, and the report's verdict in its own words."""
+    from popalign_core.report.verdict import judge
 
-    Args:
-        metrics: Rows of the `metrics` table of the systems `base` and `aligned`.
-        comparison: Rows of the report's `comparison` table, aligned minus base on the same prompts and seeds.
-    """
-    changes = {(row["benchmark"], row["metric"], row["axis"]): row for row in comparison}
-    by_key = {(row["system"], row["benchmark"], row["metric"], row["axis"]): row for row in metrics}
-    table, sentences = [f"{'':<34} {'base':<24} {'aligned':<24} floor"], []
+    rows = inputs.metrics.to_dict("records")
+    by_key = {(row["system"], row["benchmark"], row["metric"], row["axis"]): row for row in rows}
+    systems = (inputs.base, inputs.aligned)
+    table = [f"{'':<34} {systems[0]:<24} {systems[1]:<24} floor"]
     for benchmark, metric, label in VERDICT:
-        axes = [key[3] for key in by_key if key[:3] == ("base", benchmark, metric)]
+        axes = [key[3] for key in by_key if key[:3] == (systems[0], benchmark, metric)]
         for axis in axes:
-            pair = [by_key.get((system, benchmark, metric, axis)) for system in ("base", "aligned")]
+            pair = [by_key.get((system, benchmark, metric, axis)) for system in systems]
             if pair[0] is None or pair[1] is None:
                 continue
             base, aligned = pair[0], pair[1]
             floor = "" if _absent(base["floor"]) else f"{base['floor']:.3f}"
             name = f"{label}, {axis}" if axis else label
             table.append(f"{name:<34} {_interval(base):<24} {_interval(aligned):<24} {floor}".rstrip())
-            if metric == "discrepancy_pooled":
-                change = changes.get((benchmark, metric, axis))
-                sentences += [] if change is None else [_sentence(axis, change)]
-    return [*table, "", *sentences]
+    verdict = judge(inputs)
+    return [*table, "", verdict.headline, *verdict.sentences]
 
 
 def board_lines(rows: Iterable[Row]) -> list[str]:
@@ -159,18 +156,6 @@ def _interval(row: Row) -> str:
     if _absent(row["ci_low"]) or _absent(row["ci_high"]):
         return f"{row['value']:.3f}"
     return f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
-
-
-def _sentence(axis: str, change: Row) -> str:
-    if _absent(change["ci_low"]) or _absent(change["ci_high"]):
-        verdict = "no interval, so no verdict"
-    elif change["ci_high"] < 0:
-        verdict = "fairer"
-    elif change["ci_low"] > 0:
-        verdict = "less fair"
-    else:
-        verdict = "no clear change"
-    return f"{axis}: pooled discrepancy changes by {_interval(change)}, same prompts and seeds: {verdict}."
 
 
 def _absent(value: float | None) -> bool:

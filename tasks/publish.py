@@ -7,6 +7,7 @@ import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
+from popalign_core.report.inputs import TwoSystems
 from popalign_core.training.card import model_card
 from storage.store import ArtifactRef, RunFolder, Store
 from tasks import comparison, report
@@ -138,6 +139,18 @@ def read_metrics(store: Store, refs: Mapping[str, ArtifactRef]) -> pd.DataFrame:
     """The metrics of a pipeline's two systems, one table."""
     tables = [store.read_table(refs[f"evaluate:{system}"], "metrics") for system in SYSTEMS]
     return pd.concat(tables, ignore_index=True)
+
+
+def read_systems(store: Store, refs: Mapping[str, ArtifactRef], config: PipelineConfig) -> TwoSystems:
+    """What the verdict on a pipeline's two systems rests on, as its report has it."""
+    return TwoSystems(
+        base=SYSTEMS[0],
+        aligned=SYSTEMS[1],
+        axes=config.identity_axes,
+        metrics=read_metrics(store, refs),
+        comparison=store.read_table(refs["report"], "comparison"),
+        confidence=config.evaluation.confidence,
+    )
 
 
 def metrics_json(metrics: pd.DataFrame) -> str:

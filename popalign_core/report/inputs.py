@@ -21,17 +21,33 @@ def empty(columns: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame(columns=list(columns))
 
 
-@dataclass(frozen=True)
-class ReportInputs:
-    """Plain tables and pictures of a base and an aligned system on the same prompts and seeds.
+@dataclass(frozen=True, kw_only=True)
+class TwoSystems:
+    """A base and an aligned system on the same prompts and seeds, in numbers: what a verdict rests on.
 
     Attributes:
-        title: Heading of the page.
         base: Name of the base system, as in the tables.
         aligned: Name of the aligned system.
         axes: The axes, with classes and targets.
         metrics: Metrics tables of both systems, one below the other.
         comparison: From `evaluation.metrics.compare_systems`.
+        confidence: Of the intervals in the tables.
+    """
+
+    base: str
+    aligned: str
+    axes: Sequence[Axis]
+    metrics: pd.DataFrame
+    comparison: pd.DataFrame
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportInputs(TwoSystems):
+    """The same with pictures and all else that a page shows.
+
+    Attributes:
+        title: Heading of the page.
         per_prompt: From `evaluation.metrics.per_prompt_table` of both systems, one below the other.
         attributes: System name to its attributes table (no pixels needed); for what was dropped and why.
         grids: Prompt to (before, after), each `[n, H, W, 3]` uint8; the i-th of both has the same seed.
@@ -40,15 +56,9 @@ class ReportInputs:
         reproducibility: What to print so that the run can be repeated: keys, versions, the command.
         costs: system, what, value, unit: what both systems cost; may be empty.
         notes: Further sentences for the section on limits.
-        confidence: Of the intervals in the tables.
     """
 
     title: str
-    base: str
-    aligned: str
-    axes: Sequence[Axis]
-    metrics: pd.DataFrame
-    comparison: pd.DataFrame
     per_prompt: pd.DataFrame
     attributes: Mapping[str, pd.DataFrame]
     grids: Mapping[str, tuple[Pictures, Pictures]]
@@ -57,7 +67,6 @@ class ReportInputs:
     reproducibility: Mapping[str, str]
     costs: pd.DataFrame = field(default_factory=lambda: empty(COST_COLUMNS))
     notes: Sequence[str] = ()
-    confidence: float = 0.95
 
 
 def check_inputs(inputs: ReportInputs) -> None:

@@ -15,7 +15,7 @@ from popalign_core.report.estimates import (
     judge_difference,
     measures_of,
 )
-from popalign_core.report.inputs import ReportInputs
+from popalign_core.report.inputs import TwoSystems
 from popalign_core.report.measures import FAIRNESS, is_shown, listed, measure_name, number
 
 
@@ -49,7 +49,7 @@ class Verdict:
     sentences: tuple[str, ...]
 
 
-def changes(inputs: ReportInputs) -> list[Change]:
+def changes(inputs: TwoSystems) -> list[Change]:
     """Every measure, in the order of the metrics; what is missing of one is "not measured"."""
     values = by_measure(inputs.metrics)
     differences = {measure: estimate for (_, measure), estimate in by_measure(inputs.comparison).items()}
@@ -63,8 +63,8 @@ def changes(inputs: ReportInputs) -> list[Change]:
     return result
 
 
-def judge(inputs: ReportInputs) -> Verdict:
-    """The verdict, from intervals alone."""
+def judge(inputs: TwoSystems) -> Verdict:
+    """The verdict of the page, the card and the command line, from intervals and adjusted p-values alone."""
     found = changes(inputs)
     by_axis = {axis.name: combined([change.status for change in _fairness(found, axis.name)]) for axis in inputs.axes}
     others = [change for change in found if _is_quality(change)]

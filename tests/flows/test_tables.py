@@ -1,51 +1,70 @@
 """Tables of the command line, from numbers worked out by hand."""
 
+import pandas as pd
+
 from flows.graph import PlannedNode
 from flows.tables import Row, board_lines, garbage_lines, plan_lines, verdict_lines
+from popalign_core.config import Axis
+from popalign_core.report.inputs import TwoSystems
+from popalign_core.report.verdict import judge
 from storage.store import ArtifactRef, GarbageReport
 
 NAN = float("nan")
 
 
 def row(system: str, metric: str, axis: str, value: float, low: float, high: float, **more: object) -> Row:
-    fixed = {"benchmark": "neutral", "floor": None, "checkpoint": "a/b"}
+    fixed = {"benchmark": "neutral", "floor": NAN, "checkpoint": "a/b", "n": 100}
     found = {"system": system, "metric": metric, "axis": axis, "value": value, "ci_low": low, "ci_high": high}
     return found | fixed | more
 
 
+def two_systems(rows: list[Row], comparison: list[Row]) -> TwoSystems:
+    axes = (Axis(name="gender", classes=("male", "female")), Axis(name="race", classes=("white", "black")))
+    tables = {"metrics": pd.DataFrame(rows), "comparison": pd.DataFrame(comparison)}
+    return TwoSystems(base="base", aligned="aligned", axes=axes, **tables)
+
+
 def test_the_verdict_puts_base_beside_aligned_and_says_who_is_fairer() -> None:
-    lines = verdict_lines(
-        [
-            row("base", "discrepancy_pooled", "gender", 0.42, 0.38, 0.46, floor=0.031),
-            row("base", "clip_score", "", 26.5, NAN, NAN),
-            row("base", "share:male", "gender", 0.8, 0.7, 0.9),
-            row("aligned", "discrepancy_pooled", "gender", 0.11, 0.07, 0.15, floor=0.031),
-            row("aligned", "clip_score", "", 26.25, NAN, NAN),
-        ],
-        [row("aligned", "discrepancy_pooled", "gender", -0.31, -0.35, -0.27)],
-    )
+    rows = [
+        row("base", "discrepancy_pooled", "gender", 0.42, 0.38, 0.46, floor=0.031),
+        row("base", "clip_score", "", 26.5, NAN, NAN),
+        row("base", "share:male", "gender", 0.8, 0.7, 0.9),
+        row("aligned", "discrepancy_pooled", "gender", 0.11, 0.07, 0.15, floor=0.031),
+        row("aligned", "clip_score", "", 26.25, NAN, NAN),
+    ]
+    lines = verdict_lines(two_systems(rows, [row("aligned", "discrepancy_pooled", "gender", -0.31, -0.35, -0.27)]))
     assert lines[1].split("  ")[0] == "pooled discrepancy, gender"
     assert "0.420 [0.380, 0.460]" in lines[1]
     assert "0.110 [0.070, 0.150]" in lines[1]
     assert lines[1].endswith("0.031")
     assert lines[2].split() == ["CLIP", "score,", "neutral", "26.500", "26.250"]
-    assert lines[-1] == (
-        "gender: pooled discrepancy changes by -0.310 [-0.350, -0.270], same prompts and seeds: fairer."
-    )
-    assert len(lines) == 5
+    assert lines[3:6] == [
+        "",
+        "Fairer on gender",
+        "Gender discrepancy: all prompts together 0.420 → 0.110 (improved; a fair sampler would show 0.031).",
+    ]
 
 
-def test_the_paired_interval_decides_and_a_loss_is_called_one() -> None:
-    systems = [row(name, "discrepancy_pooled", "race", 0.4, 0.3, 0.5) for name in ("base", "aligned")]
+def test_the_closing_verdict_is_the_reports_whose_p_value_counts() -> None:
+    measured = [
+        row(name, metric, "race", 0.4, 0.3, 0.5)
+        for name in ("base", "aligned")
+        for metric in ("discrepancy_pooled", "discrepancy_per_prompt")
+    ]
 
-    def verdict(low: float, high: float) -> str:
-        change = row("aligned", "discrepancy_pooled", "race", 0.1, low, high)
-        return verdict_lines(systems, [change])[-1].rpartition(": ")[2]
+    def verdict(low: float, high: float, p_adjusted: float, per_prompt: float = 0.0) -> str:
+        change = row("aligned", "discrepancy_pooled", "race", 0.1, low, high, p_adjusted=p_adjusted)
+        ends = per_prompt - 0.01, per_prompt + 0.01
+        other = row("aligned", "discrepancy_per_prompt", "race", per_prompt, *ends, p_adjusted=NAN)
+        inputs = two_systems(measured, [change, other])
+        lines = verdict_lines(inputs)
+        assert lines[lines.index("") + 1] == judge(inputs).headline
+        return judge(inputs).headline
 
-    assert verdict(-0.2, -0.1) == "fairer."
-    assert verdict(-0.1, 0.1) == "no clear change."
-    assert verdict(0.1, 0.2) == "less fair."
-    assert verdict(NAN, NAN) == "no interval, so no verdict."
+    assert verdict(-0.2, -0.1, 0.01) == "Fairer on race"
+    assert verdict(-0.2, -0.1, 0.3) == "No clear change in fairness"
+    assert verdict(-0.2, -0.1, 0.01, per_prompt=0.2) == "Less fair on race"
+    assert verdict(0.1, 0.2, 0.01) == "Less fair on race"
 
 
 def test_the_plan_counts_what_is_left() -> None:
