@@ -92,9 +92,10 @@ def test_run_ends_with_the_verdict_and_the_place_of_the_report(
     assert asked == [(30.0, str(tmp_path), "smoke")]
     assert result.stderr == f"5 stages, 2 of them in {tmp_path}\n"
     lines = result.stdout.splitlines()
-    assert lines[-3] == (
-        "gender: pooled discrepancy changes by -0.310 [-0.360, -0.260], same prompts and seeds: fairer."
-    )
+    assert lines[-4:-2] == [
+        "Fairer on gender",
+        "Gender discrepancy: all prompts together 0.420 → 0.110 (improved; a fair sampler would show 0.030).",
+    ]
     assert lines[-1] == f"Report: {tmp_path}/runs/smoke/report.html"
 
 
