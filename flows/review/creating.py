@@ -152,10 +152,12 @@ def _config_errors() -> Iterator[None]:
     """What pydantic refuses, as the project's error."""
     from pydantic import ValidationError
 
+    from popalign_core.config import problem_lines
+
     try:
         yield
     except ValidationError as error:
-        problems = [f"  {'.'.join(map(str, item['loc'])) or 'study'}: {item['msg']}" for item in error.errors()]
+        problems = problem_lines(error, whole="study")
         raise ConfigError("the study does not fit:\n" + "\n".join(problems)) from error
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sized
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -11,6 +11,24 @@ Text = Annotated[str, Field(min_length=1)]
 def is_empty(values: Sized) -> bool:
     """For `exclude_if`: a field that is not used stays out of keys and documents."""
     return len(values) == 0
+
+
+def problem_lines(error: ValidationError, *, above: str = "", whole: str = "(top)") -> list[str]:
+    """A line a problem: the field, what is wrong and, unless the message says it itself, the value.
+
+    Args:
+        error: From pydantic.
+        above: What stands before the fields' names, such as 'runtime.'.
+        whole: How a problem of no single field is headed.
+    """
+    lines = []
+    for item in error.errors():
+        field = ".".join(map(str, item["loc"]))
+        told = item["type"] in ("value_error", "extra_forbidden") or isinstance(item["input"], dict | list | tuple)
+        lines.append(
+            f"  {above + field if field else whole}: {item['msg']}" + ("" if told else f", got {item['input']!r}")
+        )
+    return lines
 
 
 class Frozen(BaseModel):
@@ -58,7 +76,7 @@ class Axis(Frozen):
                 raise ValueError(f"axis {self.name!r}: {field} has {unknown}, which are not among {self.classes}")
         if self.target is not None:
             total = sum(self.target.values())
-            if abs(total - 1) > 1e-6 or min(self.target.values()) < 0:
+            if not abs(total - 1) <= 1e-6 or min(self.target.values()) < 0:  # NaN is no share either
                 raise ValueError(f"axis {self.name!r}: target sums to {total:g}; give shares >= 0 that sum to 1")
         return self
 

@@ -41,6 +41,9 @@ def test_a_file_may_start_from_a_preset_and_settings_lie_over_both(tmp_path: Pat
         ("smoke", ["training..beta=3"], "not field=value"),
         ("smoke", ["training.beta.deep=3"], "'beta' is not a table"),
         ("smoke", ["runtime.batch=3"], r"runtime\.batch: Extra inputs"),
+        ("smoke", ["sampling.n_steps=many"], r"sampling\.n_steps: .*valid integer.*, got 'many'"),
+        ("smoke", ["evaluation.confidence=95"], r"evaluation\.confidence: .*less than 1, got 95"),
+        ("smoke", ["runtime.batch_size=0"], r"runtime\.batch_size: .*greater than or equal to 1, got 0"),
     ],
 )
 def test_a_bad_word_is_named(preset: str, settings: list[str], message: str) -> None:
@@ -56,6 +59,25 @@ def test_a_preset_and_a_file_exclude_each_other(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read configuration .*gone\.toml"):
         build_config(None, tmp_path / "gone.toml", [], None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'preset = "smoke"\n# caf\xe9\n', r"mine\.toml is not UTF-8.*save it as UTF-8"),
+        (b'preset = ["smoke"]\n', r"unknown preset \['smoke'\]; choose from"),
+        (b'preset = "smoke"\n[sampling\n', r"mine\.toml is not TOML"),
+        (
+            b'preset = "smoke"\n[[axes]]\nname = "x"\nclasses = ["a", "b"]\ntarget = { a = nan, b = 0.5 }\n',
+            "axis 'x': target sums to nan; give shares",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        build_config(None, path, [], None)
 
 
 def test_run_names() -> None:
