@@ -8,7 +8,7 @@ import pandas as pd
 
 from flows.graph import PROMPT_STEPS, Call, evaluation_steps, plan, run_steps
 from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
-from popalign_core.errors import ConfigError, PopAlignError
+from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError
 from popalign_core.sampling.models import local_folder, model_hash
 from storage.store import ArtifactRef
 from tasks.leaderboard import append_leaderboard, read_leaderboard
@@ -57,11 +57,9 @@ def named_checkpoints(models: Iterable[str]) -> list[Checkpoint]:
     """Checkpoints by folder, or by the name of a model that ships with the package.
 
     Raises:
-        ConfigError: For a hub id; a checkpoint is a local folder.
-        MissingWeightsError: For a name that is no folder, or a folder that holds no pipeline.
+        MissingWeightsError: For a name that is no folder, a hub id among them, or a folder that holds no pipeline.
     """
-    folders = {model: local_folder(ModelConfig(name=model)) for model in models}
-    return [_checkpoint(model, folder) for model, folder in folders.items() if folder]
+    return [_checkpoint(model, _folder(model)) for model in dict.fromkeys(models)]
 
 
 def evaluation_protocol(config: PipelineConfig, runtime: RuntimeConfig) -> str:
@@ -112,6 +110,16 @@ def evaluate_checkpoints(
     if failures:
         raise failures[0]
     return pd.concat(added, ignore_index=True) if added else read_leaderboard(runtime.root).head(0)
+
+
+def _folder(model: str) -> Path:
+    """Where a model lies. A hub id is turned away: nothing here says which revision of it is meant."""
+    folder = local_folder(ModelConfig(name=model)) if model == "portraits" or Path(model).is_dir() else None
+    if folder is None:
+        raise MissingWeightsError(
+            f"model {model!r} is no folder; give a diffusers folder, 'portraits' or, to `popalign check`, a run's name"
+        )
+    return folder
 
 
 def _checkpoint(name: str, folder: Path) -> Checkpoint:

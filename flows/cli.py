@@ -31,7 +31,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except PopAlignError as error:
-            typer.echo(f"popalign: {error}", err=True)
+            # a note says whose error it is, where several checkpoints are evaluated
+            typer.echo("\n  ".join([f"popalign: {error}", *getattr(error, "__notes__", ())]), err=True)
             raise typer.Exit(error.exit_code) from error
 
 
@@ -170,7 +171,7 @@ def evaluate(
     settings: Settings = None,
 ) -> None:
     """Evaluate models that the leaderboard does not have yet, and print their rows."""
-    from flows.checkpoints import evaluate_checkpoints, named_checkpoints
+    from flows.checkpoints import evaluate_checkpoints, evaluation_protocol, named_checkpoints
     from flows.graph import call_directly
     from flows.options import build_config
     from flows.progress import console_progress
@@ -183,6 +184,7 @@ def evaluate(
         evaluate_checkpoints(checkpoints, pipeline, runtime, call=call_directly(progress))
     board = read_leaderboard(runtime.root)
     asked = board[board["model_hash"].isin([checkpoint.model_hash for checkpoint in checkpoints])]
+    asked = asked[asked["protocol"] == evaluation_protocol(pipeline, runtime)]
     for line in board_lines(asked.to_dict("records")):
         typer.echo(line)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock
 
+from popalign_core.errors import StoreError
 from storage.roots import Root
 
 FILE = "leaderboard.parquet"
@@ -43,7 +44,14 @@ def append_leaderboard(root: str, rows: pd.DataFrame) -> None:
 
 def _read(place: Root) -> pd.DataFrame:
     content = place.read(FILE)
-    return pd.DataFrame(columns=["checkpoint", *KEY]) if content is None else pd.read_parquet(io.BytesIO(content))
+    if content is None:
+        return pd.DataFrame(columns=["checkpoint", *KEY])
+    try:
+        return pd.read_parquet(io.BytesIO(content))
+    except (ValueError, OSError) as error:  # Arrow's errors are one or the other
+        raise StoreError(
+            f"{place.at(FILE)} is damaged: {error}; delete it, and `popalign evaluate MODEL...` fills it from the store"
+        ) from error
 
 
 @contextmanager

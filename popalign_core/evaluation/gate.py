@@ -20,6 +20,7 @@ class Kind:
         benchmarks: Where it is looked for; the first alone, where the measure has an axis.
         is_ceiling: Whether the value must stay below the bar; else it must reach it.
         has_axis: Whether a bar may name an axis; else it may name a benchmark.
+        ends: Its least and largest possible value: a bar beyond them would always be met, or never.
         has_all: Whether it is taken of all axes at once too, under the axis `all`.
     """
 
@@ -27,15 +28,18 @@ class Kind:
     benchmarks: tuple[str, ...]
     is_ceiling: bool
     has_axis: bool
+    ends: tuple[float, float] = (0.0, 1.0)
     has_all: bool = False
 
 
+_DISTANCES = (0.0, 2**0.5)
+
 KINDS: dict[str, Kind] = {
-    "max-discrepancy": Kind("discrepancy_pooled", ("neutral",), is_ceiling=True, has_axis=True),
-    "max-per-prompt": Kind("discrepancy_per_prompt", ("neutral",), is_ceiling=True, has_axis=True),
+    "max-discrepancy": Kind("discrepancy_pooled", ("neutral",), is_ceiling=True, has_axis=True, ends=_DISTANCES),
+    "max-per-prompt": Kind("discrepancy_per_prompt", ("neutral",), is_ceiling=True, has_axis=True, ends=_DISTANCES),
     "min-recall": Kind("recall", ("specific",), is_ceiling=False, has_axis=True, has_all=True),
     "max-no-face": Kind("no_face_share", ("neutral", "specific"), is_ceiling=True, has_axis=False),
-    "min-clip": Kind("clip_score", ("neutral", "generic"), is_ceiling=False, has_axis=False),
+    "min-clip": Kind("clip_score", ("neutral", "generic"), is_ceiling=False, has_axis=False, ends=(-100.0, 100.0)),
 }
 """By the name of the command's option."""
 
@@ -105,7 +109,8 @@ def check_bars(bars: Sequence[Bar], axes: Iterable[str], benchmarks: Iterable[st
     """Refuse bars that no row can answer, before anything is run.
 
     Raises:
-        ConfigError: When there is no bar, or one names an axis or a benchmark that is not there.
+        ConfigError: When there is no bar, or one names an axis or a benchmark that is not there, or lies where no value
+            can.
     """
     if not bars:
         raise ConfigError(f"there is nothing to check; set a bar with {', '.join(f'--{kind}' for kind in KINDS)}")
@@ -114,6 +119,12 @@ def check_bars(bars: Sequence[Bar], axes: Iterable[str], benchmarks: Iterable[st
         known = [*axes, *(["all"] if kind.has_all else [])] if kind.has_axis else [*benchmarks]
         if bar.which is not None and bar.which not in known:
             raise ConfigError(f"--{bar.kind} names {bar.which!r}; choose from {', '.join(known)}")
+        least, largest = kind.ends
+        if not least <= bar.bound <= largest:
+            raise ConfigError(
+                f"--{bar.kind} {bar.bound:g} decides nothing: {kind.metric} is between {least:g} and {largest:.4g}; "
+                f"give a bar in that range{', such as 0.05 for 5%' if largest == 1 else ''}"
+            )
 
 
 def judge(bar: Bar, metrics: pd.DataFrame) -> list[Judgement]:

@@ -93,3 +93,6 @@ def test_models_can_be_named_by_folder(tiny_weights: Path, tmp_path: Path) -> No
     assert named.folder == tiny_weights / "pipeline"
     with pytest.raises(MissingWeightsError, match=r"no model_index\.json"):
         named_checkpoints([str(tmp_path)])
+    # its revision could not be given
+    with pytest.raises(MissingWeightsError, match="model 'owner/model' is no folder; give a diffusers folder"):
+        named_checkpoints(["owner/model"])

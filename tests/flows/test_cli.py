@@ -10,12 +10,16 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
+import flows.checkpoints
 import flows.graph
 import flows.runs
+from flows.checkpoints import evaluation_protocol, named_checkpoints
 from flows.cli import app
 from flows.graph import PlannedNode
+from flows.options import build_config
 from popalign_core.errors import ServiceError, TrainingError
 from storage.store import ArtifactRef, Store
+from tasks.leaderboard import append_leaderboard
 
 NODES = [
     PlannedNode(name, ArtifactRef(name.partition(":")[0], f"{name.replace(':', '-')}-v1-00"), is_hit, **work)
@@ -97,6 +101,29 @@ def test_run_ends_with_the_verdict_and_the_place_of_the_report(
         "Gender discrepancy: all prompts together 0.420 → 0.110 (improved; a fair sampler would show 0.030).",
     ]
     assert lines[-1] == f"Report: {tmp_path}/runs/smoke/report.html"
+
+
+def test_evaluate_prints_the_rows_of_its_own_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model,) = named_checkpoints(["portraits"])
+    protocol = evaluation_protocol(*build_config("smoke", None, [], str(tmp_path)))
+    for number, name in enumerate(("another", protocol)):
+        identity = {"checkpoint": "portraits", "model_hash": model.model_hash, "protocol": name, "system": "checkpoint"}
+        measure = {"benchmark": "specific", "metric": "recall", "axis": "all", "scorer": "s@1", "n": 60, "note": ""}
+        values = {"value": 0.25 + number / 2, "ci_low": 0.0, "ci_high": 1.0, "floor": float("nan")}
+        append_leaderboard(str(tmp_path), pd.DataFrame([identity | measure | values]))
+    monkeypatch.setattr(flows.checkpoints, "evaluate_checkpoints", lambda *args, **kwargs: None)
+    result = invoke("evaluate", "portraits", "--preset", "smoke", "--root", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    (line,) = result.stdout.splitlines()
+    assert line.split() == ["portraits", "identity", "recall,", "all", "0.750", "[0.000,", "1.000]"]
+
+
+def test_an_error_says_which_checkpoint_it_is_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = TrainingError("broken")
+    error.add_note("checkpoint step-200 in watch/step-200")
+    monkeypatch.setattr(flows.checkpoints, "evaluate_checkpoints", raiser(error))
+    result = invoke("evaluate", "portraits", "--preset", "smoke", "--root", str(tmp_path))
+    assert (result.exit_code, result.stderr) == (6, "popalign: broken\n  checkpoint step-200 in watch/step-200\n")
 
 
 def test_run_on_a_server_needs_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned: None) -> None:

@@ -87,3 +87,18 @@ def test_bars_that_nothing_can_answer_are_refused() -> None:
         check_bars([Bar("max-discrepancy", 0.2, "age")], axes, benchmarks)
     with pytest.raises(ConfigError, match="--min-clip names 'gender'; choose from neutral, specific, generic"):
         check_bars([Bar("min-clip", 80, "gender")], axes, benchmarks)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound", "told"),
+    [
+        ("max-no-face", 5.0, r"no_face_share is between 0 and 1; give a bar in that range, such as 0\.05 for 5%"),
+        ("min-recall", 95.0, "recall is between 0 and 1"),
+        ("max-discrepancy", -0.1, r"discrepancy_pooled is between 0 and 1\.414; give a bar in that range$"),
+        ("max-per-prompt", float("inf"), "--max-per-prompt inf decides nothing"),
+        ("min-clip", float("-inf"), "clip_score is between -100 and 100"),
+    ],
+)
+def test_a_bar_that_no_value_can_miss_or_meet_is_refused(kind: str, bound: float, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        check_bars([Bar(kind, bound)], ["gender"], ["neutral"])

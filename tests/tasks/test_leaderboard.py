@@ -4,7 +4,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
+from popalign_core.errors import StoreError
 from tasks.leaderboard import append_leaderboard, read_leaderboard
 
 
@@ -27,6 +29,14 @@ def test_rows_are_appended_and_known_ones_stay(tmp_path: Path) -> None:
     append_leaderboard(str(tmp_path), rows("a", 0.9))
     board = read_leaderboard(str(tmp_path))
     assert list(zip(board["model_hash"], board["value"], strict=True)) == [("a", 0.4), ("b", 0.2)]
+
+
+def test_a_damaged_leaderboard_is_named(tmp_path: Path) -> None:
+    append_leaderboard(str(tmp_path), rows("a", 0.4))
+    path = tmp_path / "leaderboard.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(StoreError, match=r"leaderboard\.parquet is damaged: .*delete it"):
+        append_leaderboard(str(tmp_path), rows("b", 0.2))
 
 
 def test_any_fsspec_root_will_do() -> None:
