@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STAGE = "report"
 PAGE, CARD = "report.html", "report.md"
-VERSION = "3"
+VERSION = "4"
 
 SYSTEMS = ("base", "aligned")
 

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from popalign_core.config import Axis, Kind
+from popalign_core.config.evaluation import SUBJECT_ACCURACY
 from popalign_core.errors import InputError
 from popalign_core.evaluation.correction import Calibrated
 from popalign_core.evaluation.counts import FloatArray, count_cells
-from popalign_core.evaluation.measures import Measure, ratio
+from popalign_core.evaluation.measures import Measure, Share, ratio
 from popalign_core.evaluation.prevalence import faceless_measures, neutral_measures
 from popalign_core.evaluation.recall import recall_measures
 
@@ -132,7 +133,9 @@ def _scores(labels: pd.DataFrame, clusters: Sequence[str] | None, frames: System
             )
         terms = _sums(labels, clusters, np.where(is_shown, values, 0.0), is_shown)
         why = "not measured: every picture was withheld"
-        measure = Measure(str(scorer), "", terms, ratio, int(is_shown.sum()), why=why)
+        # right or wrong, so a share: as a mean, three right of three would be certain, and three of four up to 393%
+        kind, bounds = (Share, (0.0, 1.0)) if scorer == SUBJECT_ACCURACY else (Measure, (-np.inf, np.inf))
+        measure = kind(str(scorer), "", terms, ratio, int(is_shown.sum()), bounds=bounds, why=why)
         yield Measured(str(labels["benchmark"].iloc[0]), f"{scorer}@{versions[0]}", measure)
 
 

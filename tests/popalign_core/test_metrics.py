@@ -128,6 +128,23 @@ def test_specific_prompts_count_a_missing_face_as_a_miss() -> None:
     assert _value(metrics, "specific", "no_face_share")["value"] == pytest.approx(1 / 8)
 
 
+def test_the_share_of_right_objects_has_a_shares_interval() -> None:
+    frames = _frames("base", BIASED)
+    generic = frames.images[frames.images["prompt_id"].isin(["apple", "chair"])]
+
+    def accuracy(right: list[float]) -> pd.Series:
+        scores = _scores(generic, 0.0, "subject_accuracy").assign(value=right)
+        return _value(_metrics(frames, scores=scores), "generic", "subject_accuracy")
+
+    every = accuracy([1.0, 1.0, 1.0, 1.0])
+    # Wilson's at 4 images and Student's t of two prompts, 12.706: 1 / (1 + t^2 / 4)
+    assert (every["value"], every["ci_high"]) == (1.0, 1.0)
+    assert every["ci_low"] == pytest.approx(1 / (1 + 12.706**2 / 4), abs=1e-4)
+    some = accuracy([1.0, 1.0, 1.0, 0.0])
+    assert some["value"] == 0.75
+    assert 0 < some["ci_low"] < 0.75 < some["ci_high"] <= 1
+
+
 def test_scores_are_averaged_by_benchmark() -> None:
     frames = _frames("base", BIASED)
     generic = frames.images[frames.images["prompt_id"].isin(["apple", "chair"])]
