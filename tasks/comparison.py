@@ -153,6 +153,7 @@ def gather_inputs(
         costs=pd.concat([count_costs(store, name, refs) for name, refs in samples.items()], ignore_index=True),
         scale=scale,
         n_seeds=n_seeds,
+        elsewhere=[name for name in systems if samples[name][0].stage != SAMPLE],
         reproducibility=_reproducibility(store, prompts, asked),
         confidence=config.evaluation.confidence,
     )
@@ -251,9 +252,10 @@ def read_system(store: Store, system: str, n_seeds: int, statistics: Inputs) -> 
 def _reproducibility(store: Store, prompts: ArtifactRef, asked: Request) -> dict[str, str]:
     """The command, artifacts behind the page, library versions and the configuration."""
     config, libraries = asked.config, store.manifest(prompts).libraries
-    sizes = f"--seeds {config['n_seeds']} --scale {config['scale']:g}"
+    command = f"popalign compare {' '.join(config['systems'])} --seeds {config['n_seeds']}"
+    sizes = "" if config["scale"] == 1 else f", whose evaluation sizes are scaled by {config['scale']:g} already"
     return {
-        "command": f"popalign compare {' '.join(config['systems'])} {sizes}, with the configuration below",
+        "command": f"{command}, with the configuration below{sizes}",
         **asked.inputs,
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(libraries.items())),
         "configuration": json.dumps(config["configuration"], sort_keys=True),

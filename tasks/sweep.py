@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from popalign_core.report.comparison_inputs import SweepInputs
 
 STAGE = "sweep"
-VERSION = "1"
+VERSION = "2"
 
 _MEASURE = ["benchmark", "metric", "axis"]
 
@@ -61,11 +61,12 @@ def tabulate_sweep(
     def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
         from popalign_core.report.sweep import build_sweep
 
+        scale = store.manifest(comparison).payload["config"]["scale"]
         table = list_points(store.read_table(comparison, "metrics"), points, failed)
         build.write_table("points", table)
         fronts, pages = [], list(table.groupby("parameter", sort=False))
         for number, (parameter, rows) in enumerate(pages, 1):
-            inputs = _inputs(str(parameter), rows.reset_index(drop=True), points, comparison, config)
+            inputs = _inputs(str(parameter), rows.reset_index(drop=True), points, comparison, config, scale)
             (build.folder / page_name(str(parameter))).write_text(build_sweep(inputs), encoding="utf-8")
             fronts.append(list_front(inputs))
             on_progress(number, len(pages))
@@ -109,7 +110,12 @@ def list_front(inputs: "SweepInputs") -> pd.DataFrame:
 
 
 def _inputs(
-    parameter: str, rows: pd.DataFrame, points: Sequence[Point], comparison: ArtifactRef, config: PipelineConfig
+    parameter: str,
+    rows: pd.DataFrame,
+    points: Sequence[Point],
+    comparison: ArtifactRef,
+    config: PipelineConfig,
+    scale: float,
 ) -> "SweepInputs":
     from popalign_core.report.comparison_inputs import SweepInputs
 
@@ -121,6 +127,7 @@ def _inputs(
         points=rows if len(systems) > 1 else rows.drop(columns="system"),
         axes=config.axes,
         reference=usual.pop() if len(usual) == 1 else "",
+        scale=scale,
         reproducibility=reproducibility,
         confidence=config.evaluation.confidence,
     )

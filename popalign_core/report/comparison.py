@@ -5,9 +5,19 @@ from html import escape
 
 from popalign_core.report.comparison_charts import forests, fronts, histograms, prompts
 from popalign_core.report.comparison_inputs import ComparisonInputs, check_comparison
-from popalign_core.report.document import bullets, definitions, details, figures, html_page, verdict_box
+from popalign_core.report.document import (
+    bullets,
+    definitions,
+    details,
+    figures,
+    html_page,
+    quick_look,
+    verdict_box,
+    warning,
+)
 from popalign_core.report.estimates import check_scorers
 from popalign_core.report.limits import limits
+from popalign_core.report.measures import listed
 from popalign_core.report.pictures import system_grids
 from popalign_core.report.plots import system_bars
 from popalign_core.report.standings import Results, summarise
@@ -63,17 +73,18 @@ def about(inputs: ComparisonInputs) -> list[str]:
     text = (
         f"{len(inputs.systems)} systems on the same prompts and seeds ({seeds}); {inputs.reference} is the reference."
     )
-    if inputs.scale >= 1:
-        return [text]
-    return [text, f"A quick look: {inputs.scale:.0%} of the images configured. Do not release on these numbers."]
+    if inputs.elsewhere:
+        text += (
+            f" The pictures of {listed(list(inputs.elsewhere))} were made elsewhere, with other seeds and perhaps not of "
+            "all prompts: they are compared prompt by prompt, on the prompts of both."
+        )
+    return [text, *quick_look(inputs.scale)]
 
 
 def _head(results: Results) -> str:
     summary = summarise(results)
     first, *warnings = about(results.inputs)
-    lead = f'<p class="soft">{escape(first)}</p>' + "".join(
-        f'<p class="warning" role="note"><b>⚠ {escape(text)}</b></p>' for text in warnings
-    )
+    lead = f'<p class="soft">{escape(first)}</p>' + "".join(map(warning, warnings))
     return lead + verdict_box(summary.status, summary.headline, summary.sentences)
 
 

@@ -36,6 +36,7 @@ class ComparisonInputs:
         costs: system, what, value, unit: what a system costs, such as seconds an image; may be empty.
         scale: Size of the benchmarks, of what the configuration says; below 1 this is a quick look.
         n_seeds: Replicates of every system.
+        elsewhere: Systems whose pictures were made elsewhere: with other seeds, and perhaps not of all prompts.
         reproducibility: What to print so that the run can be repeated: keys, versions, the command.
         notes: Further sentences for the section on limits.
         confidence: Of the intervals in the tables.
@@ -54,6 +55,7 @@ class ComparisonInputs:
     costs: pd.DataFrame = field(default_factory=lambda: empty(COST_COLUMNS))
     scale: float = 1.0
     n_seeds: int = 1
+    elsewhere: Sequence[str] = ()
     reproducibility: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     confidence: float = 0.95
@@ -76,6 +78,7 @@ class SweepInputs:
         reference: The value that the configuration has, marked in every chart; '' for none.
         reproducibility: What to print so that the sweep can be repeated.
         confidence: Of the intervals.
+        scale: As of `ComparisonInputs`.
     """
 
     title: str
@@ -84,6 +87,7 @@ class SweepInputs:
     reference: str = ""
     reproducibility: Mapping[str, str] = field(default_factory=dict)
     confidence: float = 0.95
+    scale: float = 1.0
 
 
 def check_comparison(inputs: ComparisonInputs) -> None:

@@ -58,3 +58,15 @@ def definitions(items: Mapping[str, str]) -> str:
     """Names and values, such as keys and versions; '' when there is none."""
     inner = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in items.items())
     return f"<dl>{inner}</dl>" if inner else ""
+
+
+def quick_look(scale: float) -> list[str]:
+    """What to say where fewer images were drawn than are configured; nothing where all were."""
+    return (
+        [] if scale >= 1 else [f"A quick look: {scale:.0%} of the images configured. Do not release on these numbers."]
+    )
+
+
+def warning(text: str) -> str:
+    """Text that nobody may miss."""
+    return f'<p class="warning" role="note"><b>⚠ {escape(text)}</b></p>'

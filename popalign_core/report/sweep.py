@@ -13,7 +13,7 @@ import pandas as pd
 from popalign_core.evaluation.pareto import dominators
 from popalign_core.report.cells import MOST_COLUMNS, NOTHING, Footnotes, estimate_cell, row, table
 from popalign_core.report.comparison_inputs import SweepInputs, check_sweep
-from popalign_core.report.document import definitions, details, figures, html_page
+from popalign_core.report.document import definitions, details, figures, html_page, quick_look, warning
 from popalign_core.report.estimates import UNKNOWN, Estimate, Measure, by_measure, deciding_benchmarks, measures_of
 from popalign_core.report.front import Point, front_chart, front_table
 from popalign_core.report.measures import FAIRNESS, column_name, direction, floor_words, is_shown, number
@@ -134,6 +134,7 @@ def _head(sweep: Sweep) -> str:
     items = "".join(f"<li>{text}.</li>" for text in lines)
     return (
         f'<p class="soft">{escape(sweep.parameter)} over {len(sweep.values)} values{escape(usual)}</p>'
+        f"{''.join(map(warning, quick_look(inputs.scale)))}"
         f'<div class="verdict" role="note"><ul>{items}</ul></div>'
     )
 

@@ -1,6 +1,7 @@
 """The tables of a comparison: a row a system, a column a measure."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -20,7 +21,7 @@ from popalign_core.report.cells import (
     table,
 )
 from popalign_core.report.comparison_inputs import ComparisonInputs
-from popalign_core.report.estimates import WORDS, Estimate, Measure, Status, combined, judge_difference
+from popalign_core.report.estimates import UNKNOWN, WORDS, Estimate, Measure, Status, combined, judge_difference
 from popalign_core.report.measures import column_name, floor_words, number, p_words, scorer_name
 from popalign_core.report.standings import Results, Standing
 
@@ -142,10 +143,14 @@ def _measure_table(results: Results, columns: Sequence[Measure]) -> str:
 
 
 def _measure_cell(results: Results, system: str, measure: Measure, notes: Footnotes) -> str:
-    value = results.value(system, measure)
+    value, shift = results.value(system, measure), results.difference(system, measure)
     words = _FAIRER if measure.metric.startswith("discrepancy") else _BETTER
-    is_compared = results.difference(system, measure).is_measured
-    said = mark(results.status(system, measure), words) if is_compared else ""
+    said = mark(results.status(system, measure), words) if shift.is_measured else ""
+    about_shift = [part for part in shift.note.split("; ") if part not in value.note]
+    if shift is not UNKNOWN and any(about_shift):
+        # the mark is of the prompts of both alone, which the value beside it need not be
+        compared = f"compared with {results.inputs.reference} {'; '.join(about_shift)}"
+        value = replace(value, note="; ".join(filter(None, (value.note, compared))))
     more = floor_words(value.floor, measure.metric)
     return estimate_cell(value, measure.metric, notes, said=said, more=more)
 

@@ -177,6 +177,12 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         ["sample-eval:base@1", "miss"],
         ["sample-eval:cads@1", "miss"],
     ]
+    quick = CliRunner().invoke(app, ["compare", "base", "cads", *command[5:7], *command[-2:], "--root", str(tmp_path)])
+    assert quick.exit_code == 0, quick.output
+    page = (tmp_path / "runs" / "smoke-comparison" / "report.html").read_text(encoding="utf-8")
+    # the configuration on the page is the scaled one: to scale it again would draw a quarter
+    assert "popalign compare base cads --seeds 1, with the configuration below, whose evaluation sizes" in page
+    assert "scaled by 0.5 already" in page
     unknown = CliRunner().invoke(app, ["compare", "dall-e", "--preset", "smoke", "--root", str(tmp_path)])
     assert (unknown.exit_code, "there is no system 'dall-e'" in unknown.stderr) == (2, True)
 

@@ -92,6 +92,18 @@ def test_what_was_not_measured_says_why_and_is_never_zero() -> None:
     assert not re.search(r">0\.00<|>nan", html)
 
 
+def test_pictures_made_elsewhere_are_told_apart() -> None:
+    table = comparison()
+    at = (table["system"] == "fair") & (table["metric"] == "discrepancy_pooled")
+    table.loc[at, "note"] = "on the 1 of 2 prompts of both; paired by prompt only: the seeds differ"
+    html = build_comparison(inputs(comparison=table, elsewhere=("fair", "same")))
+    assert "The pictures of fair and same were made elsewhere, with other seeds" in text_of(html)
+    first = html[html.index("Prompts that name no identity") : html.index("Prompts that name one")]
+    marked = "<sup>a</sup> compared with base on the 1 of 2 prompts of both; paired by prompt only: the seeds differ"
+    assert marked in first
+    assert "made elsewhere" not in build_comparison(inputs())
+
+
 def test_seeds_scale_and_limits_are_said() -> None:
     text = text_of(build_comparison(inputs(scale=0.25, n_seeds=3)))
     assert "4 systems on the same prompts and seeds (3 seeds each); base is the reference" in text
