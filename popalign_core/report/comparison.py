@@ -75,8 +75,8 @@ def about(inputs: ComparisonInputs) -> list[str]:
     )
     if inputs.elsewhere:
         text += (
-            f" The pictures of {listed(list(inputs.elsewhere))} were made elsewhere, with other seeds and perhaps not of "
-            "all prompts: they are compared prompt by prompt, on the prompts of both."
+            f" The pictures of {listed(list(inputs.elsewhere))} were made elsewhere, with other seeds and perhaps not "
+            "of all prompts: they are compared prompt by prompt, on the prompts of both."
         )
     return [text, *quick_look(inputs.scale)]
 

@@ -21,13 +21,24 @@ MAX_DECODED_PIXELS = 2**22
 
 @torch.inference_mode()
 def decode_latents(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
-    """Latents in the UNet's scaled space [B, C, h, w] to pixels [B, H, W, 3] uint8."""
+    """Latents in the UNet's scaled space [B, C, h, w] to pixels [B, H, W, 3] uint8.
+
+    Raises:
+        InputError: When a pixel is not finite: as uint8 it would be black, and a broken model one without faces.
+    """
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
     n_pixels = latents.shape[-1] * latents.shape[-2] * scale**2
     with _tiled(vae, n_pixels > MAX_DECODED_PIXELS):
         parts = latents.split(max(1, MAX_DECODED_PIXELS // n_pixels))
         images = [vae.decode(_unscaled(vae, part), return_dict=False)[0].float() for part in parts]
-    pixels = (torch.cat(images) / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+    decoded = torch.cat(images)
+    broken = int((~decoded.isfinite()).flatten(1).any(dim=1).sum())
+    if broken:
+        raise InputError(
+            f"{broken} of {len(decoded)} images are not finite (NaN or infinite); the model's weights are damaged, or "
+            f"too large for {vae.dtype}: restore them, or set model.dtype to bfloat16 or float32"
+        )
+    pixels = (decoded / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
     array: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return array
 

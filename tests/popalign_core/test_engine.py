@@ -118,6 +118,14 @@ def test_decoding_leaves_the_scaled_space(tiny_pipeline: Any) -> None:
     assert np.array_equal(decode_latents(tiny_pipeline.vae, latents), expected)
 
 
+def test_pictures_that_are_not_finite_are_refused(tiny_pipeline: Any, embeddings: PromptEmbeddings) -> None:
+    with torch.no_grad():
+        tiny_pipeline.unet.conv_out.bias[0] = float("nan")
+    prompts, empty = split(embeddings)
+    with pytest.raises(InputError, match=r"2 of 2 images are not finite .*set model\.dtype to bfloat16 or float32"):
+        sample_images(tiny_pipeline, prompts, empty, [0, 1], [3, 4], CONFIG)
+
+
 def test_decoding_in_chunks_changes_nothing(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     latents = torch.randn((3, 4, 8, 8), generator=torch.Generator().manual_seed(0))
     whole = decode_latents(tiny_pipeline.vae, latents).astype(int)
