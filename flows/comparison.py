@@ -86,7 +86,8 @@ def line_up(
     """
     names = tuple(names) if len(names) > 1 else (BASE, *names)
     if len(set(names)) != len(names):
-        raise ConfigError(f"systems {', '.join(names)}: one is there twice; name each once")
+        alone = " (one alone is compared with base)" if set(names) == {BASE} else ""
+        raise ConfigError(f"systems {', '.join(names)}: one is there twice{alone}; name each once")
     if n_seeds < 1:
         raise ConfigError(f"{n_seeds} seeds are too few; give 1 or more")
     if not 0 < scale <= 1:

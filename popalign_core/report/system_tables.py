@@ -103,9 +103,13 @@ def cost_table(costs: pd.DataFrame) -> str:
     rows = []
     for system, group in costs.groupby("system", sort=False):
         found = dict(zip(zip(group["what"], group["unit"], strict=True), group["value"].tolist(), strict=True))
-        cells = [f"{found[kind]:,.4g}" if kind in found else NOTHING for kind in kinds]
+        cells = [_amount(found[kind]) if kind in found else NOTHING for kind in kinds]
         rows.append(row(heads, str(system), cells))
     return table(heads, rows)
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"  # .4g has 12,960 images as 1.296e+04
 
 
 def prompt_tables(inputs: ComparisonInputs, axis: Axis) -> str:

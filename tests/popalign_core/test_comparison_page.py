@@ -104,6 +104,13 @@ def test_pictures_made_elsewhere_are_told_apart() -> None:
     assert "made elsewhere" not in build_comparison(inputs())
 
 
+def test_large_costs_are_written_out() -> None:
+    costs = [("fair", "images drawn", 12960.0, "images"), ("fair", "time", 0.12345, "s")]
+    html = build_comparison(inputs(costs=pd.DataFrame(costs, columns=["system", "what", "value", "unit"])))
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", html[html.index("What it costs") : html.index("Every number")])
+    assert cells == ["12,960", "0.1235"]
+
+
 def test_seeds_scale_and_limits_are_said() -> None:
     text = text_of(build_comparison(inputs(scale=0.25, n_seeds=3)))
     assert "4 systems on the same prompts and seeds (3 seeds each); base is the reference" in text
