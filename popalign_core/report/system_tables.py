@@ -164,7 +164,8 @@ def _win_cell(group: pd.DataFrame, system: str, inputs: ComparisonInputs) -> str
         return NOTHING
     found: dict[Any, Any] = group.loc[system].to_dict()
     rate = Estimate(found["win_rate"], found["ci_low"], found["ci_high"])
-    over_half = Estimate(rate.value - 0.5, rate.low - 0.5, rate.high - 0.5)
+    # the p-value beside it must not say otherwise
+    over_half = Estimate(rate.value - 0.5, rate.low - 0.5, rate.high - 0.5, p_adjusted=found["p_value"])
     said = mark(judge_difference("win_rate", over_half, inputs.confidence), _WINS)
     more = f"; of {found['n']:,}, ties {found['n_ties']:,}; {p_words(found['p_value'])}"
     return estimate_cell(rate, "win_rate", Footnotes(), said=said, more=more)

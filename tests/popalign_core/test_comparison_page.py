@@ -104,6 +104,18 @@ def test_pictures_made_elsewhere_are_told_apart() -> None:
     assert "made elsewhere" not in build_comparison(inputs())
 
 
+def test_a_win_rate_whose_p_value_is_large_is_no_preference() -> None:
+    def mark(p_value: float) -> str:
+        html = build_comparison(inputs(wins=inputs().wins.assign(p_value=p_value)))
+        wins = html[html.index("Which picture a scorer prefers") : html.index("Who is shown")]
+        row = re.search(r'<th scope="row">fair</th>(.*?)</tr>', wins)  # 65% [55, 75]
+        assert row is not None
+        return text_of(row[1])
+
+    assert mark(0.01).startswith("65.0% ✔ preferred")
+    assert mark(0.2).startswith("65.0% ≈ unclear")
+
+
 def test_large_costs_are_written_out() -> None:
     costs = [("fair", "images drawn", 12960.0, "images"), ("fair", "time", 0.12345, "s")]
     html = build_comparison(inputs(costs=pd.DataFrame(costs, columns=["system", "what", "value", "unit"])))
