@@ -2,12 +2,15 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from popalign_core.config import PipelineConfig, SystemConfig, merge_documents
+from pydantic import ValidationError
+
+from popalign_core.config import PipelineConfig, SystemConfig, merge_documents, problem_lines
 from popalign_core.errors import ConfigError
 from popalign_core.systems import configure_system, configure_training, find_system
 
@@ -63,11 +66,18 @@ def lay_out(
                 point = Point(_name(system, settings), system, parameter, _value(settings), order)
                 added[point.name] = vary(find_system(config, system), settings)
                 points.append(point)
+    twice = [name for name, n in Counter(point.name for point in points).items() if n > 1]
+    if twice:
+        raise ConfigError(f"two points of the sweep are both called {twice[0]!r}; give each system and value once")
     return config.model_copy(update={"systems": added}), points
 
 
 def vary(system: SystemConfig, settings: Sequence[Setting]) -> SystemConfig:
-    """A system with fields laid over what it changes already."""
+    """A system with fields laid over what it changes already.
+
+    Raises:
+        ConfigError: When the system cannot be changed so, as one of imported images.
+    """
     document = system.model_dump(exclude_none=True)
     if document.pop("aligned"):
         document["training"] = {}  # the pipeline's own training is training without changes
@@ -75,7 +85,11 @@ def vary(system: SystemConfig, settings: Sequence[Setting]) -> SystemConfig:
         for part in reversed(field.split(".")):
             value = {part: value}
         document = merge_documents(document, value)
-    return SystemConfig.model_validate(document)
+    try:
+        return SystemConfig.model_validate(document)
+    except ValidationError as error:
+        told = ", ".join(f"{field}={_text(value)}" for field, value in settings)
+        raise ConfigError(f"a system cannot have {told}:\n" + "\n".join(problem_lines(error))) from error
 
 
 def usual_system(parameters: Mapping[str, Sequence[Any]]) -> str:
@@ -126,6 +140,6 @@ def _value(settings: Sequence[Setting]) -> str:
 
 def _text(value: Any) -> str:
     """20 and 20.0 are one value, which a configuration may hold as either."""
-    if isinstance(value, float) and value == int(value):
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if isinstance(value, str) else json.dumps(value)

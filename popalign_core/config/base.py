@@ -32,9 +32,9 @@ def problem_lines(error: ValidationError, *, above: str = "", whole: str = "(top
 
 
 class Frozen(BaseModel):
-    """Immutable, and refuses fields it does not know."""
+    """Immutable, and refuses fields it does not know and numbers that are not finite: keys cannot hold them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 PHRASE = "{word} {subject}"
@@ -76,7 +76,7 @@ class Axis(Frozen):
                 raise ValueError(f"axis {self.name!r}: {field} has {unknown}, which are not among {self.classes}")
         if self.target is not None:
             total = sum(self.target.values())
-            if not abs(total - 1) <= 1e-6 or min(self.target.values()) < 0:  # NaN is no share either
+            if abs(total - 1) > 1e-6 or min(self.target.values()) < 0:
                 raise ValueError(f"axis {self.name!r}: target sums to {total:g}; give shares >= 0 that sum to 1")
         return self
 

@@ -42,6 +42,7 @@ def test_a_file_may_start_from_a_preset_and_settings_lie_over_both(tmp_path: Pat
         ("smoke", ["training.beta.deep=3"], "'beta' is not a table"),
         ("smoke", ["runtime.batch=3"], r"runtime\.batch: Extra inputs"),
         ("smoke", ["sampling.n_steps=many"], r"sampling\.n_steps: .*valid integer.*, got 'many'"),
+        ("smoke", ["sampling.guidance_scale=inf"], r"sampling\.guidance_scale: .*finite number, got inf"),
         ("smoke", ["evaluation.confidence=95"], r"evaluation\.confidence: .*less than 1, got 95"),
         ("smoke", ["runtime.batch_size=0"], r"runtime\.batch_size: .*greater than or equal to 1, got 0"),
     ],
@@ -69,7 +70,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (b'preset = "smoke"\n[sampling\n', r"mine\.toml is not TOML"),
         (
             b'preset = "smoke"\n[[axes]]\nname = "x"\nclasses = ["a", "b"]\ntarget = { a = nan, b = 0.5 }\n',
-            "axis 'x': target sums to nan; give shares",
+            r"axes\.0\.target\.a: Input should be a finite number, got nan",
         ),
     ],
 )

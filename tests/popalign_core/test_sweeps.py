@@ -97,3 +97,27 @@ def test_sweeps_that_say_nothing_are_refused() -> None:
     broken, points = lay_out(config, ["base"], {"sampling.guidance": [2]})
     with pytest.raises(ConfigError, match=r"(?s)system 'base\+sampling.guidance=2' does not fit.*sampling\.guidance"):
         configure_system(broken, points[0].name)
+
+
+def test_points_that_would_share_a_name_are_refused() -> None:
+    config = preset("portraits")
+    with pytest.raises(ConfigError, match=r"both called 'base\+sampling\.n_steps=3'; give each system and value once"):
+        lay_out(config, ["base", "base"], {"sampling.n_steps": [3]})
+    # both are written with an underscore, and one would have stood for the other
+    with pytest.raises(ConfigError, match=r"both called 'base\+model\.lora=a_b'"):
+        lay_out(config, ["base"], {"model.lora": ["a/b", "a_b"]})
+
+
+def test_pictures_made_elsewhere_cannot_be_varied() -> None:
+    config = preset("portraits").model_copy(update={"systems": {"theirs": SystemConfig(images="imported-v1-00")}})
+    with pytest.raises(
+        ConfigError, match=r"(?s)cannot have sampling\.n_steps=3:.*are drawn already: leave .*sampling out"
+    ):
+        lay_out(config, ["theirs"], {"sampling.n_steps": [3]})
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_value_that_is_not_finite_is_left_to_the_configuration(value: float) -> None:
+    config, points = lay_out(preset("portraits"), ["base"], {"sampling.guidance_scale": [value]})
+    with pytest.raises(ConfigError, match=r"sampling\.guidance_scale: Input should be"):
+        configure_system(config, points[0].name)
