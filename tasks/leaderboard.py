@@ -38,8 +38,9 @@ def append_leaderboard(root: str, rows: pd.DataFrame) -> None:
         known = _read(place)
         frame = pd.concat([known, fresh], ignore_index=True) if len(known) else fresh
         frame = frame.drop_duplicates(KEY, keep="first")
-        place.write(FILE, frame.to_parquet(index=False))
+        # the table last: rows that are in it are not evaluated again, so a page that failed would stay old
         place.write(PAGE, build_leaderboard(frame).encode())
+        place.write(FILE, frame.to_parquet(index=False))
 
 
 def _read(place: Root) -> pd.DataFrame:

@@ -39,6 +39,16 @@ def test_a_damaged_leaderboard_is_named(tmp_path: Path) -> None:
         append_leaderboard(str(tmp_path), rows("b", 0.2))
 
 
+def test_rows_whose_page_cannot_be_written_are_not_known(tmp_path: Path) -> None:
+    (tmp_path / "leaderboard.html").mkdir()
+    with pytest.raises(StoreError, match=r"cannot write .*leaderboard\.html"):
+        append_leaderboard(str(tmp_path), rows("a", 0.4))
+    assert read_leaderboard(str(tmp_path)).empty
+    (tmp_path / "leaderboard.html").rmdir()
+    append_leaderboard(str(tmp_path), rows("a", 0.4))
+    assert "name-a" in (tmp_path / "leaderboard.html").read_text(encoding="utf-8")
+
+
 def test_any_fsspec_root_will_do() -> None:
     append_leaderboard("memory://board-test", rows("a", 0.4))
     append_leaderboard("memory://board-test", rows("b", 0.2))
