@@ -109,7 +109,7 @@ footer { color: var(--soft); font-size: .85rem; padding-top: 24px; padding-botto
   body { font-size: 10.5pt; }
   h2, h3, summary, figcaption { break-after: avoid; }
   details.screen { display: none; }
-  .verdict, tr, .pair, figure, dl { break-inside: avoid; }
+  .verdict, tr, .pair, figure, dl, h2, h3 { break-inside: avoid; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   details::details-content { content-visibility: visible; height: auto; }
   .charts { grid-template-columns: 1fr 1fr; }

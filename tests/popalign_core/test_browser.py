@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from html import escape, unescape
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from chromium_pages import CHROMIUM, NEEDS_CHROMIUM
 
 from popalign_core.report.comparison import build_comparison
+from popalign_core.report.document import html_page
 from popalign_core.report.leaderboard import build_leaderboard
 from popalign_core.report.page import build_report
 from popalign_core.report.sweep import build_sweep
@@ -21,6 +23,7 @@ from tests.popalign_core.test_sweep_page import INPUTS as SWEEP
 from tests.support.comparison_frames import inputs
 
 pytestmark = NEEDS_CHROMIUM
+PDFTOTEXT = shutil.which("pdftotext")
 
 WIDTHS = (390, 1200)
 FRAME = '<iframe title="{name} {width}" style="width:{width}px;height:900px;border:0" srcdoc="{page}"></iframe>'
@@ -109,3 +112,22 @@ def test_the_measurement_itself_notices(tmp_path: Path) -> None:
     assert [element[:16] for element in found["broken 390"]["sticking_out"]] == ['<p style="width:']
     assert found["broken 390"]["n_broken"] == 1
     assert "nothing is not defined" in complaints
+
+
+@pytest.mark.skipif(PDFTOTEXT is None, reason="there is no pdftotext on this machine")
+def test_no_heading_is_torn_apart_on_paper(tmp_path: Path) -> None:
+    text = "<p>" + "words " * 40 + "</p>"
+    headings = [(f"begin{n} {'long ' * 60}end{n}", text * (1 + n % 3)) for n in range(30)]
+    (tmp_path / "page.html").write_text(html_page("Paper", "", headings), encoding="utf-8")
+    options = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}")
+    pdf = tmp_path / "page.pdf"
+    printing = [str(CHROMIUM), *options, f"--print-to-pdf={pdf}", (tmp_path / "page.html").as_uri()]
+    subprocess.run(printing, check=True, capture_output=True, timeout=120)
+    read = subprocess.run([str(PDFTOTEXT), str(pdf), "-"], check=True, capture_output=True, text=True).stdout
+    begins, ends = (
+        {int(n): number for number, page in enumerate(read.split("\f")) for n in re.findall(rf"{word}(\d+)", page)}
+        for word in ("begin", "end")
+    )
+    assert len(begins) == 30
+    assert max(begins.values()) > 3
+    assert ends == begins
