@@ -123,6 +123,7 @@ def gather_inputs(
     on_progress: Progress = no_progress,
 ) -> "ComparisonInputs":
     """Measure everything that tables and page show."""
+    from popalign_core.evaluation.metrics import with_absent_rows
     from popalign_core.report.comparison_inputs import ComparisonInputs
 
     systems, n_seeds, scale = (asked.config[name] for name in ("systems", "n_seeds", "scale"))
@@ -138,7 +139,7 @@ def gather_inputs(
     scored = {name: list(zip(samples[name], scores[name], strict=True)) for name in systems}
     quality = quality_rows(store, table, scored, config.evaluation)
     more = [rows for rows in (*agreement, quality) if len(rows)]
-    tables["metrics"] = pd.concat([tables["metrics"], *more], ignore_index=True)
+    tables["metrics"] = with_absent_rows(pd.concat([tables["metrics"], *more], ignore_index=True))
     return ComparisonInputs(
         title="PopAlign comparison",
         reference=systems[0],

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from popalign_core.config import Axis, EvaluationConfig
+from popalign_core.config.evaluation import CMMD, FID, KID
 from popalign_core.errors import InputError
 from popalign_core.evaluation.correction import calibrated_axes
 from popalign_core.evaluation.counts import FloatArray, count_cells, indicator, label_images
@@ -29,6 +30,7 @@ __all__ = [
     "compute_metrics",
     "measure_row",
     "per_prompt_table",
+    "with_absent_rows",
 ]
 
 COLUMNS = ("system", "benchmark", "metric", "axis", "value", "ci_low", "ci_high", "n", "floor", "scorer", "note")
@@ -83,6 +85,25 @@ def compute_metrics(
         for measured in measure_benchmark(labels[labels["benchmark"] == benchmark], None, frames, protocol)
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"n": np.int64})
+
+
+def with_absent_rows(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Metrics tables of several systems, and a row with the reason for what one lacks that another has.
+
+    Pictures made elsewhere need not be of all benchmarks. The reference has no distance from itself, and needs none.
+    """
+    measures = metrics[~metrics["metric"].isin((CMMD, FID, KID))].drop_duplicates(["benchmark", "metric", "axis"])
+    parts = [metrics]
+    for system, rows in metrics.groupby("system", sort=False):
+        known = pd.MultiIndex.from_frame(rows[["benchmark", "metric", "axis"]])
+        lacking = measures[~pd.MultiIndex.from_frame(measures[["benchmark", "metric", "axis"]]).isin(known)]
+        has_images = lacking["benchmark"].isin(rows["benchmark"])
+        note = np.where(
+            has_images, "not measured: there is no score", "not measured: there is no image of these prompts"
+        )
+        nothing = dict.fromkeys(("value", "ci_low", "ci_high", "floor"), np.nan)
+        parts.append(lacking.assign(system=system, n=0, note=note, **nothing))
+    return pd.concat(parts, ignore_index=True)
 
 
 def per_prompt_table(

@@ -15,6 +15,7 @@ from popalign_core.evaluation.metrics import (
     compare_systems,
     compute_metrics,
     per_prompt_table,
+    with_absent_rows,
 )
 
 GENDER = Axis(name="gender", classes=("male", "female"))
@@ -143,6 +144,24 @@ def test_the_share_of_right_objects_has_a_shares_interval() -> None:
     some = accuracy([1.0, 1.0, 1.0, 0.0])
     assert some["value"] == 0.75
     assert 0 < some["ci_low"] < 0.75 < some["ci_high"] <= 1
+
+
+def test_what_one_system_lacks_is_a_row_with_the_reason() -> None:
+    whole, part = _metrics(_frames("base", BIASED)), _metrics(_frames("part", BIASED))
+    part = part[(part["benchmark"] != "specific") & (part["metric"] != "clip_score")]
+    distance = part.iloc[:1].assign(metric="cmmd", axis="")  # of every system but the reference
+    both = with_absent_rows(pd.concat([whole, part, distance], ignore_index=True))
+    mine = both[both["system"] == "part"]
+    assert set(zip(mine["benchmark"], mine["metric"], mine["axis"], strict=True)) == {
+        *zip(whole["benchmark"], whole["metric"], whole["axis"], strict=True),
+        ("neutral", "cmmd", ""),
+    }
+    assert len(both) == 2 * len(whole) + 1
+    recall, clip = _value(mine, "specific", "recall", "gender"), _value(mine, "neutral", "clip_score")
+    assert (np.isnan(recall["value"]), recall["n"]) == (True, 0)
+    assert recall["note"] == "not measured: there is no image of these prompts"
+    assert clip["note"] == "not measured: there is no score"
+    pd.testing.assert_frame_equal(with_absent_rows(whole), whole)
 
 
 def test_scores_are_averaged_by_benchmark() -> None:
