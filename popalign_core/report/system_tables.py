@@ -153,7 +153,7 @@ def _measure_cell(results: Results, system: str, measure: Measure, notes: Footno
     about_shift = [part for part in shift.note.split("; ") if part not in value.note]
     if shift is not UNKNOWN and any(about_shift):
         # the mark is of the prompts of both alone, which the value beside it need not be
-        compared = f"compared with {results.inputs.reference} {'; '.join(about_shift)}"
+        compared = f"against {results.inputs.reference}: {'; '.join(about_shift)}"
         value = replace(value, note="; ".join(filter(None, (value.note, compared))))
     more = floor_words(value.floor, measure.metric)
     return estimate_cell(value, measure.metric, notes, said=said, more=more)

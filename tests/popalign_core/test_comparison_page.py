@@ -99,7 +99,7 @@ def test_pictures_made_elsewhere_are_told_apart() -> None:
     html = build_comparison(inputs(comparison=table, elsewhere=("fair", "same")))
     assert "The pictures of fair and same were made elsewhere, with other seeds" in text_of(html)
     first = html[html.index("Prompts that name no identity") : html.index("Prompts that name one")]
-    marked = "<sup>a</sup> compared with base on the 1 of 2 prompts of both; paired by prompt only: the seeds differ"
+    marked = "<sup>a</sup> against base: on the 1 of 2 prompts of both; paired by prompt only: the seeds differ"
     assert marked in first
     assert "made elsewhere" not in build_comparison(inputs())
 
