@@ -72,16 +72,15 @@ def board_lines(rows: Iterable[Row]) -> list[str]:
 
 
 def systems_lines(metrics: Iterable[Row], systems: Sequence[str]) -> list[str]:
-    """The headline metrics, each with a line a system."""
+    """The headline metrics, each with a line a system; a floor beside the value whose number of images it is for."""
     by_key = {(row["system"], row["benchmark"], row["metric"], row["axis"]): row for row in metrics}
     width, lines = max(map(len, systems)) + 2, []
     for benchmark, metric, label in VERDICT:
         for axis in dict.fromkeys(key[3] for key in by_key if key[1:3] == (benchmark, metric)):
             rows = {system: by_key.get((system, benchmark, metric, axis)) for system in systems}
-            floors = {row["floor"] for row in rows.values() if row is not None and not _absent(row["floor"])}
-            floor = f" (floor {max(floors):.3f})" if floors else ""
-            lines.append(f"{f'{label}, {axis}' if axis else label}{floor}")
-            lines += [f"  {system:<{width}}{'-' if row is None else _interval(row)}" for system, row in rows.items()]
+            lines.append(f"{label}, {axis}" if axis else label)
+            for system, row in rows.items():
+                lines.append(f"  {system:<{width}}{'-' if row is None else _interval(row) + _floor(row)}")
     return lines
 
 
@@ -156,6 +155,10 @@ def _interval(row: Row) -> str:
     if _absent(row["ci_low"]) or _absent(row["ci_high"]):
         return f"{row['value']:.3f}"
     return f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+
+
+def _floor(row: Row) -> str:
+    return "" if _absent(row["floor"]) else f" (floor {row['floor']:.3f})"
 
 
 def _absent(value: float | None) -> bool:

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from flows.graph import PlannedNode
-from flows.tables import Row, board_lines, garbage_lines, plan_lines, verdict_lines
+from flows.tables import Row, board_lines, garbage_lines, plan_lines, systems_lines, verdict_lines
 from popalign_core.config import Axis
 from popalign_core.report.inputs import TwoSystems
 from popalign_core.report.verdict import judge
@@ -65,6 +65,19 @@ def test_the_closing_verdict_is_the_reports_whose_p_value_counts() -> None:
     assert verdict(-0.2, -0.1, 0.3) == "No clear change in fairness"
     assert verdict(-0.2, -0.1, 0.01, per_prompt=0.2) == "Less fair on race"
     assert verdict(0.1, 0.2, 0.01) == "Less fair on race"
+
+
+def test_every_system_has_the_floor_of_its_own_number_of_images() -> None:
+    rows = [
+        row(name, "discrepancy_pooled", "gender", 0.4, 0.3, 0.5, floor=floor)
+        for name, floor in (("base", 0.031), ("theirs", 0.354))
+    ]
+    assert systems_lines(rows, ["base", "theirs", "none"]) == [
+        "pooled discrepancy, gender",
+        "  base    0.400 [0.300, 0.500] (floor 0.031)",
+        "  theirs  0.400 [0.300, 0.500] (floor 0.354)",
+        "  none    -",
+    ]
 
 
 def test_the_plan_counts_what_is_left() -> None:
