@@ -30,6 +30,7 @@ _GRID = 49
 _REACH = 7.0
 """Standard deviations to both sides of the estimate that are searched."""
 _NUMBERS_AT_ONCE = 1_000_000
+NO_PLACES = np.zeros(0)
 
 
 def t_quantile(confidence: float, degrees: int) -> float:
@@ -74,11 +75,21 @@ class Found:
         shares: `[R, K]`, by replicate.
         centre: `[K]`.
         distance: `[..., R, K]` to `[...]`; grows along every ray from the centre.
+        n: `[R]` images behind them.
     """
 
     shares: FloatArray
     centre: FloatArray
     distance: Callable[[FloatArray], FloatArray]
+    n: FloatArray
+
+    def unevenness(self, shares: FloatArray) -> FloatArray:
+        """`[..., R, K]` to `[...]`: variance of one image's class; half an image more a class, so that none is certain."""
+        possible = np.clip(shares, 0.0, None)
+        counts = possible / possible.sum(axis=-1, keepdims=True) * self.n[:, None] + 0.5
+        smoothed = counts / counts.sum(axis=-1, keepdims=True)
+        variance: FloatArray = (1 - (smoothed**2).sum(axis=-1)).mean(axis=-1)
+        return variance
 
 
 def distance_interval(
@@ -169,9 +180,11 @@ class _Ray:
     @classmethod
     def through(cls, found: Found, direction: FloatArray, noise: FloatArray, spread: float) -> "_Ray":
         length = float(np.linalg.norm(found.shares - found.centre))
-        places = np.linspace(max(length - _REACH * spread, 0.0), length + _REACH * spread, _GRID)
-        bare = cls(found, direction, places, places)
-        return replace(bare, mean=np.maximum.accumulate(bare.shown(places, noise).mean(axis=1)))
+        bare = cls(found, direction, NO_PLACES, NO_PLACES)
+        reach = _REACH * spread
+        reach *= max(float(bare.scale(np.array([max(length - reach, 0.0)]))[0]), 1.0)  # there shares may vary more
+        places = np.linspace(max(length - reach, 0.0), length + reach, _GRID)
+        return replace(bare, places=places, mean=np.maximum.accumulate(bare.shown(places, noise).mean(axis=1)))
 
     def points(self, places: FloatArray) -> FloatArray:
         """`[G]` to `[G, R, K]`."""
@@ -184,8 +197,16 @@ class _Ray:
     def shown(self, places: FloatArray, noise: FloatArray) -> FloatArray:
         """`[G, J]` distances shown by shares that are off the places by the noise, `[J, R * K]`."""
         off = noise.reshape(len(noise), *self.found.shares.shape)
-        blocks = np.array_split(self.points(places), min(len(places), 1 + len(places) * noise.size // _NUMBERS_AT_ONCE))
-        return np.concatenate([self.found.distance(block[:, None] + off) for block in blocks])
+        n_blocks = min(len(places), 1 + len(places) * noise.size // _NUMBERS_AT_ONCE)
+        parts = [np.array_split(part, n_blocks) for part in (self.points(places), self.scale(places))]
+        blocks = zip(*parts, strict=True)
+        return np.concatenate([self.found.distance(p[:, None] + s[:, None, None, None] * off) for p, s in blocks])
+
+    def scale(self, places: FloatArray) -> FloatArray:
+        """`[G]` how many times as far as those found shares are off there, were images drawn there: as Wilson's."""
+        spreads = self.found.unevenness(self.points(places)) / self.found.unevenness(self.found.shares)
+        scale: FloatArray = np.sqrt(spreads)
+        return scale
 
     def estimate(self, shown: FloatArray) -> FloatArray:
         """Where on the ray shares show such distances on average."""
