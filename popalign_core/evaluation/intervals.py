@@ -8,12 +8,16 @@ prompt (the jackknife's, see `measures.py`) and on Student's t with one degree o
 - A share: Wilson's interval at the number of independent images that would vary as much, and never above the number
   of images. It holds near 0 and 1, where `p +- t s` is too narrow, and at 0 of n, where s is 0.
 - A distance from a target cannot be treated so: noise only adds to it. `distance_interval` asks for every true
-  distance whether what was found would be a surprise, and keeps those where it would not.
+  distance whether what was found would be a surprise, and keeps those where it would not. Shares are taken to vary
+  there as images of such shares do, so that of two classes it is Wilson's interval.
 - A difference of two distances likewise: for every difference, at the two true distances nearest to what was found.
 
 A bootstrap of prompts and images, its percentiles moved down by the mean excess of the resamples, was measured and
 left: of populations that are fair it held the pooled discrepancy in 78% (2 classes, 14 prompts) and 22% (6 classes, 20
-prompts), and shares of 14 prompts in 90%. `simulation.py` has what these hold.
+prompts), and shares of 14 prompts in 90%. `simulation.py` has what these hold. Of several equally frequent classes the
+mean `|p_i - p_j|` (`pairwise_bias`) is pushed up by noise in many directions, of which one ray has not all: it is held
+in 92%. Rays through shares whose inseparable classes are made equal hold it in 94%, but nearly equal ones in 88%; a
+path that shrinks all differences at once in 98%.
 """
 
 import math
