@@ -34,7 +34,6 @@ _GRID = 49
 _REACH = 7.0
 """Standard deviations to both sides of the estimate that are searched."""
 _NUMBERS_AT_ONCE = 1_000_000
-NO_PLACES = np.zeros(0)
 
 
 def t_quantile(confidence: float, degrees: int) -> float:
@@ -87,8 +86,13 @@ class Found:
     distance: Callable[[FloatArray], FloatArray]
     n: FloatArray
 
-    def unevenness(self, shares: FloatArray) -> FloatArray:
-        """`[..., R, K]` to `[...]`: variance of one image's class; half an image more a class, so that none is certain."""
+    def scale(self, shares: FloatArray) -> FloatArray:
+        """`[..., R, K]` to `[...]`: how many times as far as those found images drawn from such shares may be off."""
+        scale: FloatArray = np.sqrt(self._variance(shares) / self._variance(self.shares))
+        return scale
+
+    def _variance(self, shares: FloatArray) -> FloatArray:
+        """Of one image's class; half an image more a class, so that none is certain."""
         possible = np.clip(shares, 0.0, None)
         counts = possible / possible.sum(axis=-1, keepdims=True) * self.n[:, None] + 0.5
         smoothed = counts / counts.sum(axis=-1, keepdims=True)
@@ -184,11 +188,12 @@ class _Ray:
     @classmethod
     def through(cls, found: Found, direction: FloatArray, noise: FloatArray, spread: float) -> "_Ray":
         length = float(np.linalg.norm(found.shares - found.centre))
-        bare = cls(found, direction, NO_PLACES, NO_PLACES)
         reach = _REACH * spread
-        reach *= max(float(bare.scale(np.array([max(length - reach, 0.0)]))[0]), 1.0)  # there shares may vary more
+        nearer = max(length - reach, 0.0) * direction.reshape(found.shares.shape) + found.centre
+        reach *= max(float(found.scale(nearer)), 1.0)
         places = np.linspace(max(length - reach, 0.0), length + reach, _GRID)
-        return replace(bare, places=places, mean=np.maximum.accumulate(bare.shown(places, noise).mean(axis=1)))
+        bare = cls(found, direction, places, places)
+        return replace(bare, mean=np.maximum.accumulate(bare.shown(places, noise).mean(axis=1)))
 
     def points(self, places: FloatArray) -> FloatArray:
         """`[G]` to `[G, R, K]`."""
@@ -199,18 +204,13 @@ class _Ray:
         return self.found.distance(self.points(places))
 
     def shown(self, places: FloatArray, noise: FloatArray) -> FloatArray:
-        """`[G, J]` distances shown by shares that are off the places by the noise, `[J, R * K]`."""
+        """`[G, J]` distances shown by shares that are off the places by the noise there, `[J, R * K]` times `scale`."""
         off = noise.reshape(len(noise), *self.found.shares.shape)
+        points = self.points(places)
+        scale = self.found.scale(points)[:, None, None, None]
         n_blocks = min(len(places), 1 + len(places) * noise.size // _NUMBERS_AT_ONCE)
-        parts = [np.array_split(part, n_blocks) for part in (self.points(places), self.scale(places))]
-        blocks = zip(*parts, strict=True)
-        return np.concatenate([self.found.distance(p[:, None] + s[:, None, None, None] * off) for p, s in blocks])
-
-    def scale(self, places: FloatArray) -> FloatArray:
-        """`[G]` how many times as far as those found shares are off there, were images drawn there: as Wilson's."""
-        spreads = self.found.unevenness(self.points(places)) / self.found.unevenness(self.found.shares)
-        scale: FloatArray = np.sqrt(spreads)
-        return scale
+        blocks = zip(np.array_split(points, n_blocks), np.array_split(scale, n_blocks), strict=True)
+        return np.concatenate([self.found.distance(block[:, None] + times * off) for block, times in blocks])
 
     def estimate(self, shown: FloatArray) -> FloatArray:
         """Where on the ray shares show such distances on average."""

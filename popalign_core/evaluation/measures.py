@@ -169,7 +169,8 @@ class Worst(Measure):
     def contributions(self) -> FloatArray:
         """As of every measure; without a prompt, the worst ten are ten of the others."""
         left_out = np.stack([_worst_without(values) for values in self._values(self.terms)], axis=-1)
-        return _from_left_out(left_out[self.has_part], self.has_part).mean(axis=-1)
+        parts: FloatArray = _from_left_out(left_out[self.has_part], self.has_part).mean(axis=-1)
+        return parts
 
     def exchanged(self, reference: Measure, swapped: FloatArray) -> FloatArray:
         """As of every measure; the ten worst are looked for again."""
