@@ -50,8 +50,9 @@ class Distance(Measure):
         return shares if self.inverse is None else shares @ self.inverse
 
     def _found(self) -> Found:
+        sums = self.terms.sum(axis=1)
         return Found(
-            self.shares(self.terms.sum(axis=1)), self.centre, lambda shares: self.distance(shares).mean(axis=-1)
+            self.shares(sums), self.centre, lambda shares: self.distance(shares).mean(axis=-1), sums.sum(axis=-1)
         )
 
     def _parts(self) -> FloatArray:

@@ -167,15 +167,10 @@ class Worst(Measure):
         return worst_mean(self._values(self.terms))
 
     def contributions(self) -> FloatArray:
-        """Of a mean above a threshold: what each prompt has above the least of the worst, over how many are counted."""
-        values = self._values(self.terms)
-        n_worst = self.degrees + 1
-        ordered = -np.sort(-np.where(np.isnan(values), -np.inf, values), axis=1)
-        above = np.where(values > ordered[:, [n_worst - 1]], values - ordered[:, [n_worst - 1]], 0.0)
-        known = self.has_part
-        above = np.where(known, above - above[:, known].mean(axis=1, keepdims=True), 0.0).mean(axis=0) / n_worst
-        spread: FloatArray = above * np.sqrt(self.n_prompts / max(self.n_prompts - 1, 1))
-        return spread
+        """As of every measure; without a prompt, the worst ten are ten of the others."""
+        left_out = np.stack([_worst_without(values) for values in self._values(self.terms)], axis=-1)
+        parts: FloatArray = _from_left_out(left_out[self.has_part], self.has_part).mean(axis=-1)
+        return parts
 
     def exchanged(self, reference: Measure, swapped: FloatArray) -> FloatArray:
         """As of every measure; the ten worst are looked for again."""
@@ -204,9 +199,13 @@ def jackknife(terms: FloatArray, statistic: Statistic) -> FloatArray:
         0 for prompts without part.
     """
     known = (terms != 0).any(axis=(0, 2))
-    n = int(known.sum())
-    left_out = statistic((terms.sum(axis=1, keepdims=True) - terms).transpose(1, 0, 2)[known])
-    parts = np.zeros((terms.shape[1], *left_out.shape[1:]))
+    return _from_left_out(statistic((terms.sum(axis=1, keepdims=True) - terms).transpose(1, 0, 2)[known]), known)
+
+
+def _from_left_out(left_out: FloatArray, known: NDArray[np.bool_]) -> FloatArray:
+    """What is shown without each known prompt to what that prompt contributes."""
+    n = len(left_out)
+    parts = np.zeros((len(known), *left_out.shape[1:]))
     parts[known] = (left_out.mean(axis=0) - left_out) * np.sqrt((n - 1) / n)
     return parts
 
@@ -233,6 +232,18 @@ def worst_mean(values: FloatArray) -> FloatArray:
     total = np.where(known, largest, 0.0).sum(axis=-1)
     mean: FloatArray = np.divide(total, counted, out=np.full_like(total, np.nan), where=counted > 0)
     return mean
+
+
+def _worst_without(values: FloatArray) -> FloatArray:
+    """`[P]` to `[P]`: `worst_mean` of all but one; prompts that are NaN change nothing."""
+    known = np.isfinite(values)
+    ordered = -np.sort(-values[known])
+    n = min(Worst.N_WORST, len(ordered))
+    worst, following = ordered[:n].sum(), ordered[n : n + 1]  # what moves up into the worst, if anything is left
+    is_counted = known & (values >= ordered[n - 1]) if n else known
+    without = (worst - values + following.sum()) / max(n - 1 + len(following), 1)
+    left_out: FloatArray = np.where(is_counted, without, worst / max(n, 1))
+    return left_out
 
 
 def _rounded(change: float) -> float:

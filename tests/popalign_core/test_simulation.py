@@ -64,14 +64,14 @@ def test_correction_has_under_a_fifth_of_the_error() -> None:
 @pytest.mark.parametrize("number", range(len(SETTINGS)))
 def test_intervals_hold_the_truth_in_95_of_100_populations(number: int) -> None:
     found = coverage(SETTINGS[number], 1000, CONFIG, seed=number)
-    # 93 to 97 of 100, less the error of a thousand populations: of a hundred figures one is 92.8, one 97.5
+    # 93 to 97 of 100, less the error of a thousand populations: of a hundred figures one is 92.6, one 97.5
     least = pd.Series(0.925, index=found.index)
     most = pd.Series(0.976, index=found.index)
-    # the ten worst of a few prompts are nearly all of them, or all at the largest value there is
-    least["discrepancy_worst10"], most["discrepancy_worst10"] = 0.90, 1.0
-    # of classes that are equally rare noise makes |p_i - p_j| larger, whichever way it goes: no one ray has it all
     if "bias" in found:
+        # of classes that are equally rare noise makes |p_i - p_j| larger, whichever way it goes: no one ray has it all
         least["bias"] = 0.90
+    # where the worst of few prompts are all at the largest value there is, no interval is short enough
+    most["discrepancy_worst10"] = 1.0
     # two systems that are both exactly fair: the truth may be at 0 or a little above, and both are allowed for
     if not SETTINGS[number].tilt and len(set(SETTINGS[number].shares)) == 1:
         most["change:discrepancy_pooled"] = most["change:discrepancy_corrected"] = 0.985
