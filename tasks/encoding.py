@@ -17,6 +17,7 @@ from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from storage.store import ArtifactRef, Build, Store
 from tasks.stage import Progress, counted, find_published
+from tasks.tables import drops_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -179,7 +180,34 @@ def caption_id(caption: str) -> str:
     return content_id("prompt", caption, "neutral", "train")
 
 
-def caption_prompts(captions: Iterable[str | None], used: Set[str], source: str) -> pd.DataFrame:
+def write_rest(
+    build: Build,
+    stage: str,
+    pipeline: Any,
+    captions: Iterable[str | None],
+    used: Set[str],
+    dropped: Mapping[str, int],
+    batch_size: int,
+) -> None:
+    """What an import has once, and not a shard: tables `prompts`, `retained` (empty) and `drops`, and the embeddings.
+
+    Args:
+        build: Of the import.
+        stage: Its name.
+        pipeline: Its text encoders embed.
+        captions: Of all rows, in order.
+        used: Ids of those that become prompts.
+        dropped: From `encode_shards`.
+        batch_size: Captions embedded at once.
+    """
+    prompts = _caption_prompts(captions, used, stage)
+    build.write_table("prompts", prompts)
+    build.write_table("retained", pd.DataFrame(columns=["image_id", "prompt_id", "kind"]))
+    build.write_table("drops", drops_table(stage, dropped))
+    _write_embeddings(build, pipeline, prompts, batch_size)
+
+
+def _caption_prompts(captions: Iterable[str | None], used: Set[str], source: str) -> pd.DataFrame:
     """Table `prompts`: every caption whose id is used once, in the order given."""
     texts = {caption_id(text): text for text in captions if text}
     rows = {"prompt_id": [name for name in texts if name in used]}
@@ -190,7 +218,7 @@ def caption_prompts(captions: Iterable[str | None], used: Set[str], source: str)
     return pd.DataFrame(rows).assign(text=kept, subject=kept, identity=identity, **constant)
 
 
-def write_caption_embeddings(build: Build, pipeline: Any, prompts: pd.DataFrame, batch_size: int) -> None:
+def _write_embeddings(build: Build, pipeline: Any, prompts: pd.DataFrame, batch_size: int) -> None:
     """Embeddings of the captions and, last, of the empty one; once, for one file cannot be done in shards."""
     from popalign_core.sampling.embeddings import embed_prompts
     from tasks.tensors import write_embeddings

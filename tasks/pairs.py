@@ -14,17 +14,9 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from storage.store import ArtifactRef, Build, Store
-from tasks.encoding import (
-    Encoder,
-    caption_id,
-    caption_prompts,
-    encode_shards,
-    encoding,
-    find_encoded,
-    write_caption_embeddings,
-)
+from tasks.encoding import Encoder, caption_id, encode_shards, encoding, find_encoded, write_rest
 from tasks.stage import Progress, Request, no_progress, produce, set_threads
-from tasks.tables import NO_SEED, drops_table
+from tasks.tables import NO_SEED
 
 if TYPE_CHECKING:
     from storage.foreign import RowFile
@@ -101,11 +93,8 @@ def _fill(
         raise InputError(
             f"none of the {encoder.n_rows} comparison(s) can be used: {reasons}; a preference needs label_0 0 or 1"
         )
-    prompts = caption_prompts(iter_captions(files), set(build.read_table("preferences")["prompt_id"]), STAGE)
-    build.write_table("prompts", prompts)
-    build.write_table("retained", pd.DataFrame(columns=["image_id", "prompt_id", "kind"]))
-    build.write_table("drops", drops_table(STAGE, dropped))
-    write_caption_embeddings(build, pipeline, prompts, runtime.batch_size)
+    used = set(build.read_table("preferences")["prompt_id"])
+    write_rest(build, STAGE, pipeline, iter_captions(files), used, dropped, runtime.batch_size)
 
 
 def _encoder(ref: ArtifactRef, files: "Sequence[RowFile]") -> "Encoder[PairRow]":

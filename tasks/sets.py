@@ -14,17 +14,9 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from storage.store import ArtifactRef, Build, Store
-from tasks.encoding import (
-    Encoder,
-    caption_id,
-    caption_prompts,
-    encode_shards,
-    encoding,
-    find_encoded,
-    write_caption_embeddings,
-)
+from tasks.encoding import Encoder, caption_id, encode_shards, encoding, find_encoded, write_rest
 from tasks.stage import Progress, Request, no_progress, produce, set_threads
-from tasks.tables import NO_SEED, drops_table
+from tasks.tables import NO_SEED
 
 if TYPE_CHECKING:
     from storage.foreign import RowFile
@@ -104,12 +96,8 @@ def _fill(
             f"none of the {encoder.n_rows} member(s) of sets can be used: {reasons}; a set needs pictures of both "
             "roles, preferred and dispreferred, under one caption"
         )
-    prompts = caption_prompts(members["caption"], set(members["prompt_id"]), STAGE)
     build.write_table("preferences", members.drop(columns="caption"))
-    build.write_table("prompts", prompts)
-    build.write_table("retained", pd.DataFrame(columns=["image_id", "prompt_id", "kind"]))
-    build.write_table("drops", drops_table(STAGE, dropped))
-    write_caption_embeddings(build, pipeline, prompts, runtime.batch_size)
+    write_rest(build, STAGE, pipeline, members["caption"], set(members["prompt_id"]), dropped, runtime.batch_size)
 
 
 def _encoder(ref: ArtifactRef, files: "Sequence[RowFile]") -> "Encoder[MemberRow]":
