@@ -152,11 +152,12 @@ def _config_errors() -> Iterator[None]:
     """What pydantic refuses, as the project's error."""
     from pydantic import ValidationError
 
+    from popalign_core.config import describe_problems
+
     try:
         yield
     except ValidationError as error:
-        problems = [f"  {'.'.join(map(str, item['loc'])) or 'study'}: {item['msg']}" for item in error.errors()]
-        raise ConfigError("the study does not fit:\n" + "\n".join(problems)) from error
+        raise ConfigError("the study does not fit:\n" + "\n".join(describe_problems(error))) from error
 
 
 def _check_name(name: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sized
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -14,9 +14,28 @@ def is_empty(values: Sized) -> bool:
 
 
 class Frozen(BaseModel):
-    """Immutable, and refuses fields it does not know."""
+    """Immutable; refuses fields it does not know, and numbers that are not finite, which no key can hold."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def describe_problems(error: ValidationError, prefix: str = "") -> list[str]:
+    """One line for every problem: the field, what is wrong with it, and the value where the text lacks it."""
+    found = error.errors(include_url=False)
+    lines = []
+    for problem in found:
+        where = problem["loc"]
+        # a list that lost an item to another problem is not too short
+        if problem["type"] == "too_short" and any(each["loc"][: len(where)] == where != each["loc"] for each in found):
+            continue
+        value = "" if problem["type"] in ("value_error", "missing") else f", got {_shortened(problem['input'])}"
+        lines.append(f"  {prefix}{'.'.join(map(str, where)) or '(top)'}: {problem['msg']}{value}")
+    return lines
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 PHRASE = "{word} {subject}"
