@@ -136,6 +136,16 @@ def test_nan_loss_stops_and_keeps_the_checkpoint(
     assert all(bool(weight.isfinite().all()) for weight in saved["weights"].values())
 
 
+def test_a_loss_that_is_never_finite_promises_no_checkpoint(
+    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
+) -> None:
+    pipeline = make_pipeline()
+    pipeline.unet.conv_in.weight.data.fill_(math.nan)
+    with pytest.raises(DivergedError, match=r"loss is nan at step 1: .*; no checkpoint was written yet$"):
+        run(pipeline, data, tmp_path)
+    assert list_checkpoints(tmp_path) == []
+
+
 def test_infinite_gradient_stops_before_the_weights_move(
     tiny_pipeline: Any, data: PreferenceData, tmp_path: Path
 ) -> None:
