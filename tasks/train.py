@@ -6,6 +6,7 @@ import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
+from storage.roots import storage_errors
 from storage.store import ArtifactRef, Build, Store
 from tasks.stage import Progress, Request, no_progress, produce, set_threads
 from tasks.training_inputs import TrainingRefs
@@ -63,6 +64,7 @@ def train_model(
 
     Raises:
         InputError: When there are no preferences, or they do not fit model and objective.
+        StoreError: When the trackers cannot write where they are to.
         TrainingError: When training diverges.
         PreemptedError: On SIGTERM, after a checkpoint was written.
     """
@@ -95,6 +97,9 @@ def _train(
     from tasks.training_inputs import run_training
 
     set_threads(runtime)
+    if runtime.trackers:
+        with storage_errors(f"make the log folder {log_folder}, which runtime.log_folder moves"):
+            log_folder.mkdir(parents=True, exist_ok=True)
     work = build.work / "checkpoints"
     if runtime.n_processes > 1 or runtime.accelerate_config:
         denoiser, log = launch_training(refs, config, runtime, work, on_progress, log_folder)
