@@ -14,7 +14,7 @@ import pytest
 import torch
 from training_runs import RUNTIME, changed, run, same_weights, stop_at, values
 
-from popalign_core.errors import DivergedError, InputError, PreemptedError, TrainingError
+from popalign_core.errors import DivergedError, InputError, PreemptedError, StoreError, TrainingError
 from popalign_core.training.checkpoint import checkpoint_path, list_checkpoints
 from popalign_core.training.data import PreferenceData
 
@@ -134,6 +134,22 @@ def test_nan_loss_stops_and_keeps_the_checkpoint(
     saved = torch.load(checkpoint_path(tmp_path, 2), weights_only=True)
     assert saved["step"] == 2
     assert all(bool(weight.isfinite().all()) for weight in saved["weights"].values())
+
+
+def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(
+    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path, make_disk: Callable[[str], Path]
+) -> None:
+    whole = make_pipeline()
+    expected = run(whole, data, tmp_path / "whole")
+    size = checkpoint_path(tmp_path / "whole", 6).stat().st_size
+    disk = make_disk(f"{size * 3 // 2}")
+    with pytest.raises(StoreError, match=r"cannot write checkpoint .*-0000004\.pt: .*No space left on device; free some"):
+        run(make_pipeline(), data, disk / "run")
+    assert [path.name for path in (disk / "run").iterdir()] == ["checkpoint-0000002.pt"]
+    subprocess.run(["mount", "-o", f"remount,size={size * 4}", str(disk)], check=True)
+    resumed = make_pipeline()
+    assert run(resumed, data, disk / "run") == expected
+    assert same_weights(whole.unet, resumed.unet)
 
 
 def test_a_loss_that_is_never_finite_promises_no_checkpoint(
