@@ -27,12 +27,18 @@ def request(
     """What the key depends on; the base model enters with the sample, the axes' targets with the preferences.
 
     Raises:
-        ConfigError: When the weights are kept in a way that cannot be trained: here, so that no run draws images first.
+        ConfigError: When the weights are kept in a way that cannot be trained, or the normaliser has nothing to look
+            at: here, so that no run draws images first.
     """
     if config.model.storage is not None:
         raise ConfigError(
             f"model.storage is {config.model.storage!r}, which is for sampling alone; leave it out to train, and "
             "compare with a system that sets it, such as fp8"
+        )
+    if config.training.uses_anchors and not (config.prompts.retained_subjects or config.prompts.retained_lists):
+        raise ConfigError(
+            "training.normaliser is 'anchor', and there is no prompt to take it from; give prompts.retained_subjects or "
+            "retained_lists, or choose batch, ema or zero"
         )
     refs = TrainingRefs(preferences, sample, prompts, attributes, start)
     return Request(STAGE, VERSION, {"training": config.training.model_dump(mode="json")}, refs.keys())
