@@ -145,7 +145,7 @@ def metrics_json(metrics: pd.DataFrame) -> str:
 
 
 def _copy_model(store: Store, train: ArtifactRef, folder: RunFolder) -> None:
-    """model/, and lora/ where an adapter was trained; one that an earlier run left does not stay beside the new model."""
+    """model/, and lora/ where an adapter was trained; an earlier run's does not stay beside the new model."""
     folder.copy_tree(store.localize(train, "model"), "model")
     folder.remove_tree("lora")
     if any(file.startswith("lora/") for file in store.manifest(train).files):

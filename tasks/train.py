@@ -37,8 +37,8 @@ def request(
         )
     if config.training.uses_anchors and not (config.prompts.retained_subjects or config.prompts.retained_lists):
         raise ConfigError(
-            "training.normaliser is 'anchor', and there is no prompt to take it from; give prompts.retained_subjects or "
-            "retained_lists, or choose batch, ema or zero"
+            "training.normaliser is 'anchor', and there is no prompt to take it from; give prompts.retained_subjects "
+            "or retained_lists, or choose batch, ema or zero"
         )
     refs = TrainingRefs(preferences, sample, prompts, attributes, start)
     return Request(STAGE, VERSION, {"training": config.training.model_dump(mode="json")}, refs.keys())

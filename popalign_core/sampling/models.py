@@ -50,8 +50,8 @@ def local_folder(model: ModelConfig) -> Path | None:
         )
     if model.revision is None:
         raise ConfigError(
-            f"model {model.name!r} is no folder here, and as a hub id it has no revision; correct the path, or give the "
-            "commit as model.revision, so that the weights cannot change"
+            f"model {model.name!r} is no folder here, and as a hub id it has no revision; correct the path, or give "
+            "the commit as model.revision, so that the weights cannot change"
         )
     return None
 

@@ -83,7 +83,7 @@ def test_a_file_is_utf8_with_a_mark_or_without(tmp_path: Path) -> None:
 def test_a_preset_that_is_no_name_is_unknown(tmp_path: Path, preset: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(f"preset = {preset}\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="unknown preset .*; choose from portraits"):
+    with pytest.raises(ConfigError, match=r"unknown preset .*; choose from portraits"):
         build_config(None, path, [], None)
 
 

@@ -143,7 +143,9 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(
     expected = run(whole, data, tmp_path / "whole")
     size = checkpoint_path(tmp_path / "whole", 6).stat().st_size
     disk = make_disk(f"{size * 3 // 2}")
-    with pytest.raises(StoreError, match=r"cannot write checkpoint .*-0000004\.pt: .*No space left on device; free some"):
+    with pytest.raises(
+        StoreError, match=r"cannot write checkpoint .*-0000004\.pt: .*No space left on device; free some"
+    ):
         run(make_pipeline(), data, disk / "run")
     assert [path.name for path in (disk / "run").iterdir()] == ["checkpoint-0000002.pt"]
     subprocess.run(["mount", "-o", f"remount,size={size * 4}", str(disk)], check=True)

@@ -95,7 +95,9 @@ def test_logs_that_cannot_be_written_are_named_before_a_step_is_done(
 ) -> None:
     (tmp_path / "file").touch()
     runtime = tiny_runtime.model_copy(update={"log_folder": str(tmp_path / "file"), "trackers": ("tensorboard",)})
-    with pytest.raises(StoreError, match=r"cannot make the log folder .*file/train-.*, which runtime\.log_folder moves"):
+    with pytest.raises(
+        StoreError, match=r"cannot make the log folder .*file/train-.*, which runtime\.log_folder moves"
+    ):
         train_model(**asdict_refs(inputs), config=tiny_config, runtime=runtime)
     unlogged = runtime.model_copy(update={"trackers": ()})
     ref = train_model(**asdict_refs(inputs), config=tiny_config, runtime=unlogged)
