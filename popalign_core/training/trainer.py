@@ -192,7 +192,7 @@ class _Run:
             trackers.log(terms | speed, self.step)
             if self.on_step is not None:
                 self.on_step(self.step, terms | speed)
-            if preempted and not last:
+            if preempted:  # at the last step too: what comes after the training would not hear of it
                 trackers.finish()
                 raise PreemptedError(
                     f"SIGTERM at step {self.step} of {self.config.n_steps}: {self.folder} keeps the checkpoint of step "

@@ -268,27 +268,30 @@ def test_rolling_back_ends_after_three(make_pipeline: Callable[[], Any], data: P
     assert newest["running"]["learning_rate_scale"] == 0.125
 
 
+@pytest.mark.parametrize("last", [4, 6])
 def test_sigterm_saves_and_the_same_call_goes_on(
-    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
+    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path, last: int
 ) -> None:
     whole, resumed = make_pipeline(), make_pipeline()
     expected = run(whole, data, tmp_path / "whole")
     heard: list[int] = []
     earlier = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
     try:
-        with pytest.raises(PreemptedError, match=r"SIGTERM at step 4 of 6: .* keeps the checkpoint of step 4") as error:
-            # it comes while step 4 is under way, and step 4 is finished
+        with pytest.raises(
+            PreemptedError, match=rf"SIGTERM at step {last} of 6: .* checkpoint of step {last};"
+        ) as error:
+            # it comes while the step is under way, and that is finished
             run(
                 make_pipeline(),
                 data,
                 tmp_path / "run",
-                lambda step, _: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None,
+                lambda step, _: os.kill(os.getpid(), signal.SIGTERM) if step == last - 1 else None,
             )
     finally:
         signal.signal(signal.SIGTERM, earlier)
     assert error.value.exit_code == 143
     # the host's own handler (Prefect's) gets it after all
     assert heard == [1]
-    assert checkpoint_path(tmp_path / "run", 4).exists()
+    assert checkpoint_path(tmp_path / "run", last).exists()
     assert run(resumed, data, tmp_path / "run") == expected
     assert same_weights(whole.unet, resumed.unet)
