@@ -123,8 +123,8 @@ def verify_artifact(root: Root, ref: ArtifactRef) -> Iterator[Problem]:
 def damaged(root: Root, ref: ArtifactRef, file: str, what: str) -> StoreError:
     """The error for a file that is not what the manifest says."""
     return StoreError(
-        f"artifact {ref} in {root.url} is damaged: {file} {what}; see all damage with `popalign verify`, then run "
-        f"`popalign stage {ref.stage} --force` or delete the folder {root.at(str(ref))}"
+        f"artifact {ref} in {root.url} is damaged: {file} {what}; see all damage with `popalign verify`, then "
+        f"delete the folder {root.at(str(ref))} and run again: what is missing is made anew"
     )
 
 
