@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
+from multiprocessing.util import Finalize
 from typing import Any, TypeVar
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +87,9 @@ class IsolatedReader:
     def _ask(self, call: Callable[..., R], *arguments: Any) -> R:
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (self._n_threads,))
+            # A process that multiprocessing started waits at its end for its own ones before any pool is shut down;
+            # at priority 10 the queues to them close.
+            Finalize(None, _shut_down, (ref(self._pool),), exitpriority=11)
             self._pool.submit(_open, self._load).result()
         try:
             return self._pool.submit(call, *arguments).result()
@@ -92,6 +97,11 @@ class IsolatedReader:
             self._pool.shutdown(wait=False)
             self._pool = None
             raise
+
+
+def _shut_down(pool: "ref[ProcessPoolExecutor]") -> None:
+    if there := pool():
+        there.shutdown()
 
 
 def _begin(n_threads: int) -> None:

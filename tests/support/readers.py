@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from popalign_core.attributes.isolated import IsolatedReader
 from popalign_core.attributes.reader import FaceReading
 from popalign_core.errors import MissingWeightsError
 
@@ -51,3 +52,11 @@ def thread_count() -> CornerReader:
     reader = CornerReader()
     reader.version = str(torch.get_num_threads())
     return reader
+
+
+kept: list[IsolatedReader] = []
+
+
+def keep_a_reader() -> None:
+    """What a worker of a pool does: it has the reader for all its life."""
+    kept.append(IsolatedReader(CornerReader))
