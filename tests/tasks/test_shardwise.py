@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from tasks.stage import open_store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("ray", "dask")]
-WORKER_NAMES = {"processes": "multiprocessing.spawn", "ray": "ray::", "dask": "multiprocessing.spawn"}
+WORKERS = {"processes": "multiprocessing.spawn", "ray": "ray::", "dask": "multiprocessing.spawn"}
 """What the command line of a worker has in it."""
 STAGES: dict[str, Callable[..., ArtifactRef]] = {"attributes": read_attributes, "scores": score_images}
 
@@ -73,19 +73,20 @@ def files(runtime: RuntimeConfig, ref: ArtifactRef) -> dict[str, bytes]:
 
 @dataclass
 class KillOne:
-    """Kills a worker as soon as the first shard is there."""
+    """Kills a worker as soon as the first shard is there, if it is to."""
 
     runner: str
-    killed: int | None = None
-
-    def __post_init__(self) -> None:
-        self.seen: list[int] = []
+    dies: bool = True
+    is_done: bool = False
+    seen: list[int] = field(default_factory=list)
 
     def __call__(self, done: int, total: int) -> None:
         self.seen.append(done)
-        if done and self.killed is None:
-            self.killed = working(self.runner)[0].pid
-            os.kill(self.killed, signal.SIGKILL)
+        if done and not self.is_done:
+            worker = working(self.runner)[0].pid
+            if self.dies:
+                os.kill(worker, signal.SIGKILL)
+            self.is_done = True
 
 
 def working(runner: str) -> list[psutil.Process]:
@@ -95,7 +96,7 @@ def working(runner: str) -> list[psutil.Process]:
         level = [child for process in level for child in process.children()]
         for process in level:
             try:
-                is_worker = WORKER_NAMES[runner] in " ".join(process.cmdline())
+                is_worker = WORKERS[runner] in " ".join(process.cmdline())
                 if is_worker and process.memory_info().rss > 300 * 2**20:
                     found.append(process)
             except psutil.Error:
@@ -124,7 +125,7 @@ def test_a_worker_killed_in_the_middle_of_a_sample_costs_nothing(
     many = runtime.model_copy(update={"runner": runner, "n_workers": 2})
     kill = KillOne(runner)
     _, ref = draw(tiny_config, many, kill)
-    assert kill.killed is not None
+    assert kill.is_done
     assert draw(tiny_config, alone)[1] == ref
     assert files(many, ref) == files(alone, ref)
     # each of the ten shards of 4 was handed in once
@@ -195,14 +196,18 @@ def scorers(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("runner", ["processes", *CLUSTERS])
+@pytest.mark.parametrize(
+    ("runner", "dies"), [("processes", False), *[pytest.param(name, True, marks=pytest.mark.slow) for name in WORKERS]]
+)
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_worker_killed_in_the_middle_of_looking_costs_nothing(looked: Looked, stage: str, runner: str) -> None:
+def test_two_workers_see_what_one_does_even_when_one_is_killed(
+    looked: Looked, stage: str, runner: str, dies: bool
+) -> None:
     alone, many = looked.store("alone"), looked.store("many", runner=runner, n_workers=2)
-    kill = KillOne(runner)
-    ref = looked.run(stage, many, kill)
-    assert kill.killed is not None
-    assert sorted(kill.seen) == [0, *range(4, 32, 4)]  # 28 images in seven shards, each handed in once
+    watch = KillOne(runner, dies)
+    ref = looked.run(stage, many, watch)
+    assert watch.is_done
+    assert sorted(watch.seen) == [0, *range(4, 29, 4)]  # 28 images in seven shards, each handed in once
     assert looked.run(stage, alone) == ref
     expected = files(alone, ref)
     assert files(many, ref) == expected
