@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 from readers import DEADLY, CornerReader, die_loading, keep_a_reader, load_nothing, thread_count
 
 from popalign_core.attributes.isolated import IsolatedReader
-from popalign_core.errors import MissingWeightsError, ResourceError
+from popalign_core.errors import ConfigError, MissingWeightsError, ResourceError
 
 
 def pictures(*values: int) -> list[np.ndarray]:
@@ -64,6 +64,12 @@ def test_a_worker_process_ends_with_a_reader_in_its_hands() -> None:
     worker.kill()
     assert not hangs
     assert worker.exitcode == 0
+
+
+def test_a_daemon_is_told_that_it_may_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="with DASK_DISTRIBUTED__WORKER__DAEMON=False"):
+        IsolatedReader(CornerReader)
 
 
 def test_killed_between_batches_it_starts_again() -> None:

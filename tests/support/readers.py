@@ -54,6 +54,13 @@ def thread_count() -> CornerReader:
     return reader
 
 
+def seen_gpu(device: str) -> CornerReader:
+    """A reader whose version says which device it was given, and which GPUs its process sees."""
+    reader = CornerReader()
+    reader.version = f"{device} of {os.environ.get('CUDA_VISIBLE_DEVICES')}"
+    return reader
+
+
 kept: list[IsolatedReader] = []
 
 

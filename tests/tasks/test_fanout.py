@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from popalign_core.config import RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, ResourceError
+from tasks import shard_worker
 from tasks.fanout import fan_out
 from tasks.shard_worker import claim_slot, worker_device
 
@@ -253,6 +254,25 @@ def test_a_named_device_and_a_single_gpu_are_taken_as_they_are() -> None:
     }
     fan_out(shard_work.choose_device, jobs, runtime("threads"), handed, stage="sample")
     assert handed == {0: "cuda:1", 1: "cpu", 2: "auto"}
+
+
+def test_threads_load_for_themselves_or_once_a_device_and_another_wish_frees_the_former() -> None:
+    config, loads = runtime("threads"), shard_work.loads
+    own = dict.fromkeys(range(6), (config, "own", False))
+    handed = Handed()
+    try:
+        fan_out(shard_work.load, own, config, handed, stage="sample")
+        assert 1 <= len(loads) <= 2, "a thread loads once at most"
+        assert len(shard_worker._loaded) == len(loads)
+        loads.clear()
+        shared = dict.fromkeys(range(6), (config, "shared", True))
+        fan_out(shard_work.load, shared, config, Handed(), stage="sample")
+        assert loads == ["shared on cpu"]
+        assert [what[1] for what, _ in shard_worker._loaded.values()] == [("shared",)]
+    finally:
+        shard_worker.forget()
+        loads.clear()
+    assert shard_worker._loaded == {}
 
 
 def test_who_is_no_worker_claims_nothing() -> None:
