@@ -6,20 +6,20 @@ every call, so HPS is compared with that and also with the same steps on a netwo
 and must give the same scores to 1e-4. `--same N` pictures in a row have one prompt, as in an evaluation.
 
 `popalign` is one process with two threads of torch; `workers` two warm processes with one each, as the stage runs with
-`--set runtime.runner=processes --set runtime.n_workers=2`: for a while after each parallel region, OpenMP's threads wait
-at full speed and take a core from those that resize pictures, which is most of the work of a small network.
+`runtime.runner=processes` and `runtime.n_workers=2`: for a while after each parallel region OpenMP's threads wait at
+full speed and take a core from those that resize pictures, which is most of the work of a small network.
 
     python benchmarks/scoring.py
     python benchmarks/scoring.py --images 200 --size 1024 --rounds 5
 
 On two cores of an AMD EPYC that other programs kept busy all the time (load 7 to 9, torch 2.13, 96 pictures of 256 px,
 best of six rounds), in images/s, public call / popalign / workers: CLIP score 206 / 1211 / 1706 (5.9 and 8.3 times),
-PickScore 192 / 1305 / 1796 (6.8, 9.4), aesthetics 88 / 784 / 907 (8.9, 10.3), HPS 31 / 509 / 829 of a call that reads its
-checkpoint (17, 27) and 125 / 773 / 841 of one that keeps it (6.2, 6.7), ImageReward 23 / 257 / 538 (11, 24). Others'
-load hits the public calls hardest, since two threads meet at the end of every small operation: on quiet cores the ratios
-are smaller (earlier, before pictures were resized by threads that are kept, aesthetics had 4.2 in one process). The
-networks are small here: with the real ones on a processor, what remains is that a prompt's words are embedded once and
-that scorers of one CLIP share its embedding of a picture.
+PickScore 192 / 1305 / 1796 (6.8, 9.4), aesthetics 88 / 784 / 907 (8.9, 10.3), HPS 31 / 509 / 829 of a call that reads
+its checkpoint (17, 27) and 125 / 773 / 841 of one that keeps it (6.2, 6.7), ImageReward 23 / 257 / 538 (11, 24). Other
+work hits the public calls hardest, as two threads meet at the end of every small operation: on quiet cores the ratios
+are smaller (aesthetics had 4.2 in one process before the threads that resize were kept). The networks are small here:
+with the real ones on a processor, what remains is that a prompt's words are embedded once and that scorers of one CLIP
+share its embedding of a picture.
 """
 
 import argparse
