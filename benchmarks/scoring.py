@@ -16,10 +16,11 @@ On two cores of an AMD EPYC that other programs kept busy all the time (load 7 t
 best of six rounds), in images/s, public call / popalign / workers: CLIP score 206 / 1211 / 1706 (5.9 and 8.3 times),
 PickScore 192 / 1305 / 1796 (6.8, 9.4), aesthetics 88 / 784 / 907 (8.9, 10.3), HPS 31 / 509 / 829 of a call that reads
 its checkpoint (17, 27) and 125 / 773 / 841 of one that keeps it (6.2, 6.7), ImageReward 23 / 257 / 538 (11, 24). Other
-work hits the public calls hardest, as two threads meet at the end of every small operation: on quiet cores the ratios
-are smaller (aesthetics had 4.2 in one process before the threads that resize were kept). The networks are small here:
-with the real ones on a processor, what remains is that a prompt's words are embedded once and that scorers of one CLIP
-share its embedding of a picture.
+work hits the public calls hardest, as two threads meet at the end of every small operation. In quieter minutes (load 3,
+best of ten to twelve rounds) the cheapest two had smaller ratios: aesthetics 441 / 1871 / 2297 (4.2, 5.2) and, a minute
+later, 433 / 1328 / 1742 (3.1, 4.0); HPS on a network that stays loaded 272 / 1137 / 1399 (4.2, 5.1). The networks are
+small here: with the real ones on a processor, what remains is that a prompt's words are embedded once and that scorers
+of one CLIP share its embedding of a picture.
 """
 
 import argparse
