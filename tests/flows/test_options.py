@@ -99,7 +99,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'preset = "smoke"\n# caf\xe9\n', r"mine\.toml is not UTF-8.*save it as UTF-8"),
+        (b'preset = "smoke"\n# caf\xe9\n', r"mine\.toml is not TOML: .*save it as UTF-8"),
         (b'preset = ["smoke"]\n', r"unknown preset \['smoke'\]; choose from"),
         (b'preset = "smoke"\n[sampling\n', r"mine\.toml is not TOML"),
         (
