@@ -186,15 +186,12 @@ def _pairs(
     for key in dict.fromkeys([*found[1], *found[0]]):
         sides = [side.get(key) for side in found]
         mine, other = (side or _missing(sides[1 - number]) for number, side in enumerate(sides))
-        reasons = [note] if note else []
         if not common:
-            reasons = [f"not compared: {note}"]
+            mine = other = _missing(mine, f"not compared: {note}")
         elif mine.scorer != other.scorer:
-            reasons = [f"not compared: {frames[0].name} has {mine.scorer}, {frames[1].name} {other.scorer}"]
-        is_comparable = bool(common) and mine.scorer == other.scorer
-        if not is_comparable:
-            mine, other = _missing(mine), _missing(other)
-        yield Pair(mine, other, can_test and is_comparable and _is_known(mine, other), "; ".join(reasons))
+            why = f"not compared: {frames[0].name} has {mine.scorer}, {frames[1].name} {other.scorer}"
+            mine = other = _missing(mine, why)
+        yield Pair(mine, other, can_test and _is_known(mine, other), note if common else "")
 
 
 def _prompts_of_both(labels: Sequence[pd.DataFrame]) -> tuple[list[str], str, bool]:
@@ -218,13 +215,13 @@ def _is_known(mine: Measured, other: Measured) -> bool:
     return bool(np.isfinite(mine.measure.value - other.measure.value))
 
 
-def _missing(measured: Measured | None) -> Measured:
+def _missing(measured: Measured | None, why: str = "") -> Measured:
     """In place of what a system does not have."""
     if measured is None:
         raise ValueError("one of two systems has the measure")
     old = measured.measure
     nothing = np.zeros((1, 1, 1))
-    why = old.why if old.n == 0 else "not compared: one of the two has none"
+    why = why or (old.why if old.n == 0 else "not compared: one of the two has none")
     measure = Measure(old.metric, old.axis, nothing, lambda sums: np.full(sums.shape[:-1], np.nan), 0, why=why)
     return Measured(measured.benchmark, measured.scorer, measure)
 
@@ -237,7 +234,7 @@ def _row(system: str, reference: str, pair: Pair, p_value: float, config: Evalua
     (low, high), n = NO_ENDS, min(mine.n, other.n)
     if not is_known:
         n = 0
-        notes = notes or [next(side.why for side in (mine, other) if not np.isfinite(side.value))]
+        notes = [next(side.reason for side in (mine, other) if not np.isfinite(side.value)), *notes]
     else:
         low, high = mine.bounded_change(other, config)
         if not np.isfinite(low):

@@ -227,3 +227,12 @@ def test_different_classifiers_are_refused() -> None:
     reread = SystemFrames("fairer", FAIRER.images, FAIRER.attributes.assign(classifier="b@1"), FAIRER.scores)
     with pytest.raises(InputError, match="different classifiers"):
         compare_systems(PROMPTS, BASE, reread, (GENDER,), CONFIG)
+
+
+def test_an_infinite_divergence_says_why() -> None:
+    men = Axis(name="gender", classes=("male", "female"), target={"male": 1.0, "female": 0.0})
+    kl = row(compare_systems(PROMPTS, BASE, FAIRER, (men,), CONFIG), "kl")
+    assert (kl["n"], kl["note"]) == (0, "not measured: infinite, as a class was read whose target is 0")
+    moved = SystemFrames("fairer", FAIRER.images.assign(seed=-1), FAIRER.attributes, FAIRER.scores)
+    kl = row(compare_systems(PROMPTS, BASE, moved, (men,), CONFIG), "kl")
+    assert kl["note"].startswith("not measured: infinite, as a class was read whose target is 0; paired by prompt only")
