@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from popalign_core.report.comparison_inputs import ComparisonInputs
 
 STAGE = "comparison"
-VERSION = "4"
+VERSION = "5"
 
 PAGE, CARD = "comparison.html", "comparison.md"
 TABLES = ("metrics", "comparison", "wins", "per_prompt", "costs")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STAGE = "report"
 PAGE, CARD = "report.html", "report.md"
-VERSION = "4"
+VERSION = "5"
 
 SYSTEMS = ("base", "aligned")
 
