@@ -3,26 +3,37 @@
 The files are small checkpoints in the published formats, which the tests make (`tests/support/scorer_files.py`). Every
 scorer is compared with a call a picture as its model card or package makes it; `hpsv2.score` reads its checkpoint at
 every call, so HPS is compared with that and also with the same steps on a network that stays loaded. All go in turns
-in one process and must give the same scores to 1e-4. `--same N` pictures in a row have one prompt, as in an evaluation.
+and must give the same scores to 1e-4. `--same N` pictures in a row have one prompt, as in an evaluation.
+
+`popalign` is one process with two threads of torch; `workers` two warm processes with one each, as the stage runs with
+`runtime.runner=processes` and `runtime.n_workers=2`: for a while after each parallel region OpenMP's threads wait at
+full speed and take a core from those that resize pictures, which is most of the work of a small network.
 
     python benchmarks/scoring.py
     python benchmarks/scoring.py --images 200 --size 1024 --rounds 5
 
-On two threads of an AMD EPYC that five other programs kept busy (torch 2.13, 192 pictures of 256 px, medians of three
-rounds), in images/s: HPS 316 against 19 of a call that reads its checkpoint (15.9 times), and against 63 of one that
-keeps it (4.2 times); CLIP score 684 against 80 (8.0), PickScore 992 against 99 (6.7), ImageReward 230 against 34 (6.2),
-aesthetics 1144 against 294 (4.2). The networks are small here: with the real ones on a processor, what remains is that
-a prompt's words are embedded once and that scorers of one CLIP share its embedding of a picture.
+On two cores of an AMD EPYC that other programs kept busy all the time (load 7 to 9, torch 2.13, 96 pictures of 256 px,
+best of six rounds), in images/s, public call / popalign / workers: CLIP score 206 / 1211 / 1706 (5.9 and 8.3 times),
+PickScore 192 / 1305 / 1796 (6.8, 9.4), aesthetics 88 / 784 / 907 (8.9, 10.3), HPS 31 / 509 / 829 of a call that reads
+its checkpoint (17, 27) and 125 / 773 / 841 of one that keeps it (6.2, 6.7), ImageReward 23 / 257 / 538 (11, 24). Other
+work hits the public calls hardest, as two threads meet at the end of every small operation. In quieter minutes (load 3,
+best of ten to twelve rounds) the cheapest two had smaller ratios: aesthetics 441 / 1871 / 2297 (4.2, 5.2) and, a minute
+later, 433 / 1328 / 1742 (3.1, 4.0); HPS on a network that stays loaded 272 / 1137 / 1399 (4.2, 5.1). The networks are
+small here: with the real ones on a processor, what remains is that a prompt's words are embedded once and that scorers
+of one CLIP share its embedding of a picture.
 """
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +43,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
-from popalign_core.config import AestheticsConfig, ClipScoreConfig, HPSConfig, ImageRewardConfig, PickScoreConfig
+from popalign_core.config import (
+    AestheticsConfig,
+    ClipScoreConfig,
+    HPSConfig,
+    ImageRewardConfig,
+    PickScoreConfig,
+    ScorerConfig,
+)
 from popalign_core.evaluation.quality.building import build_judges
 from popalign_core.evaluation.quality.open_clip_files import load_open_clip_vit
 from popalign_core.evaluation.quality.scorer import Scorer
 from popalign_core.evaluation.quality.weights import CLIP_MEAN, CLIP_STD
+from tasks.shard_worker import Place, run_job
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 import scorer_files as files
@@ -119,49 +138,114 @@ def padded(picture: NDArray[np.uint8], side: int) -> torch.Tensor:
     return ((values - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None])[None]
 
 
+class Workers:
+    """Processes as those of `--runner processes`, warm, with one torch thread each and a part of the pictures."""
+
+    def __init__(self, n: int, pictures: Pictures, texts: Sequence[str], batch_size: int, folder: Path) -> None:
+        self._pools = [ProcessPoolExecutor(1, get_context("spawn")) for _ in range(n)]
+        self._place = Place(str(folder), n_threads=1, n_workers=n)
+        length = batch_size * math.ceil(len(pictures) / batch_size / n)  # whole batches, as in shards
+        parts = [slice(start, start + length) for start in range(0, n * length, length)]
+        self._ask(_take_pictures, [(pictures[part], texts[part], batch_size) for part in parts])
+
+    def load(self, load: Callable[[], Scorer]) -> None:
+        """Load a scorer in each."""
+        self._ask(_take_scorer, [(load,)] * len(self._pools))
+
+    def score(self) -> NDArray[np.float64]:
+        """What the scorers loaded last say of all pictures."""
+        return np.concatenate(self._ask(_score_part, [()] * len(self._pools)))
+
+    def close(self) -> None:
+        """End the processes."""
+        for pool in self._pools:
+            pool.shutdown()
+
+    def _ask(self, call: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        futures = [
+            pool.submit(run_job, partial(call, *given), self._place, in_process=True)
+            for pool, given in zip(self._pools, arguments, strict=True)
+        ]
+        return [future.result() for future in futures]
+
+
+_part: dict[str, Any] = {}
+"""Of a worker."""
+
+
+def _take_pictures(pictures: Pictures, texts: Sequence[str], batch_size: int) -> None:
+    _part.update(pictures=pictures, texts=texts, batch_size=batch_size)
+
+
+def _take_scorer(load: Callable[[], Scorer]) -> None:
+    _part["scorer"] = load()
+
+
+@torch.inference_mode()
+def _score_part() -> NDArray[np.float64]:
+    return _batched(_part["scorer"], _part["pictures"], _part["texts"], _part["batch_size"])
+
+
+def _load_scorer(name: str, settings: ScorerConfig, folder: Path) -> Scorer:
+    return build_judges({name: settings}, folder / "clip", "cpu", {}).scorers[0]
+
+
 def compare(pictures: Pictures, texts: Sequence[str], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Every scorer against its public call, in turns."""
     settings = write_files(folder)
-
-    def load(name: str) -> Scorer:
-        return build_judges({name: settings[name]}, folder / "clip", "cpu", {}).scorers[0]
-
-    reward = load("image_reward")
+    reward = _load_scorer("image_reward", settings["image_reward"], folder)
 
     def image_reward(picture: NDArray[np.uint8], text: str) -> float:
         return float(reward.score([picture], [text])[0])  # its package runs the same networks, one picture a call
 
     calls = public_calls(folder) | {"image_reward": image_reward}
-    return {
-        name: _race(call, partial(load, name.partition(",")[0]), pictures, texts, options)
-        for name, call in calls.items()
-    }
+    workers = Workers(options.workers, pictures, texts, options.batch_size, folder)
+    try:
+        return {
+            name: _race(call, partial(_load_scorer, kind, settings[kind], folder), workers, pictures, texts, options)
+            for name, call in calls.items()
+            for kind in (name.partition(",")[0],)
+        }
+    finally:
+        workers.close()
 
 
 @torch.inference_mode()
 def _race(
-    public: Call, load: Callable[[], Scorer], pictures: Pictures, texts: Sequence[str], options: argparse.Namespace
+    public: Call,
+    load: Callable[[], Scorer],
+    workers: Workers,
+    pictures: Pictures,
+    texts: Sequence[str],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Loading is on nobody's clock, but the scorer is a new one every round, as it remembers texts."""
-    seconds: dict[str, list[float]] = {"public": [], "popalign": []}
+    """Loading is on nobody's clock, but the scorers are new ones every round, as they remember texts."""
+    seconds: dict[str, list[float]] = {"public": [], "popalign": [], "workers": []}
     scores: dict[str, NDArray[np.float64]] = {}
     for _ in range(options.rounds + 1):
         scorer = load()
-        start = time.perf_counter()
-        scores["public"] = np.array([public(*pair) for pair in zip(pictures, texts, strict=True)])
-        middle = time.perf_counter()
-        scores["popalign"] = _batched(scorer, pictures, texts, options.batch_size)
-        seconds["public"].append(middle - start)
-        seconds["popalign"].append(time.perf_counter() - middle)
-    difference = float(np.abs(scores["public"] - scores["popalign"]).max())
+        workers.load(load)
+        sides: dict[str, Callable[[], NDArray[np.float64]]] = {
+            "public": lambda: np.array([public(*pair) for pair in zip(pictures, texts, strict=True)]),
+            "popalign": partial(_batched, scorer, pictures, texts, options.batch_size),
+            "workers": workers.score,
+        }
+        for name, side in sides.items():
+            start = time.perf_counter()
+            scores[name] = side()
+            seconds[name].append(time.perf_counter() - start)
+    difference = max(float(np.abs(scores["public"] - scores[name]).max()) for name in ("popalign", "workers"))
     if difference > 1e-4:
         raise SystemExit(f"the scores differ by {difference}")
     kept = {name: values[1:] for name, values in seconds.items()}  # the first warms up
-    ratios = [a / b for a, b in zip(*kept.values(), strict=True)]
+    best = {name: min(values) for name, values in kept.items()}
     return {
-        "images_per_s": {name: round(len(pictures) / min(values), 1) for name, values in kept.items()},
-        "ratio_of_best_rounds": round(min(kept["public"]) / min(kept["popalign"]), 2),
-        "ratio_of_neighbours": round(statistics.median(ratios), 2),
+        "images_per_s": {name: round(len(pictures) / value, 1) for name, value in best.items()},
+        "ratio_of_best_rounds": {name: round(best["public"] / best[name], 2) for name in ("popalign", "workers")},
+        "ratio_of_neighbours": {
+            name: round(statistics.median(a / b for a, b in zip(kept["public"], kept[name], strict=True)), 2)
+            for name in ("popalign", "workers")
+        },
         "largest_difference": difference,
     }
 
@@ -176,7 +260,8 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("--images", 192), ("--size", 256), ("--batch-size", 32), ("--same", 24), ("--rounds", 3)):
         parser.add_argument(name, type=int, default=default)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of torch, where all is done in one process")
+    parser.add_argument("--workers", type=int, default=2, help="processes with one torch thread each")
     return parser.parse_args()
 
 

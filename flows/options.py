@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from popalign_core.config import PipelineConfig, RuntimeConfig, load_config, parse_config, problem_lines
+from popalign_core.config import PipelineConfig, RuntimeConfig, describe_problems, load_config, parse_config
 from popalign_core.errors import ConfigError
 from popalign_core.presets import preset as find_preset
 
@@ -111,5 +111,5 @@ def _parse_runtime(values: dict[str, Any]) -> RuntimeConfig:
     try:
         return RuntimeConfig.model_validate(values)
     except ValidationError as error:
-        problems = problem_lines(error, above=RUNTIME_PREFIX)
+        problems = describe_problems(error, RUNTIME_PREFIX)
         raise ConfigError("runtime settings do not fit:\n" + "\n".join(problems)) from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from popalign_core.config import PipelineConfig, SystemConfig, merge_documents, problem_lines
+from popalign_core.config import PipelineConfig, SystemConfig, describe_problems, merge_documents
 from popalign_core.errors import ConfigError
 from popalign_core.systems import configure_system, configure_training, find_system
 
@@ -89,7 +89,7 @@ def vary(system: SystemConfig, settings: Sequence[Setting]) -> SystemConfig:
         return SystemConfig.model_validate(document)
     except ValidationError as error:
         told = ", ".join(f"{field}={_text(value)}" for field, value in settings)
-        raise ConfigError(f"a system cannot have {told}:\n" + "\n".join(problem_lines(error))) from error
+        raise ConfigError(f"a system cannot have {told}:\n" + "\n".join(describe_problems(error))) from error
 
 
 def usual_system(parameters: Mapping[str, Sequence[Any]]) -> str:

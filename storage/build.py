@@ -157,7 +157,10 @@ class Build:
         from storage.parquet import count_rows, group_tables
 
         groups = group_tables(os.listdir(self.folder))
-        return {name: sum(count_rows(name, self.folder / file) for file in files) for name, files in groups.items()}
+        return {
+            name: sum(count_rows(name, self.folder / file, str(self.folder / file)) for file in files)
+            for name, files in groups.items()
+        }
 
     def digest_files(self) -> dict[str, FileRecord]:
         """Every file to be published, with size and checksum.

@@ -124,20 +124,20 @@ def decode(name: str, data: bytes, where: str, columns: Sequence[str] | None = N
         raise StoreError(f"{where} cannot be read as Parquet ({error}); run `popalign verify`") from error
 
 
-def count_rows(name: str, path: Path) -> int:
+def count_rows(name: str, file: Path | BinaryIO, where: str) -> int:
     """Rows of a file, by its footer, after a check of its schema.
 
     Raises:
         StoreError: As `decode`.
     """
     try:
-        footer = pq.read_metadata(path)
+        footer = pq.read_metadata(file)
         schema = footer.schema.to_arrow_schema()
     except (OSError, pa.ArrowException) as error:
         raise StoreError(
-            f"{path} cannot be read as Parquet ({error}); delete it and run the same command again"
+            f"{where} cannot be read as Parquet ({error}); delete it and run the same command again"
         ) from error
-    check_schema(name, schema, str(path))
+    check_schema(name, schema, where)
     return int(footer.num_rows)
 
 

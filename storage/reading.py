@@ -58,25 +58,51 @@ def size_problems(root: Root, manifest: Manifest) -> dict[str, str]:
     return found
 
 
-def iter_arrow(root: Root, manifest: Manifest, name: str, columns: Sequence[str] | None = None) -> Iterator["pa.Table"]:
-    """A table shard by shard, each against its checksum and schema; all columns, or some.
+def iter_arrow(
+    root: Root, manifest: Manifest, name: str, columns: Sequence[str] | None = None, shard: int | None = None
+) -> Iterator["pa.Table"]:
+    """A table shard by shard, or one of them, each against its checksum and schema; all columns, or some.
 
     Raises:
-        StoreError: When the table is absent, damaged, or of another schema version.
+        StoreError: When the table or the shard is absent, damaged, or of another schema version.
     """
-    from storage.parquet import decode, group_tables
+    from storage.parquet import decode
 
     ref = ArtifactRef(manifest.stage, manifest.key)
-    files = group_tables(manifest.files).get(name)
-    if not files:
-        raise StoreError(f"{ref} has no table {name!r}; it has {sorted(manifest.rows)}")
-    for file in files:
+    files = _table_files(manifest, name)
+    if shard is not None and shard >= len(files):
+        raise StoreError(f"table {name!r} of {ref} has no shard {shard}; it has {len(files)} from 0 on")
+    for file in files if shard is None else [files[shard]]:
         data = root.read(manifest.location(file))
         if data is None:
             raise damaged(root, ref, file, "is gone")
         if hashlib.sha256(data).hexdigest() != manifest.files[file].sha256:
             raise damaged(root, ref, file, "does not match its checksum")
         yield decode(name, data, root.at(manifest.location(file)), columns)
+
+
+def rows_by_shard(root: Root, manifest: Manifest, name: str) -> list[int]:
+    """Rows of each shard of a table, by the footers of its files: no checksum is compared.
+
+    Raises:
+        StoreError: When the table is absent, damaged, or of another schema version.
+    """
+    from storage.parquet import count_rows
+
+    counts = []
+    for file in _table_files(manifest, name):
+        with root.open(manifest.location(file)) as source:
+            counts.append(count_rows(name, source, root.at(manifest.location(file))))
+    return counts
+
+
+def _table_files(manifest: Manifest, name: str) -> list[str]:
+    from storage.parquet import group_tables
+
+    files = group_tables(manifest.files).get(name)
+    if not files:
+        raise StoreError(f"{manifest.stage}/{manifest.key} has no table {name!r}; it has {sorted(manifest.rows)}")
+    return files
 
 
 def localize(root: Root, scratch: Scratch, manifest: Manifest, path: str) -> Path:
@@ -123,8 +149,8 @@ def verify_artifact(root: Root, ref: ArtifactRef) -> Iterator[Problem]:
 def damaged(root: Root, ref: ArtifactRef, file: str, what: str) -> StoreError:
     """The error for a file that is not what the manifest says."""
     return StoreError(
-        f"artifact {ref} in {root.url} is damaged: {file} {what}; see all damage with `popalign verify`, then run "
-        f"`popalign stage {ref.stage} --force` or delete the folder {root.at(str(ref))}"
+        f"artifact {ref} in {root.url} is damaged: {file} {what}; see all damage with `popalign verify`, then "
+        f"delete the folder {root.at(str(ref))} and run again: what is missing is made anew"
     )
 
 

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from popalign_core.errors import PopAlignError, StoreError
 from storage.manifest import MANIFEST, FileRecord
@@ -155,11 +155,17 @@ class Root:
     def digest(self, path: str) -> FileRecord:
         """Size and sha256 of a file, read block by block."""
         digest, size = hashlib.sha256(), 0
-        with storage_errors(f"read {self.at(path)}"), self._fs.open(self.at(path), "rb") as file:
+        with self.open(path) as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
                 size += len(block)
         return FileRecord(digest.hexdigest(), size)
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[BinaryIO]:
+        """A file to be read in parts."""
+        with storage_errors(f"read {self.at(path)}"), self._fs.open(self.at(path), "rb") as file:
+            yield file
 
     def upload(self, source: Path, path: str) -> None:
         """Copy a local file here."""

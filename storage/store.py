@@ -126,15 +126,21 @@ class Store:
             raise StoreError(f"{ref} is not in {self.root}; run `popalign stage {ref.stage}` to make it")
         return manifest
 
-    def read_table(self, ref: ArtifactRef, name: str, columns: Sequence[str] | None = None) -> "pd.DataFrame":
-        """All rows of a table, shards in order; all columns, or some.
+    def read_table(
+        self, ref: ArtifactRef, name: str, columns: Sequence[str] | None = None, shard: int | None = None
+    ) -> "pd.DataFrame":
+        """All rows of a table, shards in order, or those of one shard; all columns, or some.
 
         Raises:
-            StoreError: When the table is absent, damaged, or of another schema version.
+            StoreError: When the table or the shard is absent, damaged, or of another schema version.
         """
         from storage.parquet import to_frame
 
-        return to_frame(reading.iter_arrow(self._root, self.manifest(ref), name, columns))
+        return to_frame(reading.iter_arrow(self._root, self.manifest(ref), name, columns, shard))
+
+    def rows_by_shard(self, ref: ArtifactRef, name: str) -> list[int]:
+        """How many rows each shard of a table has; reads little of it. Raises as `read_table` does."""
+        return reading.rows_by_shard(self._root, self.manifest(ref), name)
 
     def iter_table(self, ref: ArtifactRef, name: str, columns: Sequence[str] | None = None) -> Iterator["pd.DataFrame"]:
         """A table shard by shard; raises as `read_table` does, when it gets there."""

@@ -1,6 +1,6 @@
 """Stage `attributes`: faces and classes of every image of a person, and why an image is dropped."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from storage.store import ArtifactRef, Build, Store
 from tasks import benchmarks
 from tasks.measuring import classifier_identity, load_reader
 from tasks.sample import UNSAFE
-from tasks.stage import Progress, Request, no_progress, produce, set_threads
+from tasks.shard_worker import load_once
+from tasks.shardwise import PictureShard, ShardFiles, look_at_shards
+from tasks.stage import Progress, Request, no_progress, open_store, produce
 from tasks.tables import drops_table
 
 if TYPE_CHECKING:
@@ -66,13 +68,11 @@ def read_attributes(
     """
 
     def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        table = store.read_table(prompts, "prompts")
-        people = table[table["kind"] != "generic"]
-        measured = {
-            prompt_id: frozenset(axis.name for axis in config.measured_axes(benchmark))
-            for prompt_id, benchmark in zip(people["prompt_id"], benchmarks_of(people), strict=True)
-        }
-        _read_shards(store, build, sample, measured, _axes(config, prompts), config, runtime, on_progress)
+        look_at_shards(build, read_shard, prompts, sample, config, runtime, on_progress)
+        build.write_table("drops", count_drops(build.read_table("attributes")))
+        if len(config.attributes.names) > 1:
+            axes = [axis.name for axis in _axes(config, prompts)]
+            build.write_table("agreement", _agreement(build.sum_counts(), axes))
 
     return produce(request(config, prompts=prompts, sample=sample), runtime, fill)
 
@@ -83,38 +83,40 @@ def count_drops(attributes: pd.DataFrame) -> pd.DataFrame:
     return drops_table(STAGE, dropped.groupby("drop_reason")["image_id"].nunique().to_dict())
 
 
-def _read_shards(
-    store: Store,
-    build: Build,
-    sample: ArtifactRef,
-    measured: Mapping[str, Set[str]],
-    axes: Sequence[Axis],
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    on_progress: Progress,
-) -> None:
-    from popalign_core.attributes.filtering import check_reader, judge, unread
+def read_shard(shard: PictureShard, /, on_images: Callable[[int], None] = lambda n: None) -> ShardFiles:
+    """Read the attributes of a shard's images, with the reader of the worker that this is called in."""
+    from popalign_core.attributes.filtering import judge, unread
+    from storage.parquet import encode, file_name
+
+    settings, axes = shard.config.attributes, _axes(shard.config, shard.prompts)
+    reader, measured = load_once(_load, shard.prompts, shard.config, runtime=shard.runtime)
+    images, name = shard.read(), f"{reader.name}@{reader.version}"
+    chosen = images[images["prompt_id"].isin(list(measured))]
+    seen = chosen["image"].notna()
+    readings = _read_images(reader, chosen[seen], shard.runtime.batch_size, on_images)
+    table = judge(readings, chosen.loc[seen, "image_id"].tolist(), axes, settings, name)
+    withheld = unread(chosen.loc[~seen, "image_id"].tolist(), axes, name, UNSAFE)
+    table = _measured(pd.concat([table, withheld], ignore_index=True), chosen, measured)
+    files = {file_name("attributes", shard.number): encode("attributes", table)}
+    return ShardFiles(files, {"images": len(chosen)} | _count_votes(readings))
+
+
+def _load(
+    prompts: ArtifactRef, config: PipelineConfig, runtime: RuntimeConfig, device: str
+) -> "tuple[AttributeReader, dict[str, frozenset[str]]]":
+    """Who reads, and the axes that are measured on the images of each prompt; generic ones are not among them."""
+    from popalign_core.attributes.filtering import check_reader
     from popalign_core.sampling.models import resolve_device
 
-    set_threads(runtime)
-    reader = load_reader(config.attributes, str(resolve_device(runtime.device)), axes)
+    axes = _axes(config, prompts)
+    reader = load_reader(config.attributes, str(resolve_device(device)), axes)
     check_reader(reader, axes)
-    done, total = 0, store.manifest(sample).rows["images"]
-    for number, shard in enumerate(store.iter_table(sample, "images")):
-        if not build.shard_done(number):
-            chosen, name = shard[shard["prompt_id"].isin(list(measured))], f"{reader.name}@{reader.version}"
-            seen = chosen["image"].notna()
-            readings = _read_images(reader, chosen[seen], runtime.batch_size)
-            table = judge(readings, chosen.loc[seen, "image_id"].tolist(), axes, config.attributes, name)
-            withheld = unread(chosen.loc[~seen, "image_id"].tolist(), axes, name, UNSAFE)
-            table = _measured(pd.concat([table, withheld], ignore_index=True), chosen, measured)
-            build.write_table("attributes", table, shard=number)
-            build.mark_shard(number, {"images": len(chosen)} | _count_votes(readings))
-        done += len(shard)
-        on_progress(done, total)
-    build.write_table("drops", count_drops(build.read_table("attributes")))
-    if len(config.attributes.names) > 1:
-        build.write_table("agreement", _agreement(build.sum_counts(), [axis.name for axis in axes]))
+    table = open_store(runtime).read_table(prompts, "prompts")
+    people = table[table["kind"] != "generic"]
+    return reader, {
+        prompt_id: frozenset(axis.name for axis in config.measured_axes(benchmark))
+        for prompt_id, benchmark in zip(people["prompt_id"], benchmarks_of(people), strict=True)
+    }
 
 
 def _measured(attributes: pd.DataFrame, images: pd.DataFrame, measured: Mapping[str, Set[str]]) -> pd.DataFrame:
@@ -124,7 +126,9 @@ def _measured(attributes: pd.DataFrame, images: pd.DataFrame, measured: Mapping[
     return attributes[np.array(keep, dtype=bool)].reset_index(drop=True)
 
 
-def _read_images(reader: "AttributeReader", images: pd.DataFrame, batch_size: int) -> "list[FaceReading]":
+def _read_images(
+    reader: "AttributeReader", images: pd.DataFrame, batch_size: int, on_images: Callable[[int], None]
+) -> "list[FaceReading]":
     """One reading an image; those that cannot be decoded say so and never reach the reader."""
     from popalign_core.attributes.reader import unreadable
     from popalign_core.pictures import UNDECODABLE, read_picture
@@ -140,6 +144,7 @@ def _read_images(reader: "AttributeReader", images: pd.DataFrame, batch_size: in
             next(found) if is_usable else unreadable(reason or UNDECODABLE)
             for is_usable, (_, reason) in zip(usable, decoded, strict=True)
         ]
+        on_images(len(readings))
     return readings
 
 

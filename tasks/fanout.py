@@ -32,7 +32,7 @@ def fan_out(
     runtime: RuntimeConfig,
     on_result: Callable[[int, R], None],
     *,
-    stage: str = "sample",
+    stage: str,
 ) -> None:
     """Run `work` on each job; hand each result over as soon as it is there, once, in the caller's thread.
 
@@ -42,7 +42,7 @@ def fan_out(
     Args:
         work: Called in a worker.
         jobs: Shard number -> what `work` is called with.
-        runtime: Who runs it: runner, n_workers, runner_address.
+        runtime: Who runs it: runner, n_workers, runner_address, n_threads.
         on_result: Called with a shard's number and what `work` returned.
         stage: Name of the flow run and its task runs.
 

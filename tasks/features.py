@@ -16,23 +16,23 @@ _FILE = "features-{:05d}.safetensors"
 _ABOUT = "about"
 
 
-def write_features(
-    build: Build,
+def pack_features(
     shard: int,
     image_ids: Sequence[str],
     features: "Mapping[str, Sequence[Tensor]]",
     extractors: "Iterable[Extractor]",
-) -> None:
-    """Write the features of a shard's images; no file where there is nothing to keep."""
+) -> dict[str, bytes]:
+    """The file of a shard's images, by its name; none where there is nothing to keep."""
     import torch
 
-    from tasks.tensors import write_tensors
+    from tasks.tensors import encode_tensors
 
     tensors = {name: torch.cat(list(batches)) for name, batches in features.items() if batches}
-    if tensors:
-        versions = {extractor.name: extractor.version for extractor in extractors}
-        about = json.dumps({"image_ids": list(image_ids), "versions": versions})
-        write_tensors(build.folder / _FILE.format(shard), tensors, {_ABOUT: about})
+    if not tensors:
+        return {}
+    versions = {extractor.name: extractor.version for extractor in extractors}
+    about = json.dumps({"image_ids": list(image_ids), "versions": versions})
+    return {_FILE.format(shard): encode_tensors(tensors, {_ABOUT: about})}
 
 
 def read_features(store: Store, scores: ArtifactRef) -> "dict[str, Features]":

@@ -75,7 +75,7 @@ def load_reader(config: AttributesConfig, device: str, axes: Sequence[Axis] = ()
 
     contents = {name: content_digest(Path(config.classifiers[name].path)) for name in _described(config)}
     of_picture = frozenset(axis.name for axis in axes if axis.of == "picture")
-    return _isolate(partial(build_reader, config, device, contents, of_picture))
+    return _isolate(partial(build_reader, config, contents=contents, of_picture=of_picture), device)
 
 
 def _described(config: AttributesConfig) -> list[str]:
@@ -89,12 +89,16 @@ def _identity(name: str, config: AttributesConfig) -> Any:
     return settings.model_dump(mode="json", exclude={"path"}) | {"content": content_digest(Path(settings.path))}
 
 
-def _isolate(load: "Callable[[], AttributeReader]") -> "AttributeReader":
+def _isolate(load: "Callable[[str], AttributeReader]", device: str) -> "AttributeReader":
+    """What `load` makes for a device, in a process that sees no GPU but that: detectors and ONNX take the first one."""
     import torch
 
     from popalign_core.attributes.isolated import IsolatedReader
 
-    return IsolatedReader(load, torch.get_num_threads())
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not number:
+        return IsolatedReader(partial(load, device), torch.get_num_threads())
+    return IsolatedReader(partial(load, kind), torch.get_num_threads(), int(number))
 
 
 def _load_portraits(config: AttributesConfig, device: str) -> "AttributeReader":
@@ -106,7 +110,7 @@ def _load_portraits(config: AttributesConfig, device: str) -> "AttributeReader":
 def _load_deepface(config: AttributesConfig, device: str) -> "AttributeReader":
     from popalign_core.attributes.deepface import DeepFaceReader
 
-    return _isolate(partial(DeepFaceReader, config, device))
+    return _isolate(partial(DeepFaceReader, config), device)
 
 
 CLASSIFIERS: dict[str, Classifier] = {

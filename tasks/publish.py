@@ -17,7 +17,8 @@ SYSTEMS = ("base", "aligned")
 
 
 def publish_run(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime: RuntimeConfig, name: str) -> None:
-    """Write metrics.parquet, metrics.json, report.html, report.md, model/ and, last, run.json.
+    """Write metrics.parquet, metrics.json, report.html, report.md, model/, lora/ where an adapter was trained, and,
+    last, run.json.
 
     Args:
         refs: Each node's artifact, of a whole pipeline.
@@ -32,7 +33,7 @@ def publish_run(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime
     folder.write_text("metrics.json", metrics_json(metrics))
     for file in (report.PAGE, report.CARD):
         folder.write_text(file, store.localize(refs["report"], file).read_text(encoding="utf-8"))
-    folder.copy_tree(store.localize(refs["train"], "model"), "model")
+    _copy_model(store, refs["train"], folder)
     log = store.read_table(refs["train"], "training_log").to_dict("records")
     keys = {node: refs[node].key for node in ("sample", "attributes", "preferences", "train")}
     folder.write_text("model/README.md", model_card(config, keys, log, metrics.to_dict("records")))
@@ -54,10 +55,7 @@ def publish_training(refs: Mapping[str, ArtifactRef], config: PipelineConfig, ru
     """
     store = open_store(runtime)
     folder = store.run_folder(name)
-    folder.copy_tree(store.localize(refs["train"], "model"), "model")
-    folder.remove_tree("lora")
-    if any(file.startswith("lora/") for file in store.manifest(refs["train"]).files):
-        folder.copy_tree(store.localize(refs["train"], "lora"), "lora")
+    _copy_model(store, refs["train"], folder)
     nodes = {node: str(ref) for node, ref in refs.items()}
     folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
     return f"{folder.url}/model"
@@ -157,6 +155,14 @@ def metrics_json(metrics: pd.DataFrame) -> str:
     """The rows of a table as a JSON list; what is absent is null."""
     rows = metrics.astype(object).where(metrics.notna(), None).to_dict("records")
     return json.dumps(rows, indent=1, allow_nan=False) + "\n"
+
+
+def _copy_model(store: Store, train: ArtifactRef, folder: RunFolder) -> None:
+    """model/, and lora/ where an adapter was trained; an earlier run's does not stay beside the new model."""
+    folder.copy_tree(store.localize(train, "model"), "model")
+    folder.remove_tree("lora")
+    if any(file.startswith("lora/") for file in store.manifest(train).files):
+        folder.copy_tree(store.localize(train, "lora"), "lora")
 
 
 def _write_everywhere(folder: RunFolder, table: str, frame: pd.DataFrame) -> None:

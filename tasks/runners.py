@@ -38,8 +38,10 @@ def make_runner(runtime: RuntimeConfig, n_workers: int, place: Place) -> Any:
 
             # "local": without, Ray looks for a cluster that somebody else started on this machine
             return RayTaskRunner(address or "local", init_kwargs=None if address else _local_ray(n_workers))
+        import dask
         from prefect_dask.task_runners import DaskTaskRunner
 
+        dask.config.set({"distributed.worker.daemon": False})  # a daemon may not start the process of a classifier
         return DaskTaskRunner(address=address, cluster_kwargs=None if address else _local_dask(n_workers))
     except ModuleNotFoundError as error:
         raise ConfigError(

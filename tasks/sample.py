@@ -5,7 +5,7 @@ model or of a trained one. The seed of an image depends on prompt and index only
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +20,8 @@ from popalign_core.sampling.captions import plan_captions
 from popalign_core.sampling.safety import check_watermark, safety_hash
 from storage.store import ArtifactRef, Build, Store
 from tasks.measuring import folder_digest
-from tasks.stage import Progress, Request, no_progress, produce, set_threads
+from tasks.shardwise import make_shards
+from tasks.stage import Progress, Request, no_progress, produce
 from tasks.tables import drops_table
 
 if TYPE_CHECKING:
@@ -166,40 +167,19 @@ def _draw_shards(
     runtime: RuntimeConfig,
     on_progress: Progress,
 ) -> None:
+    from tasks.shards import Shards, draw_shard
+
     size = runtime.shard_size
     build.use_shard_size(size)
+
+    def jobs(todo: Sequence[int]) -> Shards:
+        plan = plan_captions(prompts, images, config.identity_axes, sampling)
+        ids, embeddings = _embeddings(build, plan, config, runtime)
+        layouts = _layout_latents(sampling, config, runtime)
+        return Shards(todo, images, plan, ids, embeddings, layouts, sampling, config.model, model, runtime)
+
     lengths = [len(images.iloc[start : start + size]) for start in range(0, len(images), size)]
-    todo = [number for number in range(len(lengths)) if not build.shard_done(number)]
-    done = len(images) - sum(lengths[number] for number in todo)
-    on_progress(done, len(images))
-    if not todo:
-        return
-    set_threads(runtime)
-    from tasks.fanout import fan_out
-    from tasks.shards import DrawnShard, Shards, draw_in_worker, draw_shard, forget_models, load_shard_sampler
-
-    plan = plan_captions(prompts, images, config.identity_axes, sampling)
-    ids, embeddings = _embeddings(build, plan, config, runtime)
-    layouts = _layout_latents(sampling, config, runtime)
-    shards = Shards(todo, images, plan, ids, embeddings, layouts, sampling, config.model, model, runtime)
-
-    def keep(number: int, drawn: DrawnShard) -> None:
-        nonlocal done
-        for name, data in drawn.files.items():
-            build.write_file(name, data)
-        build.mark_shard(number, drawn.counts)
-        done += lengths[number]
-        on_progress(done, len(images))
-
-    try:
-        if runtime.runner == "inline":
-            sampler = load_shard_sampler(config.model, model, runtime, runtime.device)
-            for number, shard in shards.items():
-                keep(number, draw_shard(shard, sampler, lambda n: on_progress(done + n, len(images))))
-        else:
-            fan_out(draw_in_worker, shards, runtime, keep)
-    finally:
-        forget_models()
+    make_shards(build, draw_shard, jobs, lengths, runtime, on_progress)
 
 
 def _embeddings(

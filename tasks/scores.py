@@ -1,6 +1,6 @@
 """Stage `scores`: how good each image is, how well it fits its prompt, and the features that compare sets of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +13,10 @@ from popalign_core.evaluation.units import COSINE_DISTANCE, SHARE
 from popalign_core.prompts.benchmarks import benchmarks_of
 from storage.store import ArtifactRef, Build, Store
 from tasks import measuring
-from tasks.features import read_build, write_features
-from tasks.stage import Progress, Request, no_progress, produce, set_threads
+from tasks.features import pack_features, read_build
+from tasks.shard_worker import load_once
+from tasks.shardwise import PictureShard, ShardFiles, look_at_shards
+from tasks.stage import Progress, Request, no_progress, open_store, produce
 from tasks.tables import iter_batches
 
 if TYPE_CHECKING:
@@ -53,47 +55,54 @@ def score_images(
     """
 
     def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        table = store.read_table(prompts, "prompts").set_index("prompt_id")
-        _score_shards(store, build, sample, table, config, runtime, on_progress)
+        n_shards = look_at_shards(build, score_shard, prompts, sample, config, runtime, on_progress)
+        build.write_table("scores", _diversity(store, build, prompts, sample), shard=n_shards)
 
     return produce(request(config, prompts=prompts, sample=sample), runtime, fill)
 
 
-def _score_shards(
-    store: Store,
-    build: Build,
-    sample: ArtifactRef,
-    prompts: pd.DataFrame,
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    on_progress: Progress,
-) -> None:
+def score_shard(shard: PictureShard, /, on_images: Callable[[int], None] = lambda n: None) -> ShardFiles:
+    """Score a shard's images, with the judges of the worker that this is called in.
+
+    What cannot be measured is the same in every shard, and a table in one file.
+    """
+    from storage.parquet import encode, file_name
+
+    judges, prompts = load_once(_load, shard.prompts, shard.config, runtime=shard.runtime)
+    images = shard.read()
+    scores, features = _score(judges, prompts, images[images["image"].notna()], shard, on_images)
+    reasons = pd.DataFrame({"metric": judges.unmeasured.keys(), "reason": judges.unmeasured.values()}, dtype=object)
+    tables = {
+        file_name("scores", shard.number): encode("scores", scores),
+        file_name("unmeasured", None): encode("unmeasured", reasons),
+    }
+    return ShardFiles(tables | features, {"images": len(images)})
+
+
+def _load(
+    prompts: ArtifactRef, config: PipelineConfig, runtime: RuntimeConfig, device: str
+) -> "tuple[Judges, pd.DataFrame]":
+    """Who scores, and table `prompts` by prompt."""
     from popalign_core.sampling.models import resolve_device
 
-    set_threads(runtime)
-    judges = measuring.load_judges(config.evaluation, str(resolve_device(runtime.device)))
-    done, total, shards, places = 0, store.manifest(sample).rows["images"], 0, []
-    for number, shard in enumerate(store.iter_table(sample, "images")):
-        shown = shard[shard["image"].notna()]
-        if not build.shard_done(number):
-            _write_shard(build, number, judges, shown, prompts, runtime.batch_size)
-            build.mark_shard(number, {"images": len(shard)})
-        places.append(shown[["image_id", "prompt_id"]])
-        done, shards = done + len(shard), number + 1
-        on_progress(done, total)
-    build.write_table("scores", _diversity(build, judges, pd.concat(places), prompts), shard=shards)
-    reasons = {"metric": pd.Series(list(judges.unmeasured), dtype=object)}
-    build.write_table("unmeasured", pd.DataFrame(reasons | {"reason": list(judges.unmeasured.values())}).astype(object))
+    judges = measuring.load_judges(config.evaluation, str(resolve_device(device)))
+    return judges, open_store(runtime).read_table(prompts, "prompts").set_index("prompt_id")
 
 
-def _write_shard(
-    build: Build, number: int, judges: "Judges", shown: pd.DataFrame, prompts: pd.DataFrame, batch_size: int
-) -> None:
+def _score(
+    judges: "Judges",
+    prompts: pd.DataFrame,
+    shown: pd.DataFrame,
+    shard: PictureShard,
+    on_images: Callable[[int], None],
+) -> tuple[pd.DataFrame, dict[str, bytes]]:
+    """Table `scores` of a shard's pictures, and the file of their features."""
     features: dict[str, list[Tensor]] = {extractor.name: [] for extractor in judges.extractors}
     parts = [pd.DataFrame(columns=COLUMNS).astype({"value": float})]
     things = prompts[benchmarks_of(prompts) == "generic"]  # named benchmarks hold sentences, which are no subjects
     generic = dict(zip(things.index.astype(str), things["text"], strict=True))
-    for rows, pixels in iter_batches(shown, batch_size):
+    done = 0
+    for rows, pixels in iter_batches(shown, shard.runtime.batch_size):
         pictures, texts = list(pixels), prompts.loc[rows["prompt_id"], "text"].tolist()
         for scorer in judges.scorers:
             parts.append(_rows(rows, scorer.name, scorer.version, scorer.unit, scorer.score(pictures, texts)))
@@ -103,8 +112,10 @@ def _write_shard(
             parts.append(_rows(rows[asked], SUBJECT_ACCURACY, judges.subjects_version, SHARE, right))
         for extractor in judges.extractors:
             features[extractor.name].append(extractor.extract(pictures))
-    build.write_table("scores", pd.concat([part for part in parts if len(part)] or parts, ignore_index=True), number)
-    write_features(build, number, shown["image_id"].tolist(), features, judges.extractors)
+        done += len(pictures)
+        on_images(done)
+    table = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+    return table, pack_features(shard.number, shown["image_id"].tolist(), features, judges.extractors)
 
 
 def _subjects_recognised(
@@ -123,19 +134,20 @@ def _subjects_recognised(
     return subject_accuracy(embeds, judges.subjects.embed_texts(list(generic.values())), answers)
 
 
-def _diversity(build: Build, judges: "Judges", places: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:
+def _diversity(store: Store, build: Build, prompts: ArtifactRef, sample: ArtifactRef) -> pd.DataFrame:
     """Rows of `diversity`; benchmarks with a lone picture of some prompt have none."""
     from popalign_core.evaluation.quality.distances import distances_from_siblings
     from popalign_core.evaluation.quality.features import CLIP
-    from popalign_core.prompts.benchmarks import benchmarks_of
 
     empty = pd.DataFrame(columns=COLUMNS).astype({"value": float})
     found = read_build(build).get(CLIP)
-    if found is None or judges.subjects is None:
+    if found is None:
         return empty
-    prompt_ids = places.set_index("image_id").loc[list(found.image_ids), "prompt_id"]
+    places = store.read_table(sample, "images", ["image_id", "prompt_id"]).set_index("image_id")["prompt_id"]
+    prompt_ids = places.loc[list(found.image_ids)]
     values = distances_from_siblings(found.values, prompt_ids.to_numpy(dtype=str))
-    kinds = benchmarks_of(prompts).loc[prompt_ids].to_numpy(dtype=str)
+    benchmarks = benchmarks_of(store.read_table(prompts, "prompts").set_index("prompt_id"))
+    kinds = benchmarks.loc[prompt_ids].to_numpy(dtype=str)
     lonely = np.unique(kinds[~np.isfinite(values)])
     kept = ~np.isin(kinds, lonely)
     rows = pd.DataFrame({"image_id": np.array(found.image_ids, dtype=object)[kept]})

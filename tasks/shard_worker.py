@@ -1,4 +1,4 @@
-"""What happens in a worker of a fan-out: its share of the cores, its GPU, and its end."""
+"""What happens in a worker of a fan-out: its share of the cores, its GPU, what it has loaded, and its end."""
 
 import os
 import shutil
@@ -9,17 +9,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from popalign_core.config import RuntimeConfig
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 POLL_S = 0.5
 """How soon a worker process notices that it is not wanted any more."""
 
 _here = threading.local()
 """Of a worker: `place`, and the `claim` on a GPU, a slot's lock that the system releases when the process dies."""
+
+_loaded: dict[tuple[str, int], tuple[Any, Any]] = {}
+"""Of this process: device and thread -> what was asked for, and what came of it."""
+_loading = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,31 @@ def worker_device(runtime: RuntimeConfig, n_gpus: int | None = None) -> str:
 
         n_gpus = torch.cuda.device_count()
     return runtime.device if n_gpus < 2 else f"cuda:{claim_slot(Path(_here.place.folder)) % n_gpus}"
+
+
+def load_once(load: Callable[..., T], *asked: Any, runtime: RuntimeConfig, is_shared: bool = False) -> T:
+    """What `load(*asked, runtime, device)` gives, loaded once by a worker for all its shards.
+
+    Args:
+        load: A function of a module.
+        asked: Its first arguments; when they change, all that was loaded before is freed first: both may not fit.
+        runtime: Decides the worker's device.
+        is_shared: Whether the threads of a device may use it at the same time; tokenizers and detectors may not.
+    """
+    device, what = worker_device(runtime), (load, asked, runtime)
+    user = device, 0 if is_shared or runtime.runner != "threads" else threading.get_ident()
+    with _loading:
+        for other in [each for each, (before, _) in _loaded.items() if before != what]:
+            del _loaded[other]
+        if user not in _loaded:
+            _loaded[user] = what, load(*asked, runtime, device)
+        found: T = _loaded[user][1]
+    return found
+
+
+def forget() -> None:
+    """Free what this process has loaded for shards."""
+    _loaded.clear()
 
 
 def claim_slot(folder: Path) -> int:

@@ -4,15 +4,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from threading import Lock
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save
 from torch import Tensor
 
 from popalign_core.config import ModelConfig, RuntimeConfig, SamplingConfig
@@ -25,8 +23,10 @@ from storage.images import encode_png, image_column
 from storage.parquet import encode, file_name
 from storage.store import ArtifactRef
 from tasks.sample import UNSAFE
-from tasks.shard_worker import worker_device
+from tasks.shard_worker import load_once
+from tasks.shardwise import ShardFiles
 from tasks.stage import open_store
+from tasks.tensors import encode_tensors
 
 if TYPE_CHECKING:
     from popalign_core.sampling.sampler import Sampler
@@ -53,19 +53,6 @@ class Shard:
     model: ModelConfig
     trained: ArtifactRef | None
     runtime: RuntimeConfig
-
-
-@dataclass(frozen=True)
-class DrawnShard:
-    """A shard as it will lie in the artifact.
-
-    Attributes:
-        files: Name -> content.
-        counts: What is counted in it.
-    """
-
-    files: Mapping[str, bytes]
-    counts: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -127,50 +114,21 @@ class Shards(Mapping[int, Shard]):
         return Edits(self.embeddings.rows([row_of[caption] for caption in wanted]), index, direction)
 
 
-_loaded: dict[str, tuple[tuple[Any, ...], "Sampler"]] = {}
-"""Of this worker: device -> what was asked for, and its sampler. A worker loads a model once for all its shards."""
-_loading = Lock()
+FindUnsafe = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
+"""Says which of [B, H, W, 3] pictures are unsafe."""
 
 
-def draw_in_worker(shard: Shard) -> DrawnShard:
-    """Draw a shard wherever this is called, on the worker's own device."""
-    device = worker_device(shard.runtime)
-    asked = (shard.model, shard.trained, shard.runtime)
-    with _loading:
-        if device not in _loaded or _loaded[device][0] != asked:
-            _loaded.pop(device, None)  # before the next one comes: two may not fit
-            _loaded[device] = asked, load_shard_sampler(*asked, device)
-        sampler = _loaded[device][1]
-    return draw_shard(shard, sampler)
-
-
-def forget_models() -> None:
-    """Free what this process has loaded for shards, the safety checker among it."""
-    _loaded.clear()
-    _load_checker.cache_clear()
-
-
-def load_shard_sampler(
-    model: ModelConfig, trained: ArtifactRef | None, runtime: RuntimeConfig, device: str
-) -> "Sampler":
-    """The sampler of a model; a trained one is fetched from the store first."""
-    from popalign_core.sampling.sampler import load_sampler
-
-    folder = open_store(runtime).localize(trained, "model") if trained else None
-    return load_sampler(model, runtime, device=device, folder=folder)
-
-
-def draw_shard(shard: Shard, sampler: "Sampler", on_images: Callable[[int], None] = lambda n: None) -> DrawnShard:
-    """Draw a shard.
+def draw_shard(shard: Shard, on_images: Callable[[int], None] = lambda n: None) -> ShardFiles:
+    """Draw a shard, on the device of the worker that this is called in.
 
     Pictures are encoded in threads of their own while the next batch is drawn.
 
     Args:
         shard: What to draw.
-        sampler: Of its model.
         on_images: Told how many images of the shard are drawn.
     """
-    find_unsafe = _safety_check(shard.sampling, sampler)
+    asked = shard.model, shard.trained, shard.sampling.safety_checker
+    sampler, find_unsafe = load_once(_load, *asked, runtime=shard.runtime, is_shared=True)
     latents, pictures, n_unsafe = list[Tensor](), list[Future[bytes] | None](), 0
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         for pixels, final in sampler.draw(shard.captions, shard.images["seed"].tolist(), shard.sampling):
@@ -187,19 +145,20 @@ def draw_shard(shard: Shard, sampler: "Sampler", on_images: Callable[[int], None
     return _pack(shard, cells, torch.cat(latents), n_unsafe)
 
 
-def _safety_check(config: SamplingConfig, sampler: "Sampler") -> Callable[[NDArray[np.uint8]], NDArray[np.bool_]]:
-    """What says which of [B, H, W, 3] pictures are unsafe; none is where nothing was asked for."""
-    if config.safety_checker is None:
-        return lambda pixels: np.zeros(len(pixels), dtype=bool)
-    return partial(unsafe_images, _load_checker(config.safety_checker, sampler.device))
+def _load(
+    model: ModelConfig, trained: ArtifactRef | None, safety_checker: str | None, runtime: RuntimeConfig, device: str
+) -> "tuple[Sampler, FindUnsafe]":
+    """The sampler of a model, and what looks at its pictures; a trained model is fetched from the store first."""
+    from popalign_core.sampling.sampler import load_sampler
+
+    folder = open_store(runtime).localize(trained, "model") if trained else None
+    sampler = load_sampler(model, runtime, device=device, folder=folder)
+    if safety_checker is None:
+        return sampler, lambda pixels: np.zeros(len(pixels), dtype=bool)
+    return sampler, partial(unsafe_images, load_safety_checker(safety_checker, sampler.device))
 
 
-@lru_cache(maxsize=1)
-def _load_checker(folder: str, device: torch.device) -> Any:
-    return load_safety_checker(folder, device)
-
-
-def _pack(shard: Shard, cells: list[bytes | None], latents: Tensor, n_unsafe: int) -> DrawnShard:
+def _pack(shard: Shard, cells: list[bytes | None], latents: Tensor, n_unsafe: int) -> ShardFiles:
     name = f"latents-{shard.number:05d}.safetensors"
     frame = shard.images.assign(
         image=pd.Series(image_column(cells), index=shard.images.index),
@@ -207,8 +166,8 @@ def _pack(shard: Shard, cells: list[bytes | None], latents: Tensor, n_unsafe: in
         latents_row=range(len(shard.images)),
     )
     files = {
-        name: save({"latents": latents.contiguous()}),
+        name: encode_tensors({"latents": latents}),
         file_name("images", shard.number): encode("images", frame),
     }
     counts = {"images": len(frame)} | ({UNSAFE: n_unsafe} if shard.sampling.safety_checker else {})
-    return DrawnShard(files, counts)
+    return ShardFiles(files, counts)

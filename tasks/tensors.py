@@ -12,19 +12,27 @@ from popalign_core.sampling.embeddings import PromptEmbeddings
 from storage.roots import storage_errors, write_atomic
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors under their names; the file appears complete or not at all.
+def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Tensors under their names, as the content of a file.
 
     The metadata has one entry at most: safetensors writes several in an order that changes from call to call, and the
     same content would have many checksums.
 
     Raises:
         ValueError: When there are several.
-        StoreError: When it cannot be written, the disk being full for example.
     """
     if metadata is not None and len(metadata) > 1:
         raise ValueError(f"metadata {sorted(metadata)}: one entry at most, or the file's bytes are left to chance")
-    data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata or {}))
+    return save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata or {}))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write `encode_tensors` to a file that appears complete or not at all.
+
+    Raises:
+        StoreError: When it cannot be written, the disk being full for example.
+    """
+    data = encode_tensors(tensors, metadata)
     with storage_errors(f"write {path}"):
         write_atomic(path, data)
 

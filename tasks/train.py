@@ -6,6 +6,7 @@ import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
+from storage.roots import storage_errors
 from storage.store import ArtifactRef, Build, Store
 from tasks.stage import Progress, Request, no_progress, produce, set_threads
 from tasks.training_inputs import TrainingRefs
@@ -26,12 +27,18 @@ def request(
     """What the key depends on; the base model enters with the sample, the axes' targets with the preferences.
 
     Raises:
-        ConfigError: When the weights are kept in a way that cannot be trained: here, so that no run draws images first.
+        ConfigError: When the weights are kept in a way that cannot be trained, or the normaliser has nothing to look
+            at: here, so that no run draws images first.
     """
     if config.model.storage is not None:
         raise ConfigError(
             f"model.storage is {config.model.storage!r}, which is for sampling alone; leave it out to train, and "
             "compare with a system that sets it, such as fp8"
+        )
+    if config.training.uses_anchors and not (config.prompts.retained_subjects or config.prompts.retained_lists):
+        raise ConfigError(
+            "training.normaliser is 'anchor', and there is no prompt to take it from; give prompts.retained_subjects "
+            "or retained_lists, or choose batch, ema or zero"
         )
     refs = TrainingRefs(preferences, sample, prompts, attributes, start)
     return Request(STAGE, VERSION, {"training": config.training.model_dump(mode="json")}, refs.keys())
@@ -63,6 +70,7 @@ def train_model(
 
     Raises:
         InputError: When there are no preferences, or they do not fit model and objective.
+        StoreError: When the trackers cannot write where they are to.
         TrainingError: When training diverges.
         PreemptedError: On SIGTERM, after a checkpoint was written.
     """
@@ -95,6 +103,9 @@ def _train(
     from tasks.training_inputs import run_training
 
     set_threads(runtime)
+    if runtime.trackers:
+        with storage_errors(f"make the log folder {log_folder}, which runtime.log_folder moves"):
+            log_folder.mkdir(parents=True, exist_ok=True)
     work = build.work / "checkpoints"
     if runtime.n_processes > 1 or runtime.accelerate_config:
         denoiser, log = launch_training(refs, config, runtime, work, on_progress, log_folder)

@@ -152,13 +152,12 @@ def _config_errors() -> Iterator[None]:
     """What pydantic refuses, as the project's error."""
     from pydantic import ValidationError
 
-    from popalign_core.config import problem_lines
+    from popalign_core.config import describe_problems
 
     try:
         yield
     except ValidationError as error:
-        problems = problem_lines(error, whole="study")
-        raise ConfigError("the study does not fit:\n" + "\n".join(problems)) from error
+        raise ConfigError("the study does not fit:\n" + "\n".join(describe_problems(error, whole="study"))) from error
 
 
 def _check_name(name: str) -> str:

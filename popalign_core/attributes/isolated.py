@@ -10,14 +10,16 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context, parent_process
+from multiprocessing.util import Finalize
 from typing import Any, TypeVar
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
 
 from popalign_core.attributes.reader import AttributeReader, FaceReading, Pictures, unreadable
-from popalign_core.errors import ResourceError
+from popalign_core.errors import ConfigError, ResourceError
 
 READER_DIED = "reader_died"
 """Drop reason: the process died whenever it looked at this image."""
@@ -30,18 +32,25 @@ _here: dict[str, AttributeReader] = {}
 class IsolatedReader:
     """An attribute reader that another process runs; attributes as those of the reader in it."""
 
-    def __init__(self, load: Callable[[], AttributeReader], n_threads: int = 0) -> None:
+    def __init__(self, load: Callable[[], AttributeReader], n_threads: int = 0, gpu: int | None = None) -> None:
         """Start the process and load the reader in it.
 
         Args:
             load: Makes the reader; travels to the process, so it must be picklable.
             n_threads: Of torch there; 0 leaves its default.
+            gpu: Of those that this process sees, the only one that the other sees; None for all.
 
         Raises:
             PopAlignError: Whatever `load` raises.
+            ConfigError: When this process is a daemon, which may start none.
             ResourceError: When the process dies while it loads.
         """
-        self._load, self._n_threads = load, n_threads
+        if current_process().daemon:
+            raise ConfigError(
+                "an attribute reader works in a process of its own, which this one, a daemon, may not start; "
+                "start Dask's workers with DASK_DISTRIBUTED__WORKER__DAEMON=False"
+            )
+        self._load, self._n_threads, self._gpu = load, n_threads, gpu
         self._pool: ProcessPoolExecutor | None = None
         try:
             self.name, self.version, self.axes = self._ask(_describe)
@@ -84,7 +93,10 @@ class IsolatedReader:
 
     def _ask(self, call: Callable[..., R], *arguments: Any) -> R:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (self._n_threads,))
+            self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (self._n_threads, self._gpu))
+            # A process that multiprocessing started waits at its end for its own ones before any pool is shut down;
+            # at priority 10 the queues to them close.
+            Finalize(None, _shut_down, (ref(self._pool),), exitpriority=11)
             self._pool.submit(_open, self._load).result()
         try:
             return self._pool.submit(call, *arguments).result()
@@ -94,12 +106,20 @@ class IsolatedReader:
             raise
 
 
-def _begin(n_threads: int) -> None:
+def _shut_down(pool: "ref[ProcessPoolExecutor]") -> None:
+    if there := pool():
+        there.shutdown()
+
+
+def _begin(n_threads: int, gpu: int | None) -> None:
     """In the process: what must be said before the frameworks are imported, and an end with the parent's."""
     os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # some detectors run on TensorFlow where there is one
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if n_threads:
         os.environ["OMP_NUM_THREADS"] = str(n_threads)
+    if gpu is not None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
     # a pool's process waits for work for ever, even when its parent was killed
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -5,7 +5,7 @@ lives in `RuntimeConfig`, which is never hashed.
 """
 
 from popalign_core.config.attributes import AttributesConfig, NetworkConfig, PeopleConfig, ZeroShotConfig
-from popalign_core.config.base import PHRASE, Axis, Frozen, Text, problem_lines
+from popalign_core.config.base import PHRASE, Axis, Frozen, Text, describe_problems
 from popalign_core.config.evaluation import (
     AestheticsConfig,
     ClipScoreConfig,
@@ -73,8 +73,8 @@ __all__ = [
     "Text",
     "TrainingConfig",
     "ZeroShotConfig",
+    "describe_problems",
     "load_config",
     "merge_documents",
     "parse_config",
-    "problem_lines",
 ]

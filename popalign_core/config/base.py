@@ -13,28 +13,35 @@ def is_empty(values: Sized) -> bool:
     return len(values) == 0
 
 
-def problem_lines(error: ValidationError, *, above: str = "", whole: str = "(top)") -> list[str]:
-    """A line a problem: the field, what is wrong and, unless the message says it itself, the value.
+class Frozen(BaseModel):
+    """Immutable; refuses fields it does not know, and numbers that are not finite, which no key can hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def describe_problems(error: ValidationError, prefix: str = "", whole: str = "(top)") -> list[str]:
+    """One line for every problem: the field, what is wrong with it, and the value where the text lacks it.
 
     Args:
         error: From pydantic.
-        above: What stands before the fields' names, such as 'runtime.'.
+        prefix: What stands before the fields' names, such as 'runtime.'.
         whole: How a problem of no single field is headed.
     """
+    found = error.errors(include_url=False)
     lines = []
-    for item in error.errors():
-        field = ".".join(map(str, item["loc"]))
-        told = item["type"] in ("value_error", "extra_forbidden") or isinstance(item["input"], dict | list | tuple)
-        lines.append(
-            f"  {above + field if field else whole}: {item['msg']}" + ("" if told else f", got {item['input']!r}")
-        )
+    for problem in found:
+        where = problem["loc"]
+        # a list that lost an item to another problem is not too short
+        if problem["type"] == "too_short" and any(each["loc"][: len(where)] == where != each["loc"] for each in found):
+            continue
+        value = "" if problem["type"] in ("value_error", "missing") else f", got {_shortened(problem['input'])}"
+        lines.append(f"  {prefix + '.'.join(map(str, where)) if where else whole}: {problem['msg']}{value}")
     return lines
 
 
-class Frozen(BaseModel):
-    """Immutable, and refuses fields it does not know and numbers that are not finite: keys cannot hold them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 PHRASE = "{word} {subject}"

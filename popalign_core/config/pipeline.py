@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from popalign_core.config.attributes import AttributesConfig
-from popalign_core.config.base import Axis, Frozen, Text, problem_lines
+from popalign_core.config.base import Axis, Frozen, Text, describe_problems
 from popalign_core.config.evaluation import EvaluationConfig
 from popalign_core.config.prompts import PromptsConfig
 from popalign_core.config.sampling import ModelConfig, SamplingConfig
@@ -173,16 +173,16 @@ def load_config(path: Path) -> PipelineConfig:
     """Read a TOML file; a `preset = "NAME"` line at the top starts from that preset.
 
     Raises:
-        ConfigError: When the file is missing, is not TOML, or does not fit.
+        ConfigError: When the file is missing, is not TOML in UTF-8, or does not fit.
     """
     from popalign_core.presets import preset
 
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}; give an existing TOML file") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8, as TOML has to be: {error}; save it as UTF-8") from error
+        raise ConfigError(f"{path} is not TOML: {error}; save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}; see README.md for an example") from error
     base = document.pop("preset", None)
@@ -200,7 +200,7 @@ def parse_config(document: dict[str, Any], origin: str = "configuration") -> Pip
     try:
         return PipelineConfig.model_validate(document)
     except ValidationError as error:
-        problems = problem_lines(error)
+        problems = describe_problems(error)
         raise ConfigError(f"{origin} does not fit, {len(problems)} problem(s):\n" + "\n".join(problems)) from error
 
 

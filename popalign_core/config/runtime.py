@@ -15,7 +15,7 @@ class RuntimeConfig(Frozen):
     batch_size: int = Field(
         default=32, ge=1, description="images a batch, at most: sampling takes fewer where memory does not hold them"
     )
-    n_threads: int = Field(default=0, ge=0, description="torch threads; 0 takes all cores")
+    n_threads: int = Field(default=0, ge=0, description="torch threads; 0 takes all cores, of a worker its share")
     shard_size: int = Field(default=128, ge=1, description="images a resumable shard")
     scratch: str | None = Field(default=None, description="local folder for building; default beside the root")
     n_processes: int = Field(default=1, ge=1, description="of training; more than 1 goes through `accelerate launch`")
@@ -34,7 +34,7 @@ class RuntimeConfig(Frozen):
         default=None, description="local folder the trackers write below; default logs/ below a local root, else here"
     )
     runner: Literal["inline", "threads", "processes", "ray", "dask"] = Field(
-        default="inline", description="who draws the shards of images"
+        default="inline", description="who draws, reads and scores the shards of images"
     )
     n_workers: int = Field(default=1, ge=1, description="of the runner; on one machine, at best one a GPU")
     runner_address: str | None = Field(

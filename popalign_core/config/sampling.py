@@ -22,7 +22,7 @@ class ModelConfig(Frozen):
     lora: Text | None = Field(
         default=None, description="a .safetensors file, or a folder that training wrote; fused into the model"
     )
-    lora_scale: float = Field(default=1.0, allow_inf_nan=False, description="how much of the LoRA is fused in")
+    lora_scale: float = Field(default=1.0, description="how much of the LoRA is fused in")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

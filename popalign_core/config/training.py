@@ -89,6 +89,11 @@ class TrainingConfig(Frozen):
     )
     probe: ProbeConfig | None = None
 
+    @property
+    def uses_anchors(self) -> bool:
+        """Whether Z comes from retained images of generic prompts."""
+        return self.objective == "popalign" and self.normaliser == "anchor"
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         for problem, text in (

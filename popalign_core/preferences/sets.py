@@ -105,7 +105,8 @@ def iter_sets(
         counted = {reason: n for reason, n in sorted(drops.items()) if n}
         raise InputError(
             f"no preference pair can be built from {len(pools)} neutral training prompt(s) and {n_images} "
-            f"image(s); dropped: {counted or 'nothing'}. Sample more images or lower preferences.set_size"
+            f"image(s); dropped: {counted or 'nothing'}. Sample more images, or change preferences.set_size: smaller "
+            "sets need fewer images, larger ones can come nearer the target"
         )
 
 

@@ -49,7 +49,10 @@ def local_folder(model: ModelConfig) -> Path | None:
             f"model {model.name!r} is no folder and no hub id; give a diffusers folder or 'owner/name'"
         )
     if model.revision is None:
-        raise ConfigError(f"model {model.name!r} has no revision; give the commit, so that the weights cannot change")
+        raise ConfigError(
+            f"model {model.name!r} is no folder here, and as a hub id it has no revision; correct the path, or give "
+            "the commit as model.revision, so that the weights cannot change"
+        )
     return None
 
 

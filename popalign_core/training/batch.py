@@ -74,14 +74,9 @@ class Batch:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "n_pairs"}
 
 
-def uses_anchors(config: TrainingConfig) -> bool:
-    """Whether Z comes from retained images of generic prompts."""
-    return config.objective == "popalign" and config.normaliser == "anchor"
-
-
 def needs_retained(config: TrainingConfig) -> bool:
     """Whether a batch carries retained images: to hold them, or as anchors of the normaliser."""
-    return config.retention > 0 or uses_anchors(config)
+    return config.retention > 0 or config.uses_anchors
 
 
 def draw_batch(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popalign_core.errors import InputError, TrainingError
+from popalign_core.errors import InputError, StoreError, TrainingError
 
 LogRow = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -56,16 +56,30 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 1) -> None:
-    """Write beside, rename, then delete all but the newest `keep`: a kill at any moment leaves a whole newest one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write beside, rename, then delete all but the newest `keep`: a kill at any moment leaves a whole newest one.
+
+    Raises:
+        StoreError: When it cannot be written, the disk being full for example; those before are kept.
+    """
     path = checkpoint_path(folder, checkpoint.step)
     partial = path.with_suffix(".partial")
     fields = {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
-    with partial.open("wb") as file:
-        torch.save(fields, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            torch.save(fields, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch hides what the file told it
+        if not isinstance(cause, OSError):
+            raise
+        partial.unlink(missing_ok=True)
+        raise StoreError(
+            f"cannot write checkpoint {path}: {cause}; free some space or let this user write there, then run the same "
+            "command again: it goes on from the checkpoint before"
+        ) from error
     for old in list_checkpoints(folder)[keep:]:
         old.unlink()
     for torn in folder.glob("checkpoint-*.partial"):

@@ -9,7 +9,6 @@ from popalign_core.config import RuntimeConfig, TrainingConfig
 from popalign_core.denoisers import family_of, latent_channels
 from popalign_core.errors import ConfigError, InputError
 from popalign_core.sampling.storage import is_float8
-from popalign_core.training.batch import uses_anchors
 from popalign_core.training.data import PreferenceData
 
 
@@ -38,7 +37,7 @@ def check_inputs(model: Any, data: PreferenceData, config: TrainingConfig) -> No
         raise InputError(
             f"training.retention is {config.retention:g}, but the data holds no retained image; set it to 0"
         )
-    if uses_anchors(config) and not bool(data.retained_generic.any()):
+    if config.uses_anchors and not bool(data.retained_generic.any()):
         raise InputError(
             "training.normaliser is 'anchor', but no image of a generic training prompt was drawn; "
             "give prompts.retained_subjects, or choose batch, ema or zero"

@@ -192,7 +192,7 @@ class _Run:
             trackers.log(terms | speed, self.step)
             if self.on_step is not None:
                 self.on_step(self.step, terms | speed)
-            if preempted and not last:
+            if preempted:  # at the last step too: what comes after the training would not hear of it
                 trackers.finish()
                 raise PreemptedError(
                     f"SIGTERM at step {self.step} of {self.config.n_steps}: {self.folder} keeps the checkpoint of step "
@@ -288,7 +288,10 @@ class _Run:
 
     def _roll_back(self, error: DivergedError) -> None:
         if self.config.on_divergence == "stop" or self.running.n_rollbacks >= MAX_ROLLBACKS:
-            raise DivergedError(f"{error}; {self.folder} keeps the checkpoint of step {self.saved}") from error
+            kept = f"{self.folder} keeps the checkpoint of step {self.saved}"
+            raise DivergedError(
+                f"{error}; {kept if list_checkpoints(self.folder) else 'no checkpoint was written yet'}"
+            ) from error
         scale, n = self.running.learning_rate_scale / 2, self.running.n_rollbacks + 1
         self._restore()
         self.running.learning_rate_scale, self.running.n_rollbacks, self.running.error_ratio = scale, n, 1.0

@@ -49,11 +49,11 @@ def test_a_run_killed_at_many_moments_ends_with_the_same_bytes(
     tiny_runtime = tiny_runtime.model_copy(update={"n_threads": 1})
     whole = tiny_runtime.model_copy(update={"root": str(tmp_path / "whole")})
     run_pipeline(tiny_config, whole, "run", call=call_directly())
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)  # stages tell of their batches too, so that shards are cut short
     n_kills = 0
     while not run_and_die(tiny_config, tiny_runtime, int(rng.integers(1, 8))):
         n_kills += 1
-        assert n_kills < 40, "no progress between kills"
+        assert n_kills < 100, "no progress between kills"
     assert n_kills >= 8
     expected, found = tables(whole.root), tables(tiny_runtime.root)
     assert sorted(found) == sorted(expected)

@@ -40,11 +40,14 @@ def test_a_file_may_start_from_a_preset_and_settings_lie_over_both(tmp_path: Pat
         ("smoke", ["training.beta"], "not field=value"),
         ("smoke", ["training..beta=3"], "not field=value"),
         ("smoke", ["training.beta.deep=3"], "'beta' is not a table"),
-        ("smoke", ["runtime.batch=3"], r"runtime\.batch: Extra inputs"),
         ("smoke", ["sampling.n_steps=many"], r"sampling\.n_steps: .*valid integer.*, got 'many'"),
         ("smoke", ["sampling.guidance_scale=inf"], r"sampling\.guidance_scale: .*finite number, got inf"),
         ("smoke", ["evaluation.confidence=95"], r"evaluation\.confidence: .*less than 1, got 95"),
         ("smoke", ["runtime.batch_size=0"], r"runtime\.batch_size: .*greater than or equal to 1, got 0"),
+        ("smoke", ["runtime.batch=3"], r"runtime\.batch: Extra inputs are not permitted, got 3$"),
+        ("smoke", ["runtime.batch_size=many"], r"runtime\.batch_size: Input should be a valid integer.*, got 'many'$"),
+        ("smoke", ["training.learning_rate=inf"], r"training\.learning_rate: .*finite number, got inf$"),
+        ("smoke", ["sampling.n_steps=0"], r"1 problem\(s\):\n  sampling\.n_steps: Input should be greater .*, got 0$"),
     ],
 )
 def test_a_bad_word_is_named(preset: str, settings: list[str], message: str) -> None:
@@ -57,6 +60,37 @@ def test_a_preset_and_a_file_exclude_each_other(tmp_path: Path) -> None:
         build_config("smoke", tmp_path / "mine.toml", [], None)
 
 
+def test_a_target_is_of_numbers_and_the_axis_alone_is_blamed(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    for share, message in (("nan", "finite number, got nan"), ("0.4", "target sums to 0.9; give shares")):
+        path.write_text(
+            'preset = "smoke"\n[[axes]]\nname = "tall"\nclasses = ["tall", "short"]\n'
+            f"target = {{ tall = {share}, short = 0.5 }}\n",
+            encoding="utf-8",
+        )
+        with pytest.raises(ConfigError, match=message) as caught:
+            build_config(None, path, [], None)
+        assert "1 problem(s)" in str(caught.value)
+        assert "at least 1 item" not in str(caught.value)  # the list of axes is not what is wrong
+
+
+def test_a_file_is_utf8_with_a_mark_or_without(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('preset = "smoke"\n[prompts]\ntrain_subjects = ["bäcker"]\n', encoding="utf-8-sig")
+    assert build_config(None, path, [], None)[0].prompts.train_subjects == ("bäcker",)
+    path.write_bytes('preset = "smoke" # bäcker\n'.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"mine\.toml is not TOML: .* save it as UTF-8"):
+        build_config(None, path, [], None)
+
+
+@pytest.mark.parametrize("preset", ['["smoke"]', '{ name = "smoke" }', "3"])
+def test_a_preset_that_is_no_name_is_unknown(tmp_path: Path, preset: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"preset = {preset}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"unknown preset .*; choose from portraits"):
+        build_config(None, path, [], None)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read configuration .*gone\.toml"):
         build_config(None, tmp_path / "gone.toml", [], None)
@@ -65,7 +99,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'preset = "smoke"\n# caf\xe9\n', r"mine\.toml is not UTF-8.*save it as UTF-8"),
+        (b'preset = "smoke"\n# caf\xe9\n', r"mine\.toml is not TOML: .*save it as UTF-8"),
         (b'preset = ["smoke"]\n', r"unknown preset \['smoke'\]; choose from"),
         (b'preset = "smoke"\n[sampling\n', r"mine\.toml is not TOML"),
         (

@@ -42,6 +42,18 @@ def test_a_run_ends_with_its_folder_and_the_next_is_all_hits(
     assert all(node.is_hit for node in plan(tiny_config, tiny_runtime))
 
 
+def test_an_adapter_lies_beside_the_model_until_a_run_without_one(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    folder = Path(tiny_runtime.root) / "runs" / "first"
+    adapted = tiny_config.training.model_copy(update={"lora_rank": 2, "n_steps": 1})
+    for training, expected in ((adapted, ["pytorch_lora_weights.safetensors"]), (tiny_config.training, [])):
+        config = tiny_config.model_copy(update={"training": training})
+        run_pipeline(config, tiny_runtime, "first", call=call_directly())
+        assert [path.name for path in folder.glob("lora/*")] == expected
+        assert (folder / "model" / "model_index.json").is_file()
+
+
 def test_a_forced_stage_gets_a_new_version_and_the_old_one_stays(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:

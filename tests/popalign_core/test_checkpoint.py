@@ -14,7 +14,7 @@ import pytest
 import torch
 from training_runs import RUNTIME, changed, run, same_weights, stop_at, values
 
-from popalign_core.errors import DivergedError, InputError, PreemptedError, TrainingError
+from popalign_core.errors import DivergedError, InputError, PreemptedError, StoreError, TrainingError
 from popalign_core.training.checkpoint import checkpoint_path, list_checkpoints
 from popalign_core.training.data import PreferenceData
 
@@ -136,6 +136,34 @@ def test_nan_loss_stops_and_keeps_the_checkpoint(
     assert all(bool(weight.isfinite().all()) for weight in saved["weights"].values())
 
 
+def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(
+    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path, make_disk: Callable[[str], Path]
+) -> None:
+    whole = make_pipeline()
+    expected = run(whole, data, tmp_path / "whole")
+    size = checkpoint_path(tmp_path / "whole", 6).stat().st_size
+    disk = make_disk(f"{size * 3 // 2}")
+    with pytest.raises(
+        StoreError, match=r"cannot write checkpoint .*-0000004\.pt: .*No space left on device; free some"
+    ):
+        run(make_pipeline(), data, disk / "run")
+    assert [path.name for path in (disk / "run").iterdir()] == ["checkpoint-0000002.pt"]
+    subprocess.run(["mount", "-o", f"remount,size={size * 4}", str(disk)], check=True)
+    resumed = make_pipeline()
+    assert run(resumed, data, disk / "run") == expected
+    assert same_weights(whole.unet, resumed.unet)
+
+
+def test_a_loss_that_is_never_finite_promises_no_checkpoint(
+    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
+) -> None:
+    pipeline = make_pipeline()
+    pipeline.unet.conv_in.weight.data.fill_(math.nan)
+    with pytest.raises(DivergedError, match=r"loss is nan at step 1: .*; no checkpoint was written yet$"):
+        run(pipeline, data, tmp_path)
+    assert list_checkpoints(tmp_path) == []
+
+
 def test_infinite_gradient_stops_before_the_weights_move(
     tiny_pipeline: Any, data: PreferenceData, tmp_path: Path
 ) -> None:
@@ -240,27 +268,30 @@ def test_rolling_back_ends_after_three(make_pipeline: Callable[[], Any], data: P
     assert newest["running"]["learning_rate_scale"] == 0.125
 
 
+@pytest.mark.parametrize("last", [4, 6])
 def test_sigterm_saves_and_the_same_call_goes_on(
-    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
+    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path, last: int
 ) -> None:
     whole, resumed = make_pipeline(), make_pipeline()
     expected = run(whole, data, tmp_path / "whole")
     heard: list[int] = []
     earlier = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
     try:
-        with pytest.raises(PreemptedError, match=r"SIGTERM at step 4 of 6: .* keeps the checkpoint of step 4") as error:
-            # it comes while step 4 is under way, and step 4 is finished
+        with pytest.raises(
+            PreemptedError, match=rf"SIGTERM at step {last} of 6: .* checkpoint of step {last};"
+        ) as error:
+            # it comes while the step is under way, and that is finished
             run(
                 make_pipeline(),
                 data,
                 tmp_path / "run",
-                lambda step, _: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None,
+                lambda step, _: os.kill(os.getpid(), signal.SIGTERM) if step == last - 1 else None,
             )
     finally:
         signal.signal(signal.SIGTERM, earlier)
     assert error.value.exit_code == 143
     # the host's own handler (Prefect's) gets it after all
     assert heard == [1]
-    assert checkpoint_path(tmp_path / "run", 4).exists()
+    assert checkpoint_path(tmp_path / "run", last).exists()
     assert run(resumed, data, tmp_path / "run") == expected
     assert same_weights(whole.unet, resumed.unet)

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,34 @@ def test_preprocessing_is_resize_crop_rescale_normalise(pixels: np.ndarray) -> N
     resized = np.asarray(Image.fromarray(pixels[0]).resize((16, 19), Image.Resampling.BICUBIC))
     expected = (resized[1:17] / 255 - np.array(MEAN)) / np.array(STD)
     np.testing.assert_allclose(steps.apply(pixels[0]).numpy(), expected.transpose(2, 0, 1), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_threads_and_their_absence_give_the_same_bits(pixels: np.ndarray) -> None:
+    """Those of the formula on floats, also after a fork, which has none of the threads."""
+    steps = ImagePreprocessing(16, (16, 16), 3, 1 / 255, MEAN, STD)
+    before, found = torch.get_num_threads(), []
+    try:
+        for n_threads in (2, 1):
+            torch.set_num_threads(n_threads)
+            found.append(steps.apply_all(list(pixels)))
+        torch.set_num_threads(2)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(steps.apply_all(list(pixels)), found[0]) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        torch.set_num_threads(before)
+    resized = [
+        Image.fromarray(image).resize((16, 19), Image.Resampling.BICUBIC).crop((0, 1, 16, 17)) for image in pixels
+    ]
+    values = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2).float() * (
+        1 / 255
+    )
+    expected = (values - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    assert torch.equal(found[0], expected)
+    assert torch.equal(found[1], expected)
+    assert found[0].is_contiguous()
 
 
 def test_image_of_the_right_size_is_not_resampled(pixels: np.ndarray) -> None:

@@ -7,14 +7,15 @@ import sys
 import threading
 import time
 from functools import partial
+from multiprocessing import current_process, get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
-from readers import DEADLY, CornerReader, die_loading, load_nothing, thread_count
+from readers import DEADLY, CornerReader, die_loading, keep_a_reader, load_nothing, thread_count
 
 from popalign_core.attributes.isolated import IsolatedReader
-from popalign_core.errors import MissingWeightsError, ResourceError
+from popalign_core.errors import ConfigError, MissingWeightsError, ResourceError
 
 
 def pictures(*values: int) -> list[np.ndarray]:
@@ -52,6 +53,23 @@ def test_kill_minus_9_in_the_middle_of_a_batch_loses_nothing(tmp_path: Path) -> 
     assert [int(n) for _, n in begun] == [3, 3]  # the batch again, whole, in the new process
     assert begun[0][0] == str(victim)
     assert begun[1][0] != str(victim)
+
+
+def test_a_worker_process_ends_with_a_reader_in_its_hands() -> None:
+    """multiprocessing waits for the processes of a process before it shuts its pools down: for ever, left alone."""
+    worker = get_context("spawn").Process(target=keep_a_reader)
+    worker.start()
+    worker.join(timeout=60)
+    hangs = worker.is_alive()
+    worker.kill()
+    assert not hangs
+    assert worker.exitcode == 0
+
+
+def test_a_daemon_is_told_that_it_may_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="with DASK_DISTRIBUTED__WORKER__DAEMON=False"):
+        IsolatedReader(CornerReader)
 
 
 def test_killed_between_batches_it_starts_again() -> None:

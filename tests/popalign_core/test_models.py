@@ -45,7 +45,7 @@ def test_hash_follows_content_not_place(tiny_pipeline_folder: Path, tmp_path: Pa
 
 def test_hash_of_a_hub_id_is_its_revision() -> None:
     assert model_hash(ModelConfig(name="owner/model", revision="abc123")) == "owner/model@abc123"
-    with pytest.raises(ConfigError, match="'owner/model' has no revision"):
+    with pytest.raises(ConfigError, match="'owner/model' is no folder here, and as a hub id it has no revision"):
         model_hash(ModelConfig(name="owner/model"))
 
 

@@ -1,6 +1,6 @@
 """CLIP score, PickScore, LAION's aesthetics and ImageReward against their published formulas."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +252,19 @@ def test_an_embedder_keeps_nothing_of_an_older_batch() -> None:
     assert embedder.embed_pictures(first).item() == 0
     assert embedder.embed_pictures(second).item() == 3
     assert embedder.embed_pictures(first).item() == 0
+
+
+def test_a_text_is_embedded_once_and_by_itself() -> None:
+    """In a batch its last bits could depend on its neighbours, and so a score on who scored what before."""
+    from popalign_core.attributes.zero_shot import SharedSpace
+
+    asked: list[list[str]] = []
+
+    def embed(texts: Sequence[str]) -> torch.Tensor:
+        asked.append(list(texts))
+        return torch.tensor([[float(len(text))] for text in texts])
+
+    embedder = Embedder(SharedSpace(lambda _: torch.ones(1, 1), embed, 1.0))
+    assert embedder.embed_texts(["cat", "a", "cat"]).tolist() == [[3.0], [1.0], [3.0]]
+    assert embedder.embed_texts(["ox", "a"]).tolist() == [[2.0], [1.0]]
+    assert asked == [["cat"], ["a"], ["ox"]]

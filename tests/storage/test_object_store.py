@@ -58,6 +58,7 @@ def test_an_artifact_is_read_back(store: Store, published: ArtifactRef, tmp_path
     assert other.is_published(published)
     assert other.list_artifacts() == [published]
     assert other.read_table(published, "scores")["value"].tolist() == [0.25, 0.5, 1.25, 1.5]
+    assert other.rows_by_shard(published, "scores") == [2, 2]
     folder = other.localize(published)
     assert folder.is_relative_to(tmp_path / "cache")
     assert (folder / "model" / "weights.bin").read_bytes() == b"weights"

@@ -69,6 +69,18 @@ def test_the_manifest_describes_the_artifact(store: Store, published: ArtifactRe
 def test_a_table_comes_back_whole_or_shard_by_shard(store: Store, published: ArtifactRef) -> None:
     assert store.read_table(published, "scores")["value"].tolist() == [0.25, 0.5, 1.25, 1.5]
     assert [shard["value"].tolist() for shard in store.iter_table(published, "scores")] == [[0.25, 0.5], [1.25, 1.5]]
+    assert store.rows_by_shard(published, "scores") == [2, 2]
+
+
+def test_one_shard_is_read_alone_and_checked(store: Store, published: ArtifactRef) -> None:
+    (store.localize(published) / "scores-00000.parquet").write_bytes(b"torn")
+    assert store.read_table(published, "scores", ["value"], shard=1).to_dict("list") == {"value": [1.25, 1.5]}
+    with pytest.raises(StoreError, match=r"scores-00000\.parquet does not match its checksum"):
+        store.read_table(published, "scores", shard=0)
+    with pytest.raises(StoreError, match=r"table 'scores' of scores/scores-v1-.* has no shard 2; it has 2 from 0 on"):
+        store.read_table(published, "scores", shard=2)
+    with pytest.raises(StoreError, match=r"scores-00000\.parquet cannot be read as Parquet"):
+        store.rows_by_shard(published, "scores")
 
 
 def test_some_columns_are_read_alone_and_the_rest_is_still_checked(store: Store, published: ArtifactRef) -> None:

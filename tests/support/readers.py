@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from popalign_core.attributes.isolated import IsolatedReader
 from popalign_core.attributes.reader import FaceReading
 from popalign_core.errors import MissingWeightsError
 
@@ -51,3 +52,18 @@ def thread_count() -> CornerReader:
     reader = CornerReader()
     reader.version = str(torch.get_num_threads())
     return reader
+
+
+def seen_gpu(device: str) -> CornerReader:
+    """A reader whose version says which device it was given, and which GPUs its process sees."""
+    reader = CornerReader()
+    reader.version = f"{device} of {os.environ.get('CUDA_VISIBLE_DEVICES')}"
+    return reader
+
+
+kept: list[IsolatedReader] = []
+
+
+def keep_a_reader() -> None:
+    """What a worker of a pool does: it has the reader for all its life."""
+    kept.append(IsolatedReader(CornerReader))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from popalign_core.config import RuntimeConfig
 from popalign_core.errors import MissingWeightsError
+from tasks import shard_worker
 from tasks.shard_worker import worker_device
 
 
@@ -34,6 +35,20 @@ def make_megabytes(job: int) -> bytes:
 def choose_device(job: tuple[RuntimeConfig, int]) -> str:
     time.sleep(0.3)  # so that the other worker gets a job
     return worker_device(*job)
+
+
+loads: list[str] = []
+
+
+def load(job: tuple[RuntimeConfig, str, bool]) -> str:
+    config, name, is_shared = job
+    return shard_worker.load_once(note_load, name, runtime=config, is_shared=is_shared)
+
+
+def note_load(name: str, runtime: RuntimeConfig, device: str) -> str:
+    loads.append(f"{name} on {device}")
+    time.sleep(0.3)  # so that the other worker gets a job
+    return name
 
 
 def die(job: tuple[int, str, int]) -> int:

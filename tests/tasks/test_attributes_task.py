@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 from onnx_files import write_colour_network
 from PIL import Image
-from readers import CornerReader
+from readers import CornerReader, seen_gpu
 
 from popalign_core.attributes.isolated import IsolatedReader
-from popalign_core.config import Axis, PipelineConfig, RuntimeConfig
+from popalign_core.config import AttributesConfig, Axis, PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError
 from storage.store import ArtifactRef
 from tasks import measuring
@@ -218,6 +218,20 @@ def test_keys_of_before_stay_and_new_settings_change_them(
     }
     assert len(keys) == 5
     assert reference(store, asked).key == "attributes-v1-e74a046a1b94dde718a3c0735fd6dfd5"
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "seen"),
+    [("cuda:1", "", "cuda of 1"), ("cuda:1", "4,GPU-5", "cuda of GPU-5"), ("cpu", "4,GPU-5", "cpu of 4,GPU-5")],
+)
+def test_a_reader_sees_the_gpu_of_its_worker_alone(
+    device: str, visible: str, seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some detectors and ONNX take the first GPU they see, whatever device is asked for."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    described = measuring.Classifier(lambda: "1", lambda config, device: measuring._isolate(seen_gpu, device))
+    monkeypatch.setitem(measuring.CLASSIFIERS, "portraits", described)
+    assert measuring.load_reader(AttributesConfig(classifier="portraits"), device).version == seen
 
 
 def test_kill_minus_9_in_the_middle_of_the_stage_changes_nothing(

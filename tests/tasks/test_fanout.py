@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from popalign_core.config import RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, ResourceError
+from tasks import shard_worker
 from tasks.fanout import fan_out
 from tasks.shard_worker import claim_slot, worker_device
 
@@ -75,7 +76,7 @@ SQUARES = {number: (number + 1) ** 2 for number in range(3, 11)}
 @pytest.mark.parametrize(("runner", "n_workers"), [("inline", 1), ("threads", 2)])
 def test_runners_of_this_process_hand_over_the_same_results(runner: str, n_workers: int) -> None:
     handed = Handed()
-    fan_out(shard_work.square, JOBS, runtime(runner, n_workers), handed)
+    fan_out(shard_work.square, JOBS, runtime(runner, n_workers), handed, stage="sample")
     assert {number: result[0] for number, result in handed.items()} == SQUARES
     assert {pid for _, (pid, _), _ in handed.values()} == {os.getpid()}
 
@@ -122,7 +123,7 @@ def test_no_more_than_two_jobs_a_worker_are_under_way(tmp_path: Path) -> None:
         handed(number, result)
 
     jobs = {number: (number, str(tmp_path)) for number in range(8)}
-    fan_out(shard_work.note_start, jobs, runtime("threads"), take_time)
+    fan_out(shard_work.note_start, jobs, runtime("threads"), take_time, stage="sample")
     assert handed == {number: number for number in range(8)}
 
 
@@ -133,7 +134,7 @@ def test_the_job_of_a_killed_worker_is_redone_and_given_up_after_three(runner: s
     jobs = {number: (number, str(tmp_path), n) for number, n in n_deaths.items()}
     reason = rf"^sample shard 3: the worker of runner '{runner}' died 3 times .*set runtime.batch_size below 32"
     with pytest.raises(ResourceError, match=reason) as info:
-        fan_out(shard_work.die, jobs, runtime(runner), handed)
+        fan_out(shard_work.die, jobs, runtime(runner), handed, stage="sample")
     assert info.value.exit_code == 8
     assert handed == {0: 0, 1: 1, 2: 4}
     starts = {number: (tmp_path / f"starts-{number}").stat().st_size for number in jobs}
@@ -144,7 +145,7 @@ def test_the_job_of_a_killed_worker_is_redone_and_given_up_after_three(runner: s
 
 def test_work_that_ends_its_process_is_an_error_not_a_hang() -> None:
     with pytest.raises(RuntimeError, match=r"the work of a shard called exit\(3\)"):
-        fan_out(sys.exit, {0: 3}, runtime("threads"), Handed())
+        fan_out(sys.exit, {0: 3}, runtime("threads"), Handed(), stage="sample")
 
 
 @pytest.mark.parametrize("runner", ["processes", *CLUSTERS])
@@ -158,7 +159,7 @@ def test_an_error_of_the_work_comes_as_it_is_and_at_once(runner: str, tmp_path: 
     jobs = {number: (number, str(tmp_path)) for number in range(3)}
     start = time.monotonic()
     with pytest.raises(MissingWeightsError, match=r"^no weights for shard 1$") as info:
-        fan_out(shard_work.fail, jobs, runtime(runner, n_workers=3), take)
+        fan_out(shard_work.fail, jobs, runtime(runner, n_workers=3), take, stage="sample")
     assert info.value.exit_code == 4
     assert handed == {0: 0}
     assert time.monotonic() - start < 60, "waited for a shard that nobody wants"
@@ -172,7 +173,8 @@ from tasks.fanout import fan_out
 
 if __name__ == "__main__":
     runner, work, jobs = sys.argv[1], getattr(shard_work, sys.argv[2]), eval(sys.argv[3])
-    fan_out(work, jobs, RuntimeConfig(runner=runner, n_workers=2), lambda number, result: print(number, len(result)))
+    runtime = RuntimeConfig(runner=runner, n_workers=2)
+    fan_out(work, jobs, runtime, lambda number, result: print(number, len(result)), stage="sample")
 """
 
 
@@ -240,7 +242,7 @@ def test_without_a_server_large_results_come_back_and_lie_nowhere(runner: str, t
 @pytest.mark.parametrize(("n_workers", "expected"), [(2, ["cuda:0", "cuda:1"]), (3, ["cuda:0", "cuda:0", "cuda:1"])])
 def test_each_worker_takes_a_gpu_of_its_own_then_they_share(n_workers: int, expected: list[str]) -> None:
     handed, config = Handed(), runtime("threads", n_workers, device="cuda")
-    fan_out(shard_work.choose_device, dict.fromkeys(range(n_workers), (config, 2)), config, handed)
+    fan_out(shard_work.choose_device, dict.fromkeys(range(n_workers), (config, 2)), config, handed, stage="sample")
     assert sorted(handed.values()) == expected
 
 
@@ -250,8 +252,27 @@ def test_a_named_device_and_a_single_gpu_are_taken_as_they_are() -> None:
         number: (runtime("threads", device=device), n_gpus)
         for number, (device, n_gpus) in enumerate([("cuda:1", 4), ("cpu", 4), ("auto", 1)])
     }
-    fan_out(shard_work.choose_device, jobs, runtime("threads"), handed)
+    fan_out(shard_work.choose_device, jobs, runtime("threads"), handed, stage="sample")
     assert handed == {0: "cuda:1", 1: "cpu", 2: "auto"}
+
+
+def test_threads_load_for_themselves_or_once_a_device_and_another_wish_frees_the_former() -> None:
+    config, loads = runtime("threads"), shard_work.loads
+    own = dict.fromkeys(range(6), (config, "own", False))
+    handed = Handed()
+    try:
+        fan_out(shard_work.load, own, config, handed, stage="sample")
+        assert 1 <= len(loads) <= 2, "a thread loads once at most"
+        assert len(shard_worker._loaded) == len(loads)
+        loads.clear()
+        shared = dict.fromkeys(range(6), (config, "shared", True))
+        fan_out(shard_work.load, shared, config, Handed(), stage="sample")
+        assert loads == ["shared on cpu"]
+        assert [what[1] for what, _ in shard_worker._loaded.values()] == [("shared",)]
+    finally:
+        shard_worker.forget()
+        loads.clear()
+    assert shard_worker._loaded == {}
 
 
 def test_who_is_no_worker_claims_nothing() -> None:
@@ -286,7 +307,7 @@ def claim_in_a_thread(folder: Path) -> int:
 def test_a_runner_that_is_not_installed_is_named(runner: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError, match=rf"runner '{runner}' needs .* pip install popalign\[{runner}\]"):
-        fan_out(shard_work.square, {0: 0}, runtime(runner), Handed())
+        fan_out(shard_work.square, {0: 0}, runtime(runner), Handed(), stage="sample")
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,18 @@ def test_float8_is_refused_before_a_run_draws_what_it_cannot_train_on(
     assert measured[-1].node == "evaluate:base"
 
 
+def test_anchors_are_asked_for_before_a_run_draws_what_has_none(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    anchored = changed(tiny_config, training__objective="popalign", training__normaliser="anchor")
+    assert "train" in {node.node for node in plan(anchored, tiny_runtime)}
+    bare = changed(anchored, prompts__retained_subjects=())
+    with pytest.raises(ConfigError, match=r"normaliser is 'anchor', and there is no prompt .*retained_subjects or"):
+        plan(bare, tiny_runtime)
+    zero = changed(bare, training__normaliser="zero")
+    assert "train" in {node.node for node in plan(zero, tiny_runtime)}
+
+
 def test_where_the_language_model_answers_does_not_matter() -> None:
     def asking(url: str, temperature: float) -> PipelineConfig:
         llm = {"base_url": url, "temperature": temperature}

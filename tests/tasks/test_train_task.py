@@ -9,7 +9,7 @@ import torch
 
 from flows.graph import call_directly, needed_for, run_steps
 from popalign_core.config import ModelConfig, PipelineConfig, ProbeConfig, RuntimeConfig
-from popalign_core.errors import InputError
+from popalign_core.errors import InputError, StoreError
 from popalign_core.evaluation.fairness import discrepancy
 from popalign_core.ids import image_seed
 from popalign_core.sampling.embeddings import PromptEmbeddings
@@ -88,6 +88,20 @@ def test_no_preferences_is_an_error(
     ref = produce(request, tiny_runtime, lambda store, build, ref: build.write_table("preferences", empty))
     with pytest.raises(InputError, match="there are no preferences to train on"):
         read_preferences(open_store(tiny_runtime), TrainingRefs(ref, inputs["sample"]), tiny_config.axes)
+
+
+def test_logs_that_cannot_be_written_are_named_before_a_step_is_done(
+    inputs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    runtime = tiny_runtime.model_copy(update={"log_folder": str(tmp_path / "file"), "trackers": ("tensorboard",)})
+    with pytest.raises(
+        StoreError, match=r"cannot make the log folder .*file/train-.*, which runtime\.log_folder moves"
+    ):
+        train_model(**asdict_refs(inputs), config=tiny_config, runtime=runtime)
+    unlogged = runtime.model_copy(update={"trackers": ()})
+    ref = train_model(**asdict_refs(inputs), config=tiny_config, runtime=unlogged)
+    assert open_store(runtime).read_table(ref, "training_log")["step"].max() == 4
 
 
 def test_a_stopped_training_goes_on_and_ends_the_same(

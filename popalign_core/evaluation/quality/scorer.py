@@ -51,10 +51,10 @@ class Embedder:
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """`[B, D]` of length 1, on the CPU."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        if new:
-            self._texts |= dict(zip(new, self._space.embed_texts(new), strict=True))
+        """`[B, D]` of length 1, on the CPU; one by one, so that none differs in its last bits with those beside it."""
+        for text in texts:
+            if text not in self._texts:
+                self._texts[text] = self._space.embed_texts([text])[0]
         return torch.stack([self._texts[text] for text in texts])
 
 
