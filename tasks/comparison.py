@@ -181,12 +181,12 @@ def measure_systems(
         )
         on_progress(number, len(frames) + 1)
     comparison = compare_all(prompts, frames[0], frames[1:], *how)
-    wins = [win_rates(prompts, frames[0], each, config.evaluation) for each in frames[1:]]
+    wins = win_rates(prompts, frames[0], frames[1:], config.evaluation)
     on_progress(len(frames) + 1, len(frames) + 1)
     return {
         "metrics": pd.concat(metrics, ignore_index=True),
         "comparison": comparison,
-        "wins": pd.concat(wins, ignore_index=True),
+        "wins": wins,
         "per_prompt": pd.concat(by_prompt, ignore_index=True),
     }
 
