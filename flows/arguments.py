@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 Preset = Annotated[str | None, typer.Option(help="A named configuration; 'portraits' when nothing is given.")]
-Config = Annotated[Path | None, typer.Option(help="A TOML file; see README.md for an example.")]
+Config = Annotated[
+    Path | None, typer.Option(help="A TOML file, see README.md for an example; or a .json file as reports print it.")
+]
 Root = Annotated[str | None, typer.Option(help="Store: a folder or any fsspec URL; 'artifacts' when not given.")]
 Name = Annotated[str | None, typer.Option(help="Folder under runs/; the preset's or the file's name when not given.")]
 Settings = Annotated[
