@@ -48,7 +48,7 @@ def shown_configuration(config: PipelineConfig) -> dict[str, Any]:
 
 
 def printed_configuration(config: PipelineConfig) -> str:
-    """The configuration as pages print it and `--config` reads it: all that decides the results, names and paths too."""
+    """The configuration as pages print it and `--config` reads it: what decides the results, paths too."""
     return json.dumps(config.model_dump(mode="json", exclude={"prompts": {"llm": DELIVERY["llm"]}}))
 
 
