@@ -33,6 +33,9 @@ HEADLINES = ("discrepancy_pooled", "discrepancy_per_prompt", "discrepancy_joint"
 ONLY_AXIS = "as of the only axis, and not counted again"
 """Noted where a measure of all axes at once repeats that of one; it is corrected as that is."""
 
+OF_BOTH, NONE_IN_COMMON = "prompts of both", "no prompt in common"
+"""In the note of two that have not drawn the same prompts: their own values are not of the same ones."""
+
 N_PERMUTATIONS = 9_999
 N_PER_HEADLINE = 100
 """More where there are many headlines: Holm multiplies the smallest p-value, half of one in all, by their number."""
@@ -217,8 +220,8 @@ def _prompts_of_both(labels: Sequence[pd.DataFrame]) -> tuple[list[str], str, bo
     clusters = [set(table["cluster"]) for table in labels]
     common, every = sorted(clusters[0] & clusters[1]), clusters[0] | clusters[1]
     if not common:
-        return [], "no prompt in common", False
-    notes = [] if len(common) == len(every) else [f"on the {len(common)} of {len(every)} prompts of both"]
+        return [], NONE_IN_COMMON, False
+    notes = [] if len(common) == len(every) else [f"on the {len(common)} of {len(every)} {OF_BOTH}"]
     mine, other = (table[table["cluster"].isin(common)] for table in labels)
     counts = [table.groupby(["replicate", "prompt_id"]).size() for table in (mine, other)]
     if not counts[0].sort_index().equals(counts[1].sort_index()):

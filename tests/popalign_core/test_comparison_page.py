@@ -104,6 +104,22 @@ def test_pictures_made_elsewhere_are_told_apart() -> None:
     assert "made elsewhere" not in build_comparison(inputs())
 
 
+def test_a_partial_set_is_another_mark_in_the_fronts() -> None:
+    def marked(note: str, reference: str = "base") -> tuple[list[str], bool]:
+        table = comparison()
+        at = (table["system"] == "fair") & (table["metric"] == "discrepancy_per_prompt")
+        table.loc[at, "note"] = note
+        html = build_comparison(inputs(comparison=table, elsewhere=(reference, "fair", "same")))
+        part = html[html.index("Fairness against quality") : html.index("Which picture a scorer prefers")]
+        found = re.findall(r"<polygon [^>]*><title>([^:<]*):", part)
+        return sorted(set(found)), "Diamonds, ◆ and ◇, are of pictures made elsewhere" in part
+
+    assert marked("on the 1 of 2 prompts of both", "costly") == (["fair"], True)
+    assert marked("not compared: no prompt in common", "costly") == (["fair"], True)
+    assert marked("on the 1 of 2 prompts of both") == (["base", "fair"], True)
+    assert marked("paired by prompt only: the seeds differ") == ([], False)
+
+
 def test_a_win_rate_whose_p_value_is_large_is_no_preference() -> None:
     def mark(p_value: float) -> str:
         html = build_comparison(inputs(wins=inputs().wins.assign(p_adjusted=p_value)))
