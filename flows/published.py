@@ -41,7 +41,8 @@ def metrics_markdown(metrics: pd.DataFrame) -> str:
     rows = []
     for (benchmark, metric, axis), group in chosen.groupby(["benchmark", "metric", "axis"], sort=False):
         cells = {str(row.system): _cell(row.value, row.ci_low, row.ci_high) for row in group.itertuples()}
-        rows.append([plain(benchmark), metric, plain(axis), *(cells.get(system, "") for system in systems)])
+        names = (plain(str(benchmark)), str(metric), plain(str(axis)))
+        rows.append([*names, *(cells.get(system, "") for system in systems)])
     return markdown_table(["benchmark", "metric", "axis", *map(plain, systems)], rows)
 
 
