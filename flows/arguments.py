@@ -5,11 +5,21 @@ from typing import Annotated
 
 import typer
 
+
+def _not_empty(value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise typer.BadParameter("is empty: is the variable set that it comes from?")
+    return value
+
+
 Preset = Annotated[str | None, typer.Option(help="A named configuration; 'portraits' when nothing is given.")]
 Config = Annotated[
     Path | None, typer.Option(help="A TOML file, see README.md for an example; or a .json file as reports print it.")
 ]
-Root = Annotated[str | None, typer.Option(help="Store: a folder or any fsspec URL; 'artifacts' when not given.")]
+Root = Annotated[
+    str | None,
+    typer.Option(help="Store: a folder or any fsspec URL; 'artifacts' when not given.", callback=_not_empty),
+]
 Name = Annotated[str | None, typer.Option(help="Folder under runs/; the preset's or the file's name when not given.")]
 Settings = Annotated[
     list[str] | None,

@@ -208,11 +208,18 @@ def references(
     steps: Iterable[Step],
     given: Mapping[str, ArtifactRef] | None = None,
 ) -> list[tuple[Step, ArtifactRef]]:
-    """Each step with where its artifact is or will be, in order; does not look whether it is there."""
+    """Each step with where its artifact is or will be, in order.
+
+    Raises:
+        ConfigError: When a training that is still to be done has settings that do not fit.
+    """
     store, refs, found = open_store(runtime), dict(given or {}), []
     for step in steps:
-        refs[step.node] = reference(store, step.request(step.config or config, **step.arguments(refs)))
+        own = step.config or config
+        refs[step.node] = reference(store, step.request(own, **step.arguments(refs)))
         found.append((step, refs[step.node]))
+        if step.run is train.train_model and not store.is_published(refs[step.node]):
+            train.check_settings(own, runtime)
     return found
 
 

@@ -61,8 +61,9 @@ def run_stage(
         ConfigError: For an unknown node.
     """
     steps = needed_for(node)
+    ref = references(config, runtime, steps)[-1][1]
     if force:
-        _retire(references(config, runtime, steps)[-1][1], runtime)
+        _retire(ref, runtime)
     return run_steps(steps, config, runtime, call)[node]
 
 

@@ -84,7 +84,7 @@ def launch_command(runtime: RuntimeConfig, job: Path) -> list[str]:
     """
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     if runtime.accelerate_config:
-        command += ["--config_file", str(_accelerate_file(runtime.accelerate_config))]
+        command += ["--config_file", str(accelerate_file(runtime.accelerate_config))]
     else:
         # accelerate's name for several processes on one machine, whatever the device
         command += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -94,7 +94,12 @@ def launch_command(runtime: RuntimeConfig, job: Path) -> list[str]:
     return [*command, "--main_process_port", "0", "-m", "tasks.training_worker", str(job)]
 
 
-def _accelerate_file(name: str) -> Path:
+def accelerate_file(name: str) -> Path:
+    """The launcher's file of a name: one that ships, or a path.
+
+    Raises:
+        ConfigError: When there is none, or it asks for what the trainer cannot do.
+    """
     shipped = {path.stem: path for path in Path(accelerate.__path__[0]).glob("*.yaml")}
     path = shipped.get(name, Path(name))
     if not path.is_file():

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from popalign_core.evaluation.quality.building import Judges
 
 STAGE = "scores"
-VERSION = "2"
+VERSION = "3"
 
 COLUMNS = ["image_id", "scorer", "version", "unit", "value"]
 

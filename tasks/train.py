@@ -1,6 +1,8 @@
 """Stage `train`: population DPO on the sampler's own latents; a killed run goes on from its last checkpoint."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -41,7 +43,30 @@ def request(
             "or retained_lists, or choose batch, ema or zero"
         )
     refs = TrainingRefs(preferences, sample, prompts, attributes, start)
-    return Request(STAGE, VERSION, {"training": config.training.model_dump(mode="json")}, refs.keys())
+    payload: dict[str, Any] = {"training": config.training.model_dump(mode="json")}
+    if config.training.objective == "cgm-relax":
+        payload["class_priors"] = "by prompt"  # they were by set; the keys of all others stay
+    return Request(STAGE, VERSION, payload, refs.keys())
+
+
+def check_settings(config: PipelineConfig, runtime: RuntimeConfig) -> None:
+    """Refuse settings that training would refuse, before a run draws the images that it trains on.
+
+    Raises:
+        ConfigError: Naming the setting.
+    """
+    from popalign_core.sampling.models import local_folder
+    from popalign_core.training.settings import check_timesteps, check_trackers, count_micro_batches
+
+    count_micro_batches(config.training, runtime, runtime.n_processes)
+    check_trackers(runtime)
+    if runtime.accelerate_config:
+        from tasks.launch import accelerate_file
+
+        accelerate_file(runtime.accelerate_config)
+    folder = local_folder(config.model)
+    if folder is not None and (scheduler := folder / "scheduler" / "scheduler_config.json").is_file():
+        check_timesteps(config.training, json.loads(scheduler.read_text("utf-8")).get("num_train_timesteps", 1000))
 
 
 def train_model(

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from popalign_core.config import RuntimeConfig, TrainingConfig
+from popalign_core.config import TrainingConfig
 from popalign_core.denoisers import family_of, latent_channels
 from popalign_core.errors import ConfigError, InputError
 from popalign_core.sampling.storage import is_float8
@@ -44,21 +44,6 @@ def check_inputs(model: Any, data: PreferenceData, config: TrainingConfig) -> No
         )
     if config.objective == "cgm-relax" and data.classes is None:
         raise InputError("training.objective is 'cgm-relax', but nobody knows the images' classes; choose another")
-
-
-def count_micro_batches(config: TrainingConfig, runtime: RuntimeConfig, n_processes: int) -> int:
-    """Forwards a process and step.
-
-    Raises:
-        ConfigError: When the pairs do not divide.
-    """
-    own, rest = divmod(config.n_pairs, n_processes)
-    if rest or (runtime.micro_pairs and own % runtime.micro_pairs):
-        raise ConfigError(
-            f"training.n_pairs is {config.n_pairs}: {n_processes} processes with micro_pairs {runtime.micro_pairs} "
-            "do not divide it; choose numbers that do"
-        )
-    return own // runtime.micro_pairs if runtime.micro_pairs else 1
 
 
 def fingerprint(model: Any, data: PreferenceData, config: TrainingConfig) -> str:

@@ -129,11 +129,11 @@ class PreferenceData:
         """
         assert self.classes is not None
         assert self.target is not None
-        names, pair = torch.unique(self.set_index, return_inverse=True)
-        counts = torch.full((len(names), len(self.target)), 0.5)
+        counts = torch.full((len(self.prompt_embeds), len(self.target)), 0.5)
         drawn = ~self.preferred
-        counts.index_put_((pair[drawn], self.classes[drawn]), torch.ones(int(drawn.sum())), accumulate=True)
-        return (counts / counts.sum(1, keepdim=True))[pair, self.classes]
+        where = self.prompt_index[drawn], self.classes[drawn]
+        counts.index_put_(where, torch.ones(int(drawn.sum())), accumulate=True)
+        return (counts / counts.sum(1, keepdim=True))[self.prompt_index, self.classes]
 
     def _check_embeddings(self) -> None:
         embeds, pooled = self.prompt_embeds, self.pooled_prompt_embeds

@@ -10,6 +10,7 @@ from torch import Tensor
 from popalign_core.config import TrainingConfig
 from popalign_core.errors import ConfigError
 from popalign_core.sampling.schedulers import level_shift
+from popalign_core.training.settings import check_timesteps
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,7 @@ def forward_process(scheduler: Any, config: TrainingConfig) -> ForwardProcess:
         raise ConfigError(
             f"prediction type {kind!r} cannot be trained; use a model with epsilon, v_prediction or flow matching"
         )
-    beyond = max((config.min_timestep, *config.timesteps))
-    if beyond >= process.n_timesteps:
-        field = "timesteps" if beyond in config.timesteps else "min_timestep"
-        raise ConfigError(
-            f"training.{field} reaches {beyond}, the model has the timesteps 0 to {process.n_timesteps - 1}; give less"
-        )
+    check_timesteps(config, process.n_timesteps)
     return process
 
 

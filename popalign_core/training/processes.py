@@ -10,6 +10,7 @@ from torch import Tensor
 from popalign_core.config import RuntimeConfig
 from popalign_core.errors import ConfigError
 from popalign_core.sampling.models import resolve_device
+from popalign_core.training.settings import check_trackers
 
 
 def make_accelerator(runtime: RuntimeConfig, dtype: torch.dtype, log_folder: Path) -> Any:
@@ -19,7 +20,6 @@ def make_accelerator(runtime: RuntimeConfig, dtype: torch.dtype, log_folder: Pat
         ConfigError: For float16 on a CPU, or when a tracker is not installed.
     """
     from accelerate import Accelerator
-    from accelerate.tracking import get_available_trackers
 
     device = resolve_device(runtime.device)
     if dtype == torch.float16 and device.type == "cpu":
@@ -29,10 +29,7 @@ def make_accelerator(runtime: RuntimeConfig, dtype: torch.dtype, log_folder: Pat
     if "wandb" in runtime.trackers and not os.environ.get("WANDB_API_KEY"):
         # without an account W&B would ask for one and wait
         os.environ.setdefault("WANDB_MODE", "offline")
-    installed = {str(getattr(name, "value", name)) for name in get_available_trackers()}
-    for name in runtime.trackers:
-        if name not in installed:
-            raise ConfigError(f"runtime.trackers names {name!r}, which is not installed: pip install {name}")
+    check_trackers(runtime)
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="fp16" if dtype == torch.float16 else "no",

@@ -15,7 +15,7 @@ from popalign_core.denoisers import family_of
 from popalign_core.errors import DivergedError, InputError, PreemptedError, TrainingError
 from popalign_core.training.batch import Batch, draw_batch
 from popalign_core.training.checkpoint import Checkpoint, LogRow, list_checkpoints, load_checkpoint, save_checkpoint
-from popalign_core.training.checks import check_inputs, count_micro_batches, fingerprint
+from popalign_core.training.checks import check_inputs, fingerprint
 from popalign_core.training.data import PreferenceData
 from popalign_core.training.gradients import GlobalGradient
 from popalign_core.training.noising import forward_process
@@ -24,6 +24,7 @@ from popalign_core.training.optimizers import learning_rate, make_optimizer
 from popalign_core.training.preemption import watch_preemption
 from popalign_core.training.processes import full_tensor, make_accelerator, mean_over_processes, shard_like
 from popalign_core.training.reference import frozen_copy
+from popalign_core.training.settings import count_micro_batches
 from popalign_core.training.trained import choose_weights, trained_weights
 
 MAX_ROLLBACKS = 3

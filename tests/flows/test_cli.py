@@ -166,11 +166,12 @@ def test_report_does_not_run_the_pipeline_unasked(tmp_path: Path, planned: None)
         (["plan", "--preset", "smoke", "--set", "training.beat=1"], 2, "training.beat: Extra inputs"),
         (["plan", "--preset", "smoke", "--set", "model.name=/not/there"], 4, "/not/there"),
         (["run", "--prest", "smoke"], 2, "No such option"),
+        (["verify", "--root", ""], 2, "is empty: is the variable set"),
         (["portraits", "train", "--data", "/not/there", "--out", "out"], 3, "/not/there lacks portraits.parquet"),
     ],
 )
 def test_mistakes_have_a_message_and_a_code(tmp_path: Path, words: list[str], code: int, message: str) -> None:
-    root = [] if words[0] == "portraits" else ["--root", str(tmp_path / "store")]
+    root = [] if words[0] == "portraits" or "--root" in words else ["--root", str(tmp_path / "store")]
     result = invoke(*words, *root)
     assert result.exit_code == code, result.output
     assert message in result.stderr

@@ -205,8 +205,7 @@ def test_tensorboard_has_every_term_once(
 def test_a_tracker_that_is_not_there_is_named(
     tiny_pipeline: Any, data: PreferenceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("accelerate.tracking.is_wandb_available", lambda: False)
-    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr("popalign_core.training.settings.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="trackers names 'wandb', which is not installed: pip install wandb"):
         run(tiny_pipeline, data, tmp_path, runtime=RUNTIME.model_copy(update={"trackers": ("wandb",)}))
 
@@ -298,6 +297,14 @@ def test_calibration_needs_classes_and_reads_the_reference_off_the_dispreferred(
     shares = {0: 1.5 / 4, 1: 2.5 / 4}
     for prior, number in zip(batch.priors.tolist(), batch.classes.tolist(), strict=True):
         assert prior == pytest.approx(shares[number])
+
+
+def test_the_reference_is_counted_by_prompt_whatever_its_images_are_paired_with(data: PreferenceData) -> None:
+    """As strategy `pairwise` has it, a set of one image a side: the prior would be that image's class."""
+    known = with_classes(data)
+    alone = torch.arange(len(known.set_index)) // 2  # preferred and dispreferred in turns
+    assert known.preferred.view(-1, 2).tolist() == [[True, False]] * (len(alone) // 2)
+    assert torch.equal(replace(known, set_index=alone).class_priors, known.class_priors)
 
 
 def test_calibration_learns(tiny_pipeline: Any, data: PreferenceData, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """What each stage's key depends on, and what it does not."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.graph import PROMPT_STEPS, evaluation_steps, plan
+from flows.graph import PROMPT_STEPS, call_directly, evaluation_steps, plan
+from flows.runs import run_stage
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
 from popalign_core.presets import preset
@@ -110,6 +112,32 @@ def test_float8_is_refused_before_a_run_draws_what_it_cannot_train_on(
     with pytest.raises(ConfigError, match=r"model\.storage is 'float8', which is for sampling alone; leave it out to"):
         plan(stored, tiny_runtime)
     measured = plan(stored, tiny_runtime, (*PROMPT_STEPS, *evaluation_steps("base")))
+    assert measured[-1].node == "evaluate:base"
+
+
+@pytest.mark.parametrize(
+    ("fields", "runtime", "message"),
+    [
+        ({"training__n_pairs": 8}, {"micro_pairs": 3}, r"n_pairs is 8: 1 processes with micro_pairs 3 do not divide"),
+        ({"training__n_pairs": 8}, {"n_processes": 3}, r"n_pairs is 8: 3 processes"),
+        ({"training__min_timestep": 1000}, {}, r"min_timestep reaches 1000, the model has the timesteps 0 to 999"),
+        ({}, {"accelerate_config": "dpp"}, r"accelerate_config 'dpp' is no file and none of ddp, fsdp2"),
+    ],
+)
+def test_settings_that_training_refuses_are_refused_before_a_run_draws_its_images(
+    fields: dict[str, Any],
+    runtime: dict[str, Any],
+    message: str,
+    tiny_config: PipelineConfig,
+    tiny_runtime: RuntimeConfig,
+) -> None:
+    asked, here = changed(tiny_config, **fields), tiny_runtime.model_copy(update=runtime)
+    with pytest.raises(ConfigError, match=message):
+        plan(asked, here)
+    with pytest.raises(ConfigError, match=message):
+        run_stage("train", asked, here, call=call_directly())
+    assert not list(Path(tiny_runtime.root).glob("*/*"))
+    measured = plan(asked, here, (*PROMPT_STEPS, *evaluation_steps("base")))
     assert measured[-1].node == "evaluate:base"
 
 
