@@ -13,7 +13,9 @@ def _not_empty(value: str | None) -> str | None:
 
 
 Preset = Annotated[str | None, typer.Option(help="A named configuration; 'portraits' when nothing is given.")]
-Config = Annotated[Path | None, typer.Option(help="A TOML file; see README.md for an example.")]
+Config = Annotated[
+    Path | None, typer.Option(help="A TOML file, see README.md for an example; or a .json file as reports print it.")
+]
 Root = Annotated[
     str | None,
     typer.Option(help="Store: a folder or any fsspec URL; 'artifacts' when not given.", callback=_not_empty),

@@ -98,6 +98,7 @@ def _store(root: str) -> Finding:
 
     try:
         store = Store(root)
+        store.check_writable()
     except StoreError as error:
         return Finding("store", str(error), error.exit_code)
     return Finding("store", f"{store.root} can be written")

@@ -22,7 +22,7 @@ def build_config(
 
     Args:
         preset: Name of a preset; `portraits` when neither it nor `config` is given.
-        config: TOML file.
+        config: TOML or .json file.
         settings: `field.field=value`, laid over preset or file; `runtime.` fields go to `RuntimeConfig`.
         root: Store root, or None for the default.
 

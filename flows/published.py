@@ -1,6 +1,5 @@
 """The Prefect side of every flow: stages as tasks, and what a flow run shows as artifacts."""
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pandas as pd
 
 from flows.graph import Step
 from popalign_core.config import PipelineConfig
+from popalign_core.markdown import markdown_table, plain
 from popalign_core.presets import preset as find_preset
 from storage.store import ArtifactRef, Manifest
 from tasks.registered import TASKS
@@ -41,8 +41,9 @@ def metrics_markdown(metrics: pd.DataFrame) -> str:
     rows = []
     for (benchmark, metric, axis), group in chosen.groupby(["benchmark", "metric", "axis"], sort=False):
         cells = {str(row.system): _cell(row.value, row.ci_low, row.ci_high) for row in group.itertuples()}
-        rows.append([benchmark, metric, axis, *(cells.get(system, "") for system in systems)])
-    return markdown_table(["benchmark", "metric", "axis", *systems], rows)
+        names = (plain(str(benchmark)), str(metric), plain(str(axis)))
+        rows.append([*names, *(cells.get(system, "") for system in systems)])
+    return markdown_table(["benchmark", "metric", "axis", *map(plain, systems)], rows)
 
 
 def leaderboard_markdown(board: pd.DataFrame) -> str:
@@ -59,14 +60,8 @@ def report_url(run: str) -> str:
 
 def manifest_markdown(node: str, manifest: Manifest) -> str:
     """Which artifact a node ended with, and its tables' sizes."""
-    rows = [[name, n] for name, n in manifest.rows.items()]
+    rows = [[name, str(n)] for name, n in manifest.rows.items()]
     return f"`{node}` is `{manifest.stage}/{manifest.key}`\n\n{markdown_table(['table', 'rows'], rows)}"
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A GitHub-flavoured table."""
-    lines = [list(header), ["---"] * len(header), *([str(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(value: Any, low: Any, high: Any) -> str:

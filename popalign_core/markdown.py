@@ -1,6 +1,20 @@
-"""Markdown that more than one model card needs."""
+"""Markdown that pages, model cards and Prefect need: tables, and text that is no markup."""
 
 from collections.abc import Sequence
+
+_IN_A_CELL = str.maketrans({"|": "\\|", "\n": " ", "\r": " "})
+_ESCAPED = _IN_A_CELL | str.maketrans({sign: f"\\{sign}" for sign in "*_`[]"} | {"<": "&lt;", ">": "&gt;"})
+"""What Markdown or HTML would take for markup."""
+
+
+def plain(text: str) -> str:
+    """Text as it is, whatever signs it holds: names come from outside."""
+    return text.translate(_ESCAPED)
+
+
+def cell(text: str) -> str:
+    """Text or code that leaves the table it stands in whole, its markup kept."""
+    return text.translate(_IN_A_CELL)
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

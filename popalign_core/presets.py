@@ -256,5 +256,5 @@ def preset(name: str) -> PipelineConfig:
     """
     if name not in list(PRESETS):  # a file may hold anything under this name, a table too
         known = ", ".join(PRESETS)
-        raise ConfigError(f"unknown preset {name!r}; choose from {known}, or give a TOML file with --config")
+        raise ConfigError(f"unknown preset {name!r}; choose from {known}, or give a TOML or .json file with --config")
     return PRESETS[name]()

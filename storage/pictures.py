@@ -183,6 +183,8 @@ def _named_by_folder(folder: Path) -> Iterator[tuple[Naming, str, Path]]:
 def _named_by_file(metadata: Path) -> Iterator[tuple[Naming, str | None, Path]]:
     """Every row's picture, and those that no row names."""
     rows, listed = _read_metadata(metadata), set[Path]()
+    if not rows:
+        raise InputError(f"{metadata} has no rows; give it one a picture, with {_FILE!r} and one of {list(NAMED_BY)}")
     column = _naming_column(metadata, dict.fromkeys(name for _, row in rows for name in row), _FILE)
     by = NAMED_BY[column]
     for number, row in rows:

@@ -76,7 +76,7 @@ def digest_file(path: Path) -> FileRecord:
 
 
 class Root:
-    """Files below one fsspec URL, by paths relative to it.
+    """Files below one fsspec URL, by paths relative to it. One that is there and cannot be written can be read.
 
     Attributes:
         url: As given.
@@ -95,9 +95,29 @@ class Root:
             self._fs: Any = filesystem
             self.path = str(path).rstrip("/") or "/"
             self.local = isinstance(filesystem, LocalFileSystem)
-            name = f".probe-{uuid.uuid4().hex}"
-            self.write(name, b"popalign")
-            self._fs.rm_file(self.at(name))
+            self._refusal = self._probe()
+            if self._refusal and not self.exists(""):
+                raise self._refusal
+
+    def _probe(self) -> StoreError | None:
+        """Why nothing can be written here, if so: known from the start, not after hours of work."""
+        name = f".probe-{uuid.uuid4().hex}"
+        try:
+            with storage_errors(f"write {self.at(name)}"):
+                self._put(name, b"popalign")
+                self._fs.rm_file(self.at(name))
+        except StoreError as error:
+            return error
+        return None
+
+    def check_writable(self) -> None:
+        """Refuse before anything is written, or made to be.
+
+        Raises:
+            StoreError: When it cannot be written.
+        """
+        if self._refusal:
+            raise self._refusal
 
     def at(self, path: str) -> str:
         """The path as the file system knows it."""
@@ -114,10 +134,13 @@ class Root:
     def write(self, path: str, data: bytes) -> None:
         """Write a file whole or not at all."""
         with storage_errors(f"write {self.at(path)}"):
-            if self.local:
-                write_atomic(Path(self.at(path)), data)
-            else:
-                self._fs.pipe_file(self.at(path), data)
+            self._put(path, data)
+
+    def _put(self, path: str, data: bytes) -> None:
+        if self.local:
+            write_atomic(Path(self.at(path)), data)
+        else:
+            self._fs.pipe_file(self.at(path), data)
 
     def create(self, path: str, data: bytes) -> bool:
         """Write an object that must not exist yet; False when another writer was first."""

@@ -133,7 +133,7 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
     "comparison": _schema("comparison", 2, _COMPARISON, optional=(*_METRICS_OPTIONAL, "p_value", "p_adjusted")),
     "wins": _schema(
         "wins",
-        1,
+        2,
         {
             "system": _TEXT,
             "reference": _TEXT,
@@ -147,8 +147,9 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
             "ci_low": _F64,
             "ci_high": _F64,
             "p_value": _F64,
+            "p_adjusted": _F64,  # Holm, over the rows of the table
         },
-        optional=("win_rate", "ci_low", "ci_high", "p_value"),
+        optional=("win_rate", "ci_low", "ci_high", "p_value", "p_adjusted"),
     ),
     "training_log": _schema("training_log", 1, {"step": _I64, "name": _TEXT, "value": _F64}),
     "drops": _schema("drops", 1, {"stage": _TEXT, "reason": _TEXT, "n": _I64}),
@@ -269,7 +270,10 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
 }
 """Table -> schema; its name and version are in the schema's metadata and go into the Parquet file."""
 
-ADDED: Final[dict[tuple[str, int], tuple[str, ...]]] = {("prompts", 2): ("benchmark",)}
+ADDED: Final[dict[tuple[str, int], tuple[str, ...]]] = {
+    ("prompts", 2): ("benchmark",),
+    ("wins", 2): ("p_adjusted",),
+}
 """Nullable columns that a version brought and that are all it brought: tables of the one before are read without."""
 
 

@@ -41,13 +41,21 @@ class Store:
             user's cache folder) when not given.
 
     Raises:
-        StoreError: When the root cannot be written.
+        StoreError: When the root cannot be opened, or is not there and cannot be made.
     """
 
     def __init__(self, root: str, scratch: str | None = None) -> None:
         self.root = root
         self._root = Root(root)
         self._scratch = Scratch(self._root, scratch)
+
+    def check_writable(self) -> None:
+        """Refuse a store that can only be read.
+
+        Raises:
+            StoreError: Says why nothing can be written.
+        """
+        self._root.check_writable()
 
     def key(self, stage: str, version: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
         """The key of an artifact; after `bump`, the key of its next version.
@@ -100,6 +108,7 @@ class Store:
         Raises:
             StoreError: When the store cannot be written, or a table does not fit; nothing is published then.
         """
+        self.check_writable()
         payload = self._with_revision(ref, payload)
         home = self._scratch.build(ref)
         with self._scratch.lock(ref):

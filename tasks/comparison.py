@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from popalign_core.report.comparison_inputs import ComparisonInputs
 
 STAGE = "comparison"
-VERSION = "4"
+VERSION = "5"
 
 PAGE, CARD = "comparison.html", "comparison.md"
 TABLES = ("metrics", "comparison", "wins", "per_prompt", "costs")
@@ -43,8 +43,13 @@ def system_of(name: str) -> str:
 
 
 def shown_configuration(config: PipelineConfig) -> dict[str, Any]:
-    """The whole configuration as pages show it, without the model's path and how prompts were delivered."""
+    """The configuration as keys of pages hold it, without the model's path, lists and how prompts were delivered."""
     return config.model_dump(mode="json", exclude={"model": {"name"}, "prompts": DELIVERY})
+
+
+def printed_configuration(config: PipelineConfig) -> str:
+    """The configuration as pages print it and `--config` reads it: what decides the results, paths too."""
+    return json.dumps(config.model_dump(mode="json", exclude={"prompts": {"llm": DELIVERY["llm"]}}))
 
 
 def request(
@@ -155,7 +160,7 @@ def gather_inputs(
         scale=scale,
         n_seeds=n_seeds,
         elsewhere=[name for name in systems if samples[name][0].stage != SAMPLE],
-        reproducibility=_reproducibility(store, prompts, asked),
+        reproducibility=_reproducibility(store, prompts, asked, config),
         confidence=config.evaluation.confidence,
     )
 
@@ -181,12 +186,12 @@ def measure_systems(
         )
         on_progress(number, len(frames) + 1)
     comparison = compare_all(prompts, frames[0], frames[1:], *how)
-    wins = [win_rates(prompts, frames[0], each, config.evaluation) for each in frames[1:]]
+    wins = win_rates(prompts, frames[0], frames[1:], config.evaluation)
     on_progress(len(frames) + 1, len(frames) + 1)
     return {
         "metrics": pd.concat(metrics, ignore_index=True),
         "comparison": comparison,
-        "wins": pd.concat(wins, ignore_index=True),
+        "wins": wins,
         "per_prompt": pd.concat(by_prompt, ignore_index=True),
     }
 
@@ -250,14 +255,14 @@ def read_system(store: Store, system: str, n_seeds: int, statistics: Inputs) -> 
     return SystemFrames(system, *(pd.concat(parts, ignore_index=True) for parts in (images, attributes, scores)))
 
 
-def _reproducibility(store: Store, prompts: ArtifactRef, asked: Request) -> dict[str, str]:
+def _reproducibility(store: Store, prompts: ArtifactRef, asked: Request, pipeline: PipelineConfig) -> dict[str, str]:
     """The command, artifacts behind the page, library versions and the configuration."""
     config, libraries = asked.config, store.manifest(prompts).libraries
-    command = f"popalign compare {' '.join(config['systems'])} --seeds {config['n_seeds']}"
+    command = f"popalign compare {' '.join(config['systems'])} --seeds {config['n_seeds']} --config FILE.json"
     sizes = "" if config["scale"] == 1 else f", whose evaluation sizes are scaled by {config['scale']:g} already"
     return {
-        "command": f"{command}, with the configuration below{sizes}",
+        "command": f"{command}, the file holding the configuration below{sizes}",
         **asked.inputs,
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(libraries.items())),
-        "configuration": json.dumps(config["configuration"], sort_keys=True),
+        "configuration": printed_configuration(pipeline),
     }

@@ -5,7 +5,7 @@ from storage.store import ArtifactRef, Build, Store
 from tasks.stage import Progress, Request, no_progress, produce
 
 STAGE = "evaluate"
-VERSION = "4"
+VERSION = "5"
 
 
 def request(

@@ -33,6 +33,7 @@ def append_leaderboard(root: str, rows: pd.DataFrame) -> None:
     from popalign_core.report.leaderboard import EVALUATED_AT, build_leaderboard
 
     place = Root(root)
+    place.check_writable()
     fresh = rows.assign(**{EVALUATED_AT: datetime.now(UTC).isoformat(timespec="seconds")})
     with _alone(place):
         known = _read(place)

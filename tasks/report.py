@@ -1,6 +1,5 @@
 """Stage `report`: the paired comparison of base and aligned model, and one self-contained page."""
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -8,7 +7,7 @@ import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
-from tasks.comparison import N_PROMPTS, count_costs, shown_configuration
+from tasks.comparison import N_PROMPTS, count_costs, printed_configuration, shown_configuration
 from tasks.stage import Progress, Request, no_progress, produce
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 STAGE = "report"
 PAGE, CARD = "report.html", "report.md"
-VERSION = "4"
+VERSION = "5"
 
 SYSTEMS = ("base", "aligned")
 
@@ -106,8 +105,8 @@ def _reproducibility(store: Store, inputs: Inputs, config: PipelineConfig) -> di
     """The command, artifacts behind the page, versions that trained the model, and the configuration."""
     libraries = store.manifest(inputs["train"]).libraries
     return {
-        "command": "popalign run --config FILE, the file holding the configuration below",
+        "command": "popalign run --config FILE.json, the file holding the configuration below",
         **{name.replace("_", " "): str(ref) for name, ref in inputs.items()},
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(libraries.items())),
-        "configuration": json.dumps(shown_configuration(config), sort_keys=True),
+        "configuration": printed_configuration(config),
     }

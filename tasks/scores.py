@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.config.evaluation import DIVERSITY, SUBJECT_ACCURACY
+from popalign_core.evaluation.units import COSINE_DISTANCE, SHARE
 from popalign_core.prompts.benchmarks import benchmarks_of
 from storage.store import ArtifactRef, Build, Store
 from tasks import measuring
@@ -108,7 +109,7 @@ def _score(
         asked = rows["prompt_id"].isin(list(generic)).to_numpy()
         if judges.subjects is not None and asked.any():
             right = _subjects_recognised(judges, pictures, rows, asked, generic)
-            parts.append(_rows(rows[asked], SUBJECT_ACCURACY, judges.subjects_version, "share", right))
+            parts.append(_rows(rows[asked], SUBJECT_ACCURACY, judges.subjects_version, SHARE, right))
         for extractor in judges.extractors:
             features[extractor.name].append(extractor.extract(pictures))
         done += len(pictures)
@@ -150,7 +151,7 @@ def _diversity(store: Store, build: Build, prompts: ArtifactRef, sample: Artifac
     lonely = np.unique(kinds[~np.isfinite(values)])
     kept = ~np.isin(kinds, lonely)
     rows = pd.DataFrame({"image_id": np.array(found.image_ids, dtype=object)[kept]})
-    return _rows(rows, DIVERSITY, found.version, "1 - cosine", values[kept]) if len(rows) else empty
+    return _rows(rows, DIVERSITY, found.version, COSINE_DISTANCE, values[kept]) if len(rows) else empty
 
 
 def _rows(images: pd.DataFrame, scorer: str, version: str, unit: str, values: NDArray[np.float64]) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """Stage `sweep`: what parameters do to fairness and quality, from a comparison of the systems that stand for them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import pandas as pd
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.sweeps import Point, configured_value
 from storage.store import ArtifactRef, Build, Store
-from tasks.comparison import shown_configuration
+from tasks.comparison import printed_configuration, shown_configuration
 from tasks.stage import Progress, Request, no_progress, produce
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def _inputs(
 
     systems = list(dict.fromkeys(point.system for point in points))
     usual = {configured_value(config, system, parameter) for system in systems}
-    reproducibility = {"comparison": str(comparison), "configuration": json.dumps(shown_configuration(config))}
+    reproducibility = {"comparison": str(comparison), "configuration": printed_configuration(config)}
     return SweepInputs(
         title=f"PopAlign sweep of {parameter}",
         points=rows if len(systems) > 1 else rows.drop(columns="system"),

@@ -1,5 +1,6 @@
 """`PipelineConfig`: everything that decides the results of one run, and how it is read."""
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -170,21 +171,26 @@ class PipelineConfig(Frozen):
 
 
 def load_config(path: Path) -> PipelineConfig:
-    """Read a TOML file; a `preset = "NAME"` line at the top starts from that preset.
+    """Read a TOML file, or a .json file as a report prints it; `preset = "NAME"` at the top starts from that preset.
 
     Raises:
-        ConfigError: When the file is missing, is not TOML in UTF-8, or does not fit.
+        ConfigError: When the file is missing, is not TOML (JSON) in UTF-8, or does not fit.
     """
     from popalign_core.presets import preset
 
+    kind, read = ("JSON", json.loads) if path.suffix.lower() == ".json" else ("TOML", tomllib.loads)
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
+        document = read(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:
-        raise ConfigError(f"cannot read configuration {path}: {error.strerror}; give an existing TOML file") from error
+        raise ConfigError(
+            f"cannot read configuration {path}: {error.strerror}; give an existing TOML or .json file"
+        ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}; save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}; see README.md for an example") from error
+        raise ConfigError(f"{path} is not {kind}: {error}; save it as UTF-8") from error
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is not {kind}: {error}; see README.md for an example") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} is not one JSON object but {document!r:.60}; give it as a report prints it")
     base = document.pop("preset", None)
     if base is not None:
         document = merge_documents(preset(base).model_dump(exclude_none=True), document)

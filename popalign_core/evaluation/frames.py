@@ -15,6 +15,7 @@ from popalign_core.evaluation.counts import FloatArray, count_cells
 from popalign_core.evaluation.measures import Measure, Share, ratio
 from popalign_core.evaluation.prevalence import faceless_measures, neutral_measures
 from popalign_core.evaluation.recall import recall_measures
+from popalign_core.evaluation.units import SHARE, unit_bounds
 
 KINDS = get_args(Kind)
 """The kinds of prompts, in the order of the tables."""
@@ -134,9 +135,14 @@ def _scores(labels: pd.DataFrame, clusters: Sequence[str] | None, frames: System
         terms = _sums(labels, clusters, np.where(is_shown, values, 0.0), is_shown)
         why = "not measured: every picture was withheld"
         # right or wrong, so a share: as a mean, three right of three would be certain, and three of four up to 393%
-        kind, bounds = (Share, (0.0, 1.0)) if scorer == SUBJECT_ACCURACY else (Measure, (-np.inf, np.inf))
-        measure = kind(str(scorer), "", terms, ratio, int(is_shown.sum()), bounds=bounds, why=why)
+        kind, unit = (Share, SHARE) if scorer == SUBJECT_ACCURACY else (Measure, _unit(scores[chosen]))
+        measure = kind(str(scorer), "", terms, ratio, int(is_shown.sum()), bounds=unit_bounds(unit), why=why)
         yield Measured(str(labels["benchmark"].iloc[0]), f"{scorer}@{versions[0]}", measure)
+
+
+def _unit(scores: pd.DataFrame) -> str:
+    """Of one scorer's scores; tables put together by hand may not say."""
+    return str(scores["unit"].iloc[0]) if "unit" in scores else ""
 
 
 def _sums(

@@ -80,6 +80,17 @@ class Measure:
         """The value; NaN when a replicate has nothing to measure."""
         return float(self.replicates().mean()) if self.estimate is None else self.estimate
 
+    @property
+    def reason(self) -> str:
+        """Why there is no value, where it is not finite."""
+        if self.n == 0:
+            return self.why
+        if np.isinf(self.value):
+            return "not measured: infinite, as a class was read whose target is 0"
+        replicates = self.replicates()
+        place = int(np.flatnonzero(~np.isfinite(replicates))[0])
+        return f"{self.why} in replicate {place}" if len(replicates) > 1 else self.why
+
     def contributions(self) -> FloatArray:
         """`[P]` numbers whose squares add up to the variance of the value, and whose products to a covariance."""
         return jackknife(self.terms, lambda sums: self.statistic(sums).mean(axis=-1))

@@ -154,7 +154,7 @@ def measure_row(system: str, benchmark: str, scorer: str, measure: Measure, conf
     value = measure.value
     is_known = bool(np.isfinite(value))
     low, high = measure.bounded_interval(config) if is_known else NO_ENDS
-    notes = [] if np.isfinite(low) else [ONE_PROMPT if is_known else _reason(measure)]
+    notes = [] if np.isfinite(low) else [ONE_PROMPT if is_known else measure.reason]
     replicates = measure.replicates()
     if is_known and len(replicates) > 1:
         notes.append("seeds: " + " ".join(f"{part:.3g}" for part in replicates))
@@ -162,16 +162,6 @@ def measure_row(system: str, benchmark: str, scorer: str, measure: Measure, conf
     n = measure.n if is_known else 0
     values = (benchmark, measure.metric, measure.axis, value if is_known else np.nan, low, high, n, floor)
     return dict(zip(COLUMNS, (system, *values, scorer, "; ".join(notes)), strict=True))
-
-
-def _reason(measure: Measure) -> str:
-    if measure.n == 0:
-        return measure.why
-    if np.isinf(measure.value):
-        return "not measured: infinite, as a class was read whose target is 0"
-    replicates = measure.replicates()
-    place = int(np.flatnonzero(~np.isfinite(replicates))[0])
-    return f"{measure.why} in replicate {place}" if len(replicates) > 1 else measure.why
 
 
 def _known_mean(values: FloatArray) -> FloatArray:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from popalign_core.config import Axis, EvaluationConfig
 from popalign_core.errors import InputError
@@ -29,6 +30,12 @@ COMPARISON_COLUMNS = (
 HEADLINES = ("discrepancy_pooled", "discrepancy_per_prompt", "discrepancy_joint", "recall")
 """Measures that are corrected for one another, with every score. The others are there to explain these."""
 
+ONLY_AXIS = "as of the only axis, and not counted again"
+"""Noted where a measure of all axes at once repeats that of one; it is corrected as that is."""
+
+OF_BOTH, NONE_IN_COMMON = "prompts of both", "no prompt in common"
+"""In the note of two that have not drawn the same prompts: their own values are not of the same ones."""
+
 N_PERMUTATIONS = 9_999
 N_PER_HEADLINE = 100
 """More where there are many headlines: Holm multiplies the smallest p-value, half of one in all, by their number."""
@@ -37,12 +44,21 @@ _NUMBERS_AT_ONCE = 4_000_000
 
 @dataclass(frozen=True)
 class Pair:
-    """One measure of two systems on the same prompts; the reason in `note` where they cannot be tested."""
+    """One measure of two systems on the same prompts.
+
+    Attributes:
+        system: Of the one.
+        reference: Of the other.
+        can_test: Whether the two may change places.
+        note: What to say of it, such as why they may not.
+        repeats: Whether it is of all axes at once where only one was measured: the very same as that axis's own.
+    """
 
     system: Measured
     reference: Measured
     can_test: bool
     note: str
+    repeats: bool
 
     @property
     def is_headline(self) -> bool:
@@ -100,28 +116,31 @@ def compare_all(
     compared = [
         (frames.name, pairs) for frames in systems for pairs in _benchmark_pairs(prompts, reference, frames, protocol)
     ]
-    n_headlines = sum(pair.can_test and pair.is_headline for _, pairs in compared for pair in pairs)
+    headlines = [pair for _, pairs in compared for pair in pairs if pair.is_headline]
+    n_headlines = sum(pair.can_test and not pair.repeats for pair in headlines)
     n_permutations = max(N_PERMUTATIONS, N_PER_HEADLINE * n_headlines - 1)
     rows, is_headline = list[dict[str, Any]](), list[bool]()
     for name, pairs in compared:
         rows += _rows(name, reference.name, pairs, n_permutations, config)
         is_headline += [pair.is_headline for pair in pairs]
     table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS)).astype({"n": np.int64})
-    table.loc[is_headline, "p_adjusted"] = holm(table.loc[is_headline, "p_value"].to_numpy())
+    repeats = np.array([pair.repeats for pair in headlines], dtype=bool)
+    table.loc[is_headline, "p_adjusted"] = holm(table.loc[is_headline, "p_value"].to_numpy(), ~repeats)
     return table
 
 
-def holm(p_values: FloatArray) -> FloatArray:
+def holm(p_values: FloatArray, counts: NDArray[np.bool_] | None = None) -> FloatArray:
     """Holm's step-down correction (1979): under any dependence, the chance of one false finding is at most the level.
 
     Args:
         p_values: `[N]`; NaN takes no part.
+        counts: `[N]`; where false, the value repeats one that counts and gets what that gets; None counts all.
     """
+    tested = np.isfinite(p_values)
+    ordered = np.sort(p_values[tested if counts is None else tested & counts])
+    steps = np.minimum(np.maximum.accumulate(ordered * np.arange(len(ordered), 0, -1)), 1.0)
     adjusted = np.full(len(p_values), np.nan)
-    tested = np.flatnonzero(np.isfinite(p_values))
-    order = tested[np.argsort(p_values[tested], kind="stable")]
-    steps = p_values[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    adjusted[tested] = steps[np.searchsorted(ordered, p_values[tested], side="right") - 1]
     return adjusted
 
 
@@ -183,18 +202,17 @@ def _pairs(
         chosen = table[table["cluster"].isin(clusters)]
         measured = measure_benchmark(chosen, clusters, one, protocol) if len(chosen) else ()
         found.append({each.key: each for each in measured})
+    measured_axes = {each.measure.axis for side in found for each in side.values() if each.measure.n} - {"", "all"}
     for key in dict.fromkeys([*found[1], *found[0]]):
         sides = [side.get(key) for side in found]
         mine, other = (side or _missing(sides[1 - number]) for number, side in enumerate(sides))
-        reasons = [note] if note else []
         if not common:
-            reasons = [f"not compared: {note}"]
+            mine = other = _missing(mine, f"not compared: {note}")
         elif mine.scorer != other.scorer:
-            reasons = [f"not compared: {frames[0].name} has {mine.scorer}, {frames[1].name} {other.scorer}"]
-        is_comparable = bool(common) and mine.scorer == other.scorer
-        if not is_comparable:
-            mine, other = _missing(mine), _missing(other)
-        yield Pair(mine, other, can_test and is_comparable and _is_known(mine, other), "; ".join(reasons))
+            why = f"not compared: {frames[0].name} has {mine.scorer}, {frames[1].name} {other.scorer}"
+            mine = other = _missing(mine, why)
+        repeats = mine.measure.axis == "all" and len(measured_axes) == 1
+        yield Pair(mine, other, can_test and _is_known(mine, other), note if common else "", repeats)
 
 
 def _prompts_of_both(labels: Sequence[pd.DataFrame]) -> tuple[list[str], str, bool]:
@@ -202,8 +220,8 @@ def _prompts_of_both(labels: Sequence[pd.DataFrame]) -> tuple[list[str], str, bo
     clusters = [set(table["cluster"]) for table in labels]
     common, every = sorted(clusters[0] & clusters[1]), clusters[0] | clusters[1]
     if not common:
-        return [], "no prompt in common", False
-    notes = [] if len(common) == len(every) else [f"on the {len(common)} of {len(every)} prompts of both"]
+        return [], NONE_IN_COMMON, False
+    notes = [] if len(common) == len(every) else [f"on the {len(common)} of {len(every)} {OF_BOTH}"]
     mine, other = (table[table["cluster"].isin(common)] for table in labels)
     counts = [table.groupby(["replicate", "prompt_id"]).size() for table in (mine, other)]
     if not counts[0].sort_index().equals(counts[1].sort_index()):
@@ -218,13 +236,13 @@ def _is_known(mine: Measured, other: Measured) -> bool:
     return bool(np.isfinite(mine.measure.value - other.measure.value))
 
 
-def _missing(measured: Measured | None) -> Measured:
+def _missing(measured: Measured | None, why: str = "") -> Measured:
     """In place of what a system does not have."""
     if measured is None:
         raise ValueError("one of two systems has the measure")
     old = measured.measure
     nothing = np.zeros((1, 1, 1))
-    why = old.why if old.n == 0 else "not compared: one of the two has none"
+    why = why or (old.why if old.n == 0 else "not compared: one of the two has none")
     measure = Measure(old.metric, old.axis, nothing, lambda sums: np.full(sums.shape[:-1], np.nan), 0, why=why)
     return Measured(measured.benchmark, measured.scorer, measure)
 
@@ -233,11 +251,11 @@ def _row(system: str, reference: str, pair: Pair, p_value: float, config: Evalua
     mine, other = pair.system.measure, pair.reference.measure
     change = mine.change(other)
     is_known = bool(np.isfinite(change))
-    notes = [pair.note] if pair.note else []
+    notes = [note for note in (pair.note, ONLY_AXIS if pair.repeats and pair.can_test else "") if note]
     (low, high), n = NO_ENDS, min(mine.n, other.n)
     if not is_known:
         n = 0
-        notes = notes or [next(side.why for side in (mine, other) if not np.isfinite(side.value))]
+        notes = [next(side.reason for side in (mine, other) if not np.isfinite(side.value)), *notes]
     else:
         low, high = mine.bounded_change(other, config)
         if not np.isfinite(low):

@@ -1,5 +1,6 @@
 """Judging by machine: how often a scorer prefers a system's picture to another system's for the same prompt."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,20 +11,20 @@ from popalign_core.config.evaluation import DIVERSITY
 from popalign_core.errors import InputError
 from popalign_core.evaluation.frames import SystemFrames
 from popalign_core.evaluation.measures import NO_ENDS, Share, ratio
-from popalign_core.evaluation.paired import permutation_p_values
+from popalign_core.evaluation.paired import N_PER_HEADLINE, N_PERMUTATIONS, holm, permutation_p_values
 from popalign_core.prompts.benchmarks import benchmarks_of, clusters_of
 
 COLUMNS = (
     *("system", "reference", "benchmark", "scorer", "version", "n", "n_wins", "n_ties", "win_rate"),
-    *("ci_low", "ci_high", "p_value"),
+    *("ci_low", "ci_high", "p_value", "p_adjusted"),
 )
 _KEY = ["replicate", "prompt_id", "index"]
 
 
 def win_rates(
-    prompts: pd.DataFrame, reference: SystemFrames, system: SystemFrames, config: EvaluationConfig
+    prompts: pd.DataFrame, reference: SystemFrames, systems: Sequence[SystemFrames], config: EvaluationConfig
 ) -> pd.DataFrame:
-    """Win rate of a system over the reference, for every scorer that scored both in the same version.
+    """Win rates of systems over the reference, for every scorer that scored both in the same version.
 
     Diversity is left out: it is of all pictures of a prompt, and none of them can be preferred for it.
 
@@ -31,30 +32,32 @@ def win_rates(
     half. What is estimated: the chance that of two pictures of a prompt like these the system's has the higher score.
 
     Args:
-        prompts: Prompts table of both.
+        prompts: Prompts table of all.
         reference: The system compared with.
-        system: The system compared.
+        systems: The systems compared.
         config: Confidence; seed of the permutations.
 
     Returns:
-        Table `wins`, a row a benchmark and scorer; interval clustered on prompts, and the p-value of exchanging the two
-        systems prompt by prompt; both NaN for a single prompt.
+        Table `wins`, a row a system, benchmark and scorer; interval clustered on prompts, the p-value of exchanging the
+        two systems prompt by prompt, and Holm's over all rows; all NaN for a single prompt.
 
     Raises:
         InputError: When a score is not finite.
     """
-    scored = [_scored(frames) for frames in (system, reference)]
-    pairs = scored[0].merge(scored[1], on=[*_KEY, "scorer", "version"], suffixes=("", "_reference"))
     facts = pd.DataFrame({"benchmark": benchmarks_of(prompts), "cluster": clusters_of(prompts)}).set_index(
         prompts["prompt_id"]
     )
-    pairs = pairs.join(facts, on="prompt_id")
-    rows = [
-        _row(system.name, reference.name, str(benchmark), str(scorer), str(version), group, config)
-        for (benchmark, scorer, version), group in pairs.groupby(["benchmark", "scorer", "version"], sort=True)
-    ]
+    known = _scored(reference)
+    groups = []
+    for system in systems:
+        pairs = _scored(system).merge(known, on=[*_KEY, "scorer", "version"], suffixes=("", "_reference"))
+        named = pairs.join(facts, on="prompt_id").groupby(["benchmark", "scorer", "version"], sort=True)
+        groups += [((system.name, reference.name, *map(str, names)), group) for names, group in named]
+    n_permutations = max(N_PERMUTATIONS, N_PER_HEADLINE * len(groups) - 1)
+    rows = [_row(names, group, n_permutations, config) for names, group in groups]
     counts = {"n": np.int64, "n_wins": np.int64, "n_ties": np.int64}
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(counts)
+    table = pd.DataFrame(rows, columns=list(COLUMNS[:-1])).astype(counts)
+    return table.assign(p_adjusted=holm(table["p_value"].to_numpy(dtype=np.float64)))
 
 
 def _scored(frames: SystemFrames) -> pd.DataFrame:
@@ -69,15 +72,8 @@ def _scored(frames: SystemFrames) -> pd.DataFrame:
     return scores.merge(images[["image_id", *_KEY]], on="image_id")[[*_KEY, "scorer", "version", "value"]]
 
 
-def _row(
-    system: str,
-    reference: str,
-    benchmark: str,
-    scorer: str,
-    version: str,
-    pairs: pd.DataFrame,
-    config: EvaluationConfig,
-) -> dict[str, Any]:
+def _row(names: tuple[str, ...], pairs: pd.DataFrame, n_permutations: int, config: EvaluationConfig) -> dict[str, Any]:
+    """`names` are the first columns: system, reference, benchmark, scorer, version."""
     is_win = (pairs["value"] > pairs["value_reference"]).to_numpy()
     is_tie = (pairs["value"] == pairs["value_reference"]).to_numpy()
     cluster = np.unique(pairs["cluster"].to_numpy(dtype=str), return_inverse=True)[1]
@@ -88,7 +84,6 @@ def _row(
     )
     several = len(n) > 1
     low, high = mine.interval(config) if several else NO_ENDS
-    p_value = permutation_p_values([(mine, other)], config.seed)[0] if several else np.nan
-    named = (system, reference, benchmark, scorer, version)
+    p_value = permutation_p_values([(mine, other)], config.seed, n_permutations)[0] if several else np.nan
     values = (len(pairs), int(is_win.sum()), int(is_tie.sum()), mine.value, low, high, p_value)
-    return dict(zip(COLUMNS, (*named, *values), strict=True))
+    return dict(zip(COLUMNS[:-1], (*names, *values), strict=True))

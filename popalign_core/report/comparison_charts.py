@@ -33,12 +33,16 @@ def quality_measures(results: Results) -> list[Measure]:
 
 def fronts(results: Results) -> str:
     """Discrepancy against each measure of quality, with the Pareto front; the first measure unfolded."""
-    blocks = []
+    blocks, has_partial = [], False
     for y in quality_measures(results):
         charts, tables = [], ""
         for x in results.fairness:
-            known = [Point(s, results.value(s, x), results.value(s, y)) for s in results.inputs.systems]
+            known = [
+                Point(s, results.value(s, x), results.value(s, y), results.is_partial(s, (x, y)))
+                for s in results.inputs.systems
+            ]
             points = [p for p in known if p.x.is_measured and p.y.is_measured]
+            has_partial |= any(p.is_partial for p in points)
             if len(points) > 1:
                 title = f"{x.axis} and {y.name}"
                 charts.append((title[:1].upper() + title[1:], front_chart(title, points, x, y)))
@@ -51,6 +55,11 @@ def fronts(results: Results) -> str:
         "and no worse in the other. Hollow ones are dominated. Thin lines are intervals: where they overlap, which of "
         "two dominates may be chance.</p>"
     )
+    if has_partial:
+        lead += (
+            "<p>Diamonds, ◆ and ◇, are of pictures made elsewhere, and not of the same prompts as the dots: where they "
+            "stand may be for their prompts. The differences above are of the prompts of both.</p>"
+        )
     names = "".join(f"<li>{escape(name)}</li>" for name in results.inputs.systems)
     (_, shown), *folded = blocks
     return f'{lead}<ol class="key">{names}</ol>{shown}' + "".join(details(*block, is_printed=False) for block in folded)

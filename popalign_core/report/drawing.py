@@ -54,6 +54,14 @@ def dot(x: float, y: float, kind: str, spoken: str, radius: float = 4) -> str:
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" class="{kind}"><title>{escape(spoken)}</title></circle>'
 
 
+def diamond(x: float, y: float, kind: str, spoken: str, radius: float = 5.5) -> str:
+    """A point of another sort, told from a dot without colour."""
+    corners = " ".join(
+        f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in ((0, -radius), (radius, 0), (0, radius), (-radius, 0))
+    )
+    return f'<polygon points="{corners}" class="{kind}"><title>{escape(spoken)}</title></polygon>'
+
+
 def whisker(y: float, low: float, high: float) -> str:
     """An interval, lying."""
     ends = "".join(line(x, y - 4, x, y + 4, "whisker") for x in (low, high))

@@ -6,12 +6,13 @@ from html import escape
 
 from popalign_core.evaluation.pareto import dominators
 from popalign_core.report.cells import Footnotes, estimate_cell, row, table
-from popalign_core.report.drawing import WIDTH, dot, line, path, scale, short, svg, text
+from popalign_core.report.drawing import WIDTH, diamond, dot, line, path, scale, short, svg, text
 from popalign_core.report.estimates import Estimate, Measure
 from popalign_core.report.measures import direction, number, scorer_name
 
 _LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 50, WIDTH - 14, 22, 206, 240
 _LABEL_PX = 10
+_PARTIAL = ", of other prompts"
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,18 @@ class Point:
         name: As the tables have it.
         x: The first measure, of fairness.
         y: The second, of quality.
+        is_partial: Whether the two are of other prompts than those of the rest; drawn as a diamond.
     """
 
     name: str
     x: Estimate
     y: Estimate
+    is_partial: bool = False
+
+    @property
+    def signs(self) -> tuple[str, str]:
+        """On the front, and dominated."""
+        return ("◆", "◇") if self.is_partial else ("●", "○")
 
 
 def beaten_by(points: Sequence[Point], x: str, y: str) -> dict[str, str | None]:
@@ -62,13 +70,14 @@ def front_chart(title: str, points: Sequence[Point], x: Measure, y: Measure, *, 
         at = (place_x(p.x.value), place_y(p.y.value))
         kind = "full" if beaten[p.name] is None else "hollow"
         spoken = f"{p.name}: {number(p.x.value, x.metric)}, {number(p.y.value, y.metric)}"
-        parts.append(dot(*at, kind, spoken))
+        parts.append((diamond if p.is_partial else dot)(*at, kind, spoken + _PARTIAL * p.is_partial))
         place = _free(at, taken)
         if place[1] > at[1]:  # the number had to move: show whose it is
             parts.append(line(*at, place[0], place[1] - 4, "thin"))
         parts.append(text(*place, short(p.name, 12) if is_named else str(n), "start", "value"))
     told = "; ".join(
-        f"{n} {p.name} {'dominated' if beaten[p.name] else 'on the front'}" for n, p in enumerate(points, start=1)
+        f"{n} {p.name} {'dominated' if beaten[p.name] else 'on the front'}{_PARTIAL * p.is_partial}"
+        for n, p in enumerate(points, start=1)
     )
     return svg(_HEIGHT, f"{title}: {told}", parts)
 
@@ -79,7 +88,9 @@ def front_table(points: Sequence[Point], x: Measure, y: Measure, head: str = "Sy
     beaten, notes, rows = beaten_by(points, x.metric, y.metric), Footnotes(), []
     for n, p in enumerate(points, start=1):
         other = beaten[p.name]
-        said = "<b>● on the front</b>" if other is None else f"○ dominated by {escape(other)}"
+        full, hollow = p.signs
+        said = f"<b>{full} on the front</b>" if other is None else f"{hollow} dominated by {escape(other)}"
+        said += _PARTIAL * p.is_partial
         cells = (estimate_cell(p.x, x.metric, notes), estimate_cell(p.y, y.metric, notes), said)
         rows.append(row(heads, f"{n} {p.name}", cells))
     return table(heads, rows) + str(notes)

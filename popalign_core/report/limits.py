@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from popalign_core.evaluation.paired import ONLY_AXIS
+
 _ALWAYS = (
     "Attributes are a classifier's reading of perceived appearance in a picture. They are not anyone's identity.",
     "Gender is read as one of two classes and race as one of a few broad ones. People whom these classes do not fit "
@@ -34,7 +36,8 @@ def limits(metrics: pd.DataFrame, comparison: pd.DataFrame, n_seeds: int = 1) ->
     seeds = f"; they come from {n_seeds} seeds and say little of" if n_seeds > 1 else ". They do not cover"
     yield f"Intervals cover the choice of prompts and of images{seeds} another training run."
     if "p_adjusted" in comparison and comparison["p_adjusted"].notna().any():
-        n_rows = int(comparison["p_adjusted"].notna().sum())
+        counted = comparison[comparison["p_adjusted"].notna()]
+        n_rows = int((~counted["note"].str.contains(ONLY_AXIS, regex=False)).sum())
         yield (
             f"p-values are from paired permutation tests and adjusted (Holm) for the {n_rows} headline differences "
             "of this page. Intervals, and differences without a p-value, are not adjusted: of twenty, one may exclude "

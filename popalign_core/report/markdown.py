@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from popalign_core.markdown import markdown_table
+from popalign_core.markdown import markdown_table, plain
 from popalign_core.report.comparison import TITLES, about, check_tables
 from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.estimates import SYMBOLS, WORDS, Estimate, Measure, Status, interval_words
@@ -11,9 +11,6 @@ from popalign_core.report.limits import limits
 from popalign_core.report.measures import column_name, floor_words, is_shown, measure_name, number
 from popalign_core.report.standings import Results, summarise
 from popalign_core.report.verdict import changes, judge
-
-_ESCAPED = str.maketrans({sign: f"\\{sign}" for sign in "|*_`[]"} | {"<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "})
-"""What Markdown or HTML would take for markup."""
 
 
 def comparison_markdown(inputs: ComparisonInputs) -> str:
@@ -32,12 +29,12 @@ def comparison_markdown(inputs: ComparisonInputs) -> str:
     results = Results(inputs)
     summary = summarise(results)
     parts = [
-        f"## {_plain(inputs.title)}\n",
-        *(f"{_plain(text)}\n" for text in about(inputs)),
+        f"## {plain(inputs.title)}\n",
+        *(f"{plain(text)}\n" for text in about(inputs)),
         _verdict(summary.status, summary.headline, summary.sentences),
     ]
     for benchmark in dict.fromkeys(m.benchmark for m in results.headlines):
-        parts.append(f"### {_plain(TITLES.get(benchmark, f'Prompts “{benchmark}”'))}\n")
+        parts.append(f"### {plain(TITLES.get(benchmark, f'Prompts “{benchmark}”'))}\n")
         parts += _benchmark(results, [m for m in results.headlines if m.benchmark == benchmark])
     said = limits(inputs.metrics, inputs.comparison, inputs.n_seeds)
     parts += [_explained(inputs.confidence), *_closing([*said, *inputs.notes], inputs.reproducibility)]
@@ -68,11 +65,11 @@ def report_markdown(inputs: ReportInputs) -> str:
             if difference.is_measured:
                 shift = _cell(difference, change.metric, notes, signed=True)
             name = measure_name(change.metric, change.axis, change.benchmark)
-            rows.append([_plain(name), *sides, shift, _mark(change.status)])
+            rows.append([plain(name), *sides, shift, _mark(change.status)])
     parts = [
-        f"## {_plain(inputs.title)}\n",
+        f"## {plain(inputs.title)}\n",
         _verdict(verdict.status, verdict.headline, sentences),
-        markdown_table([_plain(head) for head in heads], rows),
+        markdown_table([plain(head) for head in heads], rows),
         *notes.lines(),
         _explained(inputs.confidence),
         *_closing([*limits(inputs.metrics, inputs.comparison), *inputs.notes], inputs.reproducibility),
@@ -90,7 +87,7 @@ class _Notes:
         return f" [{self._numbers.setdefault(note, len(self._numbers) + 1)}]"
 
     def lines(self) -> list[str]:
-        return ["".join(f"- [{n}] {_plain(note)}\n" for note, n in self._numbers.items())] if self._numbers else []
+        return ["".join(f"- [{n}] {plain(note)}\n" for note, n in self._numbers.items())] if self._numbers else []
 
 
 def _benchmark(results: Results, measures: Sequence[Measure]) -> Iterator[str]:
@@ -102,8 +99,8 @@ def _benchmark(results: Results, measures: Sequence[Measure]) -> Iterator[str]:
             cell = _cell(results.value(system, measure), measure.metric, notes)
             is_compared = results.difference(system, measure).is_measured
             cells.append(f"{cell} {SYMBOLS[results.status(system, measure)]}" if is_compared else cell)
-        rows.append([_plain(system), *cells])
-    yield markdown_table(["System", *(_plain(column_name(m.metric, m.axis)) for m in measures)], rows)
+        rows.append([plain(system), *cells])
+    yield markdown_table(["System", *(plain(column_name(m.metric, m.axis)) for m in measures)], rows)
     yield from notes.lines()
 
 
@@ -119,8 +116,8 @@ def _mark(status: Status) -> str:
 
 
 def _verdict(status: Status, headline: str, sentences: Sequence[tuple[str, str]]) -> str:
-    items = "".join(f"- **{_plain(lead)}:** {_plain(rest)}\n" for lead, rest in sentences)
-    return f"**{SYMBOLS[status]} {_plain(headline)}**\n\n{items}"
+    items = "".join(f"- **{plain(lead)}:** {plain(rest)}\n" for lead, rest in sentences)
+    return f"**{SYMBOLS[status]} {plain(headline)}**\n\n{items}"
 
 
 def _explained(confidence: float) -> str:
@@ -134,11 +131,7 @@ def _explained(confidence: float) -> str:
 
 def _closing(said: Sequence[str], reproducibility: Mapping[str, str]) -> Iterator[str]:
     yield "### What this cannot say\n"
-    yield "".join(f"- {_plain(text)}\n" for text in said)
+    yield "".join(f"- {plain(text)}\n" for text in said)
     if reproducibility:
         yield "### To repeat it\n"
-        yield "".join(f"- {_plain(name)}: {_plain(value)}\n" for name, value in reproducibility.items())
-
-
-def _plain(text: str) -> str:
-    return text.translate(_ESCAPED)
+        yield "".join(f"- {plain(name)}: {plain(value)}\n" for name, value in reproducibility.items())

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Literal
 
 from popalign_core.config import Axis
+from popalign_core.evaluation.paired import NONE_IN_COMMON, OF_BOTH
 from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.estimates import (
     ORIGIN,
@@ -97,6 +98,12 @@ class Results:
     def status(self, system: str, measure: Measure) -> Status:
         """What may be said of the difference."""
         return judge_difference(measure.metric, self.difference(system, measure), self.inputs.confidence)
+
+    def is_partial(self, system: str, measures: Sequence[Measure]) -> bool:
+        """Whether its pictures were made elsewhere and, of some measure, not of the prompts of the reference."""
+        others = self.inputs.others if system == self.inputs.reference else [system]
+        notes = [self.difference(name, m).note for name in others for m in measures]
+        return system in self.inputs.elsewhere and any(OF_BOTH in note or NONE_IN_COMMON in note for note in notes)
 
     def standing(self, system: str) -> Standing:
         """One system against the reference, from intervals and adjusted p-values alone."""

@@ -84,7 +84,9 @@ def win_tables(inputs: ComparisonInputs) -> str:
         found = [group.set_index("system") for group in groups]
         rows = [row(heads, name, [_win_cell(group, name, inputs) for group in found]) for name in inputs.others]
         tables += table(heads, rows, "main")
-    return tables
+    n_tested = int(inputs.wins["p_adjusted"].notna().sum())
+    note = f"<p>The p-values are adjusted for the {n_tested} win rates tested here (Holm); the intervals are not.</p>"
+    return tables + (note if n_tested else "")
 
 
 def drop_table(drops: pd.DataFrame) -> str:
@@ -165,9 +167,9 @@ def _win_cell(group: pd.DataFrame, system: str, inputs: ComparisonInputs) -> str
     found: dict[Any, Any] = group.loc[system].to_dict()
     rate = Estimate(found["win_rate"], found["ci_low"], found["ci_high"])
     # the p-value beside it must not say otherwise
-    over_half = Estimate(rate.value - 0.5, rate.low - 0.5, rate.high - 0.5, p_adjusted=found["p_value"])
+    over_half = Estimate(rate.value - 0.5, rate.low - 0.5, rate.high - 0.5, p_adjusted=found["p_adjusted"])
     said = mark(judge_difference("win_rate", over_half, inputs.confidence), _WINS)
-    more = f"; of {found['n']:,}, ties {found['n_ties']:,}; {p_words(found['p_value'])}"
+    more = f"; of {found['n']:,}, ties {found['n_ties']:,}; {p_words(found['p_adjusted'])}"
     return estimate_cell(rate, "win_rate", Footnotes(), said=said, more=more)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from popalign_core.config import ModelConfig, PipelineConfig
-from popalign_core.markdown import markdown_table
+from popalign_core.markdown import cell, markdown_table
 
 SHOWN = (
     ("neutral", "discrepancy_pooled"),
@@ -47,7 +47,7 @@ def model_card(
         "## Made from\n",
         markdown_table(["input", "artifact"], [[name, f"`{key}`"] for name, key in keys.items()]),
         "## Training\n",
-        markdown_table(["setting", "value"], [[name, f"`{value}`"] for name, value in training.model_dump().items()]),
+        markdown_table(["setting", "value"], [[name, cell(f"`{v}`")] for name, v in training.model_dump().items()]),
         "Last logged values:\n",
         markdown_table(["term", "value"], [[name, f"{value:.5g}"] for name, value in last.items()]),
         _LIMITS,
@@ -70,7 +70,7 @@ def _start(keys: Mapping[str, str]) -> str:
 
 def _target(config: PipelineConfig) -> str:
     rows = [
-        [axis.name, name, f"{share:.3g}"]
+        [cell(axis.name), cell(name), f"{share:.3g}"]
         for axis in config.identity_axes
         for name, share in zip(axis.classes, axis.shares(), strict=True)
     ]
@@ -87,7 +87,7 @@ def _measured(metrics: Sequence[Mapping[Any, Any]]) -> str:
         for axis in dict.fromkeys(str(row["axis"]) for row in chosen):
             values = {str(row["system"]): row for row in chosen if row["axis"] == axis}
             cells = [_cell(values[system]) if system in values else "not measured" for system in ("base", "aligned")]
-            rows.append([f"{benchmark} {metric} {axis}".strip(), *cells])
+            rows.append([cell(f"{benchmark} {metric} {axis}".strip()), *cells])
     return markdown_table(["figure", "base", "aligned"], rows)
 
 

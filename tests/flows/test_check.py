@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from read_only import read_only
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
@@ -94,6 +95,20 @@ def test_what_cannot_be_told_passes_unless_strict(root: str) -> None:
     assert (lenient.exit_code, strict.exit_code) == (0, 9)
     assert lenient.stdout.startswith("cannot tell   min-clip neutral=")
     assert "more images would tell" in lenient.stdout
+
+
+def test_a_model_is_judged_again_from_an_archive_that_can_only_be_read(root: str) -> None:
+    bars = ("--max-discrepancy", "1.0", "--min-clip", "1")
+    first = check(root, *bars)
+    with read_only(Path(root)):
+        again = check(root, *bars)
+        assert (again.exit_code, again.stdout) == (0, first.stdout)
+        words = ("--preset", "smoke", "--root", root)
+        assert CliRunner().invoke(app, ["plan", *words]).exit_code == 0
+        assert "are whole" in CliRunner().invoke(app, ["verify", "--root", root]).stdout
+        refused = CliRunner().invoke(app, ["stage", "train", *words])
+        assert refused.exit_code == 5
+        assert "give another --root" in refused.stderr
 
 
 def test_wrong_bars_are_a_wrong_command_line(root: str) -> None:

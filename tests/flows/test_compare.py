@@ -1,5 +1,7 @@
 """Systems side by side, on the same prompts and seeds, the trained model and imported images among them."""
 
+import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +185,21 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert quick.exit_code == 0, quick.output
     page = (tmp_path / "runs" / "smoke-comparison" / "report.html").read_text(encoding="utf-8")
     # the configuration on the page is the scaled one: to scale it again would draw a quarter
-    assert "popalign compare base cads --seeds 1, with the configuration below, whose evaluation sizes" in page
+    assert (
+        "popalign compare base cads --seeds 1 --config FILE.json, the file holding the configuration below, whose"
+        in page
+    )
     assert "scaled by 0.5 already" in page
+    printed = re.search(r"<dt>configuration</dt><dd>(.*?)</dd>", page)
+    assert printed is not None
+    (tmp_path / "again.json").write_text(unescape(printed[1]), encoding="utf-8")
+    again = ["compare", "base", "cads", "--seeds", "1", "--plan", "--config", str(tmp_path / "again.json")]
+    nodes = CliRunner().invoke(app, [*again, "--root", str(tmp_path)]).stdout.splitlines()
+    # what the scaled page is made of; the unscaled page itself says something else, and is another
+    found = dict(line.split()[:2] for line in nodes if line.split()[1:2] in (["hit"], ["miss"]))
+    assert found.pop("comparison") == "miss"
+    assert {"sample-eval:base", "scores:cads"} <= set(found)
+    assert set(found.values()) == {"hit"}
     unknown = CliRunner().invoke(app, ["compare", "dall-e", "--preset", "smoke", "--root", str(tmp_path)])
     assert (unknown.exit_code, "there is no system 'dall-e'" in unknown.stderr) == (2, True)
 

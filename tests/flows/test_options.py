@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from flows.options import build_config, run_name
+from popalign_core.config import parse_config
 from popalign_core.errors import ConfigError
+from popalign_core.presets import preset
+from tasks.comparison import printed_configuration
 
 
 def test_settings_lie_over_the_preset() -> None:
@@ -111,6 +114,35 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_meant_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        build_config(None, path, [], None)
+
+
+@pytest.mark.parametrize("name", ["portraits", "sdxl", "sdxl-turbo"])
+def test_what_a_report_prints_is_a_configuration(name: str, tmp_path: Path) -> None:
+    path, axes = tmp_path / "printed.JSON", [{"name": "age", "classes": ["young", "old"], "only_measured": True}]
+    usual = preset(name).model_dump()
+    printed = parse_config(usual | {
+        "axes": [*usual["axes"], *axes],
+        "prompts": usual["prompts"] | {"benchmarks": {"age": {"list": "ages", "n_images": 7}}},
+    })  # fmt: skip
+    path.write_text(printed_configuration(printed), encoding="utf-8")
+    config, _ = build_config(None, path, ["training.beta=7"], None)
+    assert config.training.beta == 7
+    assert config.model_copy(update={"training": printed.training}) == printed
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[training]", r"mine\.json is not JSON"),
+        ("[1, 2]", r"mine\.json is not one JSON object but \[1, 2\]"),
+        ('{"preset": "smoke", "training": {"n_steps": 0}}', r"mine\.json does not fit, 1 problem"),
+    ],
+)
+def test_json_that_is_no_configuration_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         build_config(None, path, [], None)
 

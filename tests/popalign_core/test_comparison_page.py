@@ -104,9 +104,25 @@ def test_pictures_made_elsewhere_are_told_apart() -> None:
     assert "made elsewhere" not in build_comparison(inputs())
 
 
+def test_a_partial_set_is_another_mark_in_the_fronts() -> None:
+    def marked(note: str, reference: str = "base") -> tuple[list[str], bool]:
+        table = comparison()
+        at = (table["system"] == "fair") & (table["metric"] == "discrepancy_per_prompt")
+        table.loc[at, "note"] = note
+        html = build_comparison(inputs(comparison=table, elsewhere=(reference, "fair", "same")))
+        part = html[html.index("Fairness against quality") : html.index("Which picture a scorer prefers")]
+        found = re.findall(r"<polygon [^>]*><title>([^:<]*):", part)
+        return sorted(set(found)), "Diamonds, ◆ and ◇, are of pictures made elsewhere" in part
+
+    assert marked("on the 1 of 2 prompts of both", "costly") == (["fair"], True)
+    assert marked("not compared: no prompt in common", "costly") == (["fair"], True)
+    assert marked("on the 1 of 2 prompts of both") == (["base", "fair"], True)
+    assert marked("paired by prompt only: the seeds differ") == ([], False)
+
+
 def test_a_win_rate_whose_p_value_is_large_is_no_preference() -> None:
     def mark(p_value: float) -> str:
-        html = build_comparison(inputs(wins=inputs().wins.assign(p_value=p_value)))
+        html = build_comparison(inputs(wins=inputs().wins.assign(p_adjusted=p_value)))
         wins = html[html.index("Which picture a scorer prefers") : html.index("Who is shown")]
         row = re.search(r'<th scope="row">fair</th>(.*?)</tr>', wins)  # 65% [55, 75]
         assert row is not None
@@ -157,10 +173,11 @@ def test_notes_of_replicates_and_two_classifiers_are_shown() -> None:
 def test_further_parts_hold_their_numbers() -> None:
     html = build_comparison(inputs())
     wins = text_of(_table(html, "Which picture a scorer prefers"))
-    assert "65.0% ✔ preferred 55.0 to 75.0; of 100, ties 10; p = 0.010" in wins
+    assert "65.0% ✔ preferred 55.0 to 75.0; of 100, ties 10; p = 0.012" in wins
     assert "30.0% ✖ not preferred" in wins
     assert "50.0% ≈ unclear" in wins
     text = text_of(html)
+    assert "adjusted for the 3 win rates tested here (Holm)" in text
     for expected in ("3 of 100", "no face", "training (steps)", "750", "Demonstration only.", "popalign compare base"):
         assert expected in text, expected
     full = text_of(_table(html, "All measures of all systems"))

@@ -1,6 +1,7 @@
 """The Pareto front: who is dominated, and that the chart says the same as the table."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -41,6 +42,19 @@ def test_chart_and_table_agree() -> None:
     front = re.search(r'<polyline points="([^"]*)" class="front"/>', svg)
     assert front is not None
     assert front[1] == " ".join(f"{found[name][0]:.1f},{found[name][1]:.1f}" for name in ("soft", "fair"))
+
+
+def test_a_point_of_other_prompts_is_a_diamond() -> None:
+    points = [*POINTS[:3], replace(POINTS[3], is_partial=True)]
+    svg, table = front_chart("t", points, X, Y), text_of(front_table(points, X, Y).replace("</t", " </t"))
+    assert set(dots(svg)) == {"base", "fair", "soft"}
+    (corners, kind, spoken) = re.findall(r'<polygon points="([^"]*)" class="(\w+)"><title>([^<]*)', svg)[0]
+    assert (kind, spoken) == ("hollow", "bad: 0.300, 27.00, of other prompts")
+    xs, ys = zip(*(map(float, corner.split(",")) for corner in corners.split()), strict=True)
+    middle = dots(front_chart("t", POINTS, X, Y))["bad"][:2]
+    assert (sum(xs) / 4, sum(ys) / 4) == pytest.approx(middle, abs=0.1)
+    assert "4 bad dominated, of other prompts" in svg
+    assert "◇ dominated by fair, of other prompts" in table
 
 
 def test_points_on_one_spot_all_keep_their_number() -> None:

@@ -146,6 +146,27 @@ def test_the_share_of_right_objects_has_a_shares_interval() -> None:
     assert 0 < some["ci_low"] < 0.75 < some["ci_high"] <= 1
 
 
+@pytest.mark.parametrize(
+    ("unit", "values", "ends"),
+    [
+        ("100 x cosine", [99.0, 99.0, -50.0, -50.0], (-100.0, 100.0)),
+        ("1 - cosine", [1.0, 1.0, 0.1, 0.1], (0.0, 2.0)),
+        ("standard deviations", [99.0, 99.0, -50.0, -50.0], (24.5 - 12.7062 * 74.5, 24.5 + 12.7062 * 74.5)),
+    ],
+)
+def test_two_prompts_leave_a_score_within_its_unit(unit: str, values: list[float], ends: tuple[float, float]) -> None:
+    frames = _frames("base", BIASED)
+    generic = frames.images[frames.images["prompt_id"].isin(["apple", "chair"])]
+    scores = _scores(generic, 0.0, "clip").assign(value=values, unit=unit)
+    row = _value(_metrics(frames, scores=scores), "generic", "clip")
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(ends, abs=0.01)
+    other = SystemFrames("other", frames.images, frames.attributes, scores.assign(value=scores["value"][::-1].values))
+    mine = SystemFrames("base", frames.images, frames.attributes, scores)
+    change = _value(compare_systems(PROMPTS, mine, other, (GENDER,), CONFIG), "generic", "clip")
+    width = ends[1] - ends[0]
+    assert -width <= change["ci_low"] < change["value"] < change["ci_high"] <= width or unit == "standard deviations"
+
+
 def test_what_one_system_lacks_is_a_row_with_the_reason() -> None:
     whole, part = _metrics(_frames("base", BIASED)), _metrics(_frames("part", BIASED))
     part = part[(part["benchmark"] != "specific") & (part["metric"] != "clip_score")]

@@ -10,6 +10,7 @@ from popalign_core.evaluation.frames import SystemFrames
 from popalign_core.evaluation.measures import Measure, ratio
 from popalign_core.evaluation.metrics import per_prompt_table
 from popalign_core.evaluation.paired import COMPARISON_COLUMNS, compare_all, compare_systems, holm, permutation_p_values
+from popalign_core.report.limits import limits
 
 GENDER = Axis(name="gender", classes=("male", "female"))
 CONFIG = EvaluationConfig(n_bootstrap=200)
@@ -139,7 +140,7 @@ def test_other_exchanges_with_an_equal_difference_count_half() -> None:
 def test_other_seeds_are_tested_and_noted() -> None:
     moved = SystemFrames("fairer", FAIRER.images.assign(seed=-1), FAIRER.attributes, FAIRER.scores)
     table = compare_systems(PROMPTS, BASE, moved, (GENDER,), CONFIG)
-    assert set(table["note"]) == {"paired by prompt only: the seeds differ"}
+    assert set(table.loc[table["axis"] != "all", "note"]) == {"paired by prompt only: the seeds differ"}
     assert row(table, "share:male")["p_value"] == pytest.approx(2 / 256, abs=0.003)
 
 
@@ -152,7 +153,7 @@ def test_other_numbers_of_images_are_compared_but_not_tested() -> None:
 
 def test_prompts_of_one_alone_are_left_out_and_counted() -> None:
     table = compare_systems(PROMPTS, BASE, frames("fairer", [6, 5, 6, 4]), (GENDER,), CONFIG)
-    assert set(table["note"]) == {"on the 4 of 8 prompts of both"}
+    assert set(table.loc[table["axis"] != "all", "note"]) == {"on the 4 of 8 prompts of both"}
     assert row(table, "share:male")["value"] == pytest.approx(-0.3)
     assert row(table, "share:male")["n"] == 40
 
@@ -227,3 +228,47 @@ def test_different_classifiers_are_refused() -> None:
     reread = SystemFrames("fairer", FAIRER.images, FAIRER.attributes.assign(classifier="b@1"), FAIRER.scores)
     with pytest.raises(InputError, match="different classifiers"):
         compare_systems(PROMPTS, BASE, reread, (GENDER,), CONFIG)
+
+
+def test_an_infinite_divergence_says_why() -> None:
+    men = Axis(name="gender", classes=("male", "female"), target={"male": 1.0, "female": 0.0})
+    kl = row(compare_systems(PROMPTS, BASE, FAIRER, (men,), CONFIG), "kl")
+    assert (kl["n"], kl["note"]) == (0, "not measured: infinite, as a class was read whose target is 0")
+    moved = SystemFrames("fairer", FAIRER.images.assign(seed=-1), FAIRER.attributes, FAIRER.scores)
+    kl = row(compare_systems(PROMPTS, BASE, moved, (men,), CONFIG), "kl")
+    assert kl["note"].startswith("not measured: infinite, as a class was read whose target is 0; paired by prompt only")
+
+
+def test_what_repeats_the_only_axis_is_not_counted_again() -> None:
+    table = compare_systems(PROMPTS, BASE, FAIRER, (GENDER,), CONFIG)
+    tested = table[table["p_adjusted"].notna()].set_index("metric")
+    assert list(tested.index) == ["discrepancy_pooled", "discrepancy_per_prompt", "discrepancy_joint", "clip"]
+    # all 8 prompts moved in each of three measures, 2 of 256 exchanges: the least p-value is multiplied by 3 and not 4
+    assert tested["p_adjusted"].min() == pytest.approx(3 * tested["p_value"].min())
+    pooled, joint = (tested.loc[name, ["p_value", "p_adjusted"]].tolist() for name in tested.index[[0, 2]])
+    assert joint == pooled
+    assert list(tested["note"]) == ["", "", "as of the only axis, and not counted again", ""]
+    said = [text for text in limits(table, table) if "Holm" in text]
+    assert "for the 3 headline differences" in said[0]
+
+
+def test_holm_of_what_counts_alone() -> None:
+    # .01 x 2, .03 x 1; the second .01 repeats the first
+    found = holm(np.array([0.01, 0.03, 0.01, np.nan]), np.array([True, True, False, True]))
+    np.testing.assert_allclose(found, [0.02, 0.03, 0.02, np.nan])
+
+
+def test_recall_of_the_only_axis_asked_for_is_not_counted_again() -> None:
+    race = Axis(name="race", classes=("white", "black"))
+    prompts = PROMPTS.assign(kind="specific", identity=[{"gender": "male"}] * len(PROMPTS))
+    white = [f.attributes.assign(axis="race", **{"class": "white"}) for f in (BASE, FAIRER)]
+    both = [
+        SystemFrames(f.name, f.images, pd.concat([f.attributes, read]), f.scores)
+        for f, read in zip((BASE, FAIRER), white, strict=True)
+    ]
+    table = compare_systems(prompts, *both, (GENDER, race), CONFIG)
+    tested = table[table["p_adjusted"].notna()]
+    assert list(zip(tested["metric"], tested["axis"], strict=True)) == [
+        *(("recall", "gender"), ("recall", "all"), ("clip", "")),
+    ]
+    assert tested["p_adjusted"].min() == pytest.approx(2 * tested["p_value"].min())

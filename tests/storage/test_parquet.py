@@ -72,6 +72,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {
             **{"system": "aligned", "reference": "base", "benchmark": "generic", "scorer": "hps", "version": "v2.1"},
             **{"n": 4, "n_wins": 2, "n_ties": 1, "win_rate": 0.625, "ci_low": None, "ci_high": None, "p_value": 0.5},
+            "p_adjusted": 1.0,
         }
     ],
     "drops": [{"stage": "attributes", "reason": "no_face", "n": 3}],
@@ -217,6 +218,14 @@ def test_another_schema_says_so(change: Any, message: str) -> None:
     data = rewritten(encode("scores", pd.DataFrame(ROWS["scores"])), change)
     with pytest.raises(StoreError, match=message):
         decode("scores", data, "old.parquet")
+
+
+def test_win_rates_of_before_they_were_corrected_are_read() -> None:
+    def aged(table: pa.Table) -> pa.Table:
+        return table.drop_columns("p_adjusted").replace_schema_metadata({**table.schema.metadata, VERSION_KEY: b"1"})
+
+    frame = to_frame([decode("wins", rewritten(encode("wins", pd.DataFrame(ROWS["wins"])), aged), "old.parquet")])
+    assert (frame["p_value"].tolist(), frame["p_adjusted"].isna().tolist()) == ([0.5], [True])
 
 
 def test_prompts_of_before_there_were_benchmarks_are_read() -> None:

@@ -144,7 +144,7 @@ def test_metadata_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     for path, message in (
         (folder("1", b"file_name,seed\n0000.png,1\n"), rf"names no prompts, it has \['file_name', 'seed'\]; {needs}"),
         (folder("2", b"image,text\n0000.png,a cat\n"), r"lacks the column 'file_name', it has \['image', 'text'\]; "),
-        (folder("3", b""), r"lacks the column 'file_name', it has \[\]"),
+        (folder("3", b""), r"metadata\.csv has no rows; give it one a picture"),
         (folder("4", b"file_name,text\n9.png,a cat\n"), r"line 2 names '9\.png', which is not in .*4; add it"),
         (folder("5", b"file_name,text\n,a cat\n"), r"line 2: 'file_name' is '', 'text' is 'a cat'; give text"),
         (folder("6", b"file_name,text\n\xff\n"), r"metadata\.csv cannot be read .*; write it again as UTF-8"),
@@ -218,3 +218,10 @@ def test_metadata_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
         "\ufeff" + json.dumps({"file_name": "0000.png", "prompt": "a dog"}), encoding="utf-8"
     )
     assert [label.name for label, _ in everything(folder)] == ["a dog"]
+
+
+@pytest.mark.parametrize(("name", "content"), [("metadata.csv", "file_name,text\n"), ("metadata.jsonl", "\n")])
+def test_metadata_without_rows_say_so(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=rf"{name} has no rows; give it one a picture, with 'file_name' and one of"):
+        open_pictures([tmp_path])

@@ -177,7 +177,7 @@ Root(sys.argv[2])  # imports what this user may not read any more in a moment
 if os.getuid() == 0:
     os.setuid(65534)
 try:
-    storage.Store(sys.argv[1])
+    storage.Store(sys.argv[1]).check_writable()
 except storage.store.StoreError as error:
     print(error)
 """

@@ -70,7 +70,7 @@ def inputs(**over: Any) -> ComparisonInputs:
     wins = pd.DataFrame([
         {"system": system, "reference": "base", "benchmark": "neutral", "scorer": "clip_score", "version": "v1",
          "n": 100, "n_wins": 60, "n_ties": 10, "win_rate": rate, "ci_low": rate - 0.1, "ci_high": rate + 0.1,
-         "p_value": 0.01}
+         "p_value": 0.004, "p_adjusted": 0.012}
         for system, rate in (("fair", 0.65), ("costly", 0.3), ("same", 0.5))
     ])  # fmt: skip
     fields: dict[str, Any] = {
