@@ -12,15 +12,13 @@ full speed and take a core from those that resize pictures, which is most of the
     python benchmarks/scoring.py
     python benchmarks/scoring.py --images 200 --size 1024 --rounds 5
 
-On two cores of an AMD EPYC that other programs kept busy all the time (load 7 to 9, torch 2.13, 96 pictures of 256 px,
-best of six rounds), in images/s, public call / popalign / workers: CLIP score 206 / 1211 / 1706 (5.9 and 8.3 times),
-PickScore 192 / 1305 / 1796 (6.8, 9.4), aesthetics 88 / 784 / 907 (8.9, 10.3), HPS 31 / 509 / 829 of a call that reads
-its checkpoint (17, 27) and 125 / 773 / 841 of one that keeps it (6.2, 6.7), ImageReward 23 / 257 / 538 (11, 24). Other
-work hits the public calls hardest, as two threads meet at the end of every small operation. In quieter minutes (load 3,
-best of ten to twelve rounds) the cheapest two had smaller ratios: aesthetics 441 / 1871 / 2297 (4.2, 5.2) and, a minute
-later, 433 / 1328 / 1742 (3.1, 4.0); HPS on a network that stays loaded 272 / 1137 / 1399 (4.2, 5.1). The networks are
-small here: with the real ones on a processor, what remains is that a prompt's words are embedded once and that scorers
-of one CLIP share its embedding of a picture.
+On two quiet cores of an AMD EPYC (torch 2.13, 192 pictures of 256 px, best of five rounds, three runs), in images/s,
+public call / popalign / workers: CLIP score 357 / 1879 / 2890 (4.9 to 5.4 and 7.6 to 8.1 times), PickScore 358 / 1943
+/ 2869 (5.2 to 5.4; 7.8 to 8.0), aesthetics 575 / 2097 / 3054 (3.5 to 3.8; 5.3 to 5.5), HPS 73 / 1576 / 2066 of a call
+that reads its checkpoint (21; 28) and 323 / 1575 / 2023 of one that keeps it (4.7 to 4.9; 6.3), ImageReward 231 /
+1160 / 1696 (4.8 to 5.0; 7.3 to 7.5). Others' load hits the public calls hardest, since two threads meet at the end of
+every small operation: measure on quiet cores. The networks are small here: with the real ones on a processor, what
+remains is that a prompt's words are embedded once and that scorers of one CLIP share its embedding of a picture.
 """
 
 import argparse
