@@ -25,7 +25,7 @@ from popalign_core.errors import InputError
 from popalign_core.evaluation.calibration import UNREAD_CLASS, confusion_matrix
 from popalign_core.evaluation.distance import Distance
 from popalign_core.evaluation.fairness import class_shares, corrected_prevalence, discrepancies
-from popalign_core.evaluation.measures import Measure, Statistic
+from popalign_core.evaluation.measures import NO_FACE, Measure, Statistic
 
 FloatArray = NDArray[np.float64]
 
@@ -110,6 +110,7 @@ def corrected_measures(axis: Axis, terms: FloatArray, known: Calibrated | str) -
             lambda sums: np.linalg.norm(class_shares(sums) @ inverse - target, axis=-1),
             n,
             bounds=(0.0, largest if kind == "corrected" else np.inf),
+            why=NO_FACE,
             loading=np.einsum("rk,rkl->l", ray, loading) / len(sums),
             estimate=float(np.linalg.norm(shares - target, axis=-1).mean()),
             centre=target,
@@ -129,6 +130,7 @@ def corrected_measures(axis: Axis, terms: FloatArray, known: Calibrated | str) -
                 _component(inverse, place % k),
                 n,
                 bounds=(0.0, 1.0) if place < k else (-np.inf, np.inf),
+                why=NO_FACE,
                 loading=loading[:, place % k].mean(axis=0),
                 estimate=float(estimate),
             )

@@ -19,6 +19,7 @@ Statistic = Callable[[FloatArray], FloatArray]
 Ends = tuple[float, float]
 
 NO_ENDS: Ends = (np.nan, np.nan)
+NO_FACE = "not measured: no usable face"
 ONE_PROMPT = "no interval: all images are of one prompt"
 NOTHING = np.zeros(0)
 _ROUNDING = 1e-12

@@ -31,6 +31,7 @@ from popalign_core.evaluation.distance import Distance
 from popalign_core.evaluation.divergence import evenness, kl_divergence, pairwise_bias, parity_gap
 from popalign_core.evaluation.fairness import class_shares, discrepancies, discrepancy_floor, squared_unbiased
 from popalign_core.evaluation.measures import (
+    NO_FACE,
     Ends,
     Measure,
     Share,
@@ -40,8 +41,6 @@ from popalign_core.evaluation.measures import (
     ratio,
     worst_mean,
 )
-
-NO_FACE = "not measured: no usable face"
 
 _FLOOR_DRAWS = 2_000
 _FLOOR_COUNTS = 1_000_000

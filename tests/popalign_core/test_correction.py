@@ -51,6 +51,13 @@ def test_the_constraint_and_cleam_part_where_readings_cannot_be_explained() -> N
     assert found["discrepancy_corrected"].value == pytest.approx(np.sqrt(0.5))
 
 
+def test_without_a_face_there_is_a_reason_and_no_number() -> None:
+    found = measures([0] * 4, calibration((0.9, 0.75), 1000), n=0)
+    assert len(found) == 6
+    assert {measure.reason for measure in found.values()} == {"not measured: no usable face"}
+    assert not np.isfinite([measure.value for measure in found.values()]).any()
+
+
 def test_errors_of_the_calibration_are_in_the_interval() -> None:
     """All prompts alike: the only error is that of the matrix, by hand for p = (p, 1 - p), d = a0 + a1 - 1 = .65."""
     n = 200
