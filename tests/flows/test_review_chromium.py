@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium_pages import CONTRAST, DESKTOP, NEEDS_CHROMIUM, PHONE, WIDTHS, open_page
+from chromium_pages import DESKTOP, NEEDS_CHROMIUM, PHONE, check_screen, open_page
 from curation_worlds import make_curation, make_labelling
 from review_server import ReviewServer
 
@@ -30,20 +30,6 @@ def at(page: Any, title: str) -> None:
 
     expect(page).to_have_title(title)
     page.wait_for_load_state("load")
-
-
-def check_screen(page: Any, options: Any) -> None:
-    """Nothing is wider than the screen, every answer is in reach of a thumb, text stands out from its ground."""
-    width, height = options["viewport"]["width"], options["viewport"]["height"]
-    assert page.evaluate("() => document.documentElement.scrollWidth") == width
-    assert min(page.evaluate(WIDTHS)) > 0
-    for button in page.locator("footer button").all():
-        box = button.bounding_box()
-        assert box["height"] >= 44
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= width
-        assert box["y"] + box["height"] <= height
-    assert min(page.evaluate(CONTRAST)) >= 4.5
 
 
 def test_a_curator_makes_two_sets_by_keyboard_alone(browser: Any, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromi
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 
-WIDTHS = "() => [...document.images].filter(i => i.alt).map(i => i.naturalWidth)"
-CONTRAST = """() => {
+_WIDTHS = "() => [...document.images].filter(i => i.alt).map(i => i.naturalWidth)"
+_CONTRAST = """() => {
   const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
   const light = (colour) => {
     const linear = (c) => c <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4;
@@ -41,3 +41,17 @@ def open_page(browser: Any, link: str, **options: Any) -> tuple[Any, list[str]]:
     page.on("response", lambda response: wrong.append(response.url) if response.status >= 400 else None)
     page.goto(link)
     return page, wrong
+
+
+def check_screen(page: Any, options: Any) -> None:
+    """Nothing is wider than the screen, every answer is in reach of a thumb, text stands out from its ground."""
+    width, height = options["viewport"]["width"], options["viewport"]["height"]
+    assert page.evaluate("() => document.documentElement.scrollWidth") == width
+    assert min(page.evaluate(_WIDTHS)) > 0
+    for button in page.locator("footer button").all():
+        box = button.bounding_box()
+        assert box["height"] >= 44
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+        assert box["y"] + box["height"] <= height
+    assert min(page.evaluate(_CONTRAST)) >= 4.5
