@@ -60,6 +60,7 @@ def _local_ray(n_workers: int) -> dict[str, Any]:
         "include_dashboard": False,
         "runtime_env": {"env_vars": environment},
         "_system_config": {"task_oom_retries": MAX_DEATHS - 1},  # for ever by default
+        "logging_level": "warning",
     }
 
 
