@@ -83,7 +83,7 @@ def _embed(average: "NDArray[np.float32]") -> "NDArray[np.float32]":
 
 
 def _haar(plane: "NDArray[np.float32]") -> "tuple[NDArray[np.float32], ...]":
-    """One level of the Haar transform: the average, the details across, down and along the diagonals, each half a side."""
+    """One level of the Haar transform: average, and details across, down and on the diagonals, each of half a side."""
     plane = plane * _HALF
     low, high = (plane[0::2] + plane[1::2]) * _HALF, (plane[0::2] - plane[1::2]) * _HALF
     return (
