@@ -15,11 +15,12 @@ VARIABLES = {
     "DIFFUSERS_VERBOSITY": "error",
     "DEEPFACE_LOG_LEVEL": str(logging.ERROR),
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    "DASK_LOGGING__DISTRIBUTED": "error",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray shall do in future; without, it warns that it will
 }
 """Read when a library is imported."""
 
-LOGGERS = ("bitsandbytes", "distributed", "ray")
+LOGGERS = ("bitsandbytes",)
 """Of libraries that read no variable."""
 
 PREFECT_CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
