@@ -23,8 +23,9 @@ SIZE = 4e-7
 @functools.cache
 def roundings(shape: tuple[int, ...]) -> Tensor:
     """A factor near 1 for every element, always the same for a shape."""
-    generator = torch.Generator().manual_seed(zlib.crc32(repr(shape).encode()))
-    return 1 + SIZE * (2 * torch.rand(shape, generator=generator) - 1)
+    with torch.inference_mode(False):  # it is kept, and a training may be the next to use it
+        generator = torch.Generator().manual_seed(zlib.crc32(repr(shape).encode()))
+        return 1 + SIZE * (2 * torch.rand(shape, generator=generator) - 1)
 
 
 def rounded_by_shape(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
