@@ -56,7 +56,7 @@ def check_watermark(*, width: int, height: int) -> None:
 def _mark(picture_u8: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
     import cv2
 
-    yuv = cv2.cvtColor(picture_u8.astype(np.float32), cv2.COLOR_RGB2YUV)
+    yuv = np.asarray(cv2.cvtColor(picture_u8.astype(np.float32), cv2.COLOR_RGB2YUV), dtype=np.float32)
     height, width = (side // _BLOCK * _BLOCK for side in picture_u8.shape[:2])
     average, across, down, diagonal = _haar(yuv[:height, :width, 1])
     # the published encoder puts the two details back in each other's place
