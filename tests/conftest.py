@@ -1,4 +1,4 @@
-"""The pipeline's stand-ins: tiny random models in the real formats, and a reader that compares two diagonals."""
+"""The pipeline's stand-ins: tiny random models in the real formats, and a reader that compares sums of pixels."""
 
 import json
 import os
@@ -42,15 +42,15 @@ WIDTH = 32
 GENDERS = ("male", "female")
 
 
-class DiagonalReader:
+class PixelSumReader:
     """Male where the quarters on one diagonal are the brighter ones, female where the others are. No model.
 
     Even-handed over the tiny pipeline's pictures, and a measure of a whole picture: rounding that moves a pixel by a
-    grey level, as other processors and batch shapes do, moves it by 1/1024. Where the diagonals are nearer to each
+    grey level, as other processors and batch shapes do, moves it by 1/3072. Where the diagonals are nearer to each
     other than `MARGIN`, which is one picture of seven, there is no face.
     """
 
-    name = "diagonal"
+    name = "pixel-sum"
     version = "1"
     axes = {"gender": GENDERS}  # noqa: RUF012 (as the protocol has it)
     MARGIN = 0.05
@@ -95,7 +95,7 @@ def stand_ins(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reader and the tiny CLIP in place of the embedded classifier and CLIP."""
     from tasks import measuring
 
-    reader = measuring.Classifier(lambda: "diagonal@1", lambda config, device: DiagonalReader())
+    reader = measuring.Classifier(lambda: "pixel-sum@1", lambda config, device: PixelSumReader())
     monkeypatch.setitem(measuring.CLASSIFIERS, "portraits", reader)
     monkeypatch.setattr(measuring, "clip_folder", lambda: tiny_weights / "clip")
 

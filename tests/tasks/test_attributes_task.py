@@ -51,7 +51,7 @@ def test_every_image_of_a_person_is_read_once(tiny_config: PipelineConfig, tiny_
         "neutral": 12,
         "specific": 12,
     }
-    assert set(attributes["classifier"]) == {"diagonal@1"}
+    assert set(attributes["classifier"]) == {"pixel-sum@1"}
     assert drops["n"].sum() == attributes["drop_reason"].notna().sum()
 
 
@@ -132,6 +132,13 @@ def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
     return sink.getvalue()
 
 
+def lit(height: int, width: int, side: str) -> np.ndarray:
+    """A dark grey picture, lighter in its upper left or upper right quarter."""
+    pixels = np.full((height, width), 9, np.uint8)
+    pixels[: height // 2, slice(width // 2) if side == "left" else slice(width // 2, width)] = 20
+    return pixels
+
+
 def publish_images(runtime: RuntimeConfig, prompt_id: str, pictures: dict[str, bytes]) -> ArtifactRef:
     """An artifact with a picture an id, in shards of two, whatever the bytes are."""
     store, ref = open_store(runtime), ArtifactRef("sample", "sample-v1-odd")
@@ -152,7 +159,7 @@ def test_odd_pictures_never_stop_a_shard(tiny_config: PipelineConfig, tiny_runti
     )
     table = open_store(tiny_runtime).read_table(prompts, "prompts")
     prompt_id = table.loc[table["kind"] == "neutral", "prompt_id"].iloc[0]
-    good = np.full((8, 8, 3), 9, np.uint8)
+    good = np.repeat(lit(8, 8, "left")[..., None], 3, axis=2)
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, format="PNG")
     noise = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), "JPEG")
@@ -163,10 +170,10 @@ def test_odd_pictures_never_stop_a_shard(tiny_config: PipelineConfig, tiny_runti
             "good": encoded(good),
             "empty": b"",
             "truncated": noise[:200],
-            "wide": encoded(np.full((8, 33, 3), 9, np.uint8)),
+            "wide": encoded(np.repeat(lit(8, 33, "right")[..., None], 3, axis=2)),
             "bomb": bomb.getvalue(),
-            "grey": encoded(np.full((9, 9), 11, np.uint8)),
-            "sixteen": encoded(np.full((9, 9), 20 * 257, np.uint16)),
+            "grey": encoded(lit(9, 9, "left")),
+            "sixteen": encoded(lit(9, 9, "right").astype(np.uint16) * 257),
         },
     )
     ref = read_attributes(prompts, sample, config=tiny_config, runtime=tiny_runtime)
@@ -182,8 +189,8 @@ def test_odd_pictures_never_stop_a_shard(tiny_config: PipelineConfig, tiny_runti
         "grey": None,
         "sixteen": None,
     }
-    # parity of the pixels' sum: 8 * 8 * 3 * 9, 8 * 33 * 3 * 9 are even, 9 * 9 * 3 * 11 is odd, 9 * 9 * 3 * 20 is even
-    assert rows.loc[["good", "wide", "grey", "sixteen"], "class"].tolist() == ["female", "female", "male", "female"]
+    # as the pictures are lit: upper left, upper right
+    assert rows.loc[["good", "wide", "grey", "sixteen"], "class"].tolist() == ["male", "female", "male", "female"]
     drops = store.read_table(ref, "drops")
     assert dict(zip(drops["reason"], drops["n"], strict=True)) == {"too large image": 1, "undecodable image": 2}
 
@@ -205,7 +212,7 @@ def test_keys_of_before_stay_and_new_settings_change_them(
     assert set(asked.config["attributes"]) == {
         "classifier", "detector_backend", "min_face_score", "min_face_share", "min_probability",
     }  # fmt: skip
-    assert asked.config["classifier"] == "diagonal@1"
+    assert asked.config["classifier"] == "pixel-sum@1"
     keys = {
         reference(store, request(with_attributes(tiny_config, **changes), prompts=P, sample=S)).key
         for changes in (
