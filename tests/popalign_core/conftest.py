@@ -11,7 +11,6 @@ from torch import Tensor
 
 from popalign_core.training.data import PreferenceData
 
-
 MakeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 

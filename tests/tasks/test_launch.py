@@ -15,19 +15,19 @@ import pandas as pd
 import pytest
 import torch
 
-from flows.graph import call_directly, needed_for, run_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, TrainingError
 from popalign_core.sampling.models import load_pipeline
 from popalign_core.training.checkpoint import list_checkpoints
+from storage.store import ArtifactRef
 from tasks.launch import describe_job, launch_command, launch_training
 from tasks.stage import no_progress, open_store
 from tasks.training_inputs import TrainingRefs, run_training
 
 
 @pytest.fixture
-def refs(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> TrainingRefs:
-    found = run_steps(needed_for("preferences"), tiny_config, tiny_runtime, call_directly())
+def refs(give_artifacts: Callable[[str], dict[str, ArtifactRef]]) -> TrainingRefs:
+    found = give_artifacts("preferences")
     return TrainingRefs(found["preferences"], found["sample"], found["identities"], found["attributes"])
 
 
