@@ -40,6 +40,17 @@ os.environ.update(
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="120",
 )
+# What a Prefect server does by the clock costs time and serves no test here.
+for service in (
+    "SCHEDULER",
+    "LATE_RUNS",
+    "FOREMAN",
+    "CANCELLATION_CLEANUP",
+    "PAUSE_EXPIRATIONS",
+    "REPOSSESSOR",
+    "TRIGGERS",
+):
+    os.environ[f"PREFECT_SERVER_SERVICES_{service}_ENABLED"] = "false"
 
 # What is started in the background may have been started with Ctrl-C ignored, and hands that on to its children.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -101,6 +112,20 @@ def tiny_weights(make_once: MakeOnce) -> Path:
     return make_once("weights", _save_weights)
 
 
+@pytest.fixture(scope="session")
+def prefect_database() -> Iterator[None]:
+    """A Prefect server with a database of its own: 15 seconds of work, so one for all who ask."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who needs a Prefect server comes first: side by side they go to one process, and one server does."""
+    items.sort(key=lambda item: "prefect_database" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture
 def stand_ins(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reader and the tiny CLIP in place of the embedded classifier and CLIP."""
@@ -121,7 +146,7 @@ def tiny_runtime(tmp_path: Path) -> RuntimeConfig:
 
 @pytest.fixture(scope="session")
 def tiny_run(make_once: MakeOnce, tiny_weights: Path) -> Path:
-    """The store of a whole run of `tiny_config` by the name "run"; to be read only."""
+    """The store of a whole run of `tiny_config` by the name "run", for reading."""
 
     def fill(folder: Path) -> None:
         from flows.graph import call_directly
@@ -129,7 +154,8 @@ def tiny_run(make_once: MakeOnce, tiny_weights: Path) -> Path:
 
         with pytest.MonkeyPatch.context() as patch:
             _stand_in(tiny_weights, patch)
-            run_pipeline(_tiny_config(tiny_weights), _tiny_runtime(folder), "run", call=call_directly())
+            refs = run_pipeline(_tiny_config(tiny_weights), _tiny_runtime(folder), "run", call=call_directly())
+        (folder / "nodes.json").write_text(json.dumps({node: str(ref) for node, ref in refs.items()}))
 
     return make_once("run", fill) / "store"
 
@@ -137,7 +163,7 @@ def tiny_run(make_once: MakeOnce, tiny_weights: Path) -> Path:
 @pytest.fixture
 def give_artifacts(tiny_run: Path, tiny_runtime: RuntimeConfig) -> Callable[[str], dict[str, ArtifactRef]]:
     """Copies what `tiny_run` had made when a node was done into the store of `tiny_runtime`; each node's artifact."""
-    nodes: dict[str, str] = json.loads((tiny_run / "runs" / "run" / "run.json").read_text())["nodes"]
+    nodes: dict[str, str] = json.loads((tiny_run.parent / "nodes.json").read_text())
 
     def give(node: str) -> dict[str, ArtifactRef]:
         names = list(nodes)
