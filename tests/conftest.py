@@ -4,6 +4,7 @@ What is costly and only read is made once for all processes of pytest-xdist (`ma
 whose artifacts a test gets copies of (`give_artifacts`).
 """
 
+import gc
 import json
 import os
 import shutil
@@ -121,6 +122,11 @@ def prefect_database() -> Iterator[None]:
         yield
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look at it again and again."""
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Who needs a Prefect server comes first: side by side they go to one process, and one server does."""
     items.sort(key=lambda item: "prefect_database" not in getattr(item, "fixturenames", ()))
@@ -174,6 +180,12 @@ def give_artifacts(tiny_run: Path, tiny_runtime: RuntimeConfig) -> Callable[[str
         return refs
 
     return give
+
+
+@pytest.fixture
+def finished(tiny_run: Path, tiny_runtime: RuntimeConfig) -> None:
+    """The test's store is that of `tiny_run`: what a run of `tiny_config` makes is there."""
+    shutil.copytree(tiny_run, tiny_runtime.root)
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_the_evaluation_flow_does_nothing_when_nothing_is_new(
     assert "step-100" in artifacts()["leaderboard"].data
 
 
-@pytest.mark.usefixtures("prefect_database")
+@pytest.mark.usefixtures("prefect_database", "finished")
 def test_the_comparison_flow_trains_what_it_needs_and_shows_its_table(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
