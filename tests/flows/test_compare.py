@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.comparison import compare_systems, line_up
-from flows.graph import call_directly
+from flows.graph import call_directly, run_plan
 from flows.runs import import_pictures
 from flows.tables import systems_lines
 from popalign_core.config import AttributesConfig, PipelineConfig, RuntimeConfig, SystemConfig
@@ -93,7 +93,7 @@ def test_trained_systems_share_the_preference_data_and_one_starts_where_another_
 ) -> None:
     names = ["base", "aligned", "popalign", "sft", "dpo+popalign"]
     lined = line_up(names, tiny_config, tiny_runtime, n_seeds=2, scale=0.5)
-    steps = {step.node: step for step in lined.steps}
+    steps = {node.node: node.step for node in lined.planned}
     # the pipeline's own training is popalign already; dpo is trained for its successor alone
     assert [node for node in steps if node.startswith(("sample", "train")) and "eval" not in node] == [
         *("sample", "train", "train:sft", "train:dpo", "train:dpo+popalign"),
@@ -102,9 +102,9 @@ def test_trained_systems_share_the_preference_data_and_one_starts_where_another_
     assert steps["train:dpo+popalign@1"].inputs["start"] == "train:dpo@1"
     assert steps["comparison"].inputs["sample:popalign@1"] == "sample-eval:aligned@1"
     assert steps["comparison"].inputs["calibration"] == "calibration"
-    ref = lined.run(tiny_runtime, call_directly())["comparison"]
+    ref = run_plan(lined.planned, tiny_runtime, call_directly())["comparison"]
     store = open_store(tiny_runtime)
-    refs = lined.references(tiny_runtime)
+    refs = lined.planned.refs
     first, second = (
         (store.localize(refs[node], "model") / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
         for node in ("train:dpo", "train:dpo+popalign")
@@ -127,7 +127,7 @@ def test_what_a_system_changes_of_its_preferences_is_drawn_for_it_alone(
         "more": SystemConfig(training={}, preferences={"n_neutral": 8}),
     }
     lined = line_up(["larger", "more"], tiny_config.model_copy(update={"systems": systems}), tiny_runtime)
-    nodes = [step.node for step in lined.steps]
+    nodes = [node.node for node in lined.planned]
     assert [node for node in nodes if node.startswith(("sample:", "preferences"))] == [
         "preferences:larger",
         "sample:more",
@@ -230,9 +230,9 @@ def test_a_second_classifier_reads_the_same_images_and_its_agreement_is_told(
     evaluation = tiny_config.evaluation.model_copy(update={"second_classifier": "deepface"})
     config = tiny_config.model_copy(update={"evaluation": evaluation})
     lined = line_up(["base", "cads"], config, tiny_runtime)
-    nodes = {node.node: node.n_images for node in lined.plan(tiny_runtime)}
+    nodes = {node.node: node.n_images for node in lined.planned}
     assert nodes["attributes-second:base"] == nodes["attributes-eval:base"]
-    ref = lined.run(tiny_runtime, call_directly())["comparison"]
+    ref = run_plan(lined.planned, tiny_runtime, call_directly())["comparison"]
     metrics = open_store(tiny_runtime).read_table(ref, "metrics")
     agreed = metrics[metrics["metric"] == "agreement"]
     assert set(agreed["scorer"]) == {"pixel-sum@1|second@1"}

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from flows.comparison import merge_equal
 from flows.graph import PIPELINE, call_directly, needed_for, plan, run_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
 from popalign_core.errors import ConfigError
@@ -118,7 +117,7 @@ def test_an_unknown_node_is_an_error_that_lists_the_known() -> None:
 def test_the_base_and_the_aligned_model_are_measured_alike() -> None:
     by_node = {step.node: step for step in PIPELINE}
     for part in ("attributes-eval", "scores", "evaluate"):
-        assert by_node[f"{part}:base"].run is by_node[f"{part}:aligned"].run
+        assert by_node[f"{part}:base"].stage is by_node[f"{part}:aligned"].stage
     assert dict(by_node["sample-eval:aligned"].inputs) == {"prompts": "benchmarks", "model": "train"}
 
 
@@ -130,10 +129,10 @@ def test_steps_of_equal_outcome_become_one(tiny_config: PipelineConfig, tiny_run
     ]
     other = tiny_config.model_copy(update={"sampling": SamplingConfig(n_steps=3)})
     steps = (*first, *again, replace(again[2], node="other", config=other), replace(PIPELINE[4], node="read"))
-    merged = merge_equal(steps, tiny_config, tiny_runtime)
-    assert [step.node for step in merged] == ["prompts", "identities", "sample", "other", "read"]
-    assert dict(merged[3].inputs) == {"prompts": "identities"}
-    assert plan(tiny_config, tiny_runtime, merged)[2].ref != plan(tiny_config, tiny_runtime, merged)[3].ref
+    merged = plan(tiny_config, tiny_runtime, steps, merges=True)
+    assert [node.node for node in merged] == ["prompts", "identities", "sample", "other", "read"]
+    assert dict(merged[3].step.inputs) == {"prompts": "identities"}
+    assert merged[2].ref != merged[3].ref
 
 
 def test_planning_and_hits_import_neither_torch_nor_prefect() -> None:

@@ -9,7 +9,6 @@ import pytest
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError, MissingWeightsError
 from storage.store import ArtifactRef
-from tasks import calibration
 from tasks.attributes import read_attributes
 from tasks.calibration import calibrate_classifier
 from tasks.evaluate import evaluate_system
@@ -62,7 +61,7 @@ def test_people_s_labels_count_by_content(
     for name in ("one.csv", "two.csv"):
         said.to_csv(tmp_path / name, index=False)
     keys = [
-        calibration.request(tiny_config, **refs, labels=labels)
+        calibrate_classifier.request(tiny_config, **refs, labels=labels)
         for labels in (None, str(tmp_path / "one.csv"), str(tmp_path / "two.csv"))
     ]
     assert keys[0] != keys[1]
@@ -72,7 +71,7 @@ def test_people_s_labels_count_by_content(
     wrong = table[(table["true_class"] != table["read_class"]) & (table["read_class"] != "")]
     assert (table["n"].sum(), wrong["n"].sum()) == (len(said), 1)
     with pytest.raises(MissingWeightsError, match="there is nothing at"):
-        calibration.request(tiny_config, **refs, labels=str(tmp_path / "gone.csv"))
+        calibrate_classifier.request(tiny_config, **refs, labels=str(tmp_path / "gone.csv"))
 
 
 def test_a_calibration_of_another_classifier_is_refused(

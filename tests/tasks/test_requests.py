@@ -12,8 +12,14 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
 from popalign_core.presets import preset
 from storage.store import ArtifactRef
-from tasks import attributes, evaluate, identities, preferences, prompts, sample, train
+from tasks.attributes import read_attributes
+from tasks.evaluate import evaluate_system
+from tasks.identities import add_identities
+from tasks.preferences import build_preferences
+from tasks.prompts import write_prompts
+from tasks.sample import sample_images
 from tasks.stage import open_store, reference
+from tasks.train import train_model
 
 P, S, A, C = (ArtifactRef(stage, f"{stage}-key") for stage in ("identities", "sample", "attributes", "scores"))
 
@@ -34,45 +40,50 @@ def with_target(config: PipelineConfig) -> PipelineConfig:
 
 def test_the_key_is_pinned(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     """Another key here means that everybody's artifacts are made again: bump VERSION and say so in CHANGELOG."""
-    request = prompts.request(tiny_config)
+    request = write_prompts.request(tiny_config)
     assert reference(open_store(tiny_runtime), request).key == "prompts-v1-f2900b5c3df2808114b216f9fa500c3a"
-    assert replace(request, version="2") != request
+    assert replace(request, payload={**request.payload, "version": "2"}) != request
 
 
 def test_a_target_reaches_the_preferences_and_the_metrics_but_no_image(tiny_config: PipelineConfig) -> None:
     moved = with_target(tiny_config)
-    assert prompts.request(moved) == prompts.request(tiny_config)
-    assert identities.request(moved, prompts=P) == identities.request(tiny_config, prompts=P)
-    assert attributes.request(moved, prompts=P, sample=S) == attributes.request(tiny_config, prompts=P, sample=S)
-    one, other = (preferences.request(c, prompts=P, sample=S, attributes=A) for c in (tiny_config, moved))
+    assert write_prompts.request(moved) == write_prompts.request(tiny_config)
+    assert add_identities.request(moved, prompts=P) == add_identities.request(tiny_config, prompts=P)
+    assert read_attributes.request(moved, prompts=P, sample=S) == read_attributes.request(
+        tiny_config, prompts=P, sample=S
+    )
+    one, other = (build_preferences.request(c, prompts=P, sample=S, attributes=A) for c in (tiny_config, moved))
     assert one != other
     one, other = (
-        evaluate.request(c, prompts=P, sample=S, attributes=A, scores=C, system="base") for c in (tiny_config, moved)
+        evaluate_system.request(c, prompts=P, sample=S, attributes=A, scores=C, system="base")
+        for c in (tiny_config, moved)
     )
     assert one != other
 
 
 def test_training_settings_leave_the_images_alone(tiny_config: PipelineConfig) -> None:
     moved = changed(tiny_config, training__beta=99.0)
-    images = [sample.request(c, prompts=P, purpose="preferences") for c in (tiny_config, moved)]
+    images = [sample_images.request(c, prompts=P, purpose="preferences") for c in (tiny_config, moved)]
     assert images[0] == images[1]
-    assert train.request(moved, preferences=A, sample=S) != train.request(tiny_config, preferences=A, sample=S)
+    assert train_model.request(moved, preferences=A, sample=S) != train_model.request(
+        tiny_config, preferences=A, sample=S
+    )
 
 
 @pytest.mark.parametrize("field", ["preferences__n_neutral", "preferences__n_specific", "sampling__n_steps"])
 def test_what_draws_other_images_changes_their_key(tiny_config: PipelineConfig, field: str) -> None:
     moved = changed(tiny_config, **{field: 9})
-    assert sample.request(moved, prompts=P, purpose="preferences") != sample.request(
+    assert sample_images.request(moved, prompts=P, purpose="preferences") != sample_images.request(
         tiny_config, prompts=P, purpose="preferences"
     )
 
 
 def test_evaluation_images_have_a_seed_of_their_own(tiny_config: PipelineConfig) -> None:
     moved = changed(tiny_config, evaluation__seed=5)
-    assert sample.request(moved, prompts=P, purpose="preferences") == sample.request(
+    assert sample_images.request(moved, prompts=P, purpose="preferences") == sample_images.request(
         tiny_config, prompts=P, purpose="preferences"
     )
-    assert sample.request(moved, prompts=P, purpose="evaluation").config["sampling"]["seed"] == 5
+    assert sample_images.request(moved, prompts=P, purpose="evaluation").payload["config"]["sampling"]["seed"] == 5
 
 
 def test_a_model_counts_by_its_weights_not_by_its_path(tiny_config: PipelineConfig, tmp_path: Any) -> None:
@@ -80,17 +91,19 @@ def test_a_model_counts_by_its_weights_not_by_its_path(tiny_config: PipelineConf
 
     shutil.copytree(tiny_config.model.name, tmp_path / "copy")
     moved = changed(tiny_config, model__name=str(tmp_path / "copy"))
-    assert sample.request(moved, prompts=P, purpose="evaluation") == sample.request(
+    assert sample_images.request(moved, prompts=P, purpose="evaluation") == sample_images.request(
         tiny_config, prompts=P, purpose="evaluation"
     )
-    trained = sample.request(tiny_config, prompts=P, purpose="evaluation", model=ArtifactRef("train", "train-key"))
-    assert trained.inputs == {"prompts": "identities-key", "model": "train-key"}
-    assert "hash" not in trained.config["model"]
+    trained = sample_images.request(
+        tiny_config, prompts=P, purpose="evaluation", model=ArtifactRef("train", "train-key")
+    )
+    assert trained.payload["inputs"] == {"prompts": "identities-key", "model": "train-key"}
+    assert "hash" not in trained.payload["config"]["model"]
 
 
 def test_what_makes_sampling_cheaper_is_hashed_where_it_is_asked_for(tiny_config: PipelineConfig) -> None:
     plain, reusing, stored = (
-        sample.request(changed(tiny_config, **fields), prompts=P, purpose="evaluation").config
+        sample_images.request(changed(tiny_config, **fields), prompts=P, purpose="evaluation").payload["config"]
         for fields in ({"sampling__reuse_interval": 1}, {"sampling__reuse_interval": 3}, {"model__storage": "float8"})
     )
     # the keys of what was drawn before there was either stay
@@ -99,10 +112,10 @@ def test_what_makes_sampling_cheaper_is_hashed_where_it_is_asked_for(tiny_config
     assert reusing == plain | {"sampling": plain["sampling"] | {"reuse_interval": 3}}
     assert stored == plain | {"model": plain["model"] | {"storage": "float8"}}
     trained = ArtifactRef("train", "train-key")
-    drawn = sample.request(
+    drawn = sample_images.request(
         changed(tiny_config, model__storage="float8"), prompts=P, purpose="evaluation", model=trained
     )
-    assert drawn.config["model"] == {"dtype": "float32", "storage": "float8"}
+    assert drawn.payload["config"]["model"] == {"dtype": "float32", "storage": "float8"}
 
 
 def test_float8_is_refused_before_a_run_draws_what_it_cannot_train_on(
@@ -159,12 +172,18 @@ def test_where_the_language_model_answers_does_not_matter() -> None:
         return changed(preset("smoke"), prompts__source="llm", prompts__n_train=5, prompts__llm=llm)
 
     here, there, warmer = asking("http://a/v1", 1.0), asking("http://b/v1", 1.0), asking("http://a/v1", 1.5)
-    assert prompts.request(here) == prompts.request(there)
-    assert prompts.request(here) != prompts.request(warmer)
+    assert write_prompts.request(here) == write_prompts.request(there)
+    assert write_prompts.request(here) != write_prompts.request(warmer)
 
 
 def test_a_start_enters_the_key_of_a_training_and_its_absence_does_not(tiny_config: PipelineConfig) -> None:
-    plain = train.request(tiny_config, preferences=A, sample=S, prompts=P)
-    assert plain.inputs == {"preferences": "attributes-key", "sample": "sample-key", "prompts": "identities-key"}
-    begun = train.request(tiny_config, preferences=A, sample=S, prompts=P, start=ArtifactRef("train", "train-key"))
-    assert begun.inputs == plain.inputs | {"start": "train-key"}
+    plain = train_model.request(tiny_config, preferences=A, sample=S, prompts=P)
+    assert plain.payload["inputs"] == {
+        "preferences": "attributes-key",
+        "sample": "sample-key",
+        "prompts": "identities-key",
+    }
+    begun = train_model.request(
+        tiny_config, preferences=A, sample=S, prompts=P, start=ArtifactRef("train", "train-key")
+    )
+    assert begun.payload["inputs"] == plain.payload["inputs"] | {"start": "train-key"}

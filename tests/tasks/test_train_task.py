@@ -17,10 +17,11 @@ from popalign_core.sampling.engine import sample_images
 from popalign_core.sampling.models import load_pipeline
 from storage.store import ArtifactRef
 from tasks.measuring import CLASSIFIERS
-from tasks.stage import Request, open_store, produce
+from tasks.stage import open_store
 from tasks.tensors import read_embeddings, read_tensor
 from tasks.train import train_model
 from tasks.training_inputs import TrainingRefs, read_preferences, run_training
+from tasks.training_view import TrainView
 
 
 def refs_of(inputs: dict[str, ArtifactRef]) -> TrainingRefs:
@@ -83,11 +84,12 @@ def test_what_is_retained_is_the_preferred_and_the_generic_images_under_their_ow
 def test_no_preferences_is_an_error(
     inputs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
-    empty = open_store(tiny_runtime).read_table(inputs["preferences"], "preferences").head(0)
-    request = Request("preferences", "1", {"case": "empty"}, {})
-    ref = produce(request, tiny_runtime, lambda store, build, ref: build.write_table("preferences", empty))
+    store = open_store(tiny_runtime)
+    ref = ArtifactRef("preferences", "empty")
+    with store.build(ref, {"stage": "preferences", "version": "1", "config": {}, "inputs": {}}) as build:
+        build.write_table("preferences", store.read_table(inputs["preferences"], "preferences").head(0))
     with pytest.raises(InputError, match="there are no preferences to train on"):
-        read_preferences(open_store(tiny_runtime), TrainingRefs(ref, inputs["sample"]), tiny_config.axes)
+        read_preferences(store, TrainingRefs(ref, inputs["sample"]), tiny_config.axes)
 
 
 def test_logs_that_cannot_be_written_are_named_before_a_step_is_done(
@@ -164,6 +166,8 @@ def test_text_encoders_and_vae_are_not_even_loaded(
         shutil.rmtree(bare / part)
     config = tiny_config.model_copy(update={"model": ModelConfig(name=str(bare))})
     store = open_store(tiny_runtime)
-    denoiser, log = run_training(store, refs_of(inputs), config, tiny_runtime, tmp_path / "work", lambda *_: None)
+    denoiser, log = run_training(
+        store, refs_of(inputs), TrainView.of(config, inputs), tiny_runtime, tmp_path / "work", lambda *_: None
+    )
     assert type(denoiser).__name__ == "UNet2DConditionModel"
     assert max(row["step"] for row in log) == 4
