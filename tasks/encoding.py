@@ -16,6 +16,7 @@ from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig, Sam
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from storage.store import ArtifactRef, Build, Store
+from tasks.measuring import base_model
 from tasks.stage import Progress, View, counted, drop_fields, find_published, keep_fields
 from tasks.tables import drops_table
 
@@ -80,7 +81,7 @@ class EncodingView(View):
 
         told = ["guidance_scale"] if reads_guidance(config.model) else []
         sampling = keep_fields(config.sampling, "width", "height", *told)
-        return cls(files=tuple(files), model=drop_fields(config.model, "storage"), sampling=sampling)
+        return cls(files=tuple(files), model=drop_fields(base_model(config.model), "storage"), sampling=sampling)
 
     def hashed(self) -> dict[str, Any]:
         """Files by their bytes, wherever they lie and in whatever order."""

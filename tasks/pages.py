@@ -10,6 +10,7 @@ from tasks.prompts import DELIVERY
 from tasks.stage import View, drop_fields
 
 _LISTED = (*FIELDS, "benchmarks")
+_FILES = ("path", "clip", "tokenizer", "processor")
 
 
 class PageView(View):
@@ -30,8 +31,14 @@ class PageView(View):
         return json.dumps(self.configuration.model_dump(mode="json", exclude={"prompts": {"llm": set(DELIVERY)}}))
 
     def unhashed(self) -> dict[str, str]:
-        """What the keys of the inputs hold."""
-        return {f"configuration.prompts.{field}": "in the keys of the inputs" for field in _LISTED}
+        """Lists and paths: what they say and what lies there is in the keys of the inputs."""
+        paths = [
+            *(f"model.{name}" for name in ("name", "denoiser", "lora")),
+            *("sampling.safety_checker", "sampling.sdedit.folder", "attributes.classifiers.*.path"),
+            *(f"evaluation.scorers.*.{name}" for name in _FILES),
+            *(f"prompts.{field}" for field in _LISTED),
+        ]
+        return {f"configuration.{path}": "in the keys of the inputs" for path in paths}
 
 
 def hashed_configuration(config: PipelineConfig) -> dict[str, Any]:
@@ -60,4 +67,4 @@ def _without_paths(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_files(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in ("path", "clip", "tokenizer", "processor")}
+    return {name: value for name, value in settings.items() if name not in _FILES}

@@ -19,7 +19,7 @@ from popalign_core.prompts.benchmarks import benchmarks_of
 from popalign_core.sampling.captions import plan_captions
 from popalign_core.sampling.safety import check_watermark, safety_hash
 from storage.store import ArtifactRef, Build
-from tasks.measuring import folder_digest
+from tasks.measuring import base_model, folder_digest
 from tasks.shardwise import make_shards
 from tasks.stage import Inputs, Progress, Stage, View, keep_fields
 from tasks.tables import drops_table
@@ -65,7 +65,7 @@ class SampleView(View):
             purpose=purpose,
             n_images=n_images(config, purpose),
             sampling=sampling,
-            model=keep_fields(config.model, "dtype", "storage") if is_trained else config.model,
+            model=keep_fields(config.model, "dtype", "storage") if is_trained else base_model(config.model),
             is_trained=is_trained,
             axes=config.identity_axes if draws_identities else (),
         )

@@ -7,7 +7,7 @@ from popalign_core.config import AttributesConfig, Axis, ModelConfig, PipelineCo
 from popalign_core.errors import ConfigError
 from storage.store import ArtifactRef
 from tasks.attributes import classifiers_in_use, hashed_classifier
-from tasks.measuring import clip_folder, folder_digest
+from tasks.measuring import base_model, clip_folder, folder_digest
 from tasks.stage import View, drop_fields, keep_fields
 
 _NOT_PROBED = ("seed", "sdedit", "inject_identity", "fair_diffusion", "safety_checker", "watermark")
@@ -46,7 +46,7 @@ class TrainView(View):
         axes = config.identity_axes if probe or "attributes" in inputs else ()
         return cls(
             training=config.training,
-            model=keep_fields(config.model, "dtype") if has_start else config.model,
+            model=keep_fields(config.model, "dtype") if has_start else base_model(config.model),
             has_start=has_start,
             sampling=drop_fields(config.sampling, *_NOT_PROBED) if probe else _training_sampling(config),
             axes=tuple(keep_fields(axis, "name", "classes", "target", "of") for axis in axes),

@@ -8,6 +8,7 @@ from popalign_core.config import Axis
 from popalign_core.report.inputs import TwoSystems
 from popalign_core.report.verdict import judge
 from storage.store import ArtifactRef, GarbageReport
+from tasks.prompts import write_prompts
 
 NAN = float("nan")
 

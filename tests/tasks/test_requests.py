@@ -13,12 +13,18 @@ from popalign_core.errors import ConfigError
 from popalign_core.presets import preset
 from storage.store import ArtifactRef
 from tasks.attributes import read_attributes
+from tasks.benchmarks import add_benchmarks
+from tasks.calibration import calibrate_classifier
+from tasks.comparison import compare_statistics
 from tasks.evaluate import evaluate_system
 from tasks.identities import add_identities
 from tasks.preferences import build_preferences
 from tasks.prompts import write_prompts
+from tasks.report import ReportView, write_report
 from tasks.sample import sample_images
+from tasks.scores import score_images
 from tasks.stage import open_store, reference
+from tasks.sweep import tabulate_sweep
 from tasks.train import train_model
 
 P, S, A, C = (ArtifactRef(stage, f"{stage}-key") for stage in ("identities", "sample", "attributes", "scores"))
@@ -43,6 +49,53 @@ def test_the_key_is_pinned(tiny_config: PipelineConfig, tiny_runtime: RuntimeCon
     request = write_prompts.request(tiny_config)
     assert reference(open_store(tiny_runtime), request).key == "prompts-v1-f2900b5c3df2808114b216f9fa500c3a"
     assert replace(request, payload={**request.payload, "version": "2"}) != request
+
+
+GOLDEN = {
+    "prompts": "prompts-v1-f2900b5c3df2808114b216f9fa500c3a",
+    "identities": "identities-v1-806d7526020a092628452c6e5145a5a6",
+    "benchmarks": "benchmarks-v1-717c493b032da3b1ba831fb0f943e89e",
+    "sample": "sample-v1-280ea88f13e224db5e1df8f81f51a4d1",
+    "sample-eval": "sample-v1-2ffa70c715c3f4a33a6d5d70ca8daf5b",
+    "attributes": "attributes-v1-e74a046a1b94dde718a3c0735fd6dfd5",
+    "calibration": "calibration-v1-a95f766d3ac44fe06307f65e22cb72a9",
+    "preferences": "preferences-v1-2a67df78f9ef6ad129dcdd9cee01641f",
+    "train": "train-v3-6c1fd5b69d57e810cfb3fdf751eaaad9",
+    "scores": "scores-v3-997c5be96b5e1b2e14443a6a8b20a3f8",
+    "evaluate": "evaluate-v5-82febeaa84ae1c169c87f66a568e3c8a",
+    "report": "report-v5-3565185bee7c18ffa2c48ff953b33874",
+    "comparison": "comparison-v5-c8120b8968e3003ff9a653af53db4ee8",
+    "sweep": "sweep-v2-ccc422acb47746721a471b783d96cd15",
+}
+
+
+def test_the_key_of_every_stage_is_pinned(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
+    """Another key here means that everybody's artifacts of the stage are made again: see above."""
+    scorer = {"kind": "hps", "path": "absent.pt", "tokenizer": "absent"}
+    config = changed(
+        tiny_config,
+        model={"name": "owner/name", "revision": "0a1b"},
+        prompts__benchmarks={"descriptor": {"n_images": 2}},
+    )
+    read = {"prompts": P, "sample": S, "attributes": A}
+    requests = {
+        "prompts": write_prompts.request(config),
+        "identities": add_identities.request(config, prompts=P),
+        "benchmarks": add_benchmarks.request(config, prompts=P),
+        "sample": sample_images.request(config, prompts=P, purpose="preferences"),
+        "sample-eval": sample_images.request(config, prompts=P, model=A, purpose="evaluation"),
+        "attributes": read_attributes.request(config, prompts=P, sample=S),
+        "calibration": calibrate_classifier.request(config, **read),
+        "preferences": build_preferences.request(config, **read),
+        "train": train_model.request(config, preferences=A, sample=S, prompts=P, attributes=A),
+        "scores": score_images.request(changed(config, evaluation__scorers={"hps": scorer}), prompts=P, sample=S),
+        "evaluate": evaluate_system.request(config, **read, scores=C, system="base"),
+        "report": write_report.ask(ReportView.of(config, {}), {"prompts": P}),
+        "comparison": compare_statistics.request(config, prompts=P, systems=("base",), n_seeds=1, scale=1.0),
+        "sweep": tabulate_sweep.request(config, comparison=C, points=[], failed={}),
+    }
+    store = open_store(tiny_runtime)
+    assert {name: reference(store, request).key for name, request in requests.items()} == GOLDEN
 
 
 def test_a_target_reaches_the_preferences_and_the_metrics_but_no_image(tiny_config: PipelineConfig) -> None:
@@ -187,3 +240,31 @@ def test_a_start_enters_the_key_of_a_training_and_its_absence_does_not(tiny_conf
         tiny_config, preferences=A, sample=S, prompts=P, start=ArtifactRef("train", "train-key")
     )
     assert begun.payload["inputs"] == plain.payload["inputs"] | {"start": "train-key"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attributes__min_probability": 0.6},
+        {"attributes__several_faces": "largest"},
+        {"sampling__guidance_scale": 3.0},
+        {"sampling__n_steps": 3},
+    ],
+)
+def test_what_the_probe_reads_is_in_the_key_of_the_training(
+    tiny_config: PipelineConfig, fields: dict[str, Any]
+) -> None:
+    """It may end the training, and its figures are in the log; without a probe none of it is read."""
+    inputs = {"preferences": A, "sample": S, "prompts": P, "attributes": A}
+    watched = changed(tiny_config, training__probe={"every": 2})
+    assert train_model.request(watched, **inputs) != train_model.request(changed(watched, **fields), **inputs)
+    assert train_model.request(tiny_config, **inputs) == train_model.request(changed(tiny_config, **fields), **inputs)
+
+
+def test_a_target_is_in_the_key_of_a_training_on_sets_made_elsewhere(tiny_config: PipelineConfig) -> None:
+    """No key of preferences holds it there; the probe looks at it."""
+    watched = changed(tiny_config, training__probe={"every": 2})
+    requests = [train_model.request(c, preferences=A, sample=S) for c in (watched, with_target(watched))]
+    assert requests[0] != requests[1]
+    unwatched = [train_model.request(c, preferences=A, sample=S) for c in (tiny_config, with_target(tiny_config))]
+    assert unwatched[0] == unwatched[1]

@@ -6,18 +6,26 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from flows.graph import call_directly, needed_for, run_steps
-from popalign_core.config import ModelConfig, PipelineConfig, ProbeConfig, RuntimeConfig
+from popalign_core.config import (
+    FairDiffusionConfig,
+    ModelConfig,
+    PipelineConfig,
+    ProbeConfig,
+    RuntimeConfig,
+    SDEditConfig,
+)
 from popalign_core.errors import InputError, StoreError
 from popalign_core.evaluation.fairness import discrepancy
 from popalign_core.ids import image_seed
 from popalign_core.sampling.embeddings import PromptEmbeddings
 from popalign_core.sampling.engine import sample_images
-from popalign_core.sampling.models import load_pipeline
+from popalign_core.sampling.models import load_pipeline, model_hash
 from storage.store import ArtifactRef
 from tasks.measuring import CLASSIFIERS
-from tasks.stage import open_store
+from tasks.stage import no_progress, open_store
 from tasks.tensors import read_embeddings, read_tensor
 from tasks.train import train_model
 from tasks.training_inputs import TrainingRefs, read_preferences, run_training
@@ -171,3 +179,39 @@ def test_text_encoders_and_vae_are_not_even_loaded(
     )
     assert type(denoiser).__name__ == "UNet2DConditionModel"
     assert max(row["step"] for row in log) == 4
+
+
+def test_nothing_in_the_artifact_says_where_the_base_model_lay(
+    inputs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
+) -> None:
+    """The key does not either: who has the same weights elsewhere is given this artifact."""
+    moved = shutil.copytree(tiny_config.model.name, tmp_path / "moved-elsewhere")
+    training = tiny_config.training.model_copy(update={"lora_rank": 2})
+    here = tiny_config.model_copy(update={"training": training})
+    there = here.model_copy(update={"model": ModelConfig(name=str(moved))})
+    ref = train_model(**asdict_refs(inputs), config=there, runtime=tiny_runtime)
+    assert train_model(**asdict_refs(inputs), config=here, runtime=tiny_runtime) == ref
+    store = open_store(tiny_runtime)
+    files = {name: store.localize(ref, name).read_bytes() for name in store.manifest(ref).files}
+    assert {"model/model_index.json", "model/unet/config.json", "lora/pytorch_lora_weights.safetensors"} <= files.keys()
+    assert [name for name, content in files.items() if b"moved-elsewhere" in content] == []
+    assert f"Base model: the weights `{model_hash(there.model)}`" in files["model/README.md"].decode()
+
+
+def test_a_probe_draws_what_the_model_draws_by_itself(
+    inputs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
+) -> None:
+    """A sampler that chooses identities, or starts from layouts, needs what the probe does not have."""
+    (tmp_path / "layouts").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "layouts" / "a.png")
+    training = tiny_config.training.model_copy(update={"probe": ProbeConfig(every=4, n_images=1), "n_steps": 4})
+    choosing = {"fair_diffusion": FairDiffusionConfig(), "sdedit": SDEditConfig(folder=str(tmp_path / "layouts"))}
+    logs = []
+    for changes in ({}, choosing):
+        sampling = tiny_config.sampling.model_copy(update=changes)
+        config = tiny_config.model_copy(update={"training": training, "sampling": sampling})
+        view = TrainView.of(config, inputs)
+        work = tmp_path / f"work-{len(logs)}"
+        logs.append(run_training(open_store(tiny_runtime), refs_of(inputs), view, tiny_runtime, work, no_progress)[1])
+    assert logs[0] == logs[1]
+    assert "probe/face_share" in {row["name"] for row in logs[0]}
