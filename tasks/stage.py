@@ -39,7 +39,7 @@ class View(Frozen):
         """
 
     def unhashed(self) -> dict[str, str]:
-        """Dotted fields, or patterns of `fnmatch`, that may change without a change of `hashed`, each with the reason."""
+        """Dotted fields (patterns of `fnmatch`) that may change without a change of `hashed`, each with the reason."""
         return {}
 
 

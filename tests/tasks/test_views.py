@@ -13,7 +13,7 @@ from leaves import changes, differing, dotted, leaves
 
 from flows.graph import call_directly, plan
 from flows.runs import run_pipeline
-from popalign_core.config import Frozen, PipelineConfig, RuntimeConfig, merge_documents, parse_config
+from popalign_core.config import Frozen, PipelineConfig, RuntimeConfig, SamplingConfig, merge_documents, parse_config
 from popalign_core.errors import PopAlignError
 from popalign_core.sweeps import Point
 from storage.store import ArtifactRef, Build
@@ -32,7 +32,7 @@ from tasks.prompts import write_prompts
 from tasks.report import ReportView, write_report
 from tasks.sample import sample_images
 from tasks.scores import score_images
-from tasks.stage import Inputs, Progress, Request, Stage
+from tasks.stage import Inputs, Progress, Request, Stage, keep_fields
 from tasks.sweep import tabulate_sweep
 from tasks.train import train_model
 
@@ -93,13 +93,8 @@ SHOWN_ALONE = {
 """Leaves that only pages see, since they print the whole configuration, and why."""
 
 
-def size_of(config: PipelineConfig) -> Any:
-    view = import_images.view
-    assert view is not None
-    return config.sampling.model_copy(
-        update={name: field.default for name, field in type(config.sampling).model_fields.items()}
-        | {"width": config.sampling.width, "height": config.sampling.height}
-    )
+def size_of(config: PipelineConfig) -> SamplingConfig:
+    return keep_fields(config.sampling, "width", "height")
 
 
 @pytest.fixture
