@@ -89,7 +89,7 @@ def line_up(
         inputs["calibration"] = "calibration"  # the images it takes are drawn for the training
     options = {"systems": names, "n_seeds": n_seeds, "scale": scale}
     steps.append(Step(NODE, comparison.compare_statistics, inputs, options))
-    return LineUp(names, config, plan(config, runtime, steps, given, merges=True).pruned(NODE))
+    return LineUp(names, config, plan(config, runtime, steps, given, target=NODE))
 
 
 def system_steps(config: PipelineConfig, name: str, replicate: int = 0) -> tuple[Step, ...]:

@@ -191,18 +191,12 @@ class Plan(Sequence[PlannedNode]):
         """Each node's artifact, those given included."""
         return {**self.given, **{node.node: node.ref for node in self.nodes}}
 
-    def pruned(self, node: str) -> "Plan":
-        """One node and all it needs.
-
-        Raises:
-            ConfigError: For an unknown node.
-        """
-        kept = {step.node for step in needed_for(node, tuple(each.step for each in self.nodes))}
-        return Plan(tuple(each for each in self.nodes if each.node in kept), self.given)
-
     @property
     def _busy(self) -> list[PlannedNode]:
         return [node for node in self.nodes if node.request is not None]
+
+
+_Keyed = tuple[Step, Request[Any] | ArtifactRef, ArtifactRef]
 
 
 def plan(
@@ -211,7 +205,7 @@ def plan(
     steps: Iterable[Step] = PIPELINE,
     given: Mapping[str, ArtifactRef] | None = None,
     *,
-    merges: bool = False,
+    target: str | None = None,
     forced: str | None = None,
 ) -> Plan:
     """Every node's key, hit or miss and work; runs nothing.
@@ -221,8 +215,8 @@ def plan(
         runtime: Which store.
         steps: Which nodes, in the order of execution.
         given: Artifacts that stand for nodes outside `steps`.
-        merges: One node for each artifact: of those with the same key the first stays, and who takes the others' takes
-            its.
+        target: The only node that is wanted. What it does not need is left out, and there is one node an artifact: of
+            nodes with the same key the first stays, and who takes the others' takes its.
         forced: Node of which a new version is asked for: what is published, whole or damaged, is superseded.
 
     Raises:
@@ -230,16 +224,20 @@ def plan(
         MissingWeightsError: When the base model, whose hash is part of the keys, is not there.
         StoreError: When the store cannot be opened.
     """
-    store, refs, nodes = open_store(runtime), dict(given or {}), list[PlannedNode]()
+    store, refs, wanted = open_store(runtime), dict(given or {}), list[_Keyed]()
     stands_for, first = dict[str, str](), dict[ArtifactRef, str]()
     for each in steps:
         step = replace(each, inputs={name: stands_for.get(node, node) for name, node in each.inputs.items()})
         request = _request(step, config, refs)
         ref = _supersede(store, request) if step.node == forced else reference(store, request)
-        stands_for[step.node] = first.setdefault(ref, step.node) if merges else step.node
+        stands_for[step.node] = step.node if target is None else first.setdefault(ref, step.node)
         if stands_for[step.node] == step.node:
             refs[step.node] = ref
-            nodes.append(_planned(step, request, ref, store, config, runtime))
+            wanted.append((step, request, ref))
+    if target is not None:
+        needed = {step.node for step in needed_for(target, tuple(step for step, _, _ in wanted))}
+        wanted = [keyed for keyed in wanted if keyed[0].node in needed]
+    nodes = (_planned(*keyed, store, config, runtime) for keyed in wanted)
     return Plan(tuple(nodes), dict(given or {}))
 
 
