@@ -56,6 +56,7 @@ def test_each_weights_are_evaluated_once(watch: Path, tiny_config: PipelineConfi
     assert len(read_leaderboard(tiny_runtime.root)) == 2 * len(rows)
 
 
+@pytest.mark.usefixtures("finished")
 def test_another_protocol_makes_a_checkpoint_new_again(
     watch: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
@@ -67,6 +68,7 @@ def test_another_protocol_makes_a_checkpoint_new_again(
     assert [checkpoint.name for checkpoint in new_checkpoints(found, other, tiny_runtime)] == ["copy-of-100"]
 
 
+@pytest.mark.usefixtures("finished")
 def test_a_broken_checkpoint_does_not_stop_the_others(
     watch: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:

@@ -39,6 +39,7 @@ def config(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: P
     return tiny_config.model_copy(update={"systems": systems})
 
 
+@pytest.mark.usefixtures("finished")
 def test_every_kind_of_system_is_measured_once(config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     calls: list[str] = []
     direct = call_directly()
@@ -88,6 +89,7 @@ def metrics_dropped(metrics: Any, system: str) -> int:
     return round(row["value"] * row["n"])
 
 
+@pytest.mark.usefixtures("finished")
 def test_trained_systems_share_the_preference_data_and_one_starts_where_another_ended(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
@@ -136,6 +138,7 @@ def test_what_a_system_changes_of_its_preferences_is_drawn_for_it_alone(
     assert "train" not in nodes
 
 
+@pytest.mark.usefixtures("finished")
 def test_the_table_has_a_line_a_system_with_its_interval(config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     ref = compare_systems(["base", "elsewhere"], config, tiny_runtime, "two", call=call_directly())
     metrics = open_store(tiny_runtime).read_table(ref, "metrics")
@@ -222,6 +225,7 @@ class SecondReader:
         return list(readings)
 
 
+@pytest.mark.usefixtures("finished")
 def test_a_second_classifier_reads_the_same_images_and_its_agreement_is_told(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

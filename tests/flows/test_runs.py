@@ -45,7 +45,7 @@ def test_a_run_ends_with_its_folder_and_the_next_is_all_hits(
 
 
 def test_an_adapter_lies_beside_the_model_until_a_run_without_one(
-    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, finished: None
 ) -> None:
     folder = Path(tiny_runtime.root) / "runs" / "first"
     adapted = tiny_config.training.model_copy(update={"lora_rank": 2, "n_steps": 1})
@@ -97,7 +97,7 @@ def test_force_replaces_a_damaged_artifact(tiny_config: PipelineConfig, tiny_run
 
 
 def test_the_calibration_is_made_of_the_training_images_and_corrects_both_systems(
-    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, finished: None
 ) -> None:
     ref = run_stage("calibration", tiny_config, tiny_runtime, call=call_directly())
     table = open_store(tiny_runtime).read_table(ref, "calibration")

@@ -53,6 +53,7 @@ def test_sampling_is_swept_without_training_and_read_from_the_store_again(
     assert sweep_parameters(parameters, tiny_config, tiny_runtime, "swept", call=no_sampling) == ref
 
 
+@pytest.mark.usefixtures("finished")
 def test_a_quick_look_says_so(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     parameters = {"sampling.n_steps": [2]}
     for scale, said in ((1.0, False), (0.5, True)):
@@ -61,6 +62,7 @@ def test_a_quick_look_says_so(tiny_config: PipelineConfig, tiny_runtime: Runtime
         assert ("A quick look: 50% of the images configured" in page) == said
 
 
+@pytest.mark.usefixtures("finished")
 def test_a_point_that_diverges_stays_in_the_table_with_the_reason(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:

@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 import torch
 
-from flows.graph import call_directly, needed_for, run_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, TrainingError
 from popalign_core.sampling.models import load_pipeline
@@ -28,8 +27,8 @@ from tasks.training_view import TrainView
 
 
 @pytest.fixture
-def refs(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> TrainingRefs:
-    found = run_steps(needed_for("preferences"), tiny_config, tiny_runtime, call_directly())
+def refs(give_artifacts: Callable[[str], dict[str, ArtifactRef]]) -> TrainingRefs:
+    found = give_artifacts("preferences")
     return TrainingRefs(found["preferences"], found["sample"], found["identities"], found["attributes"])
 
 

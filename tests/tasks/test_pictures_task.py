@@ -102,7 +102,7 @@ def test_imported_pictures_are_measured_like_a_sample(
         "parquet": lambda: write_parquet(tmp_path / "rows.parquet", rows),
     }[form]()
     both = {"config": tiny_config, "runtime": tiny_runtime}
-    ref = import_images(prompts, [source], **both)
+    ref = import_images(prompts, sources=[source], **both)
     store = open_store(tiny_runtime)
     images = store.read_table(ref, "images")
     assert len(images) == images["image_id"].nunique() == 24
@@ -135,7 +135,7 @@ def test_a_samples_own_pictures_have_the_samples_metrics(
     drawn = store.read_table(sample, "images")
     path = tmp_path / "drawn.parquet"
     drawn[["prompt_id", "image"]].to_parquet(path)
-    imported = import_images(prompts, [path], **both)
+    imported = import_images(prompts, sources=[path], **both)
     values = []
     for images in (sample, imported):
         faces, marks = read_attributes(prompts, images, **both), score_images(prompts, images, **both)
@@ -157,7 +157,9 @@ def test_pictures_of_a_few_prompts_will_do(
 ) -> None:
     chosen = evaluated.loc[evaluated["kind"] == kind, "text"].tolist()
     both = {"config": tiny_config, "runtime": tiny_runtime}
-    ref = import_images(prompts, [write_csv(tmp_path / "csv", [row for row in rows if row[0] in chosen])], **both)
+    ref = import_images(
+        prompts, sources=[write_csv(tmp_path / "csv", [row for row in rows if row[0] in chosen])], **both
+    )
     store = open_store(tiny_runtime)
     assert count_prompts(store, prompts, ref) == (len(chosen), 8)
     faces, marks = read_attributes(prompts, ref, **both), score_images(prompts, ref, **both)
@@ -206,7 +208,7 @@ def test_a_shard_without_a_usable_picture_does_no_harm(
     torn: list[Named] = [(rows[0][0], b"torn %d" % number) for number in range(8)]
     both = {"config": tiny_config, "runtime": tiny_runtime}
     path = write_parquet(tmp_path / "rows.parquet", [*rows[:8], *torn, *rows[8:]])
-    ref, store = import_images(prompts, [path], **both), open_store(tiny_runtime)
+    ref, store = import_images(prompts, sources=[path], **both), open_store(tiny_runtime)
     assert [len(shard) for shard in store.iter_table(ref, "images")] == [8, 0, 8, 8]
     faces, marks = read_attributes(prompts, ref, **both), score_images(prompts, ref, **both)
     metrics = store.read_table(evaluate_system(prompts, ref, faces, marks, system="torn", **both), "metrics")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,6 @@ from tasks import measuring
 from tasks.attributes import read_attributes
 from tasks.evaluate import evaluate_system
 from tasks.features import read_features
-from tasks.identities import add_identities
-from tasks.prompts import write_prompts
 from tasks.sample import sample_images
 from tasks.scores import read_unmeasured, score_images
 from tasks.set_quality import quality_rows
@@ -54,10 +53,9 @@ def files(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def drawn(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> tuple[ArtifactRef, ArtifactRef]:
-    both = {"config": tiny_config, "runtime": tiny_runtime}
-    prompts = add_identities(write_prompts(**both), **both)
-    return prompts, sample_images(prompts, purpose="evaluation", **both)
+def drawn(give_artifacts: Callable[[str], dict[str, ArtifactRef]]) -> tuple[ArtifactRef, ArtifactRef]:
+    refs = give_artifacts("sample-eval:base")
+    return refs["identities"], refs["sample-eval:base"]
 
 
 def all_of(files: Path, config: PipelineConfig) -> PipelineConfig:

@@ -1,6 +1,7 @@
 """Imported sets: what was exported comes back and trains, members keep roles and slots, every drop is counted."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,6 @@ from pair_files import BRIGHT, picture
 from PIL import Image
 from set_files import bad_members, member, two_sets, write_sets
 
-from flows.graph import call_directly
-from flows.runs import run_stage
 from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError
 from popalign_core.sampling import vae as codec
@@ -22,6 +21,7 @@ from popalign_core.sampling.models import load_pipeline
 from storage.foreign import RowFile
 from storage.schemas import SET_MEMBERS
 from storage.sets import open_sets
+from storage.store import ArtifactRef
 from tasks.encoding import EncodingView
 from tasks.export import export_preferences
 from tasks.sets import find_sets, import_sets
@@ -38,9 +38,12 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_exported_sets_come_back_and_train_like_those_that_they_were(
-    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
+    tiny_config: PipelineConfig,
+    tiny_runtime: RuntimeConfig,
+    give_artifacts: Callable[[str], dict[str, ArtifactRef]],
+    tmp_path: Path,
 ) -> None:
-    made = run_stage("preferences", tiny_config, tiny_runtime, call=call_directly())
+    made = give_artifacts("preferences")["preferences"]
     export_preferences(made.key, tmp_path / "sets", "datasets", runtime=tiny_runtime)
     no_retention = tiny_config.training.model_copy(update={"retention": 0.0, "n_steps": 2})
     config = tiny_config.model_copy(update={"training": no_retention})

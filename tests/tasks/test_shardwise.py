@@ -17,7 +17,6 @@ import pytest
 import torch
 from onnx_files import write_colour_network
 from prefect.settings import PREFECT_API_URL
-from prefect.testing.utilities import prefect_test_harness
 from scorer_files import (
     aesthetic_state,
     bert_tokenizer,
@@ -45,8 +44,8 @@ STAGES: dict[str, Callable[..., ArtifactRef]] = {"attributes": read_attributes, 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch, prefect_test_harness(server_startup_timeout=120):
+def home(prefect_database: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # Ray writes a token there
         yield
 

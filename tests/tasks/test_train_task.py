@@ -1,6 +1,7 @@
 """Set members meet their latents and captions; training ends with a model and a log; a stop resumes."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -42,8 +43,8 @@ def asdict_refs(inputs: dict[str, ArtifactRef]) -> dict[str, ArtifactRef]:
 
 
 @pytest.fixture
-def inputs(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> dict[str, ArtifactRef]:
-    return run_steps(needed_for("preferences"), tiny_config, tiny_runtime, call_directly())
+def inputs(give_artifacts: Callable[[str], dict[str, ArtifactRef]]) -> dict[str, ArtifactRef]:
+    return give_artifacts("preferences")
 
 
 def test_each_member_brings_its_own_latents_and_the_neutral_caption(
