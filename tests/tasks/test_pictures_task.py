@@ -226,7 +226,7 @@ def test_no_usable_picture_is_an_error_that_names_both_sides(
     )
     with pytest.raises(InputError, match=message):
         import_images(
-            prompts, [write_parquet(tmp_path / "a.parquet", strange)], config=tiny_config, runtime=tiny_runtime
+            prompts, sources=[write_parquet(tmp_path / "a.parquet", strange)], config=tiny_config, runtime=tiny_runtime
         )
     torn = write_parquet(tmp_path / "b.parquet", [("a photo of a judge", b"torn")])
     with pytest.raises(InputError, match=r"{'undecodable image': 1}; evaluation prompts are 'a photo of a judge'"):
@@ -242,7 +242,7 @@ def test_neither_order_nor_place_changes_key_or_tables(
     one = [write_csv(tmp_path / "z", rows[6:]), write_parquet(tmp_path / "1.parquet", rows[:6])]
     two = [write_parquet(tmp_path / "9.parquet", rows[:6], group=1), write_jsonl(tmp_path / "a", shuffled)]
     refs = [
-        import_images(prompts, sources, config=tiny_config, runtime=runtime)
+        import_images(prompts, sources=sources, config=tiny_config, runtime=runtime)
         for sources, runtime in ((one, tiny_runtime), (two, other))
     ]
     assert refs[0] == refs[1]
@@ -292,7 +292,7 @@ def test_a_stopped_import_redoes_no_finished_shard_and_ends_the_same(
     seen: list[tuple[int, int]] = []
     ref = import_images(
         prompts,
-        [source],
+        sources=[source],
         config=tiny_config,
         runtime=tiny_runtime,
         on_progress=lambda *progress: seen.append(progress),
