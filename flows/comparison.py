@@ -181,12 +181,11 @@ def _imported(
     systems: Mapping[str, SystemConfig], config: PipelineConfig, runtime: RuntimeConfig
 ) -> dict[str, ArtifactRef]:
     """Nodes of evaluation images that were made elsewhere -> where they are."""
+    keys = {name: system.images for name, system in systems.items() if system.images is not None}
+    if not keys:
+        return {}
     store, prompts = open_store(runtime), plan(config, runtime, PROMPT_STEPS).refs["benchmarks"]
-    return {
-        f"{_PARTS['sample']}:{name}": find_imported(store, system.images, prompts, config)
-        for name, system in systems.items()
-        if system.images is not None
-    }
+    return {f"{_PARTS['sample']}:{name}": find_imported(store, key, prompts, config) for name, key in keys.items()}
 
 
 def _label(name: str, replicate: int) -> str:

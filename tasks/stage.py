@@ -200,7 +200,8 @@ class Stage(Generic[ViewT]):
             on_progress: Told how far the work is.
             arguments: Further inputs, and options.
         """
-        request = self.request(config, **dict(zip(self.inputs, inputs, strict=False)), **arguments)
+        names = self.inputs[: len(inputs)]
+        request = self.request(config, **dict(zip(names, inputs, strict=True)), **arguments)
         return request if isinstance(request, ArtifactRef) else self.make(request, runtime, on_progress)
 
     def _payload(self, view: ViewT, inputs: Mapping[str, ArtifactRef]) -> dict[str, Any]:

@@ -87,11 +87,15 @@ def test_a_stage_with_nothing_to_do_answers_with_its_first_input(
     assert replace(DROPS, fill=never)(PROMPTS, config=idle, runtime=tiny_runtime) == PROMPTS
 
 
-def test_inputs_that_a_stage_does_not_take_are_an_error(tiny_config: PipelineConfig) -> None:
+def test_inputs_that_a_stage_does_not_take_are_an_error(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
     several = asked(tiny_config, **{"sample:base@0": PROMPTS, "sample:cads@1": PROMPTS})
     assert sorted(several.inputs) == ["prompts", "sample:base@0", "sample:cads@1"]
     with pytest.raises(TypeError, match=r"missing: \['prompts'\], unknown: \['smaple'\]"):
         DROPS.request(tiny_config, smaple=PROMPTS)
+    with pytest.raises(ValueError, match="longer"):
+        DROPS(PROMPTS, PROMPTS, config=tiny_config, runtime=tiny_runtime)
 
 
 def test_a_file_that_changes_between_plan_and_run_is_refused(
