@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.comparison import compare_systems, line_up
-from flows.graph import call_directly, run_plan
+from flows.graph import PlannedNode, call_directly, run_plan
 from flows.runs import import_pictures
 from flows.tables import systems_lines
 from popalign_core.config import AttributesConfig, PipelineConfig, RuntimeConfig, SystemConfig
 from popalign_core.errors import ConfigError, InputError
+from storage.store import ArtifactRef
 from tasks.comparison import TABLES
 from tasks.measuring import CLASSIFIERS, Classifier
 from tasks.stage import open_store
@@ -44,9 +45,9 @@ def test_every_kind_of_system_is_measured_once(config: PipelineConfig, tiny_runt
     calls: list[str] = []
     direct = call_directly()
 
-    def call(step: Any, arguments: dict[str, Any]) -> Any:
-        calls.append(step.node)
-        return direct(step, arguments)
+    def call(node: PlannedNode, runtime: RuntimeConfig) -> ArtifactRef:
+        calls.append(node.node)
+        return direct(node, runtime)
 
     ref = compare_systems(NAMES, config, tiny_runtime, "four", call=call)
     store = open_store(tiny_runtime)
@@ -80,7 +81,7 @@ def test_every_kind_of_system_is_measured_once(config: PipelineConfig, tiny_runt
     assert set(store.list_artifacts()) == before
     assert compare_systems(NAMES, config, tiny_runtime, "four", call=direct) == ref
     assert set(store.list_artifacts()) == before
-    assert all(node.is_hit for node in line_up(NAMES, config, tiny_runtime).plan(tiny_runtime))
+    assert all(node.is_hit for node in line_up(NAMES, config, tiny_runtime).planned)
 
 
 def metrics_dropped(metrics: Any, system: str) -> int:
@@ -153,8 +154,8 @@ def test_the_table_has_a_line_a_system_with_its_interval(config: PipelineConfig,
 
 
 def test_mistakes_are_found_before_anything_is_run(config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
-    def no_call(step: Any, arguments: Any) -> Any:
-        raise AssertionError(f"{step.node} was run")
+    def no_call(node: Any, runtime: Any) -> Any:
+        raise AssertionError(f"{node.node} was run")
 
     with pytest.raises(ConfigError, match=r"scale is 1\.5; give a share of the evaluation images, above 0 and up to 1"):
         compare_systems(["cads"], config, tiny_runtime, "x", call=no_call, scale=1.5)

@@ -1,7 +1,6 @@
 """Sweeps: points as systems, what diverges told apart, a table and a page."""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -46,9 +45,9 @@ def test_sampling_is_swept_without_training_and_read_from_the_store_again(
     assert {"sampling.n_steps.html", "points.csv", "points.json", "front.parquet"} <= {p.name for p in folder.iterdir()}
     assert "train" not in {artifact.stage for artifact in open_store(tiny_runtime).list_artifacts()}
 
-    def no_sampling(step: Any, arguments: dict[str, Any]) -> Any:
-        assert all(node.is_hit for node in plan_sweep(parameters, tiny_config, tiny_runtime)[0].plan(tiny_runtime))
-        return call_directly()(step, arguments)
+    def no_sampling(node: PlannedNode, runtime: RuntimeConfig) -> ArtifactRef:
+        assert node.is_hit
+        return call_directly()(node, runtime)
 
     assert sweep_parameters(parameters, tiny_config, tiny_runtime, "swept", call=no_sampling) == ref
 
