@@ -12,6 +12,7 @@ from flows.exchange import exports, imports
 from flows.judging import check, compare, sweep
 from flows.review.commands import review, studies
 from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
+from popalign_core.quiet import be_quiet
 
 if TYPE_CHECKING:
     from flows.graph import Plan
@@ -22,7 +23,6 @@ EXIT_CODES = """Exit codes: 0 done; 1 unexpected error (with its traceback); 2 w
 3 wrong input data; 4 missing weights; 5 store unreadable, unwritable or damaged; 6 training cannot go on;
 7 a service does not answer; 8 memory or workers run out; 9 a bar of `popalign check` is missed;
 130 interrupted (the same command again resumes)."""
-QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
 
 
 class Commands(TyperGroup):
@@ -277,9 +277,7 @@ def train(
 
 def main() -> None:
     """Entry point of the command `popalign`."""
-    # The libraries' own bars and advice would run through ours; whoever wants them sets the variable.
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    be_quiet()  # the libraries' own bars and advice would run through ours
     app()
 
 

@@ -17,7 +17,8 @@ from popalign_core.errors import InputError
 from popalign_core.ids import content_id, image_seed
 from popalign_core.prompts.benchmarks import benchmarks_of
 from popalign_core.sampling.captions import plan_captions
-from popalign_core.sampling.safety import check_watermark, safety_hash
+from popalign_core.sampling.safety import safety_hash
+from popalign_core.sampling.watermark import check_watermark
 from storage.store import ArtifactRef, Build
 from tasks.measuring import base_model, folder_digest
 from tasks.shardwise import make_shards

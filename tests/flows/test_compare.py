@@ -240,7 +240,7 @@ def test_a_second_classifier_reads_the_same_images_and_its_agreement_is_told(
     ref = run_plan(lined.planned, tiny_runtime, call_directly())["comparison"]
     metrics = open_store(tiny_runtime).read_table(ref, "metrics")
     agreed = metrics[metrics["metric"] == "agreement"]
-    assert set(agreed["scorer"]) == {"pixel-sum@1|second@1"}
+    assert set(agreed["scorer"]) == {"diagonal@1|second@1"}
     assert set(agreed["system"]) == {"base", "cads"}
     assert ((agreed["value"] > 0) & (agreed["value"] < 1)).any()
     eyes = tiny_config.model_copy(update={"evaluation": evaluation.model_copy(update={"second_classifier": "eyes"})})

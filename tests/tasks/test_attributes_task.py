@@ -51,7 +51,7 @@ def test_every_image_of_a_person_is_read_once(tiny_config: PipelineConfig, tiny_
         "neutral": 12,
         "specific": 12,
     }
-    assert set(attributes["classifier"]) == {"pixel-sum@1"}
+    assert set(attributes["classifier"]) == {"diagonal@1"}
     assert drops["n"].sum() == attributes["drop_reason"].notna().sum()
 
 
@@ -205,7 +205,7 @@ def test_keys_of_before_stay_and_new_settings_change_them(
     assert set(asked.payload["config"]["attributes"]) == {
         "classifier", "detector_backend", "min_face_score", "min_face_share", "min_probability",
     }  # fmt: skip
-    assert asked.payload["config"]["classifier"] == "pixel-sum@1"
+    assert asked.payload["config"]["classifier"] == "diagonal@1"
     keys = {
         reference(store, read_attributes.request(with_attributes(tiny_config, **changes), prompts=P, sample=S)).key
         for changes in (

@@ -32,7 +32,7 @@ def test_the_matrix_is_counted_published_and_used(
     table = store.read_table(ref, "calibration")
     # 2 evaluation subjects x 2 genders x 3 images
     assert table.groupby("true_class")["n"].sum().to_dict() == {"female": 6, "male": 6}
-    assert set(table["classifier"]) == {"pixel-sum@1"}
+    assert set(table["classifier"]) == {"diagonal@1"}
     assert calibrate_classifier(**refs, **both) == ref
 
     scores = score_images(refs["prompts"], refs["sample"], **both)
@@ -80,7 +80,7 @@ def test_a_calibration_of_another_classifier_is_refused(
     with store.build(other, {}) as build:
         build.write_table("calibration", table.assign(classifier="deepface@0"))
     scores = score_images(refs["prompts"], refs["sample"], **both)
-    with pytest.raises(InputError, match=r"is of the classifier \['deepface@0'\], the images were read by 'pixel-sum"):
+    with pytest.raises(InputError, match=r"is of the classifier \['deepface@0'\], the images were read by 'diagonal"):
         evaluate_system(**refs, scores=scores, system="base", calibration=other, **both)
 
 
