@@ -57,7 +57,7 @@ GOLDEN = {
     "benchmarks": "benchmarks-v1-717c493b032da3b1ba831fb0f943e89e",
     "sample": "sample-v1-280ea88f13e224db5e1df8f81f51a4d1",
     "sample-eval": "sample-v1-2ffa70c715c3f4a33a6d5d70ca8daf5b",
-    "attributes": "attributes-v1-e74a046a1b94dde718a3c0735fd6dfd5",
+    "attributes": "attributes-v1-52f0505f455970041d17271ec4ffa21e",
     "calibration": "calibration-v1-a95f766d3ac44fe06307f65e22cb72a9",
     "preferences": "preferences-v1-2a67df78f9ef6ad129dcdd9cee01641f",
     "train": "train-v3-6c1fd5b69d57e810cfb3fdf751eaaad9",
