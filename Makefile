@@ -1,12 +1,12 @@
 # PopAlign. Needs Python 3.11+ and make, nothing else; everything is installed into .venv.
-#   make run     set up, then take the embedded model through the whole pipeline
-#   make test    set up, then run the tests          make slow    the tests that take minutes
-#   make check   ruff, formatting, types             make clean   remove .venv and caches (never artifacts)
+#   make run     install what running needs, then take the embedded model through the whole pipeline
+#   make test    install the tests' tools too, then run the tests    make slow    the tests that take minutes
+#   make check   ruff, formatting, types                             make clean   remove .venv and caches (never artifacts)
 # Variables: TORCH=cpu|cuda (default: cuda where nvidia-smi answers), PYTHON=..., ARGS=... (passed on)
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run test slow check format clean
+.PHONY: help setup setup-dev run test slow check format clean
 
 # The lock was made on 3.11, so that one is tried first.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -15,48 +15,74 @@ TORCH ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 TORCH_PIN := $(shell grep '^torch==' constraints.txt)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
-STAMP := .venv/ready
-PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
+# What running needs, and on top of it what tests and checks need. Both are made anew when what is asked for changes.
+RUNTIME := .venv/runtime
+DEV := .venv/dev
+# Byte code is written when a module is first imported: most of what is installed never is.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-compile -c constraints.txt
+MODELS := diffusers transformers accelerate peft tensorboard
+FACES := deepface opencv-contrib-python-headless werkzeug
+TABLES_AND_FLOWS := pandas pyarrow prefect fastapi
+RUNNERS_AND_STORES := prefect-ray prefect-dask moto[server] s3fs datasets
 
 help:
 	@sed -n '2,5s/^# *//p' Makefile
 
-setup: $(STAMP)
+setup: $(RUNTIME)
 
-$(STAMP): pyproject.toml constraints.txt
+setup-dev: $(DEV)
+
+$(RUNTIME): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found: install one, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "Setting up .venv with $(PYTHON), torch for $(TORCH): two to five minutes the first time."
-	@rm -f $(STAMP)
-	$(PYTHON) -m venv .venv
+	@echo "Installing what running needs into .venv ($(PYTHON), torch for $(TORCH)), 1.6 GB: one to three minutes the first time."
+	@rm -f $(RUNTIME) $(DEV)
+	@echo "  1/6 the environment, with a pip of today"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) --upgrade 'pip>=25' || echo "      (there is none to be had; the one that came with Python is slower)"
+	@echo "  2/6 $(TORCH_PIN) for $(TORCH)"
 ifeq ($(TORCH),cpu)
 	@# A CPU wheel that pip already knows of; else PyTorch's own CPU index, if it answers; else whatever the pin gives.
 	@$(PIP) "$(TORCH_PIN)+cpu" 2>/dev/null \
 		|| $(PIP) --retries 1 --timeout 15 --extra-index-url $(CPU_INDEX) "$(TORCH_PIN)+cpu" 2>/dev/null \
 		|| $(PIP) "$(TORCH_PIN)"
 else
-	$(PIP) "$(TORCH_PIN)"
+	@$(PIP) "$(TORCH_PIN)"
 endif
-	$(PIP) -e '.[dev]'
-	@# Its own dependency, opencv-python, would overwrite the OpenCV that deepface needs.
-	@$(PIP) --no-deps invisible-watermark PyWavelets
-	@touch $(STAMP)
+	@echo "  3/6 $(MODELS)"
+	@$(PIP) $(MODELS)
+	@echo "  4/6 $(FACES)"
+	@$(PIP) $(FACES)
+	@echo "  5/6 $(TABLES_AND_FLOWS)"
+	@$(PIP) $(TABLES_AND_FLOWS)
+	@echo "  6/6 popalign and the rest of what it needs"
+	@$(PIP) -e .
+	@touch $(RUNTIME)
+
+$(DEV): $(RUNTIME)
+	@echo "Installing what tests and checks need into .venv, 1 GB: one to two minutes the first time."
+	@rm -f $(DEV)
+	@echo "  1/2 $(RUNNERS_AND_STORES)"
+	@$(PIP) $(RUNNERS_AND_STORES)
+	@echo "  2/2 pytest, ruff, mypy and the rest"
+	@$(PIP) -e '.[dev]'
+	@touch $(DEV)
 
 run: setup
 	$(BIN)/popalign run $(ARGS)
 
 # One process a core, one thread each. The files stay together; a process that is done takes over from another.
-test: setup
+test: setup-dev
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
-slow: setup
+slow: setup-dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-check: setup
+check: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup
+format: setup-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

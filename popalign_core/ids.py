@@ -25,7 +25,7 @@ def content_id(*parts: object) -> str:
 
 
 def image_seed(seed: int, prompt_id: str, index: int) -> int:
-    """Seed of one image, so that no picture depends on batch size, worker count or resume point.
+    """Seed of one image, so that its noise depends on no batch size, worker count or resume point.
 
     The model is left out on purpose: the base and the aligned model draw the same noise for the same prompt.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from popalign_core.config import RuntimeConfig
 from popalign_core.errors import ResourceError
+from popalign_core.quiet import hide_prefects_console
 from tasks.runners import MAX_DEATHS, death_signs, job_options, make_runner, server_for_workers, start_server
 from tasks.shard_worker import Place, run_job
 
@@ -106,6 +107,7 @@ class _Round:
         return {}  # Prefect sends the flow to every worker; what the coordinator holds is not for them
 
     def start(self, n_workers: int) -> None:
+        hide_prefects_console()
         from prefect import Flow
         from prefect.settings import (
             PREFECT_SERVER_ANALYTICS_ENABLED,

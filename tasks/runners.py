@@ -37,7 +37,10 @@ def make_runner(runtime: RuntimeConfig, n_workers: int, place: Place) -> Any:
             from prefect_ray.task_runners import RayTaskRunner
 
             # "local": without, Ray looks for a cluster that somebody else started on this machine
-            return RayTaskRunner(address or "local", init_kwargs=None if address else _local_ray(n_workers))
+            return RayTaskRunner(
+                address or "local",
+                init_kwargs={"logging_level": "warning"} | ({} if address else _local_ray(n_workers)),
+            )
         import dask
         from prefect_dask.task_runners import DaskTaskRunner
 

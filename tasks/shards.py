@@ -18,7 +18,8 @@ from popalign_core.sampling.captions import CaptionPlan
 from popalign_core.sampling.edits import Edits
 from popalign_core.sampling.embeddings import PromptEmbeddings
 from popalign_core.sampling.prediction import Captions
-from popalign_core.sampling.safety import load_safety_checker, unsafe_images, watermark
+from popalign_core.sampling.safety import load_safety_checker, unsafe_images
+from popalign_core.sampling.watermark import watermark
 from storage.images import encode_png, image_column
 from storage.parquet import encode, file_name
 from storage.store import ArtifactRef

@@ -61,6 +61,33 @@ def test_installed_versions_are_the_locked_ones() -> None:
     assert different == []
 
 
+def test_what_the_makefile_installs_in_steps_is_what_is_required() -> None:
+    """A name that pyproject.toml drops must not be installed all the same."""
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    steps = dict(re.findall(r"^(MODELS|FACES|TABLES_AND_FLOWS|RUNNERS_AND_STORES) := (.+)$", makefile, re.MULTILINE))
+    named = {step: {Requirement(word).name for word in words.split()} for step, words in steps.items()}
+    runtime, everything = ({each.name for each in requirements(*extras)} for extras in ((), ("dev",)))
+    assert len(named) == 4
+    assert named.pop("RUNNERS_AND_STORES") <= everything - runtime
+    assert set().union(*named.values()) <= runtime
+
+
+def test_running_needs_none_of_the_tests_tools() -> None:
+    tools = {
+        "pytest",
+        "ray",
+        "prefect-ray",
+        "prefect-dask",
+        "dask",
+        "moto",
+        "playwright",
+        "wandb",
+        "bitsandbytes",
+        "mypy",
+    }
+    assert tools & {each.name for each in requirements()} == set()
+
+
 def test_the_command_points_at_the_command_line() -> None:
     assert PYPROJECT["project"]["scripts"] == {"popalign": "flows.cli:main"}
     from flows.cli import main

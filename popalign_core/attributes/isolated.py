@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from popalign_core.attributes.reader import AttributeReader, FaceReading, Pictures, unreadable
 from popalign_core.errors import ConfigError, ResourceError
+from popalign_core.quiet import be_quiet
 
 READER_DIED = "reader_died"
 """Drop reason: the process died whenever it looked at this image."""
@@ -113,6 +114,7 @@ def _shut_down(pool: "ref[ProcessPoolExecutor]") -> None:
 
 def _begin(n_threads: int, gpu: int | None) -> None:
     """In the process: what must be said before the frameworks are imported, and an end with the parent's."""
+    be_quiet()
     os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # some detectors run on TensorFlow where there is one
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if n_threads:

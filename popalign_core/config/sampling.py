@@ -127,7 +127,7 @@ class SamplingConfig(Frozen):
     safety_checker: Text | None = Field(
         default=None, description="folder of diffusers' safety checker; images it flags are dropped, and counted"
     )
-    watermark: bool = Field(default=False, description="SDXL's invisible watermark; needs invisible-watermark")
+    watermark: bool = Field(default=False, description="SDXL's invisible watermark; needs 256 px")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -3,8 +3,9 @@
 Latents are in the denoiser's (scaled) space: what the sampler ends with is what training hands to `add_noise`.
 
 Reproducibility: every image owns a CPU generator made from its own seed, so neither its neighbours in the batch nor the
-device choose its noise. Calls with the same batch shape (and thread count) give the same bits. Another batch size may
-pick other matrix kernels: latents then agree to float32 rounding (about 1e-4), pixels to one grey level.
+device choose its noise. On one machine, calls with the same batch shape and thread count give the same bits. Another
+batch size, thread count or processor may pick other matrix kernels: latents then agree to float32 rounding (about
+1e-4), pixels to one grey level.
 """
 
 from collections.abc import Sequence

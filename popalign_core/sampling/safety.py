@@ -1,10 +1,10 @@
-"""What guards pictures: a checker that flags the unsafe ones, an invisible watermark that says they were made."""
+"""A checker that flags unsafe pictures."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from popalign_core.errors import ConfigError, MissingWeightsError
+from popalign_core.errors import MissingWeightsError
 from popalign_core.sampling.models import hash_folder
 
 if TYPE_CHECKING:
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
 CHECKER_ID = "CompVis/stable-diffusion-safety-checker"
 CHECKER_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
-WATERMARK_INSTALL = "pip install --no-deps invisible-watermark==0.2.0 PyWavelets"
-# The encoder embeds nothing in a smaller picture.
-WATERMARK_SIZE = 256
 _CHECKED_AT_ONCE = 32
 
 
@@ -92,50 +89,6 @@ def unsafe_images(checker: SafetyChecker, pixels_u8: "NDArray[np.uint8]") -> "ND
         _, flagged = checker.model(inputs["pixel_values"].to(checker.model.device), np.zeros((len(batch), 1)))
         verdicts += flagged
     return np.array(verdicts, dtype=np.bool_)
-
-
-def watermark(pixels_u8: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
-    """Pictures with SDXL's invisible watermark, the one that the stock pipeline embeds.
-
-    Its 48 bits come back whole from pictures with grain; of very smooth ones the rounding to 8 bits takes some.
-
-    Args:
-        pixels_u8: [N, H, W, 3] uint8.
-
-    Returns:
-        [N, H, W, 3] uint8, a copy.
-
-    Raises:
-        ConfigError: When the pictures are too small to hold it, or the package that embeds it is not installed.
-    """
-    import numpy as np
-    import torch
-
-    check_watermark(width=pixels_u8.shape[2], height=pixels_u8.shape[1])
-    from diffusers.pipelines.stable_diffusion_xl.watermark import StableDiffusionXLWatermarker
-
-    images = torch.from_numpy(pixels_u8).permute(0, 3, 1, 2).float() / 127.5 - 1
-    marked = StableDiffusionXLWatermarker().apply_watermark(images)
-    array: NDArray[np.uint8] = ((marked + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    return array
-
-
-def check_watermark(*, width: int, height: int) -> None:
-    """Refuse what `watermark` could not do, before any picture is drawn.
-
-    Raises:
-        ConfigError: As `watermark`.
-    """
-    from importlib.util import find_spec
-
-    if min(width, height) < WATERMARK_SIZE:
-        raise ConfigError(
-            f"{width} x {height} px is too small for the watermark, which needs {WATERMARK_SIZE} px each way; "
-            "draw larger pictures, or none with a watermark"
-        )
-    if find_spec("imwatermark") is None:
-        # its own dependency, opencv-python, would overwrite the OpenCV that is installed
-        raise ConfigError(f"the watermark needs the package imwatermark: run `{WATERMARK_INSTALL}`")
 
 
 def _check_folder(folder: str) -> None:

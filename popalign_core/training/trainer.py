@@ -56,7 +56,7 @@ def train_preferences(
     is_orphaned: Callable[[], bool] | None = None,
     log_folder: Path | None = None,
 ) -> list[LogRow]:
-    """Train a denoiser in place. The same call on the same base model and folder resumes, bit for bit.
+    """Train a denoiser in place. The same call on the same base model and folder resumes, on one machine bit for bit.
 
     What trains is the model's own weights, all or those that read the caption (reference: a frozen copy), or, when
     `lora_rank > 0`, a LoRA adapter (reference: the adapter off). Trained weights are float32; a bfloat16 or float16

@@ -17,8 +17,8 @@ from popalign_core.evaluation.gate import Bar
 from tasks.stage import open_store
 
 
-def no_call(step: Any, arguments: Any) -> Any:
-    raise AssertionError(f"{step.node} was run")
+def no_call(node: Any, runtime: Any) -> Any:
+    raise AssertionError(f"{node.node} was run")
 
 
 def test_a_model_is_evaluated_once_and_judged_by_its_leaderboard_rows(

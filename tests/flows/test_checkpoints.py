@@ -30,8 +30,8 @@ def change_weights(folder: Path) -> None:
     save_file(weights, path, {"format": "pt"})
 
 
-def no_call(step: Any, arguments: Any) -> Any:
-    raise AssertionError(f"{step.node} was run although nothing is new")
+def no_call(node: Any, runtime: Any) -> Any:
+    raise AssertionError(f"{node.node} was run although nothing is new")
 
 
 def test_each_weights_are_evaluated_once(watch: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:

@@ -1,4 +1,4 @@
-"""The safety checker against diffusers' own call, the watermark read back, the words that nobody reads."""
+"""The safety checker against diffusers' own call, the words that nobody reads."""
 
 import hashlib
 import subprocess
@@ -10,17 +10,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker, cosine_distance
-from diffusers.pipelines.stable_diffusion_xl.watermark import WATERMARK_BITS
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from safety_checkers import checker_inputs, save_checker
 
-from popalign_core.errors import ConfigError, MissingWeightsError
+from popalign_core.errors import MissingWeightsError
 from popalign_core.sampling.safety import (
     load_safety_checker,
     safety_hash,
     unsafe_images,
-    watermark,
 )
 
 Pixels = NDArray[np.uint8]
@@ -114,37 +112,6 @@ def test_a_damaged_checker(damage: Callable[[Path], None], problem: str, folder:
     damage(tmp_path / "model.safetensors")
     with pytest.raises(MissingWeightsError, match=f"{problem}.*hf download CompVis"):
         load_safety_checker(str(tmp_path))
-
-
-def foliage(size: int) -> Pixels:
-    """Two pictures with fine grain: in smooth ones the rounding to 8 bits takes some of the watermark's bits."""
-    coarse = torch.rand((2, 3, size // 2, size // 2), generator=torch.Generator().manual_seed(1))
-    fine = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0.1, 0.9)
-    pixels: Pixels = (fine * 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
-    return pixels
-
-
-def test_the_watermark_is_read_back() -> None:
-    from imwatermark import WatermarkDecoder
-
-    pixels = foliage(512)
-    before, marked = pixels.copy(), watermark(pixels)
-    decoder = WatermarkDecoder("bits", len(WATERMARK_BITS))
-    for picture, plain in zip(marked, pixels, strict=True):
-        assert [int(bit) for bit in decoder.decode(picture[:, :, ::-1], "dwtDct")] == WATERMARK_BITS
-        assert [int(bit) for bit in decoder.decode(plain[:, :, ::-1], "dwtDct")] != WATERMARK_BITS
-    difference = np.abs(marked.astype(int) - pixels)
-    assert (marked.shape, marked.dtype) == (pixels.shape, np.uint8)
-    assert 0 < difference.mean() < 10  # of 255
-    assert np.array_equal(pixels, before)
-
-
-def test_a_watermark_needs_room_and_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="255 x 255 px is too small for the watermark, which needs 256 px"):
-        watermark(foliage(255))
-    monkeypatch.setitem(sys.modules, "imwatermark", None)
-    with pytest.raises(ConfigError, match=r"`pip install --no-deps invisible-watermark==0\.2\.0 PyWavelets`"):
-        watermark(foliage(256))
 
 
 def test_hashing_needs_no_torch() -> None:

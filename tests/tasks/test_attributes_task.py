@@ -21,7 +21,7 @@ from popalign_core.config import AttributesConfig, Axis, PipelineConfig, Runtime
 from popalign_core.errors import InputError
 from storage.store import ArtifactRef
 from tasks import measuring
-from tasks.attributes import count_drops, read_attributes, request
+from tasks.attributes import count_drops, read_attributes
 from tasks.benchmarks import add_benchmarks
 from tasks.evaluate import evaluate_system
 from tasks.identities import add_identities
@@ -51,7 +51,7 @@ def test_every_image_of_a_person_is_read_once(tiny_config: PipelineConfig, tiny_
         "neutral": 12,
         "specific": 12,
     }
-    assert set(attributes["classifier"]) == {"pixel-sum@1"}
+    assert set(attributes["classifier"]) == {"diagonal@1"}
     assert drops["n"].sum() == attributes["drop_reason"].notna().sum()
 
 
@@ -201,13 +201,13 @@ def test_keys_of_before_stay_and_new_settings_change_them(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     """Another key here means that everybody's artifacts are made again."""
-    store, asked = open_store(tiny_runtime), request(tiny_config, prompts=P, sample=S)
-    assert set(asked.config["attributes"]) == {
+    store, asked = open_store(tiny_runtime), read_attributes.request(tiny_config, prompts=P, sample=S)
+    assert set(asked.payload["config"]["attributes"]) == {
         "classifier", "detector_backend", "min_face_score", "min_face_share", "min_probability",
     }  # fmt: skip
-    assert asked.config["classifier"] == "pixel-sum@1"
+    assert asked.payload["config"]["classifier"] == "diagonal@1"
     keys = {
-        reference(store, request(with_attributes(tiny_config, **changes), prompts=P, sample=S)).key
+        reference(store, read_attributes.request(with_attributes(tiny_config, **changes), prompts=P, sample=S)).key
         for changes in (
             {},
             {"several_faces": "largest"},

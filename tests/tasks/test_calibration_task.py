@@ -10,7 +10,6 @@ import pytest
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError, MissingWeightsError
 from storage.store import ArtifactRef
-from tasks import calibration
 from tasks.calibration import calibrate_classifier
 from tasks.evaluate import evaluate_system
 from tasks.scores import score_images
@@ -33,7 +32,7 @@ def test_the_matrix_is_counted_published_and_used(
     table = store.read_table(ref, "calibration")
     # 2 evaluation subjects x 2 genders x 3 images
     assert table.groupby("true_class")["n"].sum().to_dict() == {"female": 6, "male": 6}
-    assert set(table["classifier"]) == {"pixel-sum@1"}
+    assert set(table["classifier"]) == {"diagonal@1"}
     assert calibrate_classifier(**refs, **both) == ref
 
     scores = score_images(refs["prompts"], refs["sample"], **both)
@@ -59,7 +58,7 @@ def test_people_s_labels_count_by_content(
     for name in ("one.csv", "two.csv"):
         said.to_csv(tmp_path / name, index=False)
     keys = [
-        calibration.request(tiny_config, **refs, labels=labels)
+        calibrate_classifier.request(tiny_config, **refs, labels=labels)
         for labels in (None, str(tmp_path / "one.csv"), str(tmp_path / "two.csv"))
     ]
     assert keys[0] != keys[1]
@@ -69,7 +68,7 @@ def test_people_s_labels_count_by_content(
     wrong = table[(table["true_class"] != table["read_class"]) & (table["read_class"] != "")]
     assert (table["n"].sum(), wrong["n"].sum()) == (len(said), 1)
     with pytest.raises(MissingWeightsError, match="there is nothing at"):
-        calibration.request(tiny_config, **refs, labels=str(tmp_path / "gone.csv"))
+        calibrate_classifier.request(tiny_config, **refs, labels=str(tmp_path / "gone.csv"))
 
 
 def test_a_calibration_of_another_classifier_is_refused(
@@ -81,7 +80,7 @@ def test_a_calibration_of_another_classifier_is_refused(
     with store.build(other, {}) as build:
         build.write_table("calibration", table.assign(classifier="deepface@0"))
     scores = score_images(refs["prompts"], refs["sample"], **both)
-    with pytest.raises(InputError, match=r"is of the classifier \['deepface@0'\], the images were read by 'pixel-sum"):
+    with pytest.raises(InputError, match=r"is of the classifier \['deepface@0'\], the images were read by 'diagonal"):
         evaluate_system(**refs, scores=scores, system="base", calibration=other, **both)
 
 

@@ -90,7 +90,7 @@ def test_what_was_exported_as_pairs_is_imported_again(
     made: ArtifactRef, config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
 ) -> None:
     n_rows = export_preferences(made.key, tmp_path / "pairs", "pickapic", runtime=tiny_runtime)
-    ref = import_pairs(sorted((tmp_path / "pairs").iterdir()), config=config, runtime=tiny_runtime)
+    ref = import_pairs(files=sorted((tmp_path / "pairs").iterdir()), config=config, runtime=tiny_runtime)
     store = open_store(tiny_runtime)
     assert store.manifest(ref).counts["pairs"] == n_rows
     assert store.read_table(ref, "drops").empty
