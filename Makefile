@@ -70,8 +70,9 @@ $(DEV): $(RUNTIME)
 run: setup
 	$(BIN)/popalign run $(ARGS)
 
+# One process a core, one thread each. The files stay together; a process that is done takes over from another.
 test: setup-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 slow: setup-dev
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -13,7 +13,7 @@ from popalign_core.sampling.models import local_folder, model_hash
 from storage.store import ArtifactRef
 from tasks.leaderboard import append_leaderboard, read_leaderboard
 from tasks.stage import open_store
-from tasks.train import STAGE as TRAIN
+from tasks.train import train_model
 
 SYSTEM = "checkpoint"
 """What every checkpoint is called in its metrics table: equal weights share one evaluation, whatever their names."""
@@ -44,7 +44,9 @@ def find_checkpoints(watch: str | None, runtime: RuntimeConfig) -> list[Checkpoi
     """
     if watch is None:
         store = open_store(runtime)
-        trained = sorted((ref for ref in store.list_artifacts() if ref.stage == TRAIN), key=lambda ref: ref.key)
+        trained = sorted(
+            (ref for ref in store.list_artifacts() if ref.stage == train_model.name), key=lambda ref: ref.key
+        )
         return [_checkpoint(ref.key, store.localize(ref, "model")) for ref in trained]
     root = Path(watch)
     if not root.is_dir():

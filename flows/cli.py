@@ -15,8 +15,9 @@ from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreEr
 from popalign_core.quiet import be_quiet
 
 if TYPE_CHECKING:
+    from flows.graph import Plan
     from popalign_core.config import PipelineConfig, RuntimeConfig
-    from storage.store import Store
+    from storage.store import ArtifactRef, Store
 
 EXIT_CODES = """Exit codes: 0 done; 1 unexpected error (with its traceback); 2 wrong command line or configuration;
 3 wrong input data; 4 missing weights; 5 store unreadable, unwritable or damaged; 6 training cannot go on;
@@ -64,16 +65,19 @@ def run(
     prefect: Annotated[bool, typer.Option("--prefect", help="As a flow run on the server at PREFECT_API_URL.")] = False,
 ) -> None:
     """Run the whole pipeline; stages already in the store are not run again."""
+    from flows.graph import plan as plan_nodes
     from flows.options import build_config, run_name
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
     name = run_name(preset, config, name)
-    _announce(pipeline, runtime)
     if prefect:
-        _run_as_flow(pipeline, runtime, name)
+        refs = _run_as_flow(pipeline, runtime, name)
     else:
-        _run_here(pipeline, runtime, name)
-    _conclude(pipeline, runtime, name)
+        planned = plan_nodes(pipeline, runtime)
+        n_hits = sum(node.is_hit for node in planned)
+        typer.echo(f"{len(planned)} stages, {n_hits} of them in {runtime.root}", err=True)
+        refs = _run_here(pipeline, runtime, name, planned)
+    _conclude(refs, pipeline, runtime, name)
 
 
 @app.command()
@@ -118,20 +122,18 @@ def report(
     force: Force = False,
 ) -> None:
     """Write the report of a run that is in the store again, without running any other stage."""
-    from flows.graph import call_directly
     from flows.graph import plan as plan_nodes
     from flows.options import build_config, run_name
-    from flows.runs import run_stage
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
     name = run_name(preset, config, name)
-    missing = [node.node for node in plan_nodes(pipeline, runtime) if not node.is_hit and node.node != "report"]
+    planned = plan_nodes(pipeline, runtime)
+    missing = [node.node for node in planned if not node.is_hit and node.node != "report"]
     if missing:
         raise InputError(f"{runtime.root} lacks {', '.join(missing)} of this configuration; `popalign run` makes them")
     if force:
-        run_stage("report", pipeline, runtime, call=call_directly(), force=True)
-    _run_here(pipeline, runtime, name)
-    _conclude(pipeline, runtime, name)
+        planned = plan_nodes(pipeline, runtime, forced="report")
+    _conclude(_run_here(pipeline, runtime, name, planned), pipeline, runtime, name)
 
 
 @app.command("train")
@@ -286,36 +288,29 @@ def _open(root: str | None) -> "Store":
     return Store(root or DEFAULT_ROOT)
 
 
-def _announce(config: "PipelineConfig", runtime: "RuntimeConfig") -> None:
-    from flows.graph import plan as plan_nodes
-
-    nodes = plan_nodes(config, runtime)
-    typer.echo(f"{len(nodes)} stages, {sum(node.is_hit for node in nodes)} of them in {runtime.root}", err=True)
-
-
-def _run_here(config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> None:
+def _run_here(
+    config: "PipelineConfig", runtime: "RuntimeConfig", name: str, planned: "Plan"
+) -> "dict[str, ArtifactRef]":
     from flows.graph import call_directly
     from flows.progress import console_progress
     from flows.runs import run_pipeline
 
     with console_progress() as progress:
-        run_pipeline(config, runtime, name, call=call_directly(progress))
+        return run_pipeline(config, runtime, name, call=call_directly(progress), planned=planned)
 
 
-def _run_as_flow(config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> None:
+def _run_as_flow(config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> "dict[str, ArtifactRef]":
     if not os.environ.get("PREFECT_API_URL"):
         raise ConfigError("--prefect needs a server; set PREFECT_API_URL, for example http://127.0.0.1:4200/api")
     from flows.pipeline import popalign
 
-    popalign(config=config, runtime=runtime, name=name)
+    return popalign(config=config, runtime=runtime, name=name)
 
 
-def _conclude(config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> None:
-    from flows.graph import plan as plan_nodes
+def _conclude(refs: "dict[str, ArtifactRef]", config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> None:
     from flows.tables import verdict_lines
     from tasks.publish import read_systems
 
-    refs = {node.node: node.ref for node in plan_nodes(config, runtime)}
     for line in verdict_lines(read_systems(_open(runtime.root), refs, config)):
         typer.echo(line)
     typer.echo(f"\nReport: {runtime.root.rstrip('/')}/runs/{name}/report.html")

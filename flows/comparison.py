@@ -1,18 +1,16 @@
 """Systems side by side: the steps that measure them on the same prompts and seeds, and the run that does it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flows.graph import (
     PROMPT_STEPS,
     TRAINING_STEPS,
     Call,
-    PlannedNode,
+    Plan,
     Step,
-    needed_for,
     plan,
-    references,
-    run_steps,
+    run_plan,
     statistics_steps,
 )
 from popalign_core.config import PipelineConfig, RuntimeConfig, SystemConfig, merge_documents, parse_config
@@ -29,9 +27,9 @@ from storage.store import ArtifactRef
 from tasks import comparison
 from tasks.pictures import find_imported
 from tasks.publish import check_training_name, publish_comparison, reserve_run
-from tasks.stage import open_store, reference
+from tasks.stage import open_store
 
-NODE = comparison.STAGE
+NODE = comparison.compare_statistics.name
 _PARTS = {"sample": "sample-eval", "attributes": "attributes-eval", "scores": "scores"}
 """Part of a system's statistics -> the node that makes it."""
 _SECOND = "attributes-second"
@@ -44,27 +42,13 @@ class LineUp:
     Attributes:
         systems: Their names, the reference first.
         config: The run's, at the scale asked for.
-        steps: What is to be done; steps of equal outcome are one. The last is the comparison.
-        given: Imported images.
+        planned: What is to be done; nodes of equal outcome are one. The last is the comparison. Imported images are
+            given.
     """
 
     systems: tuple[str, ...]
     config: PipelineConfig
-    steps: tuple[Step, ...]
-    given: Mapping[str, ArtifactRef]
-
-    def references(self, runtime: RuntimeConfig) -> dict[str, ArtifactRef]:
-        """Each node's artifact, there or not."""
-        found = references(self.config, runtime, self.steps, self.given)
-        return {**self.given, **{step.node: ref for step, ref in found}}
-
-    def plan(self, runtime: RuntimeConfig) -> list[PlannedNode]:
-        """Each node's key, hit or miss and work."""
-        return plan(self.config, runtime, self.steps, self.given)
-
-    def run(self, runtime: RuntimeConfig, call: Call) -> dict[str, ArtifactRef]:
-        """Each node's artifact, made where it is missing."""
-        return run_steps(self.steps, self.config, runtime, call, self.given)
+    planned: Plan
 
 
 def line_up(
@@ -104,8 +88,8 @@ def line_up(
     if any(system.trains for system in systems.values()):
         inputs["calibration"] = "calibration"  # the images it takes are drawn for the training
     options = {"systems": names, "n_seeds": n_seeds, "scale": scale}
-    steps.append(Step(NODE, comparison.compare_statistics, comparison.request, inputs, options))
-    return LineUp(names, config, needed_for(NODE, merge_equal(steps, config, runtime, given)), given)
+    steps.append(Step(NODE, comparison.compare_statistics, inputs, options))
+    return LineUp(names, config, plan(config, runtime, steps, given, target=NODE))
 
 
 def system_steps(config: PipelineConfig, name: str, replicate: int = 0) -> tuple[Step, ...]:
@@ -123,26 +107,6 @@ def system_steps(config: PipelineConfig, name: str, replicate: int = 0) -> tuple
     if config.evaluation.second_classifier is not None:
         measuring.append(_second_reading(label, drawn))
     return (*training, *measuring)
-
-
-def merge_equal(
-    steps: Iterable[Step],
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    given: Mapping[str, ArtifactRef] | None = None,
-) -> tuple[Step, ...]:
-    """One step for each artifact: of those with the same key the first stays, and who takes the others' takes its."""
-    store, refs, kept = open_store(runtime), dict(given or {}), list[Step]()
-    first: dict[ArtifactRef, str] = {}
-    stands_for: dict[str, str] = {}
-    for step in steps:
-        step = replace(step, inputs={name: stands_for.get(node, node) for name, node in step.inputs.items()})
-        ref = reference(store, step.request(step.config or config, **step.arguments(refs)))
-        if ref not in first:
-            first[ref], refs[step.node] = step.node, ref
-            kept.append(step)
-        stands_for[step.node] = first[ref]
-    return tuple(kept)
 
 
 def compare_systems(
@@ -174,8 +138,8 @@ def compare_systems(
     """
     lined = line_up(names, config, runtime, n_seeds=n_seeds, scale=scale)
     check_training_name(runtime, name)
-    reserve_run(lined.references(runtime).values(), runtime, name)
-    refs = lined.run(runtime, call)
+    reserve_run(lined.planned.refs.values(), runtime, name)
+    refs = run_plan(lined.planned, runtime, call)
     publish_comparison(refs, lined.config, runtime, name)
     return refs[NODE]
 
@@ -217,12 +181,11 @@ def _imported(
     systems: Mapping[str, SystemConfig], config: PipelineConfig, runtime: RuntimeConfig
 ) -> dict[str, ArtifactRef]:
     """Nodes of evaluation images that were made elsewhere -> where they are."""
-    store, prompts = open_store(runtime), references(config, runtime, PROMPT_STEPS)[-1][1]
-    return {
-        f"{_PARTS['sample']}:{name}": find_imported(store, system.images, prompts, config)
-        for name, system in systems.items()
-        if system.images is not None
-    }
+    keys = {name: system.images for name, system in systems.items() if system.images is not None}
+    if not keys:
+        return {}
+    store, prompts = open_store(runtime), plan(config, runtime, PROMPT_STEPS).refs["benchmarks"]
+    return {f"{_PARTS['sample']}:{name}": find_imported(store, key, prompts, config) for name, key in keys.items()}
 
 
 def _label(name: str, replicate: int) -> str:

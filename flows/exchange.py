@@ -1,6 +1,7 @@
 """The commands that bring in data made elsewhere and give out data for other programs; heavy imports inside them."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -73,9 +74,8 @@ def _encode(
     from storage.store import Store
 
     with console_progress() as progress:
-        ref = run_import(
-            paths, config=config, runtime=runtime, on_progress=lambda done, total: progress(what, done, total)
-        )
+        on_progress = partial(progress, what)
+        ref = run_import(files=paths, config=config, runtime=runtime, on_progress=on_progress)
     store = Store(runtime.root)
     typer.echo(line(store, ref, store.read_table(ref, "drops").to_dict("records")), err=True)
     typer.echo(ref.key)

@@ -10,7 +10,7 @@ from popalign_core.evaluation.gate import Bar, Judgement, check_bars, judge
 from storage.store import ArtifactRef
 from tasks.leaderboard import read_leaderboard
 from tasks.stage import open_store
-from tasks.train import STAGE as TRAIN
+from tasks.train import train_model
 
 
 def check_model(
@@ -51,7 +51,7 @@ def find_model(model: str, runtime: RuntimeConfig) -> Checkpoint:
     store = open_store(runtime)
     if Path(model).name == model and not Path(model).exists():
         record = store.run_folder(model).read_record()
-        trained = (record or {}).get("meta", {}).get("nodes", {}).get(TRAIN)
+        trained = (record or {}).get("meta", {}).get("nodes", {}).get(train_model.name)
         if trained is not None:
             folder = store.localize(ArtifactRef(*trained.split("/", 1)), "model")
             return Checkpoint(model, folder, named_checkpoints([str(folder)])[0].model_hash)

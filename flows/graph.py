@@ -1,14 +1,14 @@
 """The table of stages, and the plan: each node's key, hit or miss, and how much work it is. Imports no torch."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, overload
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.errors import ConfigError
-from storage.store import ArtifactRef
+from popalign_core.errors import ConfigError, StoreError
+from storage.store import ArtifactRef, Store
 from tasks import (
     attributes,
     benchmarks,
@@ -23,7 +23,7 @@ from tasks import (
     train,
 )
 from tasks.prompt_lists import count_listed, read_benchmarks
-from tasks.stage import Request, open_store, reference
+from tasks.stage import Progress, Request, Stage, no_progress, open_store, reference
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (node, done, total); done == total at once for a node that is a hit."""
@@ -35,27 +35,17 @@ class Step:
 
     Attributes:
         node: Name of the place, such as `sample` or `evaluate:base`.
-        run: The stage's function.
-        request: What the stage's key depends on.
-        inputs: Parameter of the stage -> node whose artifact it takes.
-        options: Further arguments of the stage.
+        stage: Who works there.
+        inputs: Input of the stage -> node whose artifact it takes.
+        options: Of the stage.
         config: Of a system that changes the run's configuration; None for the run's own.
     """
 
     node: str
-    run: Callable[..., ArtifactRef]
-    request: Callable[..., Request | ArtifactRef]
+    stage: Stage[Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     config: PipelineConfig | None = None
-
-    def arguments(self, refs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
-        """The stage's arguments besides configuration and runtime."""
-        return {name: refs[node] for name, node in self.inputs.items()} | dict(self.options)
-
-
-Call = Callable[[Step, dict[str, Any]], ArtifactRef]
-"""How a step's function is called: directly, or as a Prefect task."""
 
 
 def statistics_steps(system: str, model: str | None = None) -> tuple[Step, ...]:
@@ -64,9 +54,9 @@ def statistics_steps(system: str, model: str | None = None) -> tuple[Step, ...]:
     source = {"prompts": "benchmarks"} | ({"model": model} if model else {})
     measured = {"prompts": "benchmarks", "sample": images}
     return (
-        Step(images, sample.sample_images, sample.request, source, {"purpose": "evaluation"}),
-        Step(faces, attributes.read_attributes, attributes.request, measured),
-        Step(marks, scores.score_images, scores.request, measured),
+        Step(images, sample.sample_images, source, {"purpose": "evaluation"}),
+        Step(faces, attributes.read_attributes, measured),
+        Step(marks, scores.score_images, measured),
     )
 
 
@@ -84,42 +74,38 @@ def evaluation_steps(system: str, model: str | None = None, calibration: str | N
         "attributes": f"attributes-eval:{system}",
         "scores": f"scores:{system}",
     } | ({"calibration": calibration} if calibration else {})
-    measure = Step(f"evaluate:{system}", evaluate.evaluate_system, evaluate.request, inputs, {"system": system})
+    measure = Step(f"evaluate:{system}", evaluate.evaluate_system, inputs, {"system": system})
     return (*statistics_steps(system, model), measure)
 
 
 PROMPT_STEPS = (
-    Step("prompts", prompts.write_prompts, prompts.request),
-    Step("identities", identities.add_identities, identities.request, {"prompts": "prompts"}),
-    Step("benchmarks", benchmarks.add_benchmarks, benchmarks.request, {"prompts": "identities"}),
+    Step("prompts", prompts.write_prompts),
+    Step("identities", identities.add_identities, {"prompts": "prompts"}),
+    Step("benchmarks", benchmarks.add_benchmarks, {"prompts": "identities"}),
 )
 TRAINING_STEPS = (
-    Step("sample", sample.sample_images, sample.request, {"prompts": "identities"}, {"purpose": "preferences"}),
-    Step("attributes", attributes.read_attributes, attributes.request, {"prompts": "identities", "sample": "sample"}),
+    Step("sample", sample.sample_images, {"prompts": "identities"}, {"purpose": "preferences"}),
+    Step("attributes", attributes.read_attributes, {"prompts": "identities", "sample": "sample"}),
     # On training images: they are drawn and read anyway, and no image both calibrates and is judged.
     Step(
         "calibration",
         calibration.calibrate_classifier,
-        calibration.request,
         {"prompts": "identities", "sample": "sample", "attributes": "attributes"},
     ),
     Step(
         "preferences",
         preferences.build_preferences,
-        preferences.request,
         {"prompts": "identities", "sample": "sample", "attributes": "attributes"},
     ),
     Step(
         "train",
         train.train_model,
-        train.request,
         {"preferences": "preferences", "sample": "sample", "prompts": "identities", "attributes": "attributes"},
     ),
 )
 REPORT_STEP = Step(
     "report",
     report.write_report,
-    report.request,
     {
         "prompts": "benchmarks",
         "attributes": "attributes",
@@ -146,9 +132,7 @@ PIPELINE = (
     REPORT_STEP,
 )
 
-PAIRS_STEP = Step(
-    "train", train.train_model, train.request, {"preferences": "pairs", "sample": "pairs", "prompts": "pairs"}
-)
+PAIRS_STEP = Step("train", train.train_model, {"preferences": "pairs", "sample": "pairs", "prompts": "pairs"})
 """Training on imported pairs; they are no node of a flow, but given."""
 
 
@@ -157,18 +141,62 @@ class PlannedNode:
     """What a run would do at one node.
 
     Attributes:
-        node: Name of the node.
-        ref: Stage and key of its artifact.
+        step: Stage and place.
+        ref: Stage and key of the node's artifact.
         is_hit: Whether it is published already.
         n_images: Images to draw, read or score; an estimate while prompts are still to be written.
         n_steps: Training steps.
+        request: What is asked of the stage; None where it has nothing to do.
     """
 
-    node: str
+    step: Step
     ref: ArtifactRef
     is_hit: bool
     n_images: int = 0
     n_steps: int = 0
+    request: Request[Any] | None = None
+
+    @property
+    def node(self) -> str:
+        """Name of the node."""
+        return self.step.node
+
+
+@dataclass(frozen=True)
+class Plan(Sequence[PlannedNode]):
+    """All that a run does, with its keys: made once, then shown, kept from garbage collection, run and published.
+
+    As a sequence it holds the nodes that have something to do, in the order of execution.
+
+    Attributes:
+        nodes: All of them.
+        given: Artifacts that stand for nodes outside.
+    """
+
+    nodes: tuple[PlannedNode, ...]
+    given: Mapping[str, ArtifactRef] = field(default_factory=dict)
+
+    @overload
+    def __getitem__(self, index: int) -> PlannedNode: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[PlannedNode]: ...
+    def __getitem__(self, index: int | slice) -> PlannedNode | Sequence[PlannedNode]:
+        return self._busy[index]
+
+    def __len__(self) -> int:
+        return len(self._busy)
+
+    @property
+    def refs(self) -> dict[str, ArtifactRef]:
+        """Each node's artifact, those given included."""
+        return {**self.given, **{node.node: node.ref for node in self.nodes}}
+
+    @property
+    def _busy(self) -> list[PlannedNode]:
+        return [node for node in self.nodes if node.request is not None]
+
+
+_Keyed = tuple[Step, Request[Any] | ArtifactRef, ArtifactRef]
 
 
 def plan(
@@ -176,51 +204,75 @@ def plan(
     runtime: RuntimeConfig,
     steps: Iterable[Step] = PIPELINE,
     given: Mapping[str, ArtifactRef] | None = None,
-) -> list[PlannedNode]:
-    """Every node's key, hit or miss and work, in the order of execution; runs nothing.
+    *,
+    target: str | None = None,
+    forced: str | None = None,
+) -> Plan:
+    """Every node's key, hit or miss and work; runs nothing.
 
     Args:
         config: Of the pipeline.
         runtime: Which store.
-        steps: Which nodes.
+        steps: Which nodes, in the order of execution.
         given: Artifacts that stand for nodes outside `steps`.
+        target: The only node that is wanted. What it does not need is left out, and there is one node an artifact: of
+            nodes with the same key the first stays, and who takes the others' takes its.
+        forced: Node of which a new version is asked for: what is published, whole or damaged, is superseded.
 
     Raises:
+        ConfigError: When a stage that is still to be run would refuse its settings.
         MissingWeightsError: When the base model, whose hash is part of the keys, is not there.
         StoreError: When the store cannot be opened.
     """
-    store, nodes = open_store(runtime), list[PlannedNode]()
-    for step, ref in references(config, runtime, steps, given):
-        if any(node.ref == ref and node.node in step.inputs.values() for node in nodes):
-            continue  # has nothing to do
-        own = step.config or config
-        work = {
-            "n_images": expected_images(step, own),
-            "n_steps": own.training.n_steps if step.run is train.train_model else 0,
-        }
-        nodes.append(PlannedNode(step.node, ref, store.is_published(ref), **work))
-    return nodes
+    store, refs, wanted = open_store(runtime), dict(given or {}), list[_Keyed]()
+    stands_for, first = dict[str, str](), dict[ArtifactRef, str]()
+    for each in steps:
+        step = replace(each, inputs={name: stands_for.get(node, node) for name, node in each.inputs.items()})
+        request = _request(step, config, refs)
+        ref = _supersede(store, request) if step.node == forced else reference(store, request)
+        stands_for[step.node] = step.node if target is None else first.setdefault(ref, step.node)
+        if stands_for[step.node] == step.node:
+            refs[step.node] = ref
+            wanted.append((step, request, ref))
+    if target is not None:
+        needed = {step.node for step in needed_for(target, tuple(step for step, _, _ in wanted))}
+        wanted = [keyed for keyed in wanted if keyed[0].node in needed]
+    nodes = (_planned(*keyed, store, config, runtime) for keyed in wanted)
+    return Plan(tuple(nodes), dict(given or {}))
 
 
-def references(
+def _request(step: Step, config: PipelineConfig, refs: Mapping[str, ArtifactRef]) -> Request[Any] | ArtifactRef:
+    inputs = {name: refs[node] for name, node in step.inputs.items()}
+    return step.stage.request(step.config or config, **inputs, **step.options)
+
+
+def _supersede(store: Store, request: Request[Any] | ArtifactRef) -> ArtifactRef:
+    """The next version of an artifact; a damaged one is as good a reason as a whole one."""
+    ref = reference(store, request)
+    try:
+        is_there = store.is_published(ref)
+    except StoreError:
+        is_there = True
+    if is_there:
+        store.bump(ref.stage, ref.key)
+    return reference(store, request)
+
+
+def _planned(
+    step: Step,
+    request: Request[Any] | ArtifactRef,
+    ref: ArtifactRef,
+    store: Store,
     config: PipelineConfig,
     runtime: RuntimeConfig,
-    steps: Iterable[Step],
-    given: Mapping[str, ArtifactRef] | None = None,
-) -> list[tuple[Step, ArtifactRef]]:
-    """Each step with where its artifact is or will be, in order.
-
-    Raises:
-        ConfigError: When a training that is still to be done has settings that do not fit.
-    """
-    store, refs, found = open_store(runtime), dict(given or {}), []
-    for step in steps:
-        own = step.config or config
-        refs[step.node] = reference(store, step.request(own, **step.arguments(refs)))
-        found.append((step, refs[step.node]))
-        if step.run is train.train_model and not store.is_published(refs[step.node]):
-            train.check_settings(own, runtime)
-    return found
+) -> PlannedNode:
+    if isinstance(request, ArtifactRef):
+        return PlannedNode(step, ref, is_hit=True)
+    own, is_hit = step.config or config, store.is_published(ref)
+    if not is_hit and step.stage.check is not None:
+        step.stage.check(request.view, runtime)
+    n_steps = own.training.n_steps if step.stage is train.train_model else 0
+    return PlannedNode(step, ref, is_hit, expected_images(step, own), n_steps, request)
 
 
 def expected_images(step: Step, config: PipelineConfig) -> int:
@@ -248,7 +300,7 @@ def expected_images(step: Step, config: PipelineConfig) -> int:
 def _expected_of_benchmarks(config: PipelineConfig, counts: Mapping[str, int], people_only: bool) -> int:
     """Images of the benchmarks with names of their own."""
     total = 0
-    for name, part in read_benchmarks(config.prompts).items():
+    for name, part in read_benchmarks(config.prompts.benchmarks).items():
         kind = config.prompts.benchmarks[name].kind
         cells = prod(len(axis.classes) for axis in config.measured_axes(name)) if kind == "specific" else 1
         total += 0 if people_only and kind == "generic" else len(part.texts) * cells * counts[name]
@@ -273,6 +325,21 @@ def needed_for(node: str, steps: tuple[Step, ...] = PIPELINE) -> tuple[Step, ...
     return tuple(step for step in steps if step.node in wanted)
 
 
+Call = Callable[[PlannedNode, RuntimeConfig], ArtifactRef]
+"""How a node is run: directly, or as a Prefect task."""
+
+
+def run_plan(planned: Plan, runtime: RuntimeConfig, call: Call) -> dict[str, ArtifactRef]:
+    """Run a plan's nodes in order; what is published is not run again.
+
+    Returns:
+        Each node's artifact, those given included.
+    """
+    for node in planned:
+        call(node, runtime)
+    return planned.refs
+
+
 def run_steps(
     steps: Iterable[Step],
     config: PipelineConfig,
@@ -280,24 +347,20 @@ def run_steps(
     call: Call,
     given: Mapping[str, ArtifactRef] | None = None,
 ) -> dict[str, ArtifactRef]:
-    """Run steps in order; what is published is not run again.
+    """Plan steps and run them; returns as `run_plan`."""
+    return run_plan(plan(config, runtime, steps, given), runtime, call)
 
-    Returns:
-        Each node's artifact, those given included.
-    """
-    refs = dict(given or {})
-    for step in steps:
-        arguments = step.arguments(refs) | {"config": step.config or config, "runtime": runtime}
-        refs[step.node] = call(step, arguments)
-    return refs
+
+def make(node: PlannedNode, runtime: RuntimeConfig, on_progress: Progress = no_progress) -> ArtifactRef:
+    """The artifact of a node that has something to do, made where it is missing."""
+    assert node.request is not None
+    return node.step.stage.make(node.request, runtime, on_progress)
 
 
 def call_directly(on_progress: OnProgress | None = None) -> Call:
-    """Call stages as plain functions, without Prefect."""
+    """Run nodes without Prefect."""
 
-    def call(step: Step, arguments: dict[str, Any]) -> ArtifactRef:
-        if on_progress is None:
-            return step.run(**arguments)
-        return step.run(**arguments, on_progress=partial(on_progress, step.node))
+    def call(node: PlannedNode, runtime: RuntimeConfig) -> ArtifactRef:
+        return make(node, runtime, no_progress if on_progress is None else partial(on_progress, node.node))
 
     return call

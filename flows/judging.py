@@ -49,7 +49,7 @@ def compare(
     name = run_name(preset, config, name or f"{run_name(preset, config, None)}-comparison")
     if plan:
         lined = line_up(systems, pipeline, runtime, n_seeds=n_seeds, scale=scale)
-        _say(plan_lines(lined.plan(runtime)))
+        _say(plan_lines(lined.planned))
         return
     with console_progress() as progress:
         call = call_directly(progress)
@@ -92,7 +92,7 @@ def sweep(
     fields = parse_sweep(parameters)
     options: dict[str, Any] = {"systems": systems or (), "n_seeds": n_seeds, "scale": scale, "grid": grid}
     if plan:
-        _say(plan_lines(plan_sweep(fields, pipeline, runtime, **options)[0].plan(runtime)))
+        _say(plan_lines(plan_sweep(fields, pipeline, runtime, **options)[0].planned))
         return
     with console_progress() as progress:
         ref = sweep_parameters(fields, pipeline, runtime, name, call=call_directly(progress), **options)

@@ -5,12 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from flows.graph import Step
-from popalign_core.config import PipelineConfig
+from flows.graph import PlannedNode
+from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.markdown import markdown_table, plain
 from popalign_core.presets import preset as find_preset
 from storage.store import ArtifactRef, Manifest
-from tasks.registered import TASKS
+from tasks.registered import make_as_task
 
 HEADLINES = (
     "discrepancy_pooled",
@@ -23,10 +23,10 @@ HEADLINES = (
 """The metrics a reader wants first; the report and metrics.parquet have them all."""
 
 
-def call_as_task(step: Step, arguments: dict[str, Any]) -> ArtifactRef:
-    """Run a step as a Prefect task under the node's name."""
-    ref: ArtifactRef = TASKS[step.run].with_options(task_run_name=step.node)(**arguments)
-    return ref
+def call_as_task(node: PlannedNode, runtime: RuntimeConfig) -> ArtifactRef:
+    """Run a node as a Prefect task under its name."""
+    assert node.request is not None
+    return make_as_task(node.request, runtime, node.node)
 
 
 def chosen_config(preset: str, config: PipelineConfig | None) -> PipelineConfig:

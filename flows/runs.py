@@ -3,19 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.graph import (
-    PAIRS_STEP,
-    PIPELINE,
-    PROMPT_STEPS,
-    Call,
-    Step,
-    needed_for,
-    plan,
-    references,
-    run_steps,
-)
+from flows.graph import PAIRS_STEP, PROMPT_STEPS, Call, Plan, Step, needed_for, plan, run_plan, run_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.errors import StoreError
 from storage.store import ArtifactRef
 from tasks import pictures
 from tasks.pairs import find_pairs
@@ -24,20 +13,24 @@ from tasks.sets import find_sets
 from tasks.stage import open_store
 
 
-def run_pipeline(config: PipelineConfig, runtime: RuntimeConfig, name: str, *, call: Call) -> dict[str, ArtifactRef]:
+def run_pipeline(
+    config: PipelineConfig, runtime: RuntimeConfig, name: str, *, call: Call, planned: Plan | None = None
+) -> dict[str, ArtifactRef]:
     """Run all stages and fill `<root>/runs/<name>/`: metrics, report, aligned model, run.json.
 
     Args:
         config: What decides the results.
         runtime: Store, device, batch size.
         name: Of the run's folder.
-        call: How a stage is called: `graph.call_directly(...)` or `tasks.registered.call_as_task`.
+        call: How a node is run: `graph.call_directly(...)` or `published.call_as_task`.
+        planned: The plan of this run; made here when not given.
 
     Returns:
         Each node's artifact.
     """
-    reserve_run((node.ref for node in plan(config, runtime)), runtime, name)
-    refs = run_steps(PIPELINE, config, runtime, call)
+    planned = planned or plan(config, runtime)
+    reserve_run(planned.refs.values(), runtime, name)
+    refs = run_plan(planned, runtime, call)
     publish_run(refs, config, runtime, name)
     return refs
 
@@ -60,11 +53,8 @@ def run_stage(
     Raises:
         ConfigError: For an unknown node.
     """
-    steps = needed_for(node)
-    ref = references(config, runtime, steps)[-1][1]
-    if force:
-        _retire(ref, runtime)
-    return run_steps(steps, config, runtime, call)[node]
+    planned = plan(config, runtime, needed_for(node), forced=node if force else None)
+    return run_plan(planned, runtime, call)[node]
 
 
 def train_on_pairs(key: str, config: PipelineConfig, runtime: RuntimeConfig, name: str, *, call: Call) -> str:
@@ -87,9 +77,9 @@ def train_on_pairs(key: str, config: PipelineConfig, runtime: RuntimeConfig, nam
     find = find_sets if "sets-v" in key else find_pairs
     pairs = find(open_store(runtime), key, config)
     check_training_name(runtime, name)
-    given = {"pairs": pairs}
-    reserve_run([pairs, *(ref for _, ref in references(config, runtime, [PAIRS_STEP], given))], runtime, name)
-    return publish_training(run_steps([PAIRS_STEP], config, runtime, call, given), config, runtime, name)
+    planned = plan(config, runtime, [PAIRS_STEP], {"pairs": pairs})
+    reserve_run(planned.refs.values(), runtime, name)
+    return publish_training(run_plan(planned, runtime, call), config, runtime, name)
 
 
 def import_pictures(
@@ -109,19 +99,5 @@ def import_pictures(
     Raises:
         InputError: When a source cannot be read, or no picture can be used.
     """
-    # a step to run, not to plan: its request asks for sources that are opened
-    step = Step(
-        pictures.STAGE, pictures.import_images, pictures.request, {"prompts": "benchmarks"}, {"sources": sources}
-    )
+    step = Step("imported", pictures.import_images, {"prompts": "benchmarks"}, {"sources": sources})
     return run_steps([*PROMPT_STEPS, step], config, runtime, call)
-
-
-def _retire(ref: ArtifactRef, runtime: RuntimeConfig) -> None:
-    """Make the next key of a published artifact a new one; a damaged artifact is as good a reason as a whole one."""
-    store = open_store(runtime)
-    try:
-        is_there = store.is_published(ref)
-    except StoreError:
-        is_there = True
-    if is_there:
-        store.bump(ref.stage, ref.key)

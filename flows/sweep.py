@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.comparison import NODE, LineUp, line_up
-from flows.graph import Call, Step, run_steps
+from flows.graph import Call, Step, run_plan, run_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import DivergedError, TrainingError
 from popalign_core.sweeps import Point, lay_out, usual_system
@@ -80,19 +80,19 @@ def sweep_parameters(
     laid, points = lay_out(config, systems or [usual_system(parameters)], parameters, grid=grid)
     lined = line_up([point.name for point in points], laid, runtime, n_seeds=n_seeds, scale=scale)
     check_training_name(runtime, name)
-    reserve_run(lined.references(runtime).values(), runtime, name)
+    reserve_run(lined.planned.refs.values(), runtime, name)
     failed, diverged = _run_apart(lined, runtime, call, read_diverged(runtime, name))
     left = [point.name for point in points if point.name not in failed]
     if not left:
         raise TrainingError(f"no point of the sweep can be trained; the first: {next(iter(failed.values()))}")
     if failed:
         lined = line_up(left, laid, runtime, n_seeds=n_seeds, scale=scale)
-    refs = lined.run(runtime, call)
+    refs = run_plan(lined.planned, runtime, call)
     told = {"points": points, "failed": failed}
-    step = Step(sweep.STAGE, sweep.tabulate_sweep, sweep.request, {"comparison": NODE}, told)
+    step = Step("sweep", sweep.tabulate_sweep, {"comparison": NODE}, told)
     refs = run_steps([step], lined.config, runtime, call, refs)
     publish_sweep(refs, lined.config, runtime, name, diverged)
-    return refs[sweep.STAGE]
+    return refs["sweep"]
 
 
 def _run_apart(
@@ -110,22 +110,22 @@ def _run_apart(
         The systems that came to nothing because a training diverged, and the artifacts of such trainings, both with
         the reason.
     """
-    refs, reasons, diverged = dict(lined.given), dict[str, str](), dict[str, str]()
-    places = {node: str(ref) for node, ref in lined.references(runtime).items()}
-    for step in lined.steps[:-1]:
-        lost = [reasons[node] for node in step.inputs.values() if node in reasons]
+    reasons, diverged = dict[str, str](), dict[str, str]()
+    *nodes, last = lined.planned
+    for node in nodes:
+        lost = [reasons[each] for each in node.step.inputs.values() if each in reasons]
         if lost:
-            reasons[step.node] = lost[0]
+            reasons[node.node] = lost[0]
             continue
-        place = places[step.node]
+        place = str(node.ref)
         try:
             if place in known:
                 raise DivergedError(known[place])
-            refs = run_steps([step], lined.config, runtime, call, refs)
+            call(node, runtime)
         except DivergedError as error:
-            reasons[step.node] = diverged[place] = str(error)
+            reasons[node.node] = diverged[place] = str(error)
     failed = {}
-    for parameter, node in lined.steps[-1].inputs.items():
-        if node in reasons:
-            failed[system_of(parameter)] = reasons[node]
+    for parameter, each in last.step.inputs.items():
+        if each in reasons:
+            failed[system_of(parameter)] = reasons[each]
     return failed, diverged

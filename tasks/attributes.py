@@ -1,63 +1,79 @@
 """Stage `attributes`: faces and classes of every image of a person, and why an image is dropped."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 
 from popalign_core.config import AttributesConfig, Axis, PipelineConfig, RuntimeConfig
 from popalign_core.prompts.benchmarks import benchmarks_of
-from storage.store import ArtifactRef, Build, Store
+from storage.store import ArtifactRef, Build
 from tasks import benchmarks
 from tasks.measuring import classifier_identity, load_reader
 from tasks.sample import UNSAFE
 from tasks.shard_worker import load_once
 from tasks.shardwise import PictureShard, ShardFiles, look_at_shards
-from tasks.stage import Progress, Request, no_progress, open_store, produce
+from tasks.stage import Inputs, Progress, Stage, View, keep_fields, open_store
 from tasks.tables import drops_table
 
 if TYPE_CHECKING:
     from popalign_core.attributes.reader import AttributeReader, FaceReading
-
-STAGE = "attributes"
-VERSION = "1"
 
 _ALWAYS_HASHED = {"classifier", "detector_backend", "min_face_score", "min_face_share", "min_probability"}
 """Settings of the first day; later ones enter the key where they are set, so that old keys stay."""
 _AGREED, _DISAGREED = "agreed:", "disagreed:"
 
 
-def request(config: PipelineConfig, *, prompts: ArtifactRef, sample: ArtifactRef) -> Request:
-    """What the key depends on: the classifier by its weights, the axes by name and classes."""
-    axes = _axes(config, prompts)
-    payload = {
-        "attributes": _hashed_settings(config.attributes),
-        "classifier": classifier_identity(config.attributes),
-        "axes": [axis.model_dump(mode="json", include={"name", "classes", "of"}) for axis in axes],
-    }
-    return Request(STAGE, VERSION, payload, {"prompts": prompts.key, "sample": sample.key})
+class AttributesView(View):
+    """Who reads, the axes by name and classes, and which are measured where.
+
+    Attributes:
+        attributes: Settings; of further classifiers only those that read.
+        axes: Without words and targets.
+        measured: Benchmark -> names of the axes measured on it.
+    """
+
+    attributes: AttributesConfig
+    axes: tuple[Axis, ...]
+    measured: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, config: PipelineConfig, inputs: Mapping[str, ArtifactRef]) -> Self:
+        """Only benchmarks with names of their own have axes that are only measured."""
+        axes = config.axes if inputs["prompts"].stage == benchmarks.add_benchmarks.name else config.identity_axes
+        names = ("neutral", "specific", *config.prompts.benchmarks)
+        return cls(
+            attributes=classifiers_in_use(config.attributes),
+            axes=tuple(keep_fields(axis, "name", "classes", "of") for axis in axes),
+            measured={name: tuple(axis.name for axis in config.measured_axes(name)) for name in names},
+        )
+
+    def hashed(self) -> dict[str, Any]:
+        """The classifier by its weights."""
+        axes = [axis.model_dump(mode="json", include={"name", "classes", "of"}) for axis in self.axes]
+        return hashed_classifier(self.attributes) | {"axes": axes}
+
+    def unhashed(self) -> dict[str, str]:
+        """Which benchmark measures what."""
+        return {"measured": "in the key of the prompts"}
 
 
-def _axes(config: PipelineConfig, prompts: ArtifactRef) -> tuple[Axis, ...]:
-    """Only benchmarks with names of their own have axes that are only measured."""
-    return config.axes if prompts.stage == benchmarks.STAGE else config.identity_axes
+def classifiers_in_use(settings: AttributesConfig) -> AttributesConfig:
+    """Without further classifiers that do not read."""
+    read = {name: each for name, each in settings.classifiers.items() if name in settings.names}
+    return settings.model_copy(update={"classifiers": read})
 
 
-def _hashed_settings(settings: AttributesConfig) -> dict[str, Any]:
+def hashed_classifier(settings: AttributesConfig) -> dict[str, Any]:
+    """What a key holds of who reads, and when an image is dropped."""
     later = settings.model_dump(mode="json", exclude_defaults=True, exclude={"classifiers"})
-    return settings.model_dump(mode="json", include=_ALWAYS_HASHED) | later
+    hashed = settings.model_dump(mode="json", include=_ALWAYS_HASHED) | later
+    return {"attributes": hashed, "classifier": classifier_identity(settings)}
 
 
-def read_attributes(
-    prompts: ArtifactRef,
-    sample: ArtifactRef,
-    *,
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    on_progress: Progress = no_progress,
-) -> ArtifactRef:
-    """Publish tables `attributes` (one row an image and axis measured on its benchmark) and `drops` (images by reason).
+def _fill(view: AttributesView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
+    """Write tables `attributes` (one row an image and axis measured on its benchmark) and `drops` (images by reason).
 
     Images of generic prompts are left out: nobody is expected in them. Where several classifiers vote, table
     `agreement` says how often they do.
@@ -66,30 +82,25 @@ def read_attributes(
         InputError: When the classifier lacks a class that an axis has.
         MissingWeightsError: When the classifier's weights are absent.
     """
-
-    def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        look_at_shards(build, read_shard, prompts, sample, config, runtime, on_progress)
-        build.write_table("drops", count_drops(build.read_table("attributes")))
-        if len(config.attributes.names) > 1:
-            axes = [axis.name for axis in _axes(config, prompts)]
-            build.write_table("agreement", _agreement(build.sum_counts(), axes))
-
-    return produce(request(config, prompts=prompts, sample=sample), runtime, fill)
+    look_at_shards(build, read_shard, inputs, view, runtime, on_progress)
+    build.write_table("drops", count_drops(build.read_table("attributes")))
+    if len(view.attributes.names) > 1:
+        build.write_table("agreement", _agreement(build.sum_counts(), [axis.name for axis in view.axes]))
 
 
 def count_drops(attributes: pd.DataFrame) -> pd.DataFrame:
     """Distinct images by drop reason: table `drops`."""
     dropped = attributes.dropna(subset=["drop_reason"])
-    return drops_table(STAGE, dropped.groupby("drop_reason")["image_id"].nunique().to_dict())
+    return drops_table(read_attributes.name, dropped.groupby("drop_reason")["image_id"].nunique().to_dict())
 
 
-def read_shard(shard: PictureShard, /, on_images: Callable[[int], None] = lambda n: None) -> ShardFiles:
+def read_shard(shard: PictureShard[AttributesView], /, on_images: Callable[[int], None] = lambda n: None) -> ShardFiles:
     """Read the attributes of a shard's images, with the reader of the worker that this is called in."""
     from popalign_core.attributes.filtering import judge, unread
     from storage.parquet import encode, file_name
 
-    settings, axes = shard.config.attributes, _axes(shard.config, shard.prompts)
-    reader, measured = load_once(_load, shard.prompts, shard.config, runtime=shard.runtime)
+    settings, axes = shard.view.attributes, shard.view.axes
+    reader, measured = load_once(_load, shard.prompts, shard.view, runtime=shard.runtime)
     images, name = shard.read(), f"{reader.name}@{reader.version}"
     chosen = images[images["prompt_id"].isin(list(measured))]
     seen = chosen["image"].notna()
@@ -102,19 +113,18 @@ def read_shard(shard: PictureShard, /, on_images: Callable[[int], None] = lambda
 
 
 def _load(
-    prompts: ArtifactRef, config: PipelineConfig, runtime: RuntimeConfig, device: str
+    prompts: ArtifactRef, view: AttributesView, runtime: RuntimeConfig, device: str
 ) -> "tuple[AttributeReader, dict[str, frozenset[str]]]":
     """Who reads, and the axes that are measured on the images of each prompt; generic ones are not among them."""
     from popalign_core.attributes.filtering import check_reader
     from popalign_core.sampling.models import resolve_device
 
-    axes = _axes(config, prompts)
-    reader = load_reader(config.attributes, str(resolve_device(device)), axes)
-    check_reader(reader, axes)
+    reader = load_reader(view.attributes, str(resolve_device(device)), view.axes)
+    check_reader(reader, view.axes)
     table = open_store(runtime).read_table(prompts, "prompts")
     people = table[table["kind"] != "generic"]
     return reader, {
-        prompt_id: frozenset(axis.name for axis in config.measured_axes(benchmark))
+        prompt_id: frozenset(view.measured[benchmark])
         for prompt_id, benchmark in zip(people["prompt_id"], benchmarks_of(people), strict=True)
     }
 
@@ -166,3 +176,6 @@ def _agreement(counts: Mapping[str, int], axes: Sequence[str]) -> pd.DataFrame:
         for column, prefix in (("n_agreed", _AGREED), ("n_disagreed", _DISAGREED))
     }
     return pd.DataFrame({"axis": pd.Series(axes, dtype=object)} | numbers)
+
+
+read_attributes = Stage("attributes", "1", AttributesView.of, _fill, inputs=("prompts", "sample"))

@@ -1,74 +1,69 @@
 """Stage `calibration`: the confusion matrix of the classifier, on identity-specific prompts or people's labels."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Self
 
-from popalign_core.config import PipelineConfig, RuntimeConfig
-from storage.store import ArtifactRef, Build, Store
+from popalign_core.config import Axis, EvaluationConfig, PipelineConfig, RuntimeConfig
+from storage.store import ArtifactRef, Build
 from tasks.measuring import content_digest
-from tasks.stage import Progress, Request, no_progress, produce
-
-STAGE = "calibration"
-VERSION = "1"
+from tasks.stage import Inputs, Progress, Stage, View, keep_fields
 
 
-def request(
-    config: PipelineConfig,
-    *,
-    prompts: ArtifactRef,
-    sample: ArtifactRef,
-    attributes: ArtifactRef,
-    labels: str | None = None,
-) -> Request:
-    """What the key depends on: the readings, the classes, the bootstrap, and the labels by their content."""
-    payload = {
-        "axes": [axis.model_dump(mode="json", include={"name", "classes"}) for axis in config.identity_axes],
-        "evaluation": config.evaluation.model_dump(mode="json", include={"n_bootstrap", "confidence", "seed"}),
-        "labels": None if labels is None else content_digest(Path(labels)),
-    }
-    inputs = {"prompts": prompts.key, "sample": sample.key, "attributes": attributes.key}
-    return Request(STAGE, VERSION, payload, inputs)
+class CalibrationView(View):
+    """The classes, the bootstrap, and the labels.
 
-
-def calibrate_classifier(
-    prompts: ArtifactRef,
-    sample: ArtifactRef,
-    attributes: ArtifactRef,
-    *,
-    labels: str | None = None,
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    on_progress: Progress = no_progress,
-) -> ArtifactRef:
-    """Publish table `calibration`; `evaluate_system` takes it to correct the shares that it reports.
-
-    Args:
-        prompts: Artifact with all prompts.
-        sample: Images, of identity-specific prompts at least unless there are labels.
-        attributes: The readings of the classifier on these images.
+    Attributes:
+        axes: Names and classes.
+        evaluation: Of the bootstrap alone.
         labels: Path of people's labels, CSV or Parquet with `image_id`, `axis` and `class`; None takes what each
             identity-specific prompt asks for.
-        config: Of the pipeline.
-        runtime: Store.
-        on_progress: Told when it is done.
+    """
+
+    axes: tuple[Axis, ...]
+    evaluation: EvaluationConfig
+    labels: str | None
+
+    @classmethod
+    def of(cls, config: PipelineConfig, inputs: Mapping[str, ArtifactRef], *, labels: str | None = None) -> Self:
+        """Of the axes that prompts vary over."""
+        return cls(
+            axes=tuple(keep_fields(axis, "name", "classes") for axis in config.identity_axes),
+            evaluation=keep_fields(config.evaluation, "n_bootstrap", "confidence", "seed"),
+            labels=labels,
+        )
+
+    def hashed(self) -> dict[str, Any]:
+        """Labels by their content.
+
+        Raises:
+            MissingWeightsError: When there is no file of labels.
+        """
+        return {
+            "axes": [axis.model_dump(mode="json", include={"name", "classes"}) for axis in self.axes],
+            "evaluation": self.evaluation.model_dump(mode="json", include={"n_bootstrap", "confidence", "seed"}),
+            "labels": None if self.labels is None else content_digest(Path(self.labels)),
+        }
+
+
+def _fill(view: CalibrationView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
+    """Write table `calibration`, which stage `evaluate` takes to correct the shares that it reports.
 
     Raises:
         InputError: When nothing is labelled, or the tables do not fit together.
-        MissingWeightsError: When there is no file of labels.
     """
+    from popalign_core.attributes.people import read_labels
+    from popalign_core.evaluation.calibration import asked_classes, calibrate, said_classes
+    from tasks.tables import read_images
 
-    def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        from popalign_core.attributes.people import read_labels
-        from popalign_core.evaluation.calibration import asked_classes, calibrate, said_classes
-        from tasks.tables import read_images
+    table, images = inputs.read_table("prompts", "prompts"), read_images(inputs.store, inputs["sample"])
+    if view.labels is None:
+        truth = asked_classes(table, images, view.axes)
+    else:
+        truth = said_classes(read_labels(Path(view.labels)), table, images, view.axes)
+    read = inputs.read_table("attributes", "attributes")
+    build.write_table("calibration", calibrate(truth, read, view.axes, view.evaluation))
+    on_progress(1, 1)
 
-        table, images = store.read_table(prompts, "prompts"), read_images(store, sample)
-        if labels is None:
-            truth = asked_classes(table, images, config.identity_axes)
-        else:
-            truth = said_classes(read_labels(Path(labels)), table, images, config.identity_axes)
-        read = store.read_table(attributes, "attributes")
-        build.write_table("calibration", calibrate(truth, read, config.identity_axes, config.evaluation))
-        on_progress(1, 1)
 
-    asked = request(config, prompts=prompts, sample=sample, attributes=attributes, labels=labels)
-    return produce(asked, runtime, fill)
+calibrate_classifier = Stage("calibration", "1", CalibrationView.of, _fill, inputs=("prompts", "sample", "attributes"))

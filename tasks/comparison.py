@@ -1,8 +1,7 @@
 """Stage `comparison`: systems side by side, from statistics that other stages have read off their images."""
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -10,26 +9,21 @@ import pandas as pd
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
 from tasks.grid import read_grids
-from tasks.prompts import DELIVERY
-from tasks.sample import STAGE as SAMPLE
+from tasks.pages import PageView, hashed_configuration
+from tasks.sample import sample_images
 from tasks.set_quality import quality_rows
-from tasks.stage import Progress, Request, no_progress, produce
+from tasks.stage import Inputs, Progress, Stage, no_progress
 from tasks.tables import read_images
-from tasks.train import STAGE as TRAIN
+from tasks.train import train_model
 
 if TYPE_CHECKING:
     from popalign_core.evaluation.metrics import SystemFrames
     from popalign_core.report.comparison_inputs import ComparisonInputs
 
-STAGE = "comparison"
-VERSION = "5"
-
 PAGE, CARD = "comparison.html", "comparison.md"
 TABLES = ("metrics", "comparison", "wins", "per_prompt", "costs")
 N_PROMPTS = {"neutral": 6, "specific": 3, "generic": 3}
 """Prompts whose pictures are shown, by kind."""
-
-Inputs = Mapping[str, ArtifactRef]
 
 
 def parameter(part: str, system: str, replicate: int) -> str:
@@ -42,104 +36,75 @@ def system_of(name: str) -> str:
     return name.partition(":")[2].rpartition("@")[0]
 
 
-def shown_configuration(config: PipelineConfig) -> dict[str, Any]:
-    """The configuration as keys of pages hold it, without the model's path, lists and how prompts were delivered."""
-    return config.model_dump(mode="json", exclude={"model": {"name"}, "prompts": DELIVERY})
+class ComparisonView(PageView):
+    """Which systems, and the whole configuration, which the page shows.
 
-
-def printed_configuration(config: PipelineConfig) -> str:
-    """The configuration as pages print it and `--config` reads it: what decides the results, paths too."""
-    return json.dumps(config.model_dump(mode="json", exclude={"prompts": {"llm": DELIVERY["llm"]}}))
-
-
-def request(
-    config: PipelineConfig,
-    *,
-    prompts: ArtifactRef,
-    calibration: ArtifactRef | None = None,
-    systems: Sequence[str],
-    n_seeds: int,
-    scale: float,
-    **statistics: ArtifactRef,
-) -> Request:
-    """What the key depends on: the whole configuration, which the page shows, without the model's path."""
-    inputs = {"prompts": prompts, "calibration": calibration, **statistics}
-    return Request(
-        STAGE,
-        VERSION,
-        {"systems": list(systems), "n_seeds": n_seeds, "scale": scale, "configuration": shown_configuration(config)},
-        {name: ref.key for name, ref in inputs.items() if ref is not None},
-    )
-
-
-def compare_statistics(
-    prompts: ArtifactRef,
-    *,
-    calibration: ArtifactRef | None = None,
-    systems: Sequence[str],
-    n_seeds: int,
-    scale: float,
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    on_progress: Progress = no_progress,
-    **statistics: ArtifactRef,
-) -> ArtifactRef:
-    """Publish tables `metrics`, `comparison` (each system minus the first), `wins`, `per_prompt`, `costs`, and a page.
-
-    Args:
-        prompts: Artifact with all prompts.
-        calibration: Of the classifier; without it no share is corrected.
+    Attributes:
         systems: Names, the reference first.
         n_seeds: Replicates.
-        scale: Share of the configured evaluation images that was drawn, for the page.
-        config: Of the pipeline.
-        runtime: Which store.
-        on_progress: Told how many systems are measured.
-        statistics: `sample`, `attributes`, `scores` and perhaps `second` (another classifier's attributes) of each
-            system and replicate, named by `parameter`; imported images have one replicate.
+        scale: Share of the configured evaluation images that was drawn.
+    """
+
+    systems: tuple[str, ...]
+    n_seeds: int
+    scale: float
+
+    @classmethod
+    def of(
+        cls,
+        config: PipelineConfig,
+        inputs: Mapping[str, ArtifactRef],
+        *,
+        systems: Sequence[str],
+        n_seeds: int,
+        scale: float,
+    ) -> Self:
+        """Of a comparison."""
+        return cls(configuration=cls.shown(config), systems=tuple(systems), n_seeds=n_seeds, scale=scale)
+
+    def hashed(self) -> dict[str, Any]:
+        """Without paths."""
+        return {
+            "systems": list(self.systems),
+            "n_seeds": self.n_seeds,
+            "scale": self.scale,
+            "configuration": hashed_configuration(self.configuration),
+        }
+
+
+def _fill(view: ComparisonView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
+    """Write tables `metrics`, `comparison` (each system minus the first), `wins`, `per_prompt`, `costs`, and a page.
+
+    Inputs are `sample`, `attributes`, `scores` and perhaps `second` (another classifier's attributes) of each system
+    and replicate, named by `parameter`; imported images have one replicate.
 
     Raises:
         InputError: When the tables do not fit together.
     """
-    asked = request(
-        config, prompts=prompts, calibration=calibration, systems=systems, n_seeds=n_seeds, scale=scale, **statistics
-    )
+    from popalign_core.report.comparison import build_comparison
+    from popalign_core.report.markdown import comparison_markdown
 
-    def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        from popalign_core.report.comparison import build_comparison
-        from popalign_core.report.markdown import comparison_markdown
-
-        inputs = gather_inputs(store, prompts, calibration, statistics, config, asked, on_progress)
-        for name in TABLES:
-            build.write_table(name, getattr(inputs, name))
-        (build.folder / PAGE).write_text(build_comparison(inputs), encoding="utf-8")
-        (build.folder / CARD).write_text(comparison_markdown(inputs), encoding="utf-8")
-
-    return produce(asked, runtime, fill)
+    page = gather_inputs(inputs, view, on_progress)
+    for name in TABLES:
+        build.write_table(name, getattr(page, name))
+    (build.folder / PAGE).write_text(build_comparison(page), encoding="utf-8")
+    (build.folder / CARD).write_text(comparison_markdown(page), encoding="utf-8")
 
 
-def gather_inputs(
-    store: Store,
-    prompts: ArtifactRef,
-    calibration: ArtifactRef | None,
-    statistics: Inputs,
-    config: PipelineConfig,
-    asked: Request,
-    on_progress: Progress = no_progress,
-) -> "ComparisonInputs":
+def gather_inputs(inputs: Inputs, view: ComparisonView, on_progress: Progress = no_progress) -> "ComparisonInputs":
     """Measure everything that tables and page show."""
     from popalign_core.evaluation.metrics import with_absent_rows
     from popalign_core.report.comparison_inputs import ComparisonInputs
 
-    systems, n_seeds, scale = (asked.config[name] for name in ("systems", "n_seeds", "scale"))
-    table = store.read_table(prompts, "prompts")
-    frames = [read_system(store, name, n_seeds, statistics) for name in systems]
-    calibrated = None if calibration is None else store.read_table(calibration, "calibration")
+    systems, n_seeds, config, store = view.systems, view.n_seeds, view.configuration, inputs.store
+    table = inputs.read_table("prompts", "prompts")
+    frames = [read_system(store, name, n_seeds, inputs) for name in systems]
+    calibrated = inputs.read_table("calibration", "calibration") if "calibration" in inputs else None
     tables = measure_systems(table, frames, config, calibrated, on_progress)
-    seconds = {name: refs_of("second", name, n_seeds, statistics) for name in systems}
+    seconds = {name: refs_of("second", name, n_seeds, inputs) for name in systems}
     agreement = [_agreement(store, table, each, seconds[each.name], config) for each in frames if seconds[each.name]]
     samples, scores = (
-        {name: refs_of(part, name, n_seeds, statistics) for name in systems} for part in ("sample", "scores")
+        {name: refs_of(part, name, n_seeds, inputs) for name in systems} for part in ("sample", "scores")
     )
     scored = {name: list(zip(samples[name], scores[name], strict=True)) for name in systems}
     quality = quality_rows(store, table, scored, config.evaluation)
@@ -157,10 +122,10 @@ def gather_inputs(
         grids=read_grids(store, table, {name: refs[0] for name, refs in samples.items()}, N_PROMPTS),
         drops=pd.concat([count_drops(each) for each in frames], ignore_index=True),
         costs=pd.concat([count_costs(store, name, refs) for name, refs in samples.items()], ignore_index=True),
-        scale=scale,
+        scale=view.scale,
         n_seeds=n_seeds,
-        elsewhere=[name for name in systems if samples[name][0].stage != SAMPLE],
-        reproducibility=_reproducibility(store, prompts, asked, config),
+        elsewhere=[name for name in systems if samples[name][0].stage != sample_images.name],
+        reproducibility=_reproducibility(inputs, view),
         confidence=config.evaluation.confidence,
     )
 
@@ -217,7 +182,7 @@ def count_drops(frames: "SystemFrames") -> pd.DataFrame:
     return pd.DataFrame(numbers).assign(n_images=read["image_id"].nunique())
 
 
-def refs_of(part: str, system: str, n_seeds: int, statistics: Inputs) -> list[ArtifactRef]:
+def refs_of(part: str, system: str, n_seeds: int, statistics: Mapping[str, ArtifactRef]) -> list[ArtifactRef]:
     """A part of a system's statistics, one artifact a replicate; imported images have one."""
     names = (parameter(part, system, replicate) for replicate in range(n_seeds))
     return [statistics[name] for name in names if name in statistics]
@@ -228,21 +193,21 @@ def count_costs(store: Store, system: str, samples: Sequence[ArtifactRef]) -> pd
     totals = {("images drawn", "images"): 0, ("denoiser steps", "steps"): 0, ("training", "steps"): 0}
     for sample in samples:
         manifest = store.manifest(sample)
-        if sample.stage != SAMPLE:
+        if sample.stage != sample_images.name:
             continue  # drawn elsewhere, at what cost we cannot know
         n_images = manifest.rows["images"]
         totals["images drawn", "images"] += n_images
         totals["denoiser steps", "steps"] += n_images * manifest.payload["config"]["sampling"]["n_steps"]
         model = manifest.payload["inputs"].get("model")
         while model is not None:
-            training = store.manifest(ArtifactRef(TRAIN, model)).payload
+            training = store.manifest(ArtifactRef(train_model.name, model)).payload
             totals["training", "steps"] += training["config"]["training"]["n_steps"]
             model = training["inputs"].get("start")
     rows = [(system, what, float(value), unit) for (what, unit), value in totals.items() if value]
     return pd.DataFrame(rows, columns=["system", "what", "value", "unit"]).astype({"value": float})
 
 
-def read_system(store: Store, system: str, n_seeds: int, statistics: Inputs) -> "SystemFrames":
+def read_system(store: Store, system: str, n_seeds: int, statistics: Mapping[str, ArtifactRef]) -> "SystemFrames":
     """The statistics of a system, its replicates one below the other."""
     from popalign_core.evaluation.metrics import SystemFrames
 
@@ -255,14 +220,24 @@ def read_system(store: Store, system: str, n_seeds: int, statistics: Inputs) -> 
     return SystemFrames(system, *(pd.concat(parts, ignore_index=True) for parts in (images, attributes, scores)))
 
 
-def _reproducibility(store: Store, prompts: ArtifactRef, asked: Request, pipeline: PipelineConfig) -> dict[str, str]:
+def _reproducibility(inputs: Inputs, view: ComparisonView) -> dict[str, str]:
     """The command, artifacts behind the page, library versions and the configuration."""
-    config, libraries = asked.config, store.manifest(prompts).libraries
-    command = f"popalign compare {' '.join(config['systems'])} --seeds {config['n_seeds']} --config FILE.json"
-    sizes = "" if config["scale"] == 1 else f", whose evaluation sizes are scaled by {config['scale']:g} already"
+    libraries = inputs.store.manifest(inputs["prompts"]).libraries
+    command = f"popalign compare {' '.join(view.systems)} --seeds {view.n_seeds} --config FILE.json"
+    sizes = "" if view.scale == 1 else f", whose evaluation sizes are scaled by {view.scale:g} already"
     return {
         "command": f"{command}, the file holding the configuration below{sizes}",
-        **asked.inputs,
+        **{name: ref.key for name, ref in inputs.items()},
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(libraries.items())),
-        "configuration": printed_configuration(pipeline),
+        "configuration": view.printed(),
     }
+
+
+compare_statistics = Stage(
+    "comparison",
+    "5",
+    ComparisonView.of,
+    _fill,
+    inputs=("prompts",),
+    optional=("calibration", *(f"{part}:*" for part in ("sample", "attributes", "scores", "second"))),
+)

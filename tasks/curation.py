@@ -2,18 +2,18 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
-from popalign_core.config import RuntimeConfig
+from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.config.review import CurateConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from popalign_core.preferences.chain import Chain
 from popalign_core.review.curating import iter_chain, start_chain
 from storage.store import ArtifactRef, Build, Store
-from tasks.stage import Request, find_published, produce
+from tasks.stage import Inputs, Progress, Stage, View, find_published
 from tasks.studies import SHIPPED, parse_kind, pseudonym, read_nodes
 from tasks.study_pictures import iter_pictures, picture_id
 from tasks.tables import read_images, seen_classes
@@ -22,9 +22,30 @@ if TYPE_CHECKING:
     from storage.review_tables import Asked, Pair, Study
     from storage.votes import ReviewDatabase, Row
 
-STAGE = "curated"
-VERSION = "1"
 INPUTS = ("identities", "sample", "attributes")
+
+
+class CuratedView(View):
+    """The finished sets of a study: table `curated`, from the study's database."""
+
+    table: Any
+
+    @classmethod
+    def of(cls, config: PipelineConfig, inputs: Mapping[str, ArtifactRef], *, table: pd.DataFrame) -> Self:
+        """Nothing of the configuration."""
+        return cls(table=table)
+
+    def hashed(self) -> dict[str, Any]:
+        """All that is in the table."""
+        return {"sets": content_id(*self.table.astype(str).to_numpy().ravel().tolist())}
+
+
+def _fill(view: CuratedView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
+    """Write table `curated`."""
+    build.write_table("curated", view.table)
+
+
+CURATED = Stage("curated", "1", CuratedView.of, _fill, inputs=INPUTS)
 
 
 @dataclass(frozen=True)
@@ -131,13 +152,8 @@ def publish_curated(database: "ReviewDatabase", store: Store, name: str) -> Arti
     table = curated_table(database, name)
     if table.empty:
         raise InputError(f"no set of study {name!r} is finished; `popalign study links {name}` shows how far it is")
-    inputs = {node: ArtifactRef(*database.study(name).source[node].split("/")).key for node in INPUTS}
-    content = content_id(*table.astype(str).to_numpy().ravel().tolist())
-
-    def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        build.write_table("curated", table)
-
-    return produce(Request(STAGE, VERSION, {"sets": content}, inputs), RuntimeConfig(root=store.root), fill)
+    inputs = {node: ArtifactRef(*database.study(name).source[node].split("/")) for node in INPUTS}
+    return CURATED.make(CURATED.ask(CuratedView(table=table), inputs), RuntimeConfig(root=store.root))
 
 
 def find_curated(store: Store, key: str) -> ArtifactRef:
@@ -146,12 +162,10 @@ def find_curated(store: Store, key: str) -> ArtifactRef:
     Raises:
         InputError: When there are none.
     """
-    return find_published(store, STAGE, key, what="curated sets", made_by="popalign study publish NAME")
+    return find_published(store, CURATED.name, key, what="curated sets", made_by="popalign study publish NAME")
 
 
 def _read_run(store: Store, run: str, settings: Mapping[str, Any]) -> tuple[dict[str, ArtifactRef], CurateConfig]:
-    from popalign_core.config import PipelineConfig
-
     nodes = read_nodes(store, run)
     missing = [node for node in INPUTS if node not in nodes]
     if missing:

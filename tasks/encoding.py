@@ -6,21 +6,24 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig, SamplingConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from storage.store import ArtifactRef, Build, Store
-from tasks.stage import Progress, counted, find_published
+from tasks.measuring import base_model
+from tasks.stage import Progress, View, counted, drop_fields, find_published, keep_fields
 from tasks.tables import drops_table
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from storage.foreign import RowFile
 
 _DROPPED = "dropped: "
 """Begins the name of what a shard counted as dropped; the reason follows."""
@@ -58,16 +61,40 @@ class Encoder(Generic[RowT]):
     tables: Callable[[Sequence[RowT]], Mapping[str, pd.DataFrame]]
 
 
-def encoding(config: PipelineConfig) -> dict[str, Any]:
-    """What of the configuration decides the latents and the embeddings: the base model and the size in px; and what it
-    is trained with on them besides: the guidance scale, where the model is told it.
-    """
-    from popalign_core.sampling.models import model_hash, reads_guidance
+class EncodingView(View):
+    """What decides the latents and the embeddings of an import, and what is trained with on them besides.
 
-    size: dict[str, Any] = {"width": config.sampling.width, "height": config.sampling.height}
-    if reads_guidance(config.model):
-        size["guidance_scale"] = config.sampling.guidance_scale
-    return {"sampling": size, "model": {"dtype": config.model.dtype, "hash": model_hash(config.model)}}
+    Attributes:
+        files: As `storage.foreign.open_files` gives them.
+        model: Encodes.
+        sampling: The pictures' size; the guidance scale where the model is told it.
+    """
+
+    files: tuple[Any, ...]
+    model: ModelConfig
+    sampling: SamplingConfig
+
+    @classmethod
+    def of(cls, config: PipelineConfig, files: "Sequence[RowFile]") -> Self:
+        """Of opened files."""
+        from popalign_core.sampling.models import reads_guidance
+
+        told = ["guidance_scale"] if reads_guidance(config.model) else []
+        sampling = keep_fields(config.sampling, "width", "height", *told)
+        return cls(files=tuple(files), model=drop_fields(base_model(config.model), "storage"), sampling=sampling)
+
+    def hashed(self) -> dict[str, Any]:
+        """Files by their bytes, wherever they lie and in whatever order."""
+        return {"files": [file.sha256 for file in self.files]} | self.hashed_encoding()
+
+    def hashed_encoding(self) -> dict[str, Any]:
+        """All but the files."""
+        from popalign_core.sampling.models import model_hash, reads_guidance
+
+        size: dict[str, Any] = {"width": self.sampling.width, "height": self.sampling.height}
+        if reads_guidance(self.model):
+            size["guidance_scale"] = self.sampling.guidance_scale
+        return {"sampling": size, "model": {"dtype": self.model.dtype, "hash": model_hash(self.model)}}
 
 
 def find_encoded(store: Store, stage: str, key: str, config: PipelineConfig, *, what: str, made_by: str) -> ArtifactRef:
@@ -77,7 +104,7 @@ def find_encoded(store: Store, stage: str, key: str, config: PipelineConfig, *, 
         InputError: When there is no such artifact, or another model or size encoded it.
     """
     ref = find_published(store, stage, key, what=what, made_by=made_by)
-    made, asked = store.manifest(ref).payload["config"], encoding(config)
+    made, asked = store.manifest(ref).payload["config"], EncodingView.of(config, []).hashed_encoding()
     for part, name in (("model", "base model"), ("sampling", "picture size or guidance scale")):
         if made[part] != asked[part]:
             raise InputError(
@@ -91,7 +118,7 @@ def encode_shards(
     build: Build,
     encoder: Encoder[RowT],
     vae: Any,
-    config: PipelineConfig,
+    sampling: SamplingConfig,
     runtime: RuntimeConfig,
     on_progress: Progress,
 ) -> Counter[str]:
@@ -108,8 +135,8 @@ def encode_shards(
     on_progress(done, n_rows)
     for number, rows in encoder.chunks(size, todo):
         read = counted(rows, on_progress, done, n_rows)
-        kept, latents, drops = _encode(read, encoder.fault, vae, config, runtime.batch_size)
-        _write_shard(build, number, encoder.tables(kept), latents, config)
+        kept, latents, drops = _encode(read, encoder.fault, vae, sampling, runtime.batch_size)
+        _write_shard(build, number, encoder.tables(kept), latents, sampling)
         counts = {"images": len(kept) * encoder.n_pictures, encoder.unit: len(kept)}
         build.mark_shard(number, counts | {_DROPPED + reason: n for reason, n in drops.items()})
         done += lengths[number]
@@ -118,7 +145,7 @@ def encode_shards(
 
 
 def _encode(
-    rows: Iterable[RowT], fault_of: Callable[[RowT], str | None], vae: Any, config: PipelineConfig, batch_size: int
+    rows: Iterable[RowT], fault_of: Callable[[RowT], str | None], vae: Any, sampling: SamplingConfig, batch_size: int
 ) -> "tuple[list[RowT], list[Tensor], Counter[str]]":
     """The rows that can be used, their pictures' latents batch by batch (a row's pictures after each other), and how
     many rows were dropped for what.
@@ -132,7 +159,7 @@ def _encode(
     batch: list[NDArray[np.uint8]] = []
     for row in rows:
         fault = fault_of(row)
-        pictures = [] if fault else _fitted(row, config)
+        pictures = [] if fault else _fitted(row, sampling)
         if len(pictures) < len(row.pictures):
             drops[fault or UNDECODABLE] += 1
             continue
@@ -146,12 +173,11 @@ def _encode(
     return kept, latents, drops
 
 
-def _fitted(row: Row, config: PipelineConfig) -> list[NDArray[np.uint8]]:
+def _fitted(row: Row, sampling: SamplingConfig) -> list[NDArray[np.uint8]]:
     """The pictures in the configured size; fewer where one cannot be decoded."""
     from popalign_core.pictures import fit_picture
 
-    width, height = config.sampling.width, config.sampling.height
-    fitted = (fit_picture(data, width, height) for data in row.pictures if data)
+    fitted = (fit_picture(data, sampling.width, sampling.height) for data in row.pictures if data)
     return [picture for picture in fitted if picture is not None]
 
 
@@ -160,7 +186,7 @@ def _write_shard(
     number: int,
     tables: Mapping[str, pd.DataFrame],
     latents: "Sequence[Tensor]",
-    config: PipelineConfig,
+    sampling: SamplingConfig,
 ) -> None:
     import torch
 
@@ -169,7 +195,7 @@ def _write_shard(
     name = f"latents-{number:05d}.safetensors"
     if latents:
         write_tensors(build.folder / name, {"latents": torch.cat(list(latents))})
-    size = {"width": config.sampling.width, "height": config.sampling.height}
+    size = {"width": sampling.width, "height": sampling.height}
     places = {"image": None, "latents_file": name, "latents_row": range(len(tables["images"]))}
     for table, frame in tables.items():
         build.write_table(table, frame.assign(**size, **places) if table == "images" else frame, shard=number)

@@ -1,79 +1,88 @@
 """Stage `evaluate`: the metrics table of one system, from statistics that other stages have read off its images."""
 
-from popalign_core.config import PipelineConfig, RuntimeConfig
-from storage.store import ArtifactRef, Build, Store
-from tasks.stage import Progress, Request, no_progress, produce
+from collections.abc import Mapping
+from typing import Any, Self
 
-STAGE = "evaluate"
-VERSION = "5"
-
-
-def request(
-    config: PipelineConfig,
-    *,
-    prompts: ArtifactRef,
-    sample: ArtifactRef,
-    attributes: ArtifactRef,
-    scores: ArtifactRef,
-    system: str,
-    calibration: ArtifactRef | None = None,
-) -> Request:
-    """What the key depends on; the targets of the axes enter, and the system's name, which stands in the table."""
-    payload = {
-        "system": system,
-        # Who scores is in the key of the scores, by content; a second classifier reads for comparisons alone.
-        "evaluation": config.evaluation.model_dump(mode="json", exclude={"scorers", "second_classifier"}),
-        "axes": [axis.model_dump(mode="json", exclude={"words"}) for axis in config.axes],
-    }
-    inputs = {"prompts": prompts.key, "sample": sample.key, "attributes": attributes.key, "scores": scores.key}
-    if calibration is not None:
-        inputs["calibration"] = calibration.key
-    return Request(STAGE, VERSION, payload, inputs)
+from popalign_core.config import Axis, EvaluationConfig, PipelineConfig, RuntimeConfig
+from storage.store import ArtifactRef, Build
+from tasks.stage import Inputs, Progress, Stage, View, drop_fields
 
 
-def evaluate_system(
-    prompts: ArtifactRef,
-    sample: ArtifactRef,
-    attributes: ArtifactRef,
-    scores: ArtifactRef,
-    *,
-    system: str,
-    calibration: ArtifactRef | None = None,
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    on_progress: Progress = no_progress,
-) -> ArtifactRef:
-    """Publish table `metrics`: one row a benchmark, metric and axis, with interval and floor.
+class EvaluateView(View):
+    """What metrics depend on besides the statistics.
+
+    Attributes:
+        system: Its name stands in the table.
+        evaluation: Without scorers, which are in the key of the scores, and the classifier for comparisons.
+        axes: With their targets.
+        benchmark_axes: Benchmark -> names of the axes measured on it, for those with other axes than all.
+    """
+
+    system: str
+    evaluation: EvaluationConfig
+    axes: tuple[Axis, ...]
+    benchmark_axes: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, config: PipelineConfig, inputs: Mapping[str, ArtifactRef], *, system: str) -> Self:
+        """Of the system that is measured."""
+        return cls(
+            system=system,
+            evaluation=drop_fields(config.evaluation, "scorers", "second_classifier"),
+            axes=tuple(drop_fields(axis, "words") for axis in config.axes),
+            benchmark_axes=config.benchmark_axes,
+        )
+
+    def hashed(self) -> dict[str, Any]:
+        """All but which benchmark measures what."""
+        return {
+            "system": self.system,
+            "evaluation": self.evaluation.model_dump(mode="json"),
+            "axes": [axis.model_dump(mode="json", exclude={"words"}) for axis in self.axes],
+        }
+
+    def unhashed(self) -> dict[str, str]:
+        """Which benchmark measures what."""
+        return {"benchmark_axes": "in the key of the prompts"}
+
+
+def _fill(view: EvaluateView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
+    """Write table `metrics`: one row a benchmark, metric and axis, with interval and floor.
 
     With a `calibration` of the same classifier there are rows of corrected shares and discrepancies besides.
 
     Raises:
         InputError: When the tables do not fit together, or the calibration is of another classifier.
     """
+    import pandas as pd
 
-    def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        import pandas as pd
+    from popalign_core.evaluation.metrics import compute_metrics
+    from popalign_core.evaluation.quality.sets import unmeasured_rows
+    from tasks.scores import read_unmeasured
+    from tasks.tables import read_images
 
-        from popalign_core.evaluation.metrics import compute_metrics
-        from popalign_core.evaluation.quality.sets import unmeasured_rows
-        from tasks.scores import read_unmeasured
-        from tasks.tables import read_images
+    table, images = inputs.read_table("prompts", "prompts"), read_images(inputs.store, inputs["sample"])
+    metrics = compute_metrics(
+        view.system,
+        table,
+        images,
+        inputs.read_table("attributes", "attributes"),
+        inputs.read_table("scores", "scores"),
+        view.axes,
+        view.evaluation,
+        inputs.read_table("calibration", "calibration") if "calibration" in inputs else None,
+        view.benchmark_axes,
+    )
+    rest = unmeasured_rows(view.system, table, images, read_unmeasured(inputs.store, inputs["scores"]))
+    build.write_table("metrics", pd.concat([metrics, rest], ignore_index=True) if len(rest) else metrics)
+    on_progress(1, 1)
 
-        table, images = store.read_table(prompts, "prompts"), read_images(store, sample)
-        metrics = compute_metrics(
-            system,
-            table,
-            images,
-            store.read_table(attributes, "attributes"),
-            store.read_table(scores, "scores"),
-            config.axes,
-            config.evaluation,
-            None if calibration is None else store.read_table(calibration, "calibration"),
-            config.benchmark_axes,
-        )
-        rest = unmeasured_rows(system, table, images, read_unmeasured(store, scores))
-        build.write_table("metrics", pd.concat([metrics, rest], ignore_index=True) if len(rest) else metrics)
-        on_progress(1, 1)
 
-    inputs = {"prompts": prompts, "sample": sample, "attributes": attributes, "scores": scores}
-    return produce(request(config, **inputs, system=system, calibration=calibration), runtime, fill)
+evaluate_system = Stage(
+    "evaluate",
+    "5",
+    EvaluateView.of,
+    _fill,
+    inputs=("prompts", "sample", "attributes", "scores"),
+    optional=("calibration",),
+)

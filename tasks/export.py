@@ -9,7 +9,7 @@ from popalign_core.config import RuntimeConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from storage.store import ArtifactRef, Store
-from tasks.preferences import STAGE
+from tasks.preferences import build_preferences
 from tasks.stage import Progress, find_published, no_progress, open_store
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def export_preferences(
     from storage.schemas import PICK_A_PIC, SET_MEMBERS
 
     store = open_store(runtime)
-    ref = find_published(store, STAGE, key, what="preferences", made_by="popalign stage preferences")
+    ref = find_published(store, build_preferences.name, key, what="preferences", made_by="popalign stage preferences")
     members = store.read_table(ref, "preferences")
     inputs = _inputs(store, ref)
     texts = store.read_table(inputs["prompts"], "prompts", ["prompt_id", "text"]).set_index("prompt_id")["text"]

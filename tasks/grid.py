@@ -10,7 +10,7 @@ from PIL import Image
 
 from storage.images import decode_png
 from storage.store import ArtifactRef, Store
-from tasks.sample import STAGE as SAMPLE
+from tasks.sample import sample_images
 from tasks.tables import read_images, read_pictures
 
 Pairs = dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]
@@ -54,7 +54,7 @@ def read_grids(
         Prompt -> system -> [n, H, W, 3] uint8; the i-th of every system has the same seed.
     """
     texts = _first_prompts(prompts, n_prompts)
-    drawn = {name: sample for name, sample in samples.items() if sample.stage == SAMPLE}
+    drawn = {name: sample for name, sample in samples.items() if sample.stage == sample_images.name}
     sides = {name: _read_numbered(store, sample, list(texts), n_images) for name, sample in drawn.items()}
     grids = {}
     for prompt_id, text in texts.items():

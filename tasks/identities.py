@@ -1,29 +1,37 @@
 """Stage `identities`: one specific child of every neutral prompt for each cell of the axes."""
 
-from popalign_core.config import PipelineConfig, RuntimeConfig
-from storage.store import ArtifactRef, Build, Store
-from tasks.stage import Progress, Request, no_progress, produce
+from collections.abc import Mapping
+from typing import Any, Self
 
-STAGE = "identities"
-VERSION = "1"
-
-
-def request(config: PipelineConfig, *, prompts: ArtifactRef) -> Request:
-    """What the key depends on; targets are not part of it."""
-    axes = [axis.model_dump(mode="json", exclude={"target", "of"}) for axis in config.identity_axes]
-    return Request(STAGE, VERSION, {"axes": axes, "carrier": config.prompts.carrier}, {"prompts": prompts.key})
+from popalign_core.config import Axis, PipelineConfig, RuntimeConfig
+from storage.store import ArtifactRef, Build
+from tasks.stage import Inputs, Progress, Stage, View, drop_fields
 
 
-def add_identities(
-    prompts: ArtifactRef, *, config: PipelineConfig, runtime: RuntimeConfig, on_progress: Progress = no_progress
-) -> ArtifactRef:
-    """Publish table `prompts`: the input's rows and their specific children."""
+class IdentitiesView(View):
+    """The axes' words and how they join a subject; targets are not part of it."""
 
-    def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        from popalign_core.identities.augment import augment_prompts
+    axes: tuple[Axis, ...]
+    carrier: str
 
-        table = store.read_table(prompts, "prompts")
-        build.write_table("prompts", augment_prompts(table, config.identity_axes, config.prompts.carrier))
-        on_progress(1, 1)
+    @classmethod
+    def of(cls, config: PipelineConfig, inputs: Mapping[str, ArtifactRef]) -> Self:
+        """Of the axes that prompts vary over."""
+        axes = tuple(drop_fields(axis, "target", "of") for axis in config.identity_axes)
+        return cls(axes=axes, carrier=config.prompts.carrier)
 
-    return produce(request(config, prompts=prompts), runtime, fill)
+    def hashed(self) -> dict[str, Any]:
+        """All of it."""
+        axes = [axis.model_dump(mode="json", exclude={"target"}) for axis in self.axes]
+        return {"axes": axes, "carrier": self.carrier}
+
+
+def _fill(view: IdentitiesView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
+    """Write table `prompts`: the input's rows and their specific children."""
+    from popalign_core.identities.augment import augment_prompts
+
+    build.write_table("prompts", augment_prompts(inputs.read_table("prompts", "prompts"), view.axes, view.carrier))
+    on_progress(1, 1)
+
+
+add_identities = Stage("identities", "1", IdentitiesView.of, _fill, inputs=("prompts",))

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from popalign_core import errors
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config import RuntimeConfig
 from popalign_core.errors import ConfigError, PreemptedError, TrainingError
 from popalign_core.training import accelerate
 from tasks.stage import Progress, open_store
 from tasks.training_inputs import DENOISER_PARTS, TrainingRefs
+from tasks.training_view import TrainView
 
 if TYPE_CHECKING:
     from popalign_core.training.checkpoint import LogRow
@@ -26,7 +27,7 @@ LOG_FILE = "launch.log"
 
 def launch_training(
     refs: TrainingRefs,
-    config: PipelineConfig,
+    view: TrainView,
     runtime: RuntimeConfig,
     work: Path,
     on_progress: Progress,
@@ -47,28 +48,28 @@ def launch_training(
     work.mkdir(parents=True, exist_ok=True)
     (work / ERROR_FILE).unlink(missing_ok=True)
     job = work / "job.json"
-    job.write_text(json.dumps(describe_job(refs, config, runtime, work, log_folder)), encoding="utf-8")
+    job.write_text(json.dumps(describe_job(refs, view, runtime, work, log_folder)), encoding="utf-8")
     with watch_preemption() as preemption:
-        code = _follow(launch_command(runtime, job), work, config.training.n_steps, on_progress, preemption)
+        code = _follow(launch_command(runtime, job), work, view.training.n_steps, on_progress, preemption)
         if code != 0:
             _raise_failure(work, code, preempted=preemption.requested)
     parts = load_pipeline(
-        config.model,
+        view.model,
         device=resolve_device(runtime.device),
         folder=refs.start_folder(open_store(runtime)),
         components=DENOISER_PARTS,
     )
     denoiser = find_denoiser(parts)
-    return denoiser, load_trained(denoiser, work, config.training)
+    return denoiser, load_trained(denoiser, work, view.training)
 
 
 def describe_job(
-    refs: TrainingRefs, config: PipelineConfig, runtime: RuntimeConfig, work: Path, log_folder: Path | None = None
+    refs: TrainingRefs, view: TrainView, runtime: RuntimeConfig, work: Path, log_folder: Path | None = None
 ) -> dict[str, Any]:
     """What a worker needs to know, as JSON."""
     return {
         "refs": asdict(refs),
-        "config": config.model_dump(mode="json"),
+        "view": view.model_dump(mode="json"),
         "runtime": runtime.model_dump(mode="json"),
         "work": str(work),
         "log_folder": str(log_folder or work),

@@ -8,11 +8,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from popalign_core.config import AttributesConfig, Axis, ClipScoreConfig, EvaluationConfig, ScorerConfig
+from popalign_core.config import AttributesConfig, Axis, ClipScoreConfig, EvaluationConfig, ModelConfig, ScorerConfig
 from popalign_core.errors import MissingWeightsError
 from popalign_core.evaluation.quality.weights import weights_of
 from popalign_core.portraits import weights_folder
-from popalign_core.sampling.models import hash_file, hash_folder
+from popalign_core.sampling.models import hash_file, hash_folder, local_folder
+from tasks.stage import drop_fields
 
 if TYPE_CHECKING:
     from popalign_core.attributes.reader import AttributeReader
@@ -35,6 +36,15 @@ class Classifier:
 def folder_digest(folder: Path) -> str:
     """sha256 over the names and bytes of a folder's files, wherever it lies."""
     return hash_folder(folder, suffixes=None)
+
+
+def base_model(model: ModelConfig) -> ModelConfig:
+    """A configured model as views hold it: what lies in a folder has no revision.
+
+    Raises:
+        PopAlignError: As `sampling.models.local_folder`.
+    """
+    return model if local_folder(model) is None else drop_fields(model, "revision")
 
 
 def content_digest(path: Path) -> str:

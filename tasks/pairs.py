@@ -4,7 +4,7 @@ One artifact stands for three of the pipeline's: `prompts` (the captions), `samp
 `preferences` (each comparison a pair of sets of one picture). The pictures themselves are not kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,54 +14,24 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from storage.store import ArtifactRef, Build, Store
-from tasks.encoding import Encoder, caption_id, encode_shards, encoding, find_encoded, write_rest
-from tasks.stage import Progress, Request, no_progress, produce, set_threads
+from tasks.encoding import Encoder, EncodingView, caption_id, encode_shards, find_encoded, write_rest
+from tasks.stage import Inputs, Progress, Stage, set_threads
 from tasks.tables import NO_SEED
 
 if TYPE_CHECKING:
     from storage.foreign import RowFile
     from storage.pairs import PairRow
 
-STAGE = "pairs"
-VERSION = "1"
 
-
-def request(config: PipelineConfig, files: "Sequence[RowFile]") -> Request:
-    """What the key depends on: the files' bytes, wherever they lie and in whatever order, and what encodes them."""
-    return Request(STAGE, VERSION, {"files": [file.sha256 for file in files]} | encoding(config), {})
-
-
-def import_pairs(
-    files: Sequence[str | Path],
-    *,
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    on_progress: Progress = no_progress,
-) -> ArtifactRef:
-    """Publish tables `prompts`, `images`, `preferences`, `retained` (empty) and `drops`, `latents-*.safetensors` and
-    `embeddings.safetensors`.
-
-    All pictures are brought to the configured size, so training conditions SDXL on that size and an uncropped picture
-    (`time_ids`), just as the sampler will: nothing of the pictures' own sizes is kept.
-
-    Args:
-        files: Parquet files as `storage.pairs` describes them.
-        config: Of the pipeline; its base model and its sampling size encode.
-        runtime: Store, device, batch size, shard size.
-        on_progress: Told how many comparisons are done.
+def _view(config: PipelineConfig, inputs: Mapping[str, ArtifactRef], *, files: Sequence[str | Path]) -> EncodingView:
+    """Of Parquet files as `storage.pairs` describes them.
 
     Raises:
-        InputError: When a file is no Parquet file of pairs, or no comparison in them can be used.
-        MissingWeightsError: When the model's weights are absent.
+        InputError: When one is no such file.
     """
     from storage.pairs import open_pairs
 
-    opened = open_pairs(files)
-
-    def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        _fill(build, ref, opened, config, runtime, on_progress)
-
-    return produce(request(config, opened), runtime, fill)
+    return EncodingView.of(config, open_pairs(files))
 
 
 def find_pairs(store: Store, key: str, config: PipelineConfig) -> ArtifactRef:
@@ -70,31 +40,34 @@ def find_pairs(store: Store, key: str, config: PipelineConfig) -> ArtifactRef:
     Raises:
         InputError: When there is no such artifact, or another model or size encoded it.
     """
-    return find_encoded(store, STAGE, key, config, what="pairs", made_by="popalign import pairs FILE...")
+    return find_encoded(store, import_pairs.name, key, config, what="pairs", made_by="popalign import pairs FILE...")
 
 
-def _fill(
-    build: Build,
-    ref: ArtifactRef,
-    files: "Sequence[RowFile]",
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    on_progress: Progress,
-) -> None:
+def _fill(view: EncodingView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
+    """Write tables `prompts`, `images`, `preferences`, `retained` (empty) and `drops`, `latents-*.safetensors` and
+    `embeddings.safetensors`.
+
+    All pictures are brought to the configured size, so training conditions SDXL on that size and an uncropped picture
+    (`time_ids`), just as the sampler will: nothing of the pictures' own sizes is kept.
+
+    Raises:
+        InputError: When no comparison in the files can be used.
+        MissingWeightsError: When the model's weights are absent.
+    """
     from popalign_core.sampling.models import load_pipeline, resolve_device
     from storage.pairs import iter_captions
 
     set_threads(runtime)
-    pipeline = load_pipeline(config.model, device=resolve_device(runtime.device))
-    encoder = _encoder(ref, files)
-    dropped = encode_shards(build, encoder, pipeline.vae, config, runtime, on_progress)
+    pipeline = load_pipeline(view.model, device=resolve_device(runtime.device))
+    encoder = _encoder(build.ref, view.files)
+    dropped = encode_shards(build, encoder, pipeline.vae, view.sampling, runtime, on_progress)
     if dropped.total() == encoder.n_rows:
         reasons = dict(sorted(dropped.items()))
         raise InputError(
             f"none of the {encoder.n_rows} comparison(s) can be used: {reasons}; a preference needs label_0 0 or 1"
         )
     used = set(build.read_table("preferences")["prompt_id"])
-    write_rest(build, STAGE, pipeline, iter_captions(files), used, dropped, runtime.batch_size)
+    write_rest(build, build.ref.stage, pipeline, iter_captions(view.files), used, dropped, runtime.batch_size)
 
 
 def _encoder(ref: ArtifactRef, files: "Sequence[RowFile]") -> "Encoder[PairRow]":
@@ -135,3 +108,6 @@ def _records(ref: ArtifactRef, rows: "Sequence[PairRow]") -> tuple[pd.DataFrame,
     # one picture aims at no distribution
     target = pd.Series([{} for _ in members], index=sets.index, dtype=object)
     return pd.DataFrame(images, columns=ids), sets.assign(target=target, discrepancy=0.0, balance=0.0)
+
+
+import_pairs = Stage("pairs", "1", _view, _fill)

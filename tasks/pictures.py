@@ -4,72 +4,54 @@ The artifact goes wherever `sample` goes when a system is measured. It has no la
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from storage.store import ArtifactRef, Build, Store
 from tasks.sample import SPLITS
-from tasks.stage import Progress, Request, counted, find_published, no_progress, produce
+from tasks.stage import Inputs, Progress, Stage, View, counted, find_published, keep_fields
 from tasks.tables import NO_SEED, drops_table, read_images
 
 if TYPE_CHECKING:
     from popalign_core.prompts.matching import Match
-    from storage.pictures import PictureLabel, PictureSource
-
-STAGE = "imported"
-VERSION = "1"
+    from storage.pictures import PictureLabel
 
 _COLUMNS = ("image_id", "prompt_id", "index", "image")
 _NAMED_IN_ERRORS = 3
 
 
-def request(config: PipelineConfig, *, prompts: ArtifactRef, sources: "Sequence[PictureSource]") -> Request:
-    """What the key depends on: the pictures' bytes and what names their prompts, the size, the prompts; no path."""
-    return Request(
-        STAGE,
-        VERSION,
-        {"pictures": [source.sha256 for source in sources], "sampling": _size(config)},
-        {"prompts": prompts.key},
-    )
+class ImportedView(View):
+    """The pictures, and the size they are brought to: every system is measured on pictures of one size.
 
-
-def import_images(
-    prompts: ArtifactRef,
-    sources: Sequence[str | Path],
-    *,
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    on_progress: Progress = no_progress,
-) -> ArtifactRef:
-    """Publish tables `images`, as the sampler's but without latents and seeds, and `drops`.
-
-    All pictures are brought to the configured size, so every system is measured on pictures of one size.
-
-    Args:
-        prompts: Artifact with all prompts; pictures of those of the evaluation are kept.
-        sources: Folders and Parquet files as `storage.pictures` describes them.
-        config: Of the pipeline; its sampling size is the pictures'.
-        runtime: Store, shard size.
-        on_progress: Told how many pictures are done.
-
-    Raises:
-        InputError: When a source cannot be read, or no picture can be used.
+    Attributes:
+        sources: As `storage.pictures.open_pictures` gives them.
+        sampling: The size alone.
     """
-    from storage.pictures import open_pictures
 
-    opened = open_pictures(sources)
+    sources: tuple[Any, ...]
+    sampling: SamplingConfig
 
-    def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        _fill(build, opened, _evaluated(store, prompts), config, runtime, on_progress)
+    @classmethod
+    def of(cls, config: PipelineConfig, inputs: Mapping[str, ArtifactRef], *, sources: Sequence[str | Path]) -> Self:
+        """Of folders and Parquet files as `storage.pictures` describes them.
 
-    return produce(request(config, prompts=prompts, sources=opened), runtime, fill)
+        Raises:
+            InputError: When a source cannot be read.
+        """
+        from storage.pictures import open_pictures
+
+        return cls(sources=tuple(open_pictures(sources)), sampling=keep_fields(config.sampling, "width", "height"))
+
+    def hashed(self) -> dict[str, Any]:
+        """The pictures' bytes and what names their prompts; no path."""
+        return {"pictures": [source.sha256 for source in self.sources], "sampling": _size(self.sampling)}
 
 
 def find_imported(store: Store, key: str, prompts: ArtifactRef, config: PipelineConfig) -> ArtifactRef:
@@ -78,11 +60,13 @@ def find_imported(store: Store, key: str, prompts: ArtifactRef, config: Pipeline
     Raises:
         InputError: When there is no such artifact, or it was imported for other prompts or another size.
     """
-    ref = find_published(store, STAGE, key, what="imported images", made_by="popalign import images PATH...")
+    ref = find_published(
+        store, import_images.name, key, what="imported images", made_by="popalign import images PATH..."
+    )
     made = store.manifest(ref).payload
     for what, found, asked in (
         ("prompts", made["inputs"]["prompts"], prompts.key),
-        ("picture size", made["config"]["sampling"], _size(config)),
+        ("picture size", made["config"]["sampling"], _size(config.sampling)),
     ):
         if found != asked:
             raise InputError(
@@ -97,8 +81,8 @@ def count_prompts(store: Store, prompts: ArtifactRef, imported: ArtifactRef) -> 
     return read_images(store, imported)["prompt_id"].nunique(), len(_evaluated(store, prompts))
 
 
-def _size(config: PipelineConfig) -> dict[str, int]:
-    return {"width": config.sampling.width, "height": config.sampling.height}
+def _size(sampling: SamplingConfig) -> dict[str, int]:
+    return {"width": sampling.width, "height": sampling.height}
 
 
 def _evaluated(store: Store, prompts: ArtifactRef) -> pd.DataFrame:
@@ -106,33 +90,31 @@ def _evaluated(store: Store, prompts: ArtifactRef) -> pd.DataFrame:
     return table[table["split"] == SPLITS["evaluation"]]
 
 
-def _fill(
-    build: Build,
-    sources: "Sequence[PictureSource]",
-    prompts: pd.DataFrame,
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    on_progress: Progress,
-) -> None:
+def _fill(view: ImportedView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
+    """Write tables `images`, as the sampler's but without latents and seeds, and `drops`.
+
+    Raises:
+        InputError: When no picture can be used.
+    """
     from popalign_core.pictures import UNDECODABLE
     from popalign_core.prompts.matching import match_prompts
 
-    labels = [label for source in sources for label in source.labels]
+    prompts = _evaluated(inputs.store, inputs["prompts"])
+    labels = [label for source in view.sources for label in source.labels]
     matches = match_prompts(labels, prompts)
     usable = [(number, prompt_id) for number, (prompt_id, _) in enumerate(matches) if prompt_id]
-    _fit_shards(build, sources, usable, config, runtime, on_progress)
+    _fit_shards(build, view, usable, runtime, on_progress)
     n_images = build.sum_counts().get("images", 0)
     drops = Counter(reason for _, reason in matches if reason) + Counter({UNDECODABLE: len(usable) - n_images})
     if not n_images:
         raise InputError(_nothing_usable(labels, matches, drops, prompts))
-    build.write_table("drops", drops_table(STAGE, drops))
+    build.write_table("drops", drops_table(build.ref.stage, drops))
 
 
 def _fit_shards(
     build: Build,
-    sources: "Sequence[PictureSource]",
+    view: ImportedView,
     usable: Sequence[tuple[int, str]],
-    config: PipelineConfig,
     runtime: RuntimeConfig,
     on_progress: Progress,
 ) -> None:
@@ -143,7 +125,7 @@ def _fit_shards(
     build.use_shard_size(size)
     shards = [usable[start : start + size] for start in range(0, len(usable), size)]
     todo = {number for number in range(len(shards)) if not build.shard_done(number)}
-    pictures = iter_pictures(sources, {place for number in todo for place, _ in shards[number]})
+    pictures = iter_pictures(view.sources, {place for number in todo for place, _ in shards[number]})
     done = sum(len(shard) for number, shard in enumerate(shards) if number not in todo)
     on_progress(done, len(usable))
     for number, shard in enumerate(shards):
@@ -151,14 +133,14 @@ def _fit_shards(
             n_before.update(build.read_table("images", number)["prompt_id"])
             continue
         given = zip((prompt_id for _, prompt_id in shard), islice(pictures, len(shard)), strict=True)
-        images = _images(build.ref, counted(given, on_progress, done, len(usable)), n_before, config)
+        images = _images(build.ref, counted(given, on_progress, done, len(usable)), n_before, view.sampling)
         build.write_table("images", images, shard=number)
         build.mark_shard(number, {"images": len(images)})
         done += len(shard)
 
 
 def _images(
-    ref: ArtifactRef, pictures: Iterable[tuple[str, bytes]], n_before: Counter[str], config: PipelineConfig
+    ref: ArtifactRef, pictures: Iterable[tuple[str, bytes]], n_before: Counter[str], sampling: SamplingConfig
 ) -> pd.DataFrame:
     """Table `images` of the pictures that can be decoded; `n_before` counts them, prompt by prompt, as it goes on."""
     from popalign_core.pictures import fit_picture
@@ -166,13 +148,13 @@ def _images(
 
     rows = []
     for prompt_id, data in pictures:
-        pixels = fit_picture(data, config.sampling.width, config.sampling.height)
+        pixels = fit_picture(data, sampling.width, sampling.height)
         if pixels is not None:
             index = n_before[prompt_id]
             n_before[prompt_id] += 1
             image_id = content_id("image", ref.key, prompt_id, index)
             rows.append((image_id, prompt_id, index, *image_column([encode_png(pixels)])))
-    images = pd.DataFrame(rows, columns=list(_COLUMNS)).assign(**_size(config))
+    images = pd.DataFrame(rows, columns=list(_COLUMNS)).assign(**_size(sampling))
     return images.assign(seed=NO_SEED, latents_file="", latents_row=-1)
 
 
@@ -190,3 +172,6 @@ def _nothing_usable(
         f"none of the {len(labels)} picture(s) can be used: {dict(drops)}; {named}evaluation prompts are {few[1]}; "
         "name each picture's by prompt_id or by its exact text"
     )
+
+
+import_images = Stage("imported", "1", ImportedView.of, _fill, inputs=("prompts",))

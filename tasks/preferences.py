@@ -1,21 +1,18 @@
 """Stage `preferences`: pairs of sets, one near the target population and one as the model draws it."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from popalign_core.config import PipelineConfig, PreferencesConfig, RuntimeConfig
+from popalign_core.config import Axis, PipelineConfig, PreferencesConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build, Store
 from tasks.curation import find_curated
-from tasks.stage import Progress, Request, no_progress, produce
+from tasks.stage import Inputs, Progress, Stage, View, drop_fields
 from tasks.tables import seen_classes
 
 if TYPE_CHECKING:
     import pandas as pd
-
-STAGE = "preferences"
-VERSION = "1"
 
 _LATER = {"strategy", "target_of", "mcmc_steps", "curated"}
 """Fields that came after the first artifacts: at their defaults they are left out of the key."""
@@ -24,62 +21,58 @@ _PIECE_ROWS = 100_000
 """Rows of `attributes` that are joined at once."""
 
 
-def request(config: PipelineConfig, *, prompts: ArtifactRef, sample: ArtifactRef, attributes: ArtifactRef) -> Request:
-    """What the key depends on; here the targets of the axes enter."""
-    payload = {
-        "preferences": _hashed(config.preferences),
-        "axes": [axis.model_dump(mode="json", exclude={"words"}) for axis in config.identity_axes],
-    }
-    inputs = {"prompts": prompts.key, "sample": sample.key, "attributes": attributes.key}
-    return Request(STAGE, VERSION, payload, inputs)
+class PreferencesView(View):
+    """How sets are made, and the targets of the axes."""
+
+    preferences: PreferencesConfig
+    axes: tuple[Axis, ...]
+
+    @classmethod
+    def of(cls, config: PipelineConfig, inputs: Mapping[str, ArtifactRef]) -> Self:
+        """Of the axes that sets balance."""
+        axes = tuple(drop_fields(axis, "words") for axis in config.identity_axes)
+        return cls(preferences=config.preferences, axes=axes)
+
+    def hashed(self) -> dict[str, Any]:
+        """All of it."""
+        fields, default = self.preferences.model_dump(mode="json"), PreferencesConfig().model_dump(mode="json")
+        return {
+            "preferences": {
+                name: value for name, value in fields.items() if name not in _LATER or value != default[name]
+            },
+            "axes": [axis.model_dump(mode="json", exclude={"words"}) for axis in self.axes],
+        }
 
 
-def _hashed(config: PreferencesConfig) -> dict[str, Any]:
-    fields, default = config.model_dump(mode="json"), PreferencesConfig().model_dump(mode="json")
-    return {name: value for name, value in fields.items() if name not in _LATER or value != default[name]}
-
-
-def build_preferences(
-    prompts: ArtifactRef,
-    sample: ArtifactRef,
-    attributes: ArtifactRef,
-    *,
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    on_progress: Progress = no_progress,
-) -> ArtifactRef:
-    """Publish tables `preferences`, `retained` and `drops`.
+def _fill(view: PreferencesView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
+    """Write tables `preferences`, `retained` and `drops`.
 
     The tables it reads are joined a piece at a time: the memory it takes hardly grows with them.
 
     Raises:
         InputError: When no prompt has images enough for a pair of sets, or there are no curated sets of the key.
     """
+    from popalign_core.preferences.retained import retained_images
+    from popalign_core.preferences.sets import count_drops, iter_sets
 
-    def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        from popalign_core.preferences.retained import retained_images
-        from popalign_core.preferences.sets import count_drops, iter_sets
-
-        table, drops = store.read_table(prompts, "prompts"), Counter[str]()
-        pieces = _pieces(store, sample, attributes, on_progress)
-        if config.preferences.curated is not None:
-            curated = store.read_table(find_curated(store, config.preferences.curated), "curated")
-            sets = iter([_human_sets(curated, pieces, config, drops)])
-        else:
-            sets = iter_sets(table, pieces, config.identity_axes, config.preferences, drops)
-        build.write_parts("preferences", sets)
-        chosen = build.read_table("preferences", columns=["image_id", "role"])
-        images = store.iter_table(sample, "images", _IMAGE_COLUMNS)
-        build.write_table("retained", retained_images(table, images, chosen))
-        build.write_table("drops", count_drops(drops))
-
-    return produce(request(config, prompts=prompts, sample=sample, attributes=attributes), runtime, fill)
+    table, drops = inputs.read_table("prompts", "prompts"), Counter[str]()
+    pieces = _pieces(inputs.store, inputs["sample"], inputs["attributes"], on_progress)
+    if view.preferences.curated is not None:
+        curated = inputs.store.read_table(find_curated(inputs.store, view.preferences.curated), "curated")
+        sets = iter([_human_sets(curated, pieces, view, drops)])
+    else:
+        sets = iter_sets(table, pieces, view.axes, view.preferences, drops)
+    build.write_parts("preferences", sets)
+    chosen = build.read_table("preferences", columns=["image_id", "role"])
+    images = inputs.store.iter_table(inputs["sample"], "images", _IMAGE_COLUMNS)
+    build.write_table("retained", retained_images(table, images, chosen))
+    build.write_table("drops", count_drops(drops))
 
 
 def _human_sets(
     curated: "pd.DataFrame",
     pieces: "Iterable[tuple[pd.DataFrame, pd.DataFrame]]",
-    config: PipelineConfig,
+    view: PreferencesView,
     drops: Counter[str],
 ) -> "pd.DataFrame":
     """The sets that people made; only images of them and of their prompts stay in memory."""
@@ -93,7 +86,7 @@ def _human_sets(
         images.append(pictured[of_sets])
         seen |= seen_classes(read[read["image_id"].isin(images[-1]["image_id"])])
     chosen = pd.concat(images, ignore_index=True)
-    return pair_human_sets(curated, chosen, seen, config.identity_axes, config.preferences.seed, drops)
+    return pair_human_sets(curated, chosen, seen, view.axes, view.preferences.seed, drops)
 
 
 _IMAGE_COLUMNS = ("image_id", "prompt_id")
@@ -132,3 +125,6 @@ def _n_shards(store: Store, ref: ArtifactRef, table: str) -> int:
     from storage.parquet import group_tables
 
     return len(group_tables(store.manifest(ref).files).get(table, []))
+
+
+build_preferences = Stage("preferences", "1", PreferencesView.of, _fill, inputs=("prompts", "sample", "attributes"))

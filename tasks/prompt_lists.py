@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from popalign_core.config import PromptsConfig
+from popalign_core.config import BenchmarkConfig, PromptsConfig
 from popalign_core.errors import InputError
 from popalign_core.prompts.lists import SETS, find_text_column, parse_list, shipped_list
 
@@ -39,7 +40,7 @@ def read_lists(config: PromptsConfig) -> dict[str, list[PromptList]]:
     return {field: [_read(name) for name in names] for field in FIELDS if (names := getattr(config, field))}
 
 
-def read_benchmarks(config: PromptsConfig) -> dict[str, PromptList]:
+def read_benchmarks(benchmarks: Mapping[str, BenchmarkConfig]) -> dict[str, PromptList]:
     """The list of each benchmark with a name of its own, cut down to as many prompts as it takes.
 
     Raises:
@@ -47,9 +48,9 @@ def read_benchmarks(config: PromptsConfig) -> dict[str, PromptList]:
     """
     from popalign_core.prompts.benchmarks import evenly
 
-    lists = {name: _read(benchmark.list) for name, benchmark in config.benchmarks.items()}
+    lists = {name: _read(benchmark.list) for name, benchmark in benchmarks.items()}
     return {
-        name: PromptList(found.name, tuple(evenly(found.texts, config.benchmarks[name].n_prompts)))
+        name: PromptList(found.name, tuple(evenly(found.texts, benchmarks[name].n_prompts)))
         for name, found in lists.items()
     }
 

@@ -1,14 +1,15 @@
 """The end of a run: `<root>/runs/<name>/`, the few files a person wants, and the list of artifacts behind them."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
 from popalign_core.report.inputs import TwoSystems
-from popalign_core.training.card import model_card
+from popalign_core.training.card import describe_base, model_card
 from storage.store import ArtifactRef, RunFolder, Store
 from tasks import comparison, report
 from tasks.stage import open_store
@@ -34,9 +35,7 @@ def publish_run(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime
     for file in (report.PAGE, report.CARD):
         folder.write_text(file, store.localize(refs["report"], file).read_text(encoding="utf-8"))
     _copy_model(store, refs["train"], folder)
-    log = store.read_table(refs["train"], "training_log").to_dict("records")
-    keys = {node: refs[node].key for node in ("sample", "attributes", "preferences", "train")}
-    folder.write_text("model/README.md", model_card(config, keys, log, metrics.to_dict("records")))
+    _write_card(store, refs, config, folder, metrics.to_dict("records"))
     nodes = {node: str(ref) for node, ref in refs.items()}
     folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
 
@@ -56,6 +55,7 @@ def publish_training(refs: Mapping[str, ArtifactRef], config: PipelineConfig, ru
     store = open_store(runtime)
     folder = store.run_folder(name)
     _copy_model(store, refs["train"], folder)
+    _write_card(store, refs, config, folder)
     nodes = {node: str(ref) for node, ref in refs.items()}
     folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
     return f"{folder.url}/model"
@@ -163,6 +163,22 @@ def _copy_model(store: Store, train: ArtifactRef, folder: RunFolder) -> None:
     folder.remove_tree("lora")
     if any(file.startswith("lora/") for file in store.manifest(train).files):
         folder.copy_tree(store.localize(train, "lora"), "lora")
+
+
+def _write_card(
+    store: Store,
+    refs: Mapping[str, ArtifactRef],
+    config: PipelineConfig,
+    folder: RunFolder,
+    metrics: Sequence[Mapping[Any, Any]] = (),
+) -> None:
+    """The card in place of the artifact's, which knows neither the base model's name nor the figures."""
+    train = refs["train"]
+    keys = dict(store.manifest(train).payload["inputs"]) | {"train": train.key}
+    log = store.read_table(train, "training_log").to_dict("records")
+    base, name = describe_base(config.model), config.model.name
+    card = model_card(base, config.training, config.identity_axes, keys, log, metrics, name=name)
+    folder.write_text("model/README.md", card)
 
 
 def _write_everywhere(folder: RunFolder, table: str, frame: pd.DataFrame) -> None:

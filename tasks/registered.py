@@ -1,8 +1,6 @@
 """The stages as Prefect tasks, without Prefect's cache: the store is the cache."""
 
 import re
-from collections.abc import Callable
-from functools import wraps
 from typing import Any, cast
 from uuid import UUID
 
@@ -10,7 +8,9 @@ from prefect import Task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
+from prefect.utilities.annotations import quote
 
+from popalign_core.config import RuntimeConfig
 from storage.store import ArtifactRef
 from tasks import (
     attributes,
@@ -26,10 +26,11 @@ from tasks import (
     report,
     sample,
     scores,
+    sets,
     sweep,
     train,
 )
-from tasks.stage import Progress
+from tasks.stage import Progress, Request, Stage
 
 N_UPDATES = 20
 """A progress artifact is renewed at most this often."""
@@ -62,15 +63,14 @@ def publish_progress() -> Progress:
     return on_progress
 
 
-def _as_task(stage: Callable[..., ArtifactRef]) -> Task[..., ArtifactRef]:
-    @wraps(stage)
-    def run(*args: Any, **kwargs: Any) -> ArtifactRef:
-        return stage(*args, **(kwargs | {"on_progress": publish_progress()}))
+def _as_task(stage: Stage[Any]) -> Task[..., ArtifactRef]:
+    def run(request: Request[Any], runtime: RuntimeConfig) -> ArtifactRef:
+        return stage.make(request, runtime, publish_progress())
 
-    return Task(run, name=stage.__name__.replace("_", "-"), cache_policy=NO_CACHE)
+    return Task(run, name=stage.name, cache_policy=NO_CACHE)
 
 
-_STAGES: tuple[Callable[..., ArtifactRef], ...] = (
+_STAGES: tuple[Stage[Any], ...] = (
     prompts.write_prompts,
     identities.add_identities,
     benchmarks.add_benchmarks,
@@ -79,6 +79,7 @@ _STAGES: tuple[Callable[..., ArtifactRef], ...] = (
     calibration.calibrate_classifier,
     preferences.build_preferences,
     pairs.import_pairs,
+    sets.import_sets,
     pictures.import_images,
     train.train_model,
     scores.score_images,
@@ -88,5 +89,13 @@ _STAGES: tuple[Callable[..., ArtifactRef], ...] = (
     sweep.tabulate_sweep,
 )
 
-TASKS: dict[Callable[..., ArtifactRef], Task[..., ArtifactRef]] = {stage: _as_task(stage) for stage in _STAGES}
-"""A stage's function -> its task."""
+TASKS: dict[str, Task[..., ArtifactRef]] = {stage.name: _as_task(stage) for stage in _STAGES}
+"""Name of a stage -> its task, of a request and the runtime."""
+
+
+def make_as_task(request: Request[Any], runtime: RuntimeConfig, name: str) -> ArtifactRef:
+    """Answer a request in a Prefect task run of a name."""
+    task = TASKS[request.stage.name].with_options(task_run_name=name)
+    # quoted: Prefect would walk through every table and path of the request in search of futures
+    ref: ArtifactRef = task(quote(request), runtime)
+    return ref

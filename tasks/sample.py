@@ -7,22 +7,22 @@ model or of a trained one. The seed of an image depends on prompt and index only
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 
-from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
+from popalign_core.config import Axis, ModelConfig, PipelineConfig, RuntimeConfig, SamplingConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id, image_seed
 from popalign_core.prompts.benchmarks import benchmarks_of
 from popalign_core.sampling.captions import plan_captions
 from popalign_core.sampling.safety import safety_hash
 from popalign_core.sampling.watermark import check_watermark
-from storage.store import ArtifactRef, Build, Store
-from tasks.measuring import folder_digest
+from storage.store import ArtifactRef, Build
+from tasks.measuring import base_model, folder_digest
 from tasks.shardwise import make_shards
-from tasks.stage import Progress, Request, no_progress, produce
+from tasks.stage import Inputs, Progress, Stage, View, keep_fields
 from tasks.tables import drops_table
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from popalign_core.sampling.captions import CaptionPlan
     from popalign_core.sampling.embeddings import PromptEmbeddings
 
-STAGE = "sample"
-VERSION = "1"
-
 UNSAFE = "unsafe"
 """Why an image has no picture: the safety checker flagged it."""
 
@@ -41,35 +38,64 @@ Purpose = Literal["preferences", "evaluation"]
 SPLITS: dict[Purpose, str] = {"preferences": "train", "evaluation": "eval"}
 
 
-def request(
-    config: PipelineConfig, *, prompts: ArtifactRef, model: ArtifactRef | None = None, purpose: Purpose
-) -> Request:
-    """What the key depends on: weights and pictures by their hash, never by their path; a trained model by its key."""
-    from popalign_core.sampling.models import model_hash
+class SampleView(View):
+    """Which images are drawn, from which model and how.
 
-    weights = {"dtype": config.model.dtype} | ({} if model else {"hash": model_hash(config.model)})
-    if config.model.storage is not None:  # absent from the keys of all others
-        weights["storage"] = config.model.storage
-    payload = {
-        "purpose": purpose,
-        "n_images": n_images(config, purpose),
-        "sampling": _hashed_sampling(config, purpose),
-        "model": weights,
-    }
-    return Request(STAGE, VERSION, payload, {"prompts": prompts.key} | ({"model": model.key} if model else {}))
+    Attributes:
+        purpose: Which prompts.
+        n_images: Images a prompt, by benchmark.
+        sampling: The sampler's settings; evaluation images have a seed of their own.
+        model: The configured model; of a trained one only how its weights are kept.
+        is_trained: Whether a trained model is drawn from.
+        axes: Where an identity is drawn for each image; else none.
+    """
 
+    purpose: Purpose
+    n_images: dict[str, int]
+    sampling: SamplingConfig
+    model: ModelConfig
+    is_trained: bool
+    axes: tuple[Axis, ...]
 
-def _hashed_sampling(config: PipelineConfig, purpose: Purpose) -> dict[str, Any]:
-    """The sampler's settings with the content of folders in place of their paths, and the axes where they matter."""
-    sampling = sampling_config(config, purpose)
-    hashed = sampling.model_dump(mode="json", exclude={"sdedit": {"folder"}, "safety_checker": True})
-    if sampling.sdedit is not None:
-        hashed["layouts"] = folder_digest(picture_folder(sampling.sdedit.folder))
-    if sampling.safety_checker is not None:
-        hashed["safety_checker"] = safety_hash(sampling.safety_checker)
-    if sampling.inject_identity or sampling.fair_diffusion is not None:
-        hashed["axes"] = [axis.model_dump(mode="json") for axis in config.identity_axes]
-    return hashed
+    @classmethod
+    def of(cls, config: PipelineConfig, inputs: Mapping[str, ArtifactRef], *, purpose: Purpose) -> Self:
+        """Of one request: training or evaluation prompts, the configured or a trained model."""
+        sampling, is_trained = sampling_config(config, purpose), "model" in inputs
+        draws_identities = sampling.inject_identity or sampling.fair_diffusion is not None
+        return cls(
+            purpose=purpose,
+            n_images=n_images(config, purpose),
+            sampling=sampling,
+            model=keep_fields(config.model, "dtype", "storage") if is_trained else base_model(config.model),
+            is_trained=is_trained,
+            axes=config.identity_axes if draws_identities else (),
+        )
+
+    def hashed(self) -> dict[str, Any]:
+        """Weights and pictures by their content; a trained model is an input."""
+        from popalign_core.sampling.models import model_hash
+
+        weights = {"dtype": self.model.dtype} | ({} if self.is_trained else {"hash": model_hash(self.model)})
+        if self.model.storage is not None:  # absent from the keys of all others
+            weights["storage"] = self.model.storage
+        return {
+            "purpose": self.purpose,
+            "n_images": self.n_images,
+            "sampling": self._hashed_sampling(),
+            "model": weights,
+        }
+
+    def _hashed_sampling(self) -> dict[str, Any]:
+        """The settings with the content of folders in place of their paths, and the axes where they matter."""
+        sampling = self.sampling
+        hashed = sampling.model_dump(mode="json", exclude={"sdedit": {"folder"}, "safety_checker": True})
+        if sampling.sdedit is not None:
+            hashed["layouts"] = folder_digest(picture_folder(sampling.sdedit.folder))
+        if sampling.safety_checker is not None:
+            hashed["safety_checker"] = safety_hash(sampling.safety_checker)
+        if self.axes:
+            hashed["axes"] = [axis.model_dump(mode="json") for axis in self.axes]
+        return hashed
 
 
 def n_images(config: PipelineConfig, purpose: Purpose) -> dict[str, int]:
@@ -90,41 +116,20 @@ def sampling_config(config: PipelineConfig, purpose: Purpose) -> SamplingConfig:
     return config.sampling.model_copy(update={"seed": config.evaluation.seed})
 
 
-def sample_images(
-    prompts: ArtifactRef,
-    model: ArtifactRef | None = None,
-    *,
-    purpose: Purpose,
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    on_progress: Progress = no_progress,
-) -> ArtifactRef:
-    """Publish table `images`, `latents-*.safetensors` and `embeddings.safetensors`.
-
-    Args:
-        prompts: Artifact with all prompts.
-        model: Artifact of a trained model; None samples the configured one.
-        purpose: Which prompts, and how many images each.
-        config: Of the pipeline.
-        runtime: Store, device, batch size, shard size.
-        on_progress: Told how many images are done.
+def _fill(view: SampleView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
+    """Write tables `images` and `drops`, `latents-*.safetensors` and `embeddings.safetensors`.
 
     Raises:
         InputError: When no prompt is of the purpose's split.
         MissingWeightsError: When the model's weights are absent.
     """
-
-    def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        table = store.read_table(prompts, "prompts")
-        table = table[table["split"] == SPLITS[purpose]].reset_index(drop=True)
-        sampling = sampling_config(config, purpose)
-        if sampling.watermark:
-            check_watermark(width=sampling.width, height=sampling.height)
-        images = list_images(table, n_images(config, purpose), ref.key, sampling)
-        _draw_shards(build, table, images, model, sampling, config, runtime, on_progress)
-        build.write_table("drops", drops_table(STAGE, {UNSAFE: build.sum_counts().get(UNSAFE, 0)}))
-
-    return produce(request(config, prompts=prompts, model=model, purpose=purpose), runtime, fill)
+    table = inputs.read_table("prompts", "prompts")
+    table = table[table["split"] == SPLITS[view.purpose]].reset_index(drop=True)
+    if view.sampling.watermark:
+        check_watermark(width=view.sampling.width, height=view.sampling.height)
+    images = list_images(table, view.n_images, build.ref.key, view.sampling)
+    _draw_shards(build, table, images, inputs, view, runtime, on_progress)
+    build.write_table("drops", drops_table(build.ref.stage, {UNSAFE: build.sum_counts().get(UNSAFE, 0)}))
 
 
 def list_images(
@@ -162,29 +167,29 @@ def _draw_shards(
     build: Build,
     prompts: pd.DataFrame,
     images: pd.DataFrame,
-    model: ArtifactRef | None,
-    sampling: SamplingConfig,
-    config: PipelineConfig,
+    inputs: Inputs,
+    view: SampleView,
     runtime: RuntimeConfig,
     on_progress: Progress,
 ) -> None:
     from tasks.shards import Shards, draw_shard
 
-    size = runtime.shard_size
+    size, trained = runtime.shard_size, inputs.get("model")
     build.use_shard_size(size)
 
     def jobs(todo: Sequence[int]) -> Shards:
-        plan = plan_captions(prompts, images, config.identity_axes, sampling)
-        ids, embeddings = _embeddings(build, plan, config, runtime)
-        layouts = _layout_latents(sampling, config, runtime)
-        return Shards(todo, images, plan, ids, embeddings, layouts, sampling, config.model, model, runtime)
+        plan = plan_captions(prompts, images, view.axes, view.sampling)
+        folder = None if trained is None else inputs.store.localize(trained, "model")
+        ids, embeddings = _embeddings(build, plan, view.model, folder, runtime)
+        layouts = _layout_latents(view, folder, runtime)
+        return Shards(todo, images, plan, ids, embeddings, layouts, view.sampling, view.model, trained, runtime)
 
     lengths = [len(images.iloc[start : start + size]) for start in range(0, len(images), size)]
     make_shards(build, draw_shard, jobs, lengths, runtime, on_progress)
 
 
 def _embeddings(
-    build: Build, plan: "CaptionPlan", config: PipelineConfig, runtime: RuntimeConfig
+    build: Build, plan: "CaptionPlan", model: ModelConfig, trained: Path | None, runtime: RuntimeConfig
 ) -> "tuple[list[str], PromptEmbeddings]":
     """Ids and embeddings of all captions and, last, of the empty one; kept, so that a resumed run reads the same ones.
 
@@ -196,14 +201,16 @@ def _embeddings(
 
     path = build.folder / "embeddings.safetensors"
     if not os.path.exists(path):
-        pipeline = load_pipeline(config.model, device=resolve_device(runtime.device), components=TEXT_PARTS)
+        device = resolve_device(runtime.device)
+        pipeline = load_pipeline(model, device=device, folder=trained, components=TEXT_PARTS)
         embeddings = embed_prompts(pipeline, [*plan.texts.values(), ""], runtime.batch_size)
         write_embeddings(path, [*plan.texts, ""], embeddings)
     return read_embeddings(path)
 
 
-def _layout_latents(sampling: SamplingConfig, config: PipelineConfig, runtime: RuntimeConfig) -> "Tensor | None":
+def _layout_latents(view: SampleView, trained: Path | None, runtime: RuntimeConfig) -> "Tensor | None":
     """Latents [L, C, h, w] of the pictures that SDEdit starts from, in the order of their names; None without."""
+    sampling = view.sampling
     if sampling.sdedit is None:
         return None
     from popalign_core.pictures import fit_picture
@@ -216,7 +223,8 @@ def _layout_latents(sampling: SamplingConfig, config: PipelineConfig, runtime: R
         if pixels is None:
             raise InputError(f"{path} is no picture; sampling.sdedit.folder must hold pictures alone")
         pictures.append(pixels)
-    pipeline = load_pipeline(config.model, device=resolve_device(runtime.device), components=("vae",))
+    device = resolve_device(runtime.device)
+    pipeline = load_pipeline(view.model, device=device, folder=trained, components=("vae",))
     return encode_pixels(pipeline.vae, np.stack(pictures))
 
 
@@ -230,3 +238,6 @@ def picture_folder(folder: str) -> Path:
     if not path.is_dir() or not any(each.is_file() for each in path.iterdir()):
         raise InputError(f"sampling.sdedit.folder {folder!r} is no folder with pictures; give one that holds some")
     return path
+
+
+sample_images = Stage("sample", "1", SampleView.of, _fill, inputs=("prompts",), optional=("model",))

@@ -1,13 +1,13 @@
 """Stage `scores`: how good each image is, how well it fits its prompt, and the features that compare sets of them."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config import EvaluationConfig, PipelineConfig, RuntimeConfig
 from popalign_core.config.evaluation import DIVERSITY, SUBJECT_ACCURACY
 from popalign_core.evaluation.units import COSINE_DISTANCE, SHARE
 from popalign_core.prompts.benchmarks import benchmarks_of
@@ -16,7 +16,7 @@ from tasks import measuring
 from tasks.features import pack_features, read_build
 from tasks.shard_worker import load_once
 from tasks.shardwise import PictureShard, ShardFiles, look_at_shards
-from tasks.stage import Progress, Request, no_progress, open_store, produce
+from tasks.stage import Inputs, Progress, Stage, View, keep_fields, open_store
 from tasks.tables import iter_batches
 
 if TYPE_CHECKING:
@@ -24,27 +24,26 @@ if TYPE_CHECKING:
 
     from popalign_core.evaluation.quality.building import Judges
 
-STAGE = "scores"
-VERSION = "3"
-
 COLUMNS = ["image_id", "scorer", "version", "unit", "value"]
 
 
-def request(config: PipelineConfig, *, prompts: ArtifactRef, sample: ArtifactRef) -> Request:
-    """What the key depends on: who scores, by the content of their files, and the images."""
-    payload = measuring.scorer_identities(config.evaluation)
-    return Request(STAGE, VERSION, payload, {"prompts": prompts.key, "sample": sample.key})
+class ScoresView(View):
+    """Who scores."""
+
+    evaluation: EvaluationConfig
+
+    @classmethod
+    def of(cls, config: PipelineConfig, inputs: Mapping[str, ArtifactRef]) -> Self:
+        """Of the evaluation the scorers alone."""
+        return cls(evaluation=keep_fields(config.evaluation, "scorers"))
+
+    def hashed(self) -> dict[str, Any]:
+        """Scorers by the content of their files."""
+        return measuring.scorer_identities(self.evaluation)
 
 
-def score_images(
-    prompts: ArtifactRef,
-    sample: ArtifactRef,
-    *,
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    on_progress: Progress = no_progress,
-) -> ArtifactRef:
-    """Publish table `scores`, one row an image and scorer, and the features that `tasks.features` reads.
+def _fill(view: ScoresView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
+    """Write table `scores`, one row an image and scorer, and the features that `tasks.features` reads.
 
     Images of generic prompts are also asked for their subject. `diversity` is how far an image is from the others of
     its prompt. What cannot be measured, as its weights are not there, stands in table `unmeasured` with the reason.
@@ -53,22 +52,18 @@ def score_images(
         ConfigError: When a scorer's package is absent.
         InputError: When weights are not what they should be, or a score is not finite.
     """
-
-    def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        n_shards = look_at_shards(build, score_shard, prompts, sample, config, runtime, on_progress)
-        build.write_table("scores", _diversity(store, build, prompts, sample), shard=n_shards)
-
-    return produce(request(config, prompts=prompts, sample=sample), runtime, fill)
+    n_shards = look_at_shards(build, score_shard, inputs, view, runtime, on_progress)
+    build.write_table("scores", _diversity(build, inputs), shard=n_shards)
 
 
-def score_shard(shard: PictureShard, /, on_images: Callable[[int], None] = lambda n: None) -> ShardFiles:
+def score_shard(shard: PictureShard[ScoresView], /, on_images: Callable[[int], None] = lambda n: None) -> ShardFiles:
     """Score a shard's images, with the judges of the worker that this is called in.
 
     What cannot be measured is the same in every shard, and a table in one file.
     """
     from storage.parquet import encode, file_name
 
-    judges, prompts = load_once(_load, shard.prompts, shard.config, runtime=shard.runtime)
+    judges, prompts = load_once(_load, shard.prompts, shard.view, runtime=shard.runtime)
     images = shard.read()
     scores, features = _score(judges, prompts, images[images["image"].notna()], shard, on_images)
     reasons = pd.DataFrame({"metric": judges.unmeasured.keys(), "reason": judges.unmeasured.values()}, dtype=object)
@@ -79,13 +74,11 @@ def score_shard(shard: PictureShard, /, on_images: Callable[[int], None] = lambd
     return ShardFiles(tables | features, {"images": len(images)})
 
 
-def _load(
-    prompts: ArtifactRef, config: PipelineConfig, runtime: RuntimeConfig, device: str
-) -> "tuple[Judges, pd.DataFrame]":
+def _load(prompts: ArtifactRef, view: ScoresView, runtime: RuntimeConfig, device: str) -> "tuple[Judges, pd.DataFrame]":
     """Who scores, and table `prompts` by prompt."""
     from popalign_core.sampling.models import resolve_device
 
-    judges = measuring.load_judges(config.evaluation, str(resolve_device(device)))
+    judges = measuring.load_judges(view.evaluation, str(resolve_device(device)))
     return judges, open_store(runtime).read_table(prompts, "prompts").set_index("prompt_id")
 
 
@@ -93,7 +86,7 @@ def _score(
     judges: "Judges",
     prompts: pd.DataFrame,
     shown: pd.DataFrame,
-    shard: PictureShard,
+    shard: PictureShard[ScoresView],
     on_images: Callable[[int], None],
 ) -> tuple[pd.DataFrame, dict[str, bytes]]:
     """Table `scores` of a shard's pictures, and the file of their features."""
@@ -134,7 +127,7 @@ def _subjects_recognised(
     return subject_accuracy(embeds, judges.subjects.embed_texts(list(generic.values())), answers)
 
 
-def _diversity(store: Store, build: Build, prompts: ArtifactRef, sample: ArtifactRef) -> pd.DataFrame:
+def _diversity(build: Build, inputs: Inputs) -> pd.DataFrame:
     """Rows of `diversity`; benchmarks with a lone picture of some prompt have none."""
     from popalign_core.evaluation.quality.distances import distances_from_siblings
     from popalign_core.evaluation.quality.features import CLIP
@@ -143,10 +136,11 @@ def _diversity(store: Store, build: Build, prompts: ArtifactRef, sample: Artifac
     found = read_build(build).get(CLIP)
     if found is None:
         return empty
-    places = store.read_table(sample, "images", ["image_id", "prompt_id"]).set_index("image_id")["prompt_id"]
+    columns = ["image_id", "prompt_id"]
+    places = inputs.store.read_table(inputs["sample"], "images", columns).set_index("image_id")["prompt_id"]
     prompt_ids = places.loc[list(found.image_ids)]
     values = distances_from_siblings(found.values, prompt_ids.to_numpy(dtype=str))
-    benchmarks = benchmarks_of(store.read_table(prompts, "prompts").set_index("prompt_id"))
+    benchmarks = benchmarks_of(inputs.read_table("prompts", "prompts").set_index("prompt_id"))
     kinds = benchmarks.loc[prompt_ids].to_numpy(dtype=str)
     lonely = np.unique(kinds[~np.isfinite(values)])
     kept = ~np.isin(kinds, lonely)
@@ -157,6 +151,9 @@ def _diversity(store: Store, build: Build, prompts: ArtifactRef, sample: Artifac
 def _rows(images: pd.DataFrame, scorer: str, version: str, unit: str, values: NDArray[np.float64]) -> pd.DataFrame:
     columns = {"image_id": images["image_id"].to_numpy(), "scorer": scorer, "version": version, "unit": unit}
     return pd.DataFrame(columns | {"value": values})
+
+
+score_images = Stage("scores", "3", ScoresView.of, _fill, inputs=("prompts", "sample"))
 
 
 def read_unmeasured(store: Store, scores: ArtifactRef) -> dict[str, str]:

@@ -4,7 +4,7 @@ As with stage `pairs`, one artifact stands for three of the pipeline's: `prompts
 embeddings) and `preferences`. The pictures themselves are not kept.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,53 +14,24 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from storage.store import ArtifactRef, Build, Store
-from tasks.encoding import Encoder, caption_id, encode_shards, encoding, find_encoded, write_rest
-from tasks.stage import Progress, Request, no_progress, produce, set_threads
+from tasks.encoding import Encoder, EncodingView, caption_id, encode_shards, find_encoded, write_rest
+from tasks.stage import Inputs, Progress, Stage, set_threads
 from tasks.tables import NO_SEED
 
 if TYPE_CHECKING:
     from storage.foreign import RowFile
     from storage.sets import MemberRow
 
-STAGE = "sets"
-VERSION = "1"
 
-
-def request(config: PipelineConfig, files: "Sequence[RowFile]") -> Request:
-    """What the key depends on: the files' bytes, wherever they lie and in whatever order, and what encodes them."""
-    return Request(STAGE, VERSION, {"files": [file.sha256 for file in files]} | encoding(config), {})
-
-
-def import_sets(
-    paths: Sequence[str | Path],
-    *,
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    on_progress: Progress = no_progress,
-) -> ArtifactRef:
-    """Publish tables `prompts`, `images`, `preferences`, `retained` (empty) and `drops`, `latents-*.safetensors` and
-    `embeddings.safetensors`. Sets keep their ids, and their members their roles and slots.
-
-    All pictures are brought to the configured size, as those of `tasks.pairs`.
-
-    Args:
-        paths: Parquet files as `storage.sets` describes them, or folders of such.
-        config: Of the pipeline; its base model and its sampling size encode.
-        runtime: Store, device, batch size, shard size.
-        on_progress: Told how many members are done.
+def _view(config: PipelineConfig, inputs: Mapping[str, ArtifactRef], *, files: Sequence[str | Path]) -> EncodingView:
+    """Of Parquet files as `storage.sets` describes them, or folders of such.
 
     Raises:
-        InputError: When a file is no Parquet file of sets, or no set in them can be used.
-        MissingWeightsError: When the model's weights are absent.
+        InputError: When one is no such file.
     """
     from storage.sets import open_sets
 
-    files = open_sets(paths)
-
-    def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        _fill(build, ref, files, config, runtime, on_progress)
-
-    return produce(request(config, files), runtime, fill)
+    return EncodingView.of(config, open_sets(files))
 
 
 def find_sets(store: Store, key: str, config: PipelineConfig) -> ArtifactRef:
@@ -69,26 +40,30 @@ def find_sets(store: Store, key: str, config: PipelineConfig) -> ArtifactRef:
     Raises:
         InputError: When there is no such artifact, or another model or size encoded it.
     """
-    return find_encoded(store, STAGE, key, config, what="sets", made_by="popalign import sets PATH...")
+    return find_encoded(store, import_sets.name, key, config, what="sets", made_by="popalign import sets PATH...")
 
 
-def _fill(
-    build: Build,
-    ref: ArtifactRef,
-    files: "Sequence[RowFile]",
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    on_progress: Progress,
-) -> None:
+def _fill(view: EncodingView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
+    """Write tables `prompts`, `images`, `preferences`, `retained` (empty) and `drops`, `latents-*.safetensors` and
+    `embeddings.safetensors`. Sets keep their ids, and their members their roles and slots.
+
+    All pictures are brought to the configured size, as those of `tasks.pairs`.
+
+    Raises:
+        InputError: When no set in the files can be used.
+        MissingWeightsError: When the model's weights are absent.
+    """
     from popalign_core.preferences.members import drop_lone_members
     from popalign_core.sampling.models import load_pipeline, resolve_device
     from storage.sets import iter_labels
 
     set_threads(runtime)
-    pipeline = load_pipeline(config.model, device=resolve_device(runtime.device))
-    encoder = _encoder(ref, files)
-    dropped = encode_shards(build, encoder, pipeline.vae, config, runtime, on_progress)
-    members = _members(ref, iter_labels(files), set(build.read_table("images", columns=["image_id"])["image_id"]))
+    pipeline = load_pipeline(view.model, device=resolve_device(runtime.device))
+    encoder = _encoder(build.ref, view.files)
+    dropped = encode_shards(build, encoder, pipeline.vae, view.sampling, runtime, on_progress)
+    members = _members(
+        build.ref, iter_labels(view.files), set(build.read_table("images", columns=["image_id"])["image_id"])
+    )
     members = drop_lone_members(members, dropped)
     if members.empty:
         reasons = dict(sorted(dropped.items()))
@@ -97,7 +72,9 @@ def _fill(
             "roles, preferred and dispreferred, under one caption"
         )
     build.write_table("preferences", members.drop(columns="caption"))
-    write_rest(build, STAGE, pipeline, members["caption"], set(members["prompt_id"]), dropped, runtime.batch_size)
+    write_rest(
+        build, build.ref.stage, pipeline, members["caption"], set(members["prompt_id"]), dropped, runtime.batch_size
+    )
 
 
 def _encoder(ref: ArtifactRef, files: "Sequence[RowFile]") -> "Encoder[MemberRow]":
@@ -142,3 +119,6 @@ def _members(ref: ArtifactRef, rows: "Iterable[MemberRow]", encoded: set[str]) -
         }
     )
     return table.assign(slot=table["slot"].fillna(table.groupby(["set_id", "role"]).cumcount()).astype("int32"))
+
+
+import_sets = Stage("sets", "1", _view, _fill)

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import pandas as pd
 
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config import RuntimeConfig
 from storage.store import ArtifactRef, Build
 from tasks.fanout import fan_out
 from tasks.shard_worker import forget
-from tasks.stage import Progress, open_store, set_threads
+from tasks.stage import Inputs, Progress, ViewT, open_store, set_threads
 
 Job = TypeVar("Job")
 JobIn = TypeVar("JobIn", contravariant=True)
@@ -39,21 +39,21 @@ class ShardWork(Protocol[JobIn]):
 
 
 @dataclass(frozen=True)
-class PictureShard:
+class PictureShard(Generic[ViewT]):
     """A shard of pictures to be looked at: where it is, not what is in it.
 
     Attributes:
         number: Its number.
         prompts: Artifact with all prompts.
         sample: Artifact with the pictures.
-        config: Of the pipeline.
+        view: Of the stage that looks.
         runtime: Store, device, batch size.
     """
 
     number: int
     prompts: ArtifactRef
     sample: ArtifactRef
-    config: PipelineConfig
+    view: ViewT
     runtime: RuntimeConfig
 
     def read(self) -> pd.DataFrame:
@@ -63,18 +63,18 @@ class PictureShard:
 
 def look_at_shards(
     build: Build,
-    work: ShardWork[PictureShard],
-    prompts: ArtifactRef,
-    sample: ArtifactRef,
-    config: PipelineConfig,
+    work: ShardWork[PictureShard[ViewT]],
+    inputs: Inputs,
+    view: ViewT,
     runtime: RuntimeConfig,
     on_progress: Progress,
 ) -> int:
     """Make a shard of the build for each shard of a sample, as `make_shards` does; how many there are."""
-    lengths = open_store(runtime).rows_by_shard(sample, "images")
+    prompts, sample = inputs["prompts"], inputs["sample"]
+    lengths = inputs.store.rows_by_shard(sample, "images")
 
-    def jobs(todo: Sequence[int]) -> Mapping[int, PictureShard]:
-        return {number: PictureShard(number, prompts, sample, config, runtime) for number in todo}
+    def jobs(todo: Sequence[int]) -> Mapping[int, PictureShard[ViewT]]:
+        return {number: PictureShard(number, prompts, sample, view, runtime) for number in todo}
 
     make_shards(build, work, jobs, lengths, runtime, on_progress)
     return len(lengths)

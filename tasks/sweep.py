@@ -2,76 +2,72 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.sweeps import Point, configured_value
-from storage.store import ArtifactRef, Build, Store
-from tasks.comparison import printed_configuration, shown_configuration
-from tasks.stage import Progress, Request, no_progress, produce
+from storage.store import ArtifactRef, Build
+from tasks.pages import PageView, hashed_configuration
+from tasks.stage import Inputs, Progress, Stage
 
 if TYPE_CHECKING:
     from popalign_core.report.comparison_inputs import SweepInputs
 
-STAGE = "sweep"
-VERSION = "2"
-
 _MEASURE = ["benchmark", "metric", "axis"]
 
 
-def request(
-    config: PipelineConfig, *, comparison: ArtifactRef, points: Sequence[Point], failed: Mapping[str, str]
-) -> Request:
-    """What the key depends on: the comparison, and which system of it stands for what."""
-    payload = {
-        "points": [list(astuple(point)) for point in points],
-        "failed": dict(failed),
-        "configuration": shown_configuration(config),
-    }
-    return Request(STAGE, VERSION, payload, {"comparison": comparison.key})
+class SweepView(PageView):
+    """Which system stands for what, and the configuration with the points as systems.
 
-
-def tabulate_sweep(
-    comparison: ArtifactRef,
-    *,
-    points: Sequence[Point],
-    failed: Mapping[str, str],
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    on_progress: Progress = no_progress,
-) -> ArtifactRef:
-    """Publish tables `points` and `front` (which of them another dominates), and a page a parameter.
-
-    Args:
-        comparison: Of the systems that the points are.
+    Attributes:
         points: Of the sweep, those that failed among them.
         failed: Name of a point to the reason why there is nothing to measure.
-        config: Of the pipeline, with the points as systems.
-        runtime: Which store.
-        on_progress: Told how many pages are written.
+    """
+
+    points: tuple[Point, ...]
+    failed: dict[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        config: PipelineConfig,
+        inputs: Mapping[str, ArtifactRef],
+        *,
+        points: Sequence[Point],
+        failed: Mapping[str, str],
+    ) -> Self:
+        """Of a sweep."""
+        return cls(configuration=cls.shown(config), points=tuple(points), failed=dict(failed))
+
+    def hashed(self) -> dict[str, Any]:
+        """Without paths."""
+        return {
+            "points": [list(astuple(point)) for point in self.points],
+            "failed": self.failed,
+            "configuration": hashed_configuration(self.configuration),
+        }
+
+
+def _fill(view: SweepView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
+    """Write tables `points` and `front` (which of them another dominates), and a page a parameter.
 
     Raises:
         InputError: When nothing was measured.
     """
+    from popalign_core.report.sweep import build_sweep
 
-    def fill(store: Store, build: Build, ref: ArtifactRef) -> None:
-        from popalign_core.report.sweep import build_sweep
-
-        scale = store.manifest(comparison).payload["config"]["scale"]
-        table = list_points(store.read_table(comparison, "metrics"), points, failed)
-        build.write_table("points", table)
-        fronts, pages = [], list(table.groupby("parameter", sort=False))
-        for number, (parameter, rows) in enumerate(pages, 1):
-            inputs = _inputs(str(parameter), rows.reset_index(drop=True), points, comparison, config, scale)
-            (build.folder / page_name(str(parameter))).write_text(build_sweep(inputs), encoding="utf-8")
-            fronts.append(list_front(inputs))
-            on_progress(number, len(pages))
-        build.write_table("front", pd.concat(fronts, ignore_index=True))
-
-    return produce(request(config, comparison=comparison, points=points, failed=failed), runtime, fill)
+    table = list_points(inputs.read_table("comparison", "metrics"), view.points, view.failed)
+    build.write_table("points", table)
+    fronts, pages = [], list(table.groupby("parameter", sort=False))
+    for number, (parameter, rows) in enumerate(pages, 1):
+        page = _inputs(str(parameter), rows.reset_index(drop=True), inputs, view)
+        (build.folder / page_name(str(parameter))).write_text(build_sweep(page), encoding="utf-8")
+        fronts.append(list_front(page))
+        on_progress(number, len(pages))
+    build.write_table("front", pd.concat(fronts, ignore_index=True))
 
 
 def page_name(parameter: str) -> str:
@@ -108,25 +104,21 @@ def list_front(inputs: "SweepInputs") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _inputs(
-    parameter: str,
-    rows: pd.DataFrame,
-    points: Sequence[Point],
-    comparison: ArtifactRef,
-    config: PipelineConfig,
-    scale: float,
-) -> "SweepInputs":
+def _inputs(parameter: str, rows: pd.DataFrame, inputs: Inputs, view: SweepView) -> "SweepInputs":
     from popalign_core.report.comparison_inputs import SweepInputs
 
-    systems = list(dict.fromkeys(point.system for point in points))
+    config, comparison = view.configuration, inputs["comparison"]
+    systems = list(dict.fromkeys(point.system for point in view.points))
     usual = {configured_value(config, system, parameter) for system in systems}
-    reproducibility = {"comparison": str(comparison), "configuration": printed_configuration(config)}
     return SweepInputs(
         title=f"PopAlign sweep of {parameter}",
         points=rows if len(systems) > 1 else rows.drop(columns="system"),
         axes=config.axes,
         reference=usual.pop() if len(usual) == 1 else "",
-        scale=scale,
-        reproducibility=reproducibility,
+        scale=inputs.store.manifest(comparison).payload["config"]["scale"],
+        reproducibility={"comparison": str(comparison), "configuration": view.printed()},
         confidence=config.evaluation.confidence,
     )
+
+
+tabulate_sweep = Stage("sweep", "2", SweepView.of, _fill, inputs=("comparison",))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from popalign_core.config import Axis, PipelineConfig, RuntimeConfig
+from popalign_core.config import Axis, RuntimeConfig
 from storage.store import ArtifactRef, Store
 from tasks.stage import Progress
+from tasks.training_view import TrainView
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ class TrainingRefs:
 def run_training(
     store: Store,
     refs: TrainingRefs,
-    config: PipelineConfig,
+    view: TrainView,
     runtime: RuntimeConfig,
     work: Path,
     on_progress: Progress,
@@ -70,21 +71,21 @@ def run_training(
     from popalign_core.sampling.models import load_pipeline, resolve_device
     from popalign_core.training.trainer import train_preferences
 
-    parts = (*DENOISER_PARTS, "vae") if config.training.probe else DENOISER_PARTS
+    parts = (*DENOISER_PARTS, "vae") if view.training.probe else DENOISER_PARTS
     folder = refs.start_folder(store)
-    pipeline = load_pipeline(config.model, device=resolve_device(runtime.device), folder=folder, components=parts)
-    data = replace(read_preferences(store, refs, config.identity_axes), guidance_scale=config.sampling.guidance_scale)
+    pipeline = load_pipeline(view.model, device=resolve_device(runtime.device), folder=folder, components=parts)
+    data = replace(read_preferences(store, refs, view.axes), guidance_scale=view.sampling.guidance_scale)
     denoiser = find_denoiser(pipeline)
     log = train_preferences(
         denoiser,
         pipeline.scheduler,
         data,
-        config.training,
+        view.training,
         work,
-        time_ids=time_ids(config.sampling),
+        time_ids=time_ids(view.sampling),
         runtime=runtime,
-        on_step=lambda step, *_: on_progress(step, config.training.n_steps),
-        probe=_make_probe(store, refs, pipeline, data, config, runtime),
+        on_step=lambda step, *_: on_progress(step, view.training.n_steps),
+        probe=_make_probe(store, refs, pipeline, data, view, runtime),
         is_orphaned=is_orphaned,
         log_folder=log_folder,
     )
@@ -186,12 +187,12 @@ def _make_probe(
     refs: TrainingRefs,
     pipeline: Any,
     data: "PreferenceData",
-    config: PipelineConfig,
+    view: TrainView,
     runtime: RuntimeConfig,
 ) -> "PopulationProbe | None":
     """The population probe on neutral training prompts, evenly from all; None when none is configured."""
-    settings = config.training.probe
-    if settings is None:
+    settings = view.training.probe
+    if settings is None or view.attributes is None:
         return None
     from popalign_core.attributes.filtering import check_reader
     from popalign_core.evaluation.clip_score import load_clip
@@ -201,8 +202,8 @@ def _make_probe(
     from tasks.measuring import clip_folder, load_reader
 
     device = resolve_device(runtime.device)
-    reader = load_reader(config.attributes, str(device), config.identity_axes)
-    check_reader(reader, config.identity_axes)
+    reader = load_reader(view.attributes, str(device), view.axes)
+    check_reader(reader, view.axes)
     neutral = data.prompt_index.unique()
     chosen = neutral[:: max(1, len(neutral) // settings.n_prompts)][: settings.n_prompts]
     texts = None
@@ -214,10 +215,10 @@ def _make_probe(
         pipeline=pipeline,
         embeddings=PromptEmbeddings(data.prompt_embeds[chosen], data.pooled_prompt_embeds[chosen]),
         unconditional=PromptEmbeddings(data.empty_prompt_embeds, data.empty_pooled),
-        sampling=config.sampling,
+        sampling=view.sampling,
         settings=settings,
-        axes=config.identity_axes,
-        attributes=config.attributes,
+        axes=view.axes,
+        attributes=view.attributes,
         reader=reader,
         batch_size=runtime.batch_size,
         clip=None if texts is None else load_clip(clip_folder(), device),

@@ -5,19 +5,20 @@ import os
 import sys
 from pathlib import Path
 
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config import RuntimeConfig
 from popalign_core.errors import PopAlignError
 from storage.roots import write_atomic
 from storage.store import ArtifactRef
 from tasks.launch import ERROR_FILE
 from tasks.stage import open_store, set_threads
 from tasks.training_inputs import TrainingRefs, run_training
+from tasks.training_view import TrainView
 
 
 def main(job: Path) -> int:
     """Train as the job says; the exit code is the error's. What went wrong is left for the parent to read."""
     said = json.loads(job.read_text(encoding="utf-8"))
-    config, runtime = PipelineConfig.model_validate(said["config"]), RuntimeConfig.model_validate(said["runtime"])
+    view, runtime = TrainView.model_validate(said["view"]), RuntimeConfig.model_validate(said["runtime"])
     given = {name: ArtifactRef(**ref) for name, ref in said["refs"].items() if ref}
     refs = TrainingRefs(**given)
     is_first = os.environ.get("RANK", "0") == "0"
@@ -32,7 +33,7 @@ def main(job: Path) -> int:
         run_training(
             open_store(runtime),
             refs,
-            config,
+            view,
             runtime,
             Path(said["work"]),
             tell,

@@ -1,7 +1,13 @@
-"""The pipeline's stand-ins: tiny random models in the real formats, and a reader that compares sums of pixels."""
+"""The pipeline's stand-ins: tiny random models in the real formats, and a reader that compares sums of pixels.
 
+What is costly and only read is made once for all processes of pytest-xdist (`make_once`): the weights, and a whole run
+whose artifacts a test gets copies of (`give_artifacts`).
+"""
+
+import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from popalign_core.config import (
     AttributesConfig,
@@ -23,6 +30,7 @@ from popalign_core.config import (
     SamplingConfig,
     TrainingConfig,
 )
+from storage.store import ArtifactRef
 
 # Before torch and prefect are imported: one thread (two spin beside other work), offline, no calls home.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,6 +41,17 @@ os.environ.update(
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="120",
 )
+# What a Prefect server does by the clock costs time and serves no test here.
+for service in (
+    "SCHEDULER",
+    "LATE_RUNS",
+    "FOREMAN",
+    "CANCELLATION_CLEANUP",
+    "PAUSE_EXPIRATIONS",
+    "REPOSSESSOR",
+    "TRIGGERS",
+):
+    os.environ[f"PREFECT_SERVER_SERVICES_{service}_ENABLED"] = "false"
 
 # What is started in the background may have been started with Ctrl-C ignored, and hands that on to its children.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -43,24 +62,26 @@ GENDERS = ("male", "female")
 
 
 class PixelSumReader:
-    """Male where the quarters on one diagonal are the brighter ones, female where the others are. No model.
+    """Male where the red on the white squares of a chessboard sums to more than that on the black ones. No model.
 
-    Even-handed over the tiny pipeline's pictures, and a measure of a whole picture: rounding that moves a pixel by a
-    grey level, as other processors and batch shapes do, moves it by 1/3072. Where the diagonals are nearer to each
-    other than `MARGIN`, which is one picture of seven, there is no face.
+    Even-handed over the tiny pipeline's pictures, and a measure of a whole picture: a pixel that is rounded to the next
+    grey level, as on other processors and in other batches, moves it by 1/4096. Those pictures are ten times farther
+    than that from another answer. Where the sums are nearer to each other than `MARGIN` there is no face.
     """
 
     name = "pixel-sum"
     version = "1"
     axes = {"gender": GENDERS}  # noqa: RUF012 (as the protocol has it)
-    MARGIN = 0.05
+    MARGIN = 0.012
 
     def read(self, pictures: Any, image_ids: Any = ()) -> list[Any]:
+        from chessboards import chessboard
+
         from popalign_core.attributes.reader import FaceReading
 
         readings = []
         for pixels in pictures:
-            difference = diagonal_difference(pixels)
+            difference = float((chessboard(*pixels.shape[:2]) * pixels[..., 0]).mean(dtype=np.float64))
             if abs(difference) < self.MARGIN:
                 readings.append(FaceReading(0, None, 0.0, {}))
             else:
@@ -69,61 +90,110 @@ class PixelSumReader:
         return readings
 
 
-def diagonal_difference(pixels: Any) -> float:
-    """Mean grey level of the upper left and lower right quarters, summed, less that of the other two."""
-    row, column = (side // 2 for side in pixels.shape[:2])
-    parts = (pixels[:row, :column], pixels[row:, column:], pixels[:row, column:], pixels[row:, :column])
-    one, two, three, four = (float(part.mean(dtype=np.float64)) for part in parts)
-    return one + two - three - four
+MakeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 
 @pytest.fixture(scope="session")
-def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `pipeline/` (64 px, 4 x 8 x 8 latents) and `clip/`, saved once a session."""
-    import torch
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Makes a folder of a name once a session: the first process that asks fills it, the others wait. For reading."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # each process has a folder of its own in it
 
-    folder = tmp_path_factory.mktemp("weights")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        _pipeline().save_pretrained(folder / "pipeline", safe_serialization=True)
-        _save_clip(folder / "clip")
-    return folder
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder = root / "made-once" / name
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                unfinished = folder.with_name(f"{name}.unfinished")
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                fill(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(make_once: MakeOnce) -> Path:
+    """A folder with `pipeline/` (64 px, 4 x 8 x 8 latents) and `clip/`."""
+    return make_once("weights", _save_weights)
+
+
+@pytest.fixture(scope="session")
+def prefect_database() -> Iterator[None]:
+    """A Prefect server with a database of its own: 15 seconds of work, so one for all who ask."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look at it again and again."""
+    gc.freeze()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who needs a Prefect server comes first: side by side they go to one process, and one server does."""
+    items.sort(key=lambda item: "prefect_database" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture
 def stand_ins(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reader and the tiny CLIP in place of the embedded classifier and CLIP."""
-    from tasks import measuring
-
-    reader = measuring.Classifier(lambda: "pixel-sum@1", lambda config, device: PixelSumReader())
-    monkeypatch.setitem(measuring.CLASSIFIERS, "portraits", reader)
-    monkeypatch.setattr(measuring, "clip_folder", lambda: tiny_weights / "clip")
+    _stand_in(tiny_weights, monkeypatch)
 
 
 @pytest.fixture
 def tiny_config(tiny_weights: Path, stand_ins: None) -> PipelineConfig:
     """Every stage in a second or two: 2 training, 2 evaluation, 2 generic and 1 retained subjects."""
-    return PipelineConfig(
-        model=ModelConfig(name=str(tiny_weights / "pipeline")),
-        axes=(Axis(name="gender", classes=GENDERS),),
-        prompts=PromptsConfig(
-            train_subjects=("doctor", "nurse"),
-            eval_subjects=("judge", "dancer"),
-            generic_subjects=("tree", "cat"),
-            retained_subjects=("moon",),
-        ),
-        sampling=SamplingConfig(n_steps=2, seed=1),
-        attributes=AttributesConfig(),
-        preferences=PreferencesConfig(n_neutral=6, n_specific=6, set_size=2, n_sets=1),
-        training=TrainingConfig(lora_rank=0, n_steps=4, n_warmup_steps=1, n_pairs=2, checkpoint_every=1, retention=1),
-        evaluation=EvaluationConfig(n_neutral=6, n_specific=3, n_generic=2, n_bootstrap=100),
-    )
+    return _tiny_config(tiny_weights)
 
 
 @pytest.fixture
 def tiny_runtime(tmp_path: Path) -> RuntimeConfig:
     """A store of the test's own, on the CPU; shards of 8 images, batches of 4."""
-    return RuntimeConfig(root=str(tmp_path / "store"), device="cpu", batch_size=4, shard_size=8)
+    return _tiny_runtime(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(make_once: MakeOnce, tiny_weights: Path) -> Path:
+    """The store of a whole run of `tiny_config` by the name "run", for reading."""
+
+    def fill(folder: Path) -> None:
+        from flows.graph import call_directly
+        from flows.runs import run_pipeline
+
+        with pytest.MonkeyPatch.context() as patch:
+            _stand_in(tiny_weights, patch)
+            refs = run_pipeline(_tiny_config(tiny_weights), _tiny_runtime(folder), "run", call=call_directly())
+        (folder / "nodes.json").write_text(json.dumps({node: str(ref) for node, ref in refs.items()}))
+
+    return make_once("run", fill) / "store"
+
+
+@pytest.fixture
+def give_artifacts(tiny_run: Path, tiny_runtime: RuntimeConfig) -> Callable[[str], dict[str, ArtifactRef]]:
+    """Copies what `tiny_run` had made when a node was done into the store of `tiny_runtime`; each node's artifact."""
+    nodes: dict[str, str] = json.loads((tiny_run.parent / "nodes.json").read_text())
+
+    def give(node: str) -> dict[str, ArtifactRef]:
+        names = list(nodes)
+        refs = {name: ArtifactRef(*nodes[name].split("/")) for name in names[: names.index(node) + 1]}
+        for ref in set(refs.values()):
+            target = Path(tiny_runtime.root) / ref.stage / ref.key
+            shutil.copytree(tiny_run / ref.stage / ref.key, target, dirs_exist_ok=True)
+        return refs
+
+    return give
+
+
+@pytest.fixture
+def finished(tiny_run: Path, tiny_runtime: RuntimeConfig) -> None:
+    """The test's store is that of `tiny_run`: what a run of `tiny_config` makes is there."""
+    shutil.copytree(tiny_run, tiny_runtime.root)
 
 
 @pytest.fixture
@@ -141,6 +211,45 @@ def make_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield make
     if os.path.ismount(folder):
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def _stand_in(weights: Path, patch: pytest.MonkeyPatch) -> None:
+    from tasks import measuring
+
+    reader = measuring.Classifier(lambda: "pixel-sum@1", lambda config, device: PixelSumReader())
+    patch.setitem(measuring.CLASSIFIERS, "portraits", reader)
+    patch.setattr(measuring, "clip_folder", lambda: weights / "clip")
+
+
+def _tiny_config(weights: Path) -> PipelineConfig:
+    return PipelineConfig(
+        model=ModelConfig(name=str(weights / "pipeline")),
+        axes=(Axis(name="gender", classes=GENDERS),),
+        prompts=PromptsConfig(
+            train_subjects=("doctor", "nurse"),
+            eval_subjects=("judge", "dancer"),
+            generic_subjects=("tree", "cat"),
+            retained_subjects=("moon",),
+        ),
+        sampling=SamplingConfig(n_steps=2, seed=1),
+        attributes=AttributesConfig(),
+        preferences=PreferencesConfig(n_neutral=6, n_specific=6, set_size=2, n_sets=1),
+        training=TrainingConfig(lora_rank=0, n_steps=4, n_warmup_steps=1, n_pairs=2, checkpoint_every=1, retention=1),
+        evaluation=EvaluationConfig(n_neutral=6, n_specific=3, n_generic=2, n_bootstrap=100),
+    )
+
+
+def _tiny_runtime(folder: Path) -> RuntimeConfig:
+    return RuntimeConfig(root=str(folder / "store"), device="cpu", batch_size=4, shard_size=8)
+
+
+def _save_weights(folder: Path) -> None:
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        _pipeline().save_pretrained(folder / "pipeline", safe_serialization=True)
+        _save_clip(folder / "clip")
 
 
 def _pipeline() -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from popalign_core.config import BenchmarkConfig, PromptsConfig
+from popalign_core.config import BenchmarkConfig
 from popalign_core.prompts.grammar import benchmark_row, prompt_table, verbatim_row
 
 
@@ -27,18 +27,16 @@ def evenly(texts: Sequence[str], n_prompts: int | None) -> list[str]:
     return [texts[i * len(texts) // n_prompts] for i in range(n_prompts)]
 
 
-def benchmark_prompts(
-    name: str, benchmark: BenchmarkConfig, texts: Sequence[str], config: PromptsConfig
-) -> pd.DataFrame:
+def benchmark_prompts(name: str, benchmark: BenchmarkConfig, texts: Sequence[str], usual_carrier: str) -> pd.DataFrame:
     """A benchmark's rows of `prompts`; of kind specific the subjects that identities are yet to be added to.
 
     Args:
         name: Of the benchmark.
         benchmark: Its kind and its carrier.
         texts: Usable ones.
-        config: Whose carrier is the usual one.
+        usual_carrier: Where the benchmark has none.
     """
     if benchmark.kind == "generic" and benchmark.carrier is None:
         return prompt_table(verbatim_row(text, "eval", name) for text in texts)
-    carrier = benchmark.carrier or config.carrier
+    carrier = benchmark.carrier or usual_carrier
     return prompt_table(benchmark_row(text, benchmark.kind, carrier, name) for text in texts)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from popalign_core.config import ModelConfig, PipelineConfig
+from popalign_core.config import Axis, ModelConfig, TrainingConfig
 from popalign_core.markdown import cell, markdown_table
 
 SHOWN = (
@@ -17,31 +17,38 @@ SHOWN = (
 
 
 def model_card(
-    config: PipelineConfig,
+    base: str,
+    training: TrainingConfig,
+    axes: Sequence[Axis],
     keys: Mapping[str, str],
     log: Sequence[Mapping[Any, Any]],
     metrics: Sequence[Mapping[Any, Any]] = (),
+    *,
+    name: str | None = None,
 ) -> str:
     """The card in Markdown, with the front matter that model hubs read.
 
     Args:
-        config: Of the pipeline.
+        base: What was trained, from `describe_base` or by its weights.
+        training: How.
+        axes: With the targets that were aimed at.
         keys: What the model was trained on: name of an input -> key of its artifact.
         log: training_log rows.
         metrics: Rows of both systems' metrics; none before the evaluation.
+        name: Of the base model; None where only its weights are known.
     """
-    training = config.training
     what = f"LoRA of rank {training.lora_rank}, merged" if training.lora_rank else f"{training.trained_weights} weights"
     # pairs made elsewhere come without attributes: no population was aimed at
     is_population = "attributes" in keys
     last = {str(row["name"]): float(row["value"]) for row in log}
     parts = [
-        f"---\nlibrary_name: diffusers\npipeline_tag: text-to-image\nbase_model: {config.model.name}\n"
-        "tags: [popalign, fairness, preference-optimisation]\n---\n",
-        f"# {config.model.name}, trained by PopAlign\n",
-        f"Base model: {_base(config.model)}{_start(keys)}. Objective: `{training.objective}` ({what}), "
+        "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n"
+        + (f"base_model: {name}\n" if name else "")
+        + "tags: [popalign, fairness, preference-optimisation]\n---\n",
+        f"# {name or 'A model'}, trained by PopAlign\n",
+        f"Base model: {base}{_start(keys)}. Objective: `{training.objective}` ({what}), "
         f"{training.n_steps} steps of {training.n_pairs} pairs.\n",
-        _target(config) if is_population else "The preferences are pairs of pictures made elsewhere.\n",
+        _target(axes) if is_population else "The preferences are pairs of pictures made elsewhere.\n",
         "## Measured\n",
         _measured(metrics),
         "## Made from\n",
@@ -55,7 +62,8 @@ def model_card(
     return "\n".join(parts)
 
 
-def _base(model: ModelConfig) -> str:
+def describe_base(model: ModelConfig) -> str:
+    """The base model by name, with what takes the place of its denoiser and what is fused into it."""
     parts = [f"`{model.name}`" if model.revision is None else f"`{model.name} @ {model.revision}`"]
     if model.denoiser is not None:
         parts.append(f"with the denoiser `{model.denoiser}`")
@@ -68,10 +76,10 @@ def _start(keys: Mapping[str, str]) -> str:
     return f", from where the training `{keys['start']}` left it" if "start" in keys else ""
 
 
-def _target(config: PipelineConfig) -> str:
+def _target(axes: Sequence[Axis]) -> str:
     rows = [
         [cell(axis.name), cell(name), f"{share:.3g}"]
-        for axis in config.identity_axes
+        for axis in axes
         for name, share in zip(axis.classes, axis.shares(), strict=True)
     ]
     about = "What was to change is the mixture of people under prompts that name no identity.\n"

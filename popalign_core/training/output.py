@@ -1,11 +1,15 @@
 """What training leaves: a pipeline folder and, of a LoRA, its weights alone."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from popalign_core.denoisers import family_of, find_denoiser
 from popalign_core.training.trained import ADAPTER_NAME
+
+_ORIGIN = "_name_or_path"
+"""What diffusers notes in every configuration that it writes."""
 
 
 def save_lora(pipeline: Any, folder: Path) -> None:
@@ -42,4 +46,13 @@ def save_model(pipeline: Any, folder: Path) -> None:
         if stale.exists():
             shutil.rmtree(stale)
     pipeline.save_pretrained(partial, safe_serialization=True)
+    _forget_origin(partial)
     partial.rename(folder)
+
+
+def _forget_origin(folder: Path) -> None:
+    """Take out where the base model lay: the same training elsewhere writes the same bytes, and a path is private."""
+    for path in folder.rglob("*.json"):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(document, dict) and document.pop(_ORIGIN, None) is not None:
+            path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -11,16 +11,14 @@ from typer.testing import CliRunner, Result
 from flows.cli import app
 from flows.gate import check_model, find_model
 from flows.graph import call_directly
-from flows.runs import run_pipeline
 from popalign_core.config import Axis, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError
 from popalign_core.evaluation.gate import Bar
-from storage.store import ArtifactRef
 from tasks.stage import open_store
 
 
-def no_call(step: Any, arguments: Any) -> Any:
-    raise AssertionError(f"{step.node} was run")
+def no_call(node: Any, runtime: Any) -> Any:
+    raise AssertionError(f"{node.node} was run")
 
 
 def test_a_model_is_evaluated_once_and_judged_by_its_leaderboard_rows(
@@ -48,11 +46,13 @@ def test_a_bar_on_what_is_not_there_is_refused_before_anything_runs(
             check_model("portraits", [Bar(kind, 0.2, axis)], config, tiny_runtime, call=no_call)
 
 
-def test_a_run_stands_for_the_model_it_trained(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
-    refs = run_pipeline(tiny_config, tiny_runtime, "mine", call=call_directly())
-    found = find_model("mine", tiny_runtime)
-    folder = open_store(tiny_runtime).localize(ArtifactRef("train", refs["train"].key), "model")
-    assert (found.name, found.folder) == ("mine", folder)
+def test_a_run_stands_for_the_model_it_trained(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, finished: None
+) -> None:
+    found = find_model("run", tiny_runtime)
+    store = open_store(tiny_runtime)
+    (trained,) = (ref for ref in store.list_artifacts() if ref.stage == "train")
+    assert (found.name, found.folder) == ("run", store.localize(trained, "model"))
     assert find_model(tiny_config.model.name, tiny_runtime).folder == Path(tiny_config.model.name)
     with pytest.raises(MissingWeightsError, match=r"model 'yours' is no folder; give .* a run's name"):
         find_model("yours", tiny_runtime)

@@ -30,8 +30,8 @@ def change_weights(folder: Path) -> None:
     save_file(weights, path, {"format": "pt"})
 
 
-def no_call(step: Any, arguments: Any) -> Any:
-    raise AssertionError(f"{step.node} was run although nothing is new")
+def no_call(node: Any, runtime: Any) -> Any:
+    raise AssertionError(f"{node.node} was run although nothing is new")
 
 
 def test_each_weights_are_evaluated_once(watch: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
@@ -56,6 +56,7 @@ def test_each_weights_are_evaluated_once(watch: Path, tiny_config: PipelineConfi
     assert len(read_leaderboard(tiny_runtime.root)) == 2 * len(rows)
 
 
+@pytest.mark.usefixtures("finished")
 def test_another_protocol_makes_a_checkpoint_new_again(
     watch: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
@@ -67,6 +68,7 @@ def test_another_protocol_makes_a_checkpoint_new_again(
     assert [checkpoint.name for checkpoint in new_checkpoints(found, other, tiny_runtime)] == ["copy-of-100"]
 
 
+@pytest.mark.usefixtures("finished")
 def test_a_broken_checkpoint_does_not_stop_the_others(
     watch: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:

@@ -15,14 +15,20 @@ import flows.graph
 import flows.runs
 from flows.checkpoints import evaluation_protocol, named_checkpoints
 from flows.cli import app
-from flows.graph import PlannedNode
+from flows.graph import PlannedNode, Step
 from flows.options import build_config
 from popalign_core.errors import ServiceError, TrainingError
 from storage.store import ArtifactRef, Store
 from tasks.leaderboard import append_leaderboard
+from tasks.prompts import write_prompts
 
 NODES = [
-    PlannedNode(name, ArtifactRef(name.partition(":")[0], f"{name.replace(':', '-')}-v1-00"), is_hit, **work)
+    PlannedNode(
+        Step(name, write_prompts),
+        ArtifactRef(name.partition(":")[0], f"{name.replace(':', '-')}-v1-00"),
+        is_hit,
+        **work,
+    )
     for name, is_hit, work in (
         ("prompts", True, {}),
         ("train", False, {"n_steps": 4}),
@@ -87,8 +93,9 @@ def test_run_ends_with_the_verdict_and_the_place_of_the_report(
 ) -> None:
     asked: list[tuple[float, str, str]] = []
 
-    def run_pipeline(config: Any, runtime: Any, name: str, *, call: Any) -> None:
+    def run_pipeline(config: Any, runtime: Any, name: str, *, call: Any, planned: Any) -> dict[str, ArtifactRef]:
         asked.append((config.training.beta, runtime.root, name))
+        return {node.node: node.ref for node in planned}
 
     monkeypatch.setattr(flows.runs, "run_pipeline", run_pipeline)
     result = invoke("run", "--preset", "smoke", "--root", str(tmp_path), "--set", "training.beta=30")

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.comparison import compare_systems, line_up
-from flows.graph import call_directly
+from flows.graph import PlannedNode, call_directly, run_plan
 from flows.runs import import_pictures
 from flows.tables import systems_lines
 from popalign_core.config import AttributesConfig, PipelineConfig, RuntimeConfig, SystemConfig
 from popalign_core.errors import ConfigError, InputError
+from storage.store import ArtifactRef
 from tasks.comparison import TABLES
 from tasks.measuring import CLASSIFIERS, Classifier
 from tasks.stage import open_store
@@ -39,13 +40,14 @@ def config(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: P
     return tiny_config.model_copy(update={"systems": systems})
 
 
+@pytest.mark.usefixtures("finished")
 def test_every_kind_of_system_is_measured_once(config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     calls: list[str] = []
     direct = call_directly()
 
-    def call(step: Any, arguments: dict[str, Any]) -> Any:
-        calls.append(step.node)
-        return direct(step, arguments)
+    def call(node: PlannedNode, runtime: RuntimeConfig) -> ArtifactRef:
+        calls.append(node.node)
+        return direct(node, runtime)
 
     ref = compare_systems(NAMES, config, tiny_runtime, "four", call=call)
     store = open_store(tiny_runtime)
@@ -79,7 +81,7 @@ def test_every_kind_of_system_is_measured_once(config: PipelineConfig, tiny_runt
     assert set(store.list_artifacts()) == before
     assert compare_systems(NAMES, config, tiny_runtime, "four", call=direct) == ref
     assert set(store.list_artifacts()) == before
-    assert all(node.is_hit for node in line_up(NAMES, config, tiny_runtime).plan(tiny_runtime))
+    assert all(node.is_hit for node in line_up(NAMES, config, tiny_runtime).planned)
 
 
 def metrics_dropped(metrics: Any, system: str) -> int:
@@ -88,12 +90,13 @@ def metrics_dropped(metrics: Any, system: str) -> int:
     return round(row["value"] * row["n"])
 
 
+@pytest.mark.usefixtures("finished")
 def test_trained_systems_share_the_preference_data_and_one_starts_where_another_ended(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     names = ["base", "aligned", "popalign", "sft", "dpo+popalign"]
     lined = line_up(names, tiny_config, tiny_runtime, n_seeds=2, scale=0.5)
-    steps = {step.node: step for step in lined.steps}
+    steps = {node.node: node.step for node in lined.planned}
     # the pipeline's own training is popalign already; dpo is trained for its successor alone
     assert [node for node in steps if node.startswith(("sample", "train")) and "eval" not in node] == [
         *("sample", "train", "train:sft", "train:dpo", "train:dpo+popalign"),
@@ -102,9 +105,9 @@ def test_trained_systems_share_the_preference_data_and_one_starts_where_another_
     assert steps["train:dpo+popalign@1"].inputs["start"] == "train:dpo@1"
     assert steps["comparison"].inputs["sample:popalign@1"] == "sample-eval:aligned@1"
     assert steps["comparison"].inputs["calibration"] == "calibration"
-    ref = lined.run(tiny_runtime, call_directly())["comparison"]
+    ref = run_plan(lined.planned, tiny_runtime, call_directly())["comparison"]
     store = open_store(tiny_runtime)
-    refs = lined.references(tiny_runtime)
+    refs = lined.planned.refs
     first, second = (
         (store.localize(refs[node], "model") / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
         for node in ("train:dpo", "train:dpo+popalign")
@@ -127,7 +130,7 @@ def test_what_a_system_changes_of_its_preferences_is_drawn_for_it_alone(
         "more": SystemConfig(training={}, preferences={"n_neutral": 8}),
     }
     lined = line_up(["larger", "more"], tiny_config.model_copy(update={"systems": systems}), tiny_runtime)
-    nodes = [step.node for step in lined.steps]
+    nodes = [node.node for node in lined.planned]
     assert [node for node in nodes if node.startswith(("sample:", "preferences"))] == [
         "preferences:larger",
         "sample:more",
@@ -136,6 +139,7 @@ def test_what_a_system_changes_of_its_preferences_is_drawn_for_it_alone(
     assert "train" not in nodes
 
 
+@pytest.mark.usefixtures("finished")
 def test_the_table_has_a_line_a_system_with_its_interval(config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     ref = compare_systems(["base", "elsewhere"], config, tiny_runtime, "two", call=call_directly())
     metrics = open_store(tiny_runtime).read_table(ref, "metrics")
@@ -150,8 +154,8 @@ def test_the_table_has_a_line_a_system_with_its_interval(config: PipelineConfig,
 
 
 def test_mistakes_are_found_before_anything_is_run(config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
-    def no_call(step: Any, arguments: Any) -> Any:
-        raise AssertionError(f"{step.node} was run")
+    def no_call(node: Any, runtime: Any) -> Any:
+        raise AssertionError(f"{node.node} was run")
 
     with pytest.raises(ConfigError, match=r"scale is 1\.5; give a share of the evaluation images, above 0 and up to 1"):
         compare_systems(["cads"], config, tiny_runtime, "x", call=no_call, scale=1.5)
@@ -222,6 +226,7 @@ class SecondReader:
         return list(readings)
 
 
+@pytest.mark.usefixtures("finished")
 def test_a_second_classifier_reads_the_same_images_and_its_agreement_is_told(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,9 +235,9 @@ def test_a_second_classifier_reads_the_same_images_and_its_agreement_is_told(
     evaluation = tiny_config.evaluation.model_copy(update={"second_classifier": "deepface"})
     config = tiny_config.model_copy(update={"evaluation": evaluation})
     lined = line_up(["base", "cads"], config, tiny_runtime)
-    nodes = {node.node: node.n_images for node in lined.plan(tiny_runtime)}
+    nodes = {node.node: node.n_images for node in lined.planned}
     assert nodes["attributes-second:base"] == nodes["attributes-eval:base"]
-    ref = lined.run(tiny_runtime, call_directly())["comparison"]
+    ref = run_plan(lined.planned, tiny_runtime, call_directly())["comparison"]
     metrics = open_store(tiny_runtime).read_table(ref, "metrics")
     agreed = metrics[metrics["metric"] == "agreement"]
     assert set(agreed["scorer"]) == {"pixel-sum@1|second@1"}

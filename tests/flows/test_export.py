@@ -1,19 +1,23 @@
 """Preferences out of the store and back in, from the command line."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.graph import call_directly
-from flows.runs import run_stage
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config import RuntimeConfig
+from storage.store import ArtifactRef
 
 
 def test_an_export_is_imported_again(
-    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tiny_weights: Path, tmp_path: Path
+    tiny_runtime: RuntimeConfig,
+    stand_ins: None,
+    give_artifacts: Callable[[str], dict[str, ArtifactRef]],
+    tiny_weights: Path,
+    tmp_path: Path,
 ) -> None:
-    ref = run_stage("preferences", tiny_config, tiny_runtime, call=call_directly())
+    ref = give_artifacts("preferences")["preferences"]
     store, folder = ["--root", tiny_runtime.root], tmp_path / "pairs"
     result = CliRunner().invoke(app, ["export", "preferences", str(ref), str(folder), *store])
     assert result.exit_code == 0, result.output

@@ -1,14 +1,12 @@
 """The flows on tiny models, against a temporary Prefect database."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import ArtifactSort
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.compare import popalign_compare
 from flows.evaluate import popalign_evaluate
@@ -17,12 +15,6 @@ from flows.stage import popalign_stage
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from tasks.leaderboard import read_leaderboard
 from tasks.stage import open_store
-
-
-@pytest.fixture(scope="module")
-def prefect_database() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 def artifacts() -> dict[str, Any]:
@@ -62,7 +54,7 @@ def test_the_evaluation_flow_does_nothing_when_nothing_is_new(
     assert "step-100" in artifacts()["leaderboard"].data
 
 
-@pytest.mark.usefixtures("prefect_database")
+@pytest.mark.usefixtures("prefect_database", "finished")
 def test_the_comparison_flow_trains_what_it_needs_and_shows_its_table(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.comparison import merge_equal
-from flows.graph import PIPELINE, call_directly, needed_for, plan, run_steps
+from flows.graph import PIPELINE, Step, call_directly, needed_for, plan, run_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
-from popalign_core.errors import ConfigError
+from popalign_core.errors import ConfigError, StoreError
+from tasks.attributes import read_attributes
+from tasks.comparison import compare_statistics
 from tasks.sample import list_images, n_images
 from tasks.stage import open_store
 
@@ -118,7 +119,7 @@ def test_an_unknown_node_is_an_error_that_lists_the_known() -> None:
 def test_the_base_and_the_aligned_model_are_measured_alike() -> None:
     by_node = {step.node: step for step in PIPELINE}
     for part in ("attributes-eval", "scores", "evaluate"):
-        assert by_node[f"{part}:base"].run is by_node[f"{part}:aligned"].run
+        assert by_node[f"{part}:base"].stage is by_node[f"{part}:aligned"].stage
     assert dict(by_node["sample-eval:aligned"].inputs) == {"prompts": "benchmarks", "model": "train"}
 
 
@@ -129,11 +130,22 @@ def test_steps_of_equal_outcome_become_one(tiny_config: PipelineConfig, tiny_run
         for step in first
     ]
     other = tiny_config.model_copy(update={"sampling": SamplingConfig(n_steps=3)})
-    steps = (*first, *again, replace(again[2], node="other", config=other), replace(PIPELINE[4], node="read"))
-    merged = merge_equal(steps, tiny_config, tiny_runtime)
-    assert [step.node for step in merged] == ["prompts", "identities", "sample", "other", "read"]
-    assert dict(merged[3].inputs) == {"prompts": "identities"}
-    assert plan(tiny_config, tiny_runtime, merged)[2].ref != plan(tiny_config, tiny_runtime, merged)[3].ref
+    read = {"prompts": "identities:again", "sample": "sample:again"}
+    taken = {"prompts": "identities:again", "sample:a@0": "other", "sample:b@0": "sample:again", "second:b@0": "read"}
+    options = {"systems": ("a", "b"), "n_seeds": 1, "scale": 1.0}
+    steps = (
+        *first,
+        *again,
+        replace(again[2], node="other", config=other),
+        Step("read", read_attributes, read),
+        Step("unread", read_attributes, {"prompts": "identities", "sample": "other"}),
+        Step("all", compare_statistics, taken, options),
+    )
+    merged = plan(tiny_config, tiny_runtime, steps, target="all")
+    assert [node.node for node in merged] == ["prompts", "identities", "sample", "other", "read", "all"]
+    assert dict(merged[3].step.inputs) == {"prompts": "identities"}
+    assert dict(merged[5].step.inputs) == taken | {"prompts": "identities", "sample:b@0": "sample"}
+    assert merged[2].ref != merged[3].ref
 
 
 def test_planning_and_hits_import_neither_torch_nor_prefect() -> None:
@@ -142,3 +154,23 @@ def test_planning_and_hits_import_neither_torch_nor_prefect() -> None:
     code = f"import sys, {flows}; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_what_a_target_does_not_need_is_neither_looked_at_nor_checked(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    """A comparison without trained systems may have settings that training would refuse, and a damaged training."""
+    refused = tiny_config.training.model_copy(update={"min_timestep": 1000})
+    config = tiny_config.model_copy(update={"training": refused})
+    with pytest.raises(ConfigError, match="min_timestep reaches 1000"):
+        plan(config, tiny_runtime)
+    assert "train" not in {node.node for node in plan(config, tiny_runtime, target="evaluate:base")}
+    ref = {node.node: node.ref for node in plan(tiny_config, tiny_runtime)}["calibration"]
+    damaged = Path(tiny_runtime.root) / ref.stage / ref.key
+    damaged.mkdir(parents=True)
+    (damaged / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match="manifest"):
+        plan(tiny_config, tiny_runtime)
+    assert "calibration" not in {node.node for node in plan(tiny_config, tiny_runtime, target="train")}
+    anew = plan(tiny_config, tiny_runtime, forced="calibration")
+    assert {node.node: node.ref for node in anew}["calibration"] != ref

@@ -8,7 +8,7 @@ from picture_files import Named, write_csv, write_parquet
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
-from flows.graph import PROMPT_STEPS, references
+from flows.graph import PROMPT_STEPS, plan
 from flows.options import build_config
 from storage.store import ArtifactRef, Store
 from tasks.pictures import find_imported
@@ -38,7 +38,7 @@ def test_a_key_comes_out_alone_and_the_rest_is_said_beside_it(tmp_path: Path, op
     assert store.is_published(ArtifactRef("imported", key))
 
     config, runtime = build_config("smoke", None, [], store.root)
-    prompts = references(config, runtime, PROMPT_STEPS)[-1][1]
+    prompts = plan(config, runtime, PROMPT_STEPS).refs["benchmarks"]
     assert find_imported(store, key, prompts, config).key == key
 
     again = invoke("import", "images", *map(str, reversed(paths)), *options)

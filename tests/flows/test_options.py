@@ -8,7 +8,7 @@ from flows.options import build_config, run_name
 from popalign_core.config import parse_config
 from popalign_core.errors import ConfigError
 from popalign_core.presets import preset
-from tasks.comparison import printed_configuration
+from tasks.report import ReportView
 
 
 def test_settings_lie_over_the_preset() -> None:
@@ -126,7 +126,7 @@ def test_what_a_report_prints_is_a_configuration(name: str, tmp_path: Path) -> N
         "axes": [*usual["axes"], *axes],
         "prompts": usual["prompts"] | {"benchmarks": {"age": {"list": "ages", "n_images": 7}}},
     })  # fmt: skip
-    path.write_text(printed_configuration(printed), encoding="utf-8")
+    path.write_text(ReportView.of(printed, {}).printed(), encoding="utf-8")
     config, _ = build_config(None, path, ["training.beta=7"], None)
     assert config.training.beta == 7
     assert config.model_copy(update={"training": printed.training}) == printed

@@ -1,7 +1,9 @@
 """The whole pipeline on tiny models, without Prefect: results, hits, one stage alone, a forced new version."""
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from flows.graph import PIPELINE, call_directly, plan
 from flows.runs import run_pipeline, run_stage
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import StoreError
-from tasks.stage import open_store
+from tasks.stage import Stage, open_store
 
 
 def test_a_run_ends_with_its_folder_and_the_next_is_all_hits(
@@ -43,7 +45,7 @@ def test_a_run_ends_with_its_folder_and_the_next_is_all_hits(
 
 
 def test_an_adapter_lies_beside_the_model_until_a_run_without_one(
-    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, finished: None
 ) -> None:
     folder = Path(tiny_runtime.root) / "runs" / "first"
     adapted = tiny_config.training.model_copy(update={"lora_rank": 2, "n_steps": 1})
@@ -95,7 +97,7 @@ def test_force_replaces_a_damaged_artifact(tiny_config: PipelineConfig, tiny_run
 
 
 def test_the_calibration_is_made_of_the_training_images_and_corrects_both_systems(
-    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, finished: None
 ) -> None:
     ref = run_stage("calibration", tiny_config, tiny_runtime, call=call_directly())
     table = open_store(tiny_runtime).read_table(ref, "calibration")
@@ -105,3 +107,19 @@ def test_the_calibration_is_made_of_the_training_images_and_corrects_both_system
     inputs = {step.node: dict(step.inputs) for step in PIPELINE}
     for system in ("base", "aligned"):
         assert inputs[f"evaluate:{system}"]["calibration"] == "calibration"
+
+
+def test_a_run_makes_every_key_once(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are hashed for each key that needs them: of a large model that is work."""
+    asked = Counter[str]()
+    request = Stage.request
+
+    def count(stage: Stage[Any], config: PipelineConfig, **arguments: Any) -> Any:
+        asked[stage.name] += 1
+        return request(stage, config, **arguments)
+
+    monkeypatch.setattr(Stage, "request", count)
+    run_pipeline(tiny_config, tiny_runtime, "first", call=call_directly())
+    assert asked == Counter(step.stage.name for step in PIPELINE)

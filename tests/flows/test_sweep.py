@@ -1,14 +1,13 @@
 """Sweeps: points as systems, what diverges told apart, a table and a page."""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.graph import call_directly
+from flows.graph import PlannedNode, call_directly
 from flows.options import parse_sweep
 from flows.sweep import plan_sweep, sweep_parameters
 from popalign_core.config import PipelineConfig, RuntimeConfig
@@ -46,13 +45,14 @@ def test_sampling_is_swept_without_training_and_read_from_the_store_again(
     assert {"sampling.n_steps.html", "points.csv", "points.json", "front.parquet"} <= {p.name for p in folder.iterdir()}
     assert "train" not in {artifact.stage for artifact in open_store(tiny_runtime).list_artifacts()}
 
-    def no_sampling(step: Any, arguments: dict[str, Any]) -> Any:
-        assert all(node.is_hit for node in plan_sweep(parameters, tiny_config, tiny_runtime)[0].plan(tiny_runtime))
-        return call_directly()(step, arguments)
+    def no_sampling(node: PlannedNode, runtime: RuntimeConfig) -> ArtifactRef:
+        assert node.is_hit
+        return call_directly()(node, runtime)
 
     assert sweep_parameters(parameters, tiny_config, tiny_runtime, "swept", call=no_sampling) == ref
 
 
+@pytest.mark.usefixtures("finished")
 def test_a_quick_look_says_so(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     parameters = {"sampling.n_steps": [2]}
     for scale, said in ((1.0, False), (0.5, True)):
@@ -61,17 +61,18 @@ def test_a_quick_look_says_so(tiny_config: PipelineConfig, tiny_runtime: Runtime
         assert ("A quick look: 50% of the images configured" in page) == said
 
 
+@pytest.mark.usefixtures("finished")
 def test_a_point_that_diverges_stays_in_the_table_with_the_reason(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     direct, n_diverged = call_directly(), 0
 
-    def call(step: Any, arguments: dict[str, Any]) -> Any:
+    def call(node: PlannedNode, runtime: RuntimeConfig) -> ArtifactRef:
         nonlocal n_diverged
-        if step.run is train_model and arguments["config"].training.alpha == 0.25:
+        if node.step.stage is train_model and node.request.view.training.alpha == 0.25:
             n_diverged += 1
             raise DivergedError("the preferred error runs away at step 3")
-        return direct(step, arguments)
+        return direct(node, runtime)
 
     parameters = {"training.alpha": [0.25, 0.5]}
     ref = sweep_parameters(parameters, tiny_config, tiny_runtime, "alpha", call=call)
@@ -99,7 +100,7 @@ def test_several_systems_and_seeds_share_what_they_have_in_common(
         systems=["base", "aligned"],
         n_seeds=2,
     )
-    nodes = [step.node for step in lined.steps]
+    nodes = [node.node for node in lined.planned]
     # two steps and seed 1 are what the configuration has: one system each, under the first name
     assert [node for node in nodes if node.startswith(("sample-eval", "train"))] == [
         *("train", "sample-eval:base+sampling.n_steps=2", "sample-eval:base+sampling.n_steps=3"),

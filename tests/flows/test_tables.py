@@ -2,12 +2,13 @@
 
 import pandas as pd
 
-from flows.graph import PlannedNode
+from flows.graph import PlannedNode, Step
 from flows.tables import Row, board_lines, garbage_lines, plan_lines, systems_lines, verdict_lines
 from popalign_core.config import Axis
 from popalign_core.report.inputs import TwoSystems
 from popalign_core.report.verdict import judge
 from storage.store import ArtifactRef, GarbageReport
+from tasks.prompts import write_prompts
 
 NAN = float("nan")
 
@@ -82,10 +83,12 @@ def test_every_system_has_the_floor_of_its_own_number_of_images() -> None:
 
 def test_the_plan_counts_what_is_left() -> None:
     nodes = [
-        PlannedNode("prompts", ArtifactRef("prompts", "prompts-v1-aa"), is_hit=True),
-        PlannedNode("sample", ArtifactRef("sample", "sample-v1-bb"), is_hit=False, n_images=96),
-        PlannedNode("attributes", ArtifactRef("attributes", "attributes-v1-cc"), is_hit=False, n_images=96),
-        PlannedNode("train", ArtifactRef("train", "train-v1-dd"), is_hit=False, n_steps=40),
+        PlannedNode(Step("prompts", write_prompts), ArtifactRef("prompts", "prompts-v1-aa"), is_hit=True),
+        PlannedNode(Step("sample", write_prompts), ArtifactRef("sample", "sample-v1-bb"), is_hit=False, n_images=96),
+        PlannedNode(
+            Step("attributes", write_prompts), ArtifactRef("attributes", "attributes-v1-cc"), is_hit=False, n_images=96
+        ),
+        PlannedNode(Step("train", write_prompts), ArtifactRef("train", "train-v1-dd"), is_hit=False, n_steps=40),
     ]
     lines = plan_lines(nodes)
     assert lines[0].split() == ["prompts", "hit", "prompts/prompts-v1-aa"]

@@ -11,15 +11,13 @@ from torch import Tensor
 
 from popalign_core.training.data import PreferenceData
 
+MakeOnce = Callable[[str, Callable[[Path], None]], Path]
+
 
 @pytest.fixture(scope="session")
-def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Saved once a session: v-prediction, UNet (32, 64), 4 x 8 x 8 latents, 64 x 64 px, captions of 16 tokens."""
-    from tiny_models import make_ddim, make_sdxl
-
-    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
-    make_sdxl(make_ddim()).save_pretrained(folder, safe_serialization=True)
-    return folder
+def tiny_pipeline_folder(family_folder: Callable[[str], Path]) -> Path:
+    """v-prediction, UNet (32, 64), 4 x 8 x 8 latents, 64 x 64 px, captions of 16 tokens."""
+    return family_folder("sdxl-v")
 
 
 @pytest.fixture(scope="session")
@@ -45,16 +43,13 @@ def tiny_pipeline(make_pipeline: Callable[[], Any]) -> Any:
 
 
 @pytest.fixture(scope="session")
-def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def family_folder(make_once: MakeOnce) -> Callable[[str], Path]:
     """The folder of one of `tiny_models.MODELS`, saved when it is first asked for."""
-    from tiny_models import MODELS
-
-    root = tmp_path_factory.mktemp("families")
 
     def folder(name: str) -> Path:
-        if not (root / name).exists():
-            MODELS[name]().save_pretrained(root / name, safe_serialization=True)
-        return root / name
+        from tiny_models import MODELS
+
+        return make_once(name, lambda place: MODELS[name]().save_pretrained(place, safe_serialization=True))
 
     return folder
 

@@ -4,44 +4,34 @@ import math
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_runs import RUNTIME, changed, run, same_weights, stop_at, values
+from training_runs import RUNTIME, run, same_weights, stop_at, values
 
 from popalign_core.errors import DivergedError, InputError, PreemptedError, StoreError, TrainingError
 from popalign_core.training.checkpoint import checkpoint_path, list_checkpoints
 from popalign_core.training.data import PreferenceData
 
-KILLED = """
-import json, os, signal, sys, torch
-from pathlib import Path
-from diffusers import StableDiffusionXLPipeline
-from popalign_core.config import RuntimeConfig, TrainingConfig
-from popalign_core.training.data import PreferenceData
-from popalign_core.training.losses import mean_squared_error
-from popalign_core.training.trainer import train_preferences
 
-work = Path(sys.argv[1])
-torch.set_num_threads(int(sys.argv[2]))
-pipeline = StableDiffusionXLPipeline.from_pretrained(sys.argv[3], add_watermarker=False)
+def run_and_die(pipeline: Any, data: PreferenceData, folder: Path, last: int, **changes: Any) -> int:
+    """Train in a process that gets SIGKILL after a step; what it ended with."""
 
-def on_step(step, terms):
-    if step == int(sys.argv[4]):
-        os.kill(os.getpid(), signal.SIGKILL)
+    def die(step: int, terms: dict[str, float]) -> None:
+        if step == last:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-train_preferences(
-    pipeline.unet, pipeline.scheduler, PreferenceData(**torch.load(work / "data.pt")),
-    TrainingConfig.model_validate_json((work / "config.json").read_text()), work / "run",
-    time_ids=torch.tensor([[64.0, 64, 0, 0, 64, 64]]), runtime=RuntimeConfig(device="cpu", trackers=()),
-    on_step=on_step,
-)
-"""
+    child = os.fork()
+    if child == 0:
+        try:
+            run(pipeline, data, folder, die, **changes)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.parametrize(
@@ -82,6 +72,7 @@ def test_a_finished_run_is_not_run_again(
     assert same_weights(first.unet, again.unet)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize(
     ("last", "changes"),
     [
@@ -92,20 +83,13 @@ def test_a_finished_run_is_not_run_again(
     ids=str,
 )
 def test_kill_9_and_resume_changes_no_bit(
-    tiny_pipeline_folder: Path,
     make_pipeline: Callable[[], Any],
     data: PreferenceData,
     tmp_path: Path,
     last: int,
     changes: dict[str, Any],
 ) -> None:
-    torch.save(asdict(data), tmp_path / "data.pt")
-    (tmp_path / "config.json").write_text(changed(**changes).model_dump_json())
-    threads = str(torch.get_num_threads())
-    command = [sys.executable, "-c", KILLED, str(tmp_path), threads, str(tiny_pipeline_folder), str(last)]
-    repository = Path(__file__).parents[2]
-    killed = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False, timeout=280)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert run_and_die(make_pipeline(), data, tmp_path / "run", last, **changes) == -signal.SIGKILL
     # what a kill in the middle of a write leaves behind
     (tmp_path / "run").mkdir(exist_ok=True)
     (tmp_path / "run" / "checkpoint-0000005.partial").write_bytes(b"half a file")

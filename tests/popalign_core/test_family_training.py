@@ -41,14 +41,17 @@ STOCK = {
     "sd3": StableDiffusion3Pipeline,
     "flux-dev": FluxPipeline,
 }
+N_TOKENS = 24
+"""Of a caption: 16 of CLIP, and with SD 3 a few of T5, which would be 256 or 512."""
 SHORT = {"n_steps": 2, "n_pairs": 2, "n_warmup_steps": 0, "learning_rate": 0.01}
 
 
 def sample_data(pipeline: Any) -> PreferenceData:
     """Four latents for each of two prompts, drawn by the model; preferred is the half that leans one way."""
     embeds = embed_prompts(pipeline, ["a nurse", "a pilot", ""], batch_size=3)
-    prompts = PromptEmbeddings(embeds.prompt_embeds[:2], embeds.pooled_prompt_embeds[:2])
-    empty = PromptEmbeddings(embeds.prompt_embeds[2:], embeds.pooled_prompt_embeds[2:])
+    tokens = embeds.prompt_embeds[:, :N_TOKENS]
+    prompts = PromptEmbeddings(tokens[:2], embeds.pooled_prompt_embeds[:2])
+    empty = PromptEmbeddings(tokens[2:], embeds.pooled_prompt_embeds[2:])
     rows = torch.tensor([0, 1]).repeat_interleave(4)
     config = SamplingConfig(n_steps=2, scheduler="euler", guidance_scale=1.0)
     _, latents = sample_images(pipeline, prompts, empty, rows.tolist(), range(8), config)

@@ -15,7 +15,7 @@ from popalign_core.synthetic.page import build_page
 @pytest.fixture(scope="module")
 def short() -> dict[str, Outcome]:
     settings = (Setting("sft"), Setting(normaliser="batch"), Setting())
-    return {setting.name: train(setting, 0, n_steps=1500) for setting in settings}
+    return {setting.name: train(setting, 0, n_steps=1000) for setting in settings}
 
 
 def test_the_reference_is_a_density_with_the_papers_masses() -> None:
@@ -60,7 +60,7 @@ def test_without_normaliser_g1_and_g3_are_evened_out_and_g2_is_kept(short: dict[
 
 @pytest.mark.parametrize("beta", [2.0, 4.0])
 def test_training_ends_where_the_theory_says(beta: float) -> None:
-    found = train(Setting(beta=beta), 0, n_steps=1500).history[-1][1:]
+    found = train(Setting(beta=beta), 0, n_steps=500).history[-1][1:]
     assert found == pytest.approx(expected_masses(beta), abs=0.03)
 
 

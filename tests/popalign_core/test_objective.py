@@ -23,7 +23,7 @@ from popalign_core.training.losses import (
 from popalign_core.training.noising import forward_process
 from popalign_core.training.objective import Running, compute_loss
 
-SETTINGS = {"n_pairs": 8, "n_steps": 12, "learning_rate": 2e-3}
+SETTINGS = {"n_pairs": 8, "n_steps": 12, "learning_rate": 2e-3, "checkpoint_every": 12}
 
 
 def config(**changes: Any) -> TrainingConfig:

@@ -38,7 +38,7 @@ def load(folder: Path) -> Any:
 def test_learns_the_preference(
     tiny_pipeline: Any, make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
 ) -> None:
-    log = run(tiny_pipeline, data, tmp_path, n_steps=16, learning_rate=2e-3)
+    log = run(tiny_pipeline, data, tmp_path, n_steps=16, learning_rate=2e-3, checkpoint_every=16)
     assert {row["name"] for row in log} == LOG_NAMES
     assert [row["step"] for row in log if row["name"] == "loss"] == list(range(1, 17))
     loss, accuracy = values(log, "loss"), values(log, "implicit_accuracy")
@@ -71,7 +71,7 @@ def test_sft_trains_without_a_reference(
     before = {name: weight.clone() for name, weight in tiny_pipeline.unet.state_dict().items()}
     batch = draw(tiny_pipeline, data, objective="sft")
     base = errors(tiny_pipeline, batch).mean()
-    log = run(tiny_pipeline, data, tmp_path, objective="sft", n_steps=10, learning_rate=2e-3)
+    log = run(tiny_pipeline, data, tmp_path, objective="sft", n_steps=10, learning_rate=2e-3, checkpoint_every=10)
     assert float(errors(tiny_pipeline, batch).mean()) < 0.8 * float(base)
     assert {row["name"] for row in log} == {"loss", "policy_mse_preferred", "grad_norm", "learning_rate"}
     after = tiny_pipeline.unet.state_dict()
@@ -104,7 +104,8 @@ def test_sft_leaves_the_reference_steadily(
             moved = ((weight - start[name]).square().sum() for name, weight in tiny_pipeline.unet.named_parameters())
             distances.append(float(torch.stack(list(moved)).sum().sqrt()))
 
-    run(tiny_pipeline, data, tmp_path, measure, objective="sft", n_steps=50, learning_rate=1e-4, n_warmup_steps=0)
+    settings = {"objective": "sft", "n_steps": 50, "learning_rate": 1e-4, "n_warmup_steps": 0, "checkpoint_every": 50}
+    run(tiny_pipeline, data, tmp_path, measure, **settings)
     assert distances[0] > 0
     assert all(after > before for before, after in itertools.pairwise(distances))
 

@@ -89,7 +89,7 @@ def test_schedules() -> None:
 def test_other_optimisers_learn_and_resume(
     make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path, optimizer: str
 ) -> None:
-    settings = {"optimizer": optimizer, "n_steps": 12, "learning_rate": 2e-3}
+    settings = {"optimizer": optimizer, "n_steps": 12, "learning_rate": 2e-3, "checkpoint_every": 6}
     whole, resumed = make_pipeline(), make_pipeline()
     log = run(whole, data, tmp_path / "whole", **settings)
     assert sum(values(log, "loss")[-3:]) < sum(values(log, "loss")[:3])
@@ -155,7 +155,8 @@ def test_automatic_beta_starts_at_order_one(
     make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path
 ) -> None:
     first, second = make_pipeline(), make_pipeline()
-    log = run(first, data, tmp_path / "auto", beta="auto", n_steps=12, n_warmup_steps=0, normaliser="zero")
+    settings = {"n_steps": 12, "n_warmup_steps": 0, "normaliser": "zero", "checkpoint_every": 12}
+    log = run(first, data, tmp_path / "auto", beta="auto", **settings)
     betas = values(log, "beta")
     assert len(set(betas)) == 1
     spread = values(log, "g_spread")
@@ -164,12 +165,15 @@ def test_automatic_beta_starts_at_order_one(
     assert values(log, "loss")[0] == pytest.approx(math.log(2), abs=1e-6)
     assert 0.2 < betas[0] * spread[10] < 5
     # found once, from the same steps: a run with that number is the same run
-    again = run(second, data, tmp_path / "given", beta=betas[0], n_steps=12, n_warmup_steps=0, normaliser="zero")
+    again = run(second, data, tmp_path / "given", beta=betas[0], **settings)
     assert values(again, "loss") == values(log, "loss")
     assert same_weights(first.unet, second.unet)
 
 
-def test_automatic_beta_survives_a_stop(make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path) -> None:
+def test_automatic_beta_survives_a_stop(
+    make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "N_CALIBRATION", 3)
     whole, resumed = make_pipeline(), make_pipeline()
     log = run(whole, data, tmp_path / "whole", beta="auto")
     for last in (1, 3):  # before and after the first checkpoint
@@ -238,7 +242,8 @@ def test_stops_when_the_population_is_fair(
 
 def test_stops_when_quality_falls(tiny_pipeline: Any, data: PreferenceData, tmp_path: Path) -> None:
     probe = FakePopulation([(0.6, 80), (0.5, 79), (0.5, 77.5), (0.5, 60)])
-    log = run(tiny_pipeline, data, tmp_path, probe=probe, n_steps=20, look=ProbeConfig(every=3, stop_clip_drop=0.03))
+    look = ProbeConfig(every=3, stop_clip_drop=0.03)
+    log = run(tiny_pipeline, data, tmp_path, probe=probe, n_steps=20, look=look, checkpoint_every=20)
     assert values(log, "probe/clip_score") == [80, 79, 77.5]
     assert max(row["step"] for row in log) == 6
 
@@ -311,6 +316,7 @@ def test_calibration_learns(tiny_pipeline: Any, data: PreferenceData, tmp_path: 
     # class 1 is what the preferred images show, and the reference hardly draws it
     seen = replace(data, classes=data.preferred.long(), target=torch.tensor([0.5, 0.5]))
     settings = {"objective": "cgm-relax", "pairs_per_set": 4, "n_pairs": 8, "n_steps": 16, "kl_weight": 0.0, "beta": 3}
+    settings |= {"checkpoint_every": 16}
     losses = values(run(tiny_pipeline, seen, tmp_path, **settings), "loss")
     # priors (3.5, .5) / 4: the reference's distance from (.5, .5) is 2 * .375 ** 2
     assert losses[0] == pytest.approx(2 * 0.375**2, rel=1e-4)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import pytest
 from popalign_core.errors import StoreError
 from storage.store import ArtifactRef, Build, Store
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER = """
 import os, signal, sys, time
 import pandas as pd
@@ -63,6 +66,15 @@ def drawn(log: Path) -> list[int]:
     return [int(line) for line in log.read_text(encoding="utf-8").split()]
 
 
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Of a build that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("calm")
+    store = Store(str(folder / "store"))
+    subprocess.run([sys.executable, "-c", WORKER, store.root, folder / "log", "plain"], cwd=REPOSITORY, check=True)
+    return store
+
+
 @pytest.mark.parametrize(
     ("mode", "expected"),
     [
@@ -72,7 +84,7 @@ def drawn(log: Path) -> list[int]:
     ],
 )
 def test_a_killed_build_goes_on(
-    spawn: Any, store: Store, ref: ArtifactRef, log: Path, mode: str, expected: list[int], tmp_path: Path
+    spawn: Any, store: Store, calm: Store, ref: ArtifactRef, log: Path, mode: str, expected: list[int]
 ) -> None:
     assert run(spawn, store, log, mode) == (-signal.SIGKILL, "building")
     assert not store.is_published(ref)
@@ -81,8 +93,6 @@ def test_a_killed_build_goes_on(
     assert store.read_table(ref, "scores")["value"].tolist() == [0.0, 1.0, 2.0, 3.0]
     assert store.verify() == []
 
-    calm = Store(str(tmp_path / "calm"))
-    run(spawn, calm, tmp_path / "calm-log", "plain")
     files = sorted(calm.localize(ref).iterdir())
     assert [(path.name, path.read_bytes()) for path in files] == [
         (path.name, path.read_bytes()) for path in sorted(store.localize(ref).iterdir())

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from chessboards import lit
 from onnx_files import write_colour_network
 from PIL import Image
 from readers import CornerReader, seen_gpu
@@ -21,7 +22,7 @@ from popalign_core.config import AttributesConfig, Axis, PipelineConfig, Runtime
 from popalign_core.errors import InputError
 from storage.store import ArtifactRef
 from tasks import measuring
-from tasks.attributes import count_drops, read_attributes, request
+from tasks.attributes import count_drops, read_attributes
 from tasks.benchmarks import add_benchmarks
 from tasks.evaluate import evaluate_system
 from tasks.identities import add_identities
@@ -132,13 +133,6 @@ def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
     return sink.getvalue()
 
 
-def lit(height: int, width: int, side: str) -> np.ndarray:
-    """A dark grey picture, lighter in its upper left or upper right quarter."""
-    pixels = np.full((height, width), 9, np.uint8)
-    pixels[: height // 2, slice(width // 2) if side == "left" else slice(width // 2, width)] = 20
-    return pixels
-
-
 def publish_images(runtime: RuntimeConfig, prompt_id: str, pictures: dict[str, bytes]) -> ArtifactRef:
     """An artifact with a picture an id, in shards of two, whatever the bytes are."""
     store, ref = open_store(runtime), ArtifactRef("sample", "sample-v1-odd")
@@ -159,7 +153,7 @@ def test_odd_pictures_never_stop_a_shard(tiny_config: PipelineConfig, tiny_runti
     )
     table = open_store(tiny_runtime).read_table(prompts, "prompts")
     prompt_id = table.loc[table["kind"] == "neutral", "prompt_id"].iloc[0]
-    good = np.repeat(lit(8, 8, "left")[..., None], 3, axis=2)
+    good = lit(np.full((8, 8, 3), 9, np.uint8), "male")
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, format="PNG")
     noise = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), "JPEG")
@@ -170,10 +164,10 @@ def test_odd_pictures_never_stop_a_shard(tiny_config: PipelineConfig, tiny_runti
             "good": encoded(good),
             "empty": b"",
             "truncated": noise[:200],
-            "wide": encoded(np.repeat(lit(8, 33, "right")[..., None], 3, axis=2)),
+            "wide": encoded(lit(np.full((8, 33, 3), 9, np.uint8), "female")),
             "bomb": bomb.getvalue(),
-            "grey": encoded(lit(9, 9, "left")),
-            "sixteen": encoded(lit(9, 9, "right").astype(np.uint16) * 257),
+            "grey": encoded(lit(np.full((9, 9), 11, np.uint8), "male")),
+            "sixteen": encoded(lit(np.full((9, 9), 20, np.uint8), "female").astype(np.uint16) * 257),
         },
     )
     ref = read_attributes(prompts, sample, config=tiny_config, runtime=tiny_runtime)
@@ -189,7 +183,6 @@ def test_odd_pictures_never_stop_a_shard(tiny_config: PipelineConfig, tiny_runti
         "grey": None,
         "sixteen": None,
     }
-    # as the pictures are lit: upper left, upper right
     assert rows.loc[["good", "wide", "grey", "sixteen"], "class"].tolist() == ["male", "female", "male", "female"]
     drops = store.read_table(ref, "drops")
     assert dict(zip(drops["reason"], drops["n"], strict=True)) == {"too large image": 1, "undecodable image": 2}
@@ -208,13 +201,13 @@ def test_keys_of_before_stay_and_new_settings_change_them(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     """Another key here means that everybody's artifacts are made again."""
-    store, asked = open_store(tiny_runtime), request(tiny_config, prompts=P, sample=S)
-    assert set(asked.config["attributes"]) == {
+    store, asked = open_store(tiny_runtime), read_attributes.request(tiny_config, prompts=P, sample=S)
+    assert set(asked.payload["config"]["attributes"]) == {
         "classifier", "detector_backend", "min_face_score", "min_face_share", "min_probability",
     }  # fmt: skip
-    assert asked.config["classifier"] == "pixel-sum@1"
+    assert asked.payload["config"]["classifier"] == "pixel-sum@1"
     keys = {
-        reference(store, request(with_attributes(tiny_config, **changes), prompts=P, sample=S)).key
+        reference(store, read_attributes.request(with_attributes(tiny_config, **changes), prompts=P, sample=S)).key
         for changes in (
             {},
             {"several_faces": "largest"},

@@ -10,7 +10,7 @@ from popalign_core.config import PipelineConfig, PromptsConfig, RuntimeConfig
 from popalign_core.errors import InputError
 from popalign_core.presets import preset
 from storage.store import ArtifactRef
-from tasks.benchmarks import add_benchmarks, request
+from tasks.benchmarks import add_benchmarks
 from tasks.identities import add_identities
 from tasks.prompts import write_prompts
 from tasks.stage import open_store, reference
@@ -113,7 +113,7 @@ def test_a_benchmark_of_which_nothing_is_left_is_an_error(tmp_path: Path, runtim
 
 def test_without_named_benchmarks_the_prompts_are_the_answer(runtime: RuntimeConfig) -> None:
     plain = config(eval_subjects=["judge"])
-    assert request(plain, prompts=P) == P
+    assert add_benchmarks.request(plain, prompts=P) == P
     prompts = write_prompts(config=plain, runtime=runtime)
     assert add_benchmarks(prompts, config=plain, runtime=runtime) == prompts
 
@@ -125,7 +125,7 @@ def test_benchmarks_count_by_their_prompts(tmp_path: Path) -> None:
     def key(**more: Any) -> str:
         benchmark = {"list": str(tmp_path / "p.txt"), "kind": "neutral"} | more
         asked = config(eval_subjects=["judge"], benchmarks={"things": benchmark})
-        return reference(store, request(asked, prompts=P)).key
+        return reference(store, add_benchmarks.request(asked, prompts=P)).key
 
     assert key() == key(n_images=9) == key(n_prompts=2)
     others: tuple[dict[str, Any], ...] = ({"n_prompts": 1}, {"carrier": "{}!"}, {"kind": "generic"}, {"axes": ["race"]})

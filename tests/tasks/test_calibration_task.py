@@ -1,5 +1,6 @@
 """Stage calibration: from the tiny pipeline's own prompts, from people, and on into the metrics."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,22 @@ import pytest
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError, MissingWeightsError
 from storage.store import ArtifactRef
-from tasks import calibration
-from tasks.attributes import read_attributes
 from tasks.calibration import calibrate_classifier
 from tasks.evaluate import evaluate_system
-from tasks.identities import add_identities
-from tasks.prompts import write_prompts
-from tasks.sample import sample_images
 from tasks.scores import score_images
 from tasks.stage import open_store
 
 
-def measured(config: PipelineConfig, runtime: RuntimeConfig) -> dict[str, ArtifactRef]:
-    both: dict[str, Any] = {"config": config, "runtime": runtime}
-    prompts = add_identities(write_prompts(**both), **both)
-    sample = sample_images(prompts, purpose="evaluation", **both)
-    return {"prompts": prompts, "sample": sample, "attributes": read_attributes(prompts, sample, **both)}
+@pytest.fixture
+def refs(give_artifacts: Callable[[str], dict[str, ArtifactRef]]) -> dict[str, ArtifactRef]:
+    found = give_artifacts("attributes-eval:base")
+    nodes = {"prompts": "identities", "sample": "sample-eval:base", "attributes": "attributes-eval:base"}
+    return {name: found[node] for name, node in nodes.items()}
 
 
-def test_the_matrix_is_counted_published_and_used(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
-    refs = measured(tiny_config, tiny_runtime)
+def test_the_matrix_is_counted_published_and_used(
+    refs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
     both: dict[str, Any] = {"config": tiny_config, "runtime": tiny_runtime}
     ref = calibrate_classifier(**refs, **both)
     store = open_store(tiny_runtime)
@@ -50,9 +47,8 @@ def test_the_matrix_is_counted_published_and_used(tiny_config: PipelineConfig, t
 
 
 def test_people_s_labels_count_by_content(
-    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
+    refs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
 ) -> None:
-    refs = measured(tiny_config, tiny_runtime)
     store = open_store(tiny_runtime)
     read = store.read_table(refs["attributes"], "attributes")
     read = read[read["class"].notna()]
@@ -62,7 +58,7 @@ def test_people_s_labels_count_by_content(
     for name in ("one.csv", "two.csv"):
         said.to_csv(tmp_path / name, index=False)
     keys = [
-        calibration.request(tiny_config, **refs, labels=labels)
+        calibrate_classifier.request(tiny_config, **refs, labels=labels)
         for labels in (None, str(tmp_path / "one.csv"), str(tmp_path / "two.csv"))
     ]
     assert keys[0] != keys[1]
@@ -72,13 +68,12 @@ def test_people_s_labels_count_by_content(
     wrong = table[(table["true_class"] != table["read_class"]) & (table["read_class"] != "")]
     assert (table["n"].sum(), wrong["n"].sum()) == (len(said), 1)
     with pytest.raises(MissingWeightsError, match="there is nothing at"):
-        calibration.request(tiny_config, **refs, labels=str(tmp_path / "gone.csv"))
+        calibrate_classifier.request(tiny_config, **refs, labels=str(tmp_path / "gone.csv"))
 
 
 def test_a_calibration_of_another_classifier_is_refused(
-    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+    refs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
-    refs = measured(tiny_config, tiny_runtime)
     both: dict[str, Any] = {"config": tiny_config, "runtime": tiny_runtime}
     store, other = open_store(tiny_runtime), ArtifactRef("calibration", "calibration-v1-other")
     table = store.read_table(calibrate_classifier(**refs, **both), "calibration")
@@ -89,8 +84,9 @@ def test_a_calibration_of_another_classifier_is_refused(
         evaluate_system(**refs, scores=scores, system="base", calibration=other, **both)
 
 
-def test_nothing_labelled_is_said(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path) -> None:
-    refs = measured(tiny_config, tiny_runtime)
+def test_nothing_labelled_is_said(
+    refs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
+) -> None:
     pd.DataFrame({"image_id": ["elsewhere"], "axis": ["gender"], "class": ["male"]}).to_csv(tmp_path / "l.csv")
     with pytest.raises(InputError, match="of 0 labels 0 are of images that were not read; calibrate with"):
         calibrate_classifier(**refs, labels=str(tmp_path / "l.csv"), config=tiny_config, runtime=tiny_runtime)

@@ -1,6 +1,8 @@
 """Preferences for other programs: Pick-a-Pic's pairs come back through the import, sets through HF `datasets`."""
 
 import io
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +32,16 @@ def config(tiny_config: PipelineConfig) -> PipelineConfig:
 
 
 @pytest.fixture
-def made(config: PipelineConfig, tiny_runtime: RuntimeConfig) -> ArtifactRef:
-    """Every stage up to the sets, for real."""
+def made(
+    config: PipelineConfig, tiny_runtime: RuntimeConfig, make_once: Callable[[str, Callable[[Path], None]], Path]
+) -> ArtifactRef:
+    """Every stage up to the sets, for real; made once, and a copy for each test."""
+
+    def fill(folder: Path) -> None:
+        elsewhere = tiny_runtime.model_copy(update={"root": str(folder / "store")})
+        run_stage("preferences", config, elsewhere, call=call_directly())
+
+    shutil.copytree(make_once("larger-sets", fill) / "store", tiny_runtime.root)
     return run_stage("preferences", config, tiny_runtime, call=call_directly())
 
 
@@ -80,7 +90,7 @@ def test_what_was_exported_as_pairs_is_imported_again(
     made: ArtifactRef, config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
 ) -> None:
     n_rows = export_preferences(made.key, tmp_path / "pairs", "pickapic", runtime=tiny_runtime)
-    ref = import_pairs(sorted((tmp_path / "pairs").iterdir()), config=config, runtime=tiny_runtime)
+    ref = import_pairs(files=sorted((tmp_path / "pairs").iterdir()), config=config, runtime=tiny_runtime)
     store = open_store(tiny_runtime)
     assert store.manifest(ref).counts["pairs"] == n_rows
     assert store.read_table(ref, "drops").empty

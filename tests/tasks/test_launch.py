@@ -15,27 +15,29 @@ import pandas as pd
 import pytest
 import torch
 
-from flows.graph import call_directly, needed_for, run_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, TrainingError
 from popalign_core.sampling.models import load_pipeline
 from popalign_core.training.checkpoint import list_checkpoints
+from storage.store import ArtifactRef
 from tasks.launch import describe_job, launch_command, launch_training
 from tasks.stage import no_progress, open_store
 from tasks.training_inputs import TrainingRefs, run_training
+from tasks.training_view import TrainView
 
 
 @pytest.fixture
-def refs(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> TrainingRefs:
-    found = run_steps(needed_for("preferences"), tiny_config, tiny_runtime, call_directly())
+def refs(give_artifacts: Callable[[str], dict[str, ArtifactRef]]) -> TrainingRefs:
+    found = give_artifacts("preferences")
     return TrainingRefs(found["preferences"], found["sample"], found["identities"], found["attributes"])
 
 
-def training(config: PipelineConfig, **changes: Any) -> PipelineConfig:
+def training(config: PipelineConfig, **changes: Any) -> TrainView:
     settings = config.training.model_copy(
         update={"learning_rate": 1e-3, "n_steps": 6, "checkpoint_every": 2, **changes}
     )
-    return config.model_copy(update={"training": settings})
+    refs = {"attributes": ArtifactRef("attributes", "read")}
+    return TrainView.of(config.model_copy(update={"training": settings}), refs)
 
 
 def weights(denoiser: Any) -> dict[str, torch.Tensor]:
@@ -49,27 +51,28 @@ def as_table(log: list[dict[str, Any]]) -> pd.DataFrame:
 DRIVER = """
 import json, sys
 from pathlib import Path
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config import RuntimeConfig
 from popalign_core.errors import PopAlignError
 from storage.store import ArtifactRef
 from tasks.launch import launch_training
 from tasks.training_inputs import TrainingRefs
+from tasks.training_view import TrainView
 
 said = json.loads(Path(sys.argv[1]).read_text())
 refs = TrainingRefs(**{name: ArtifactRef(**ref) for name, ref in said["refs"].items() if ref})
-config, runtime = PipelineConfig.model_validate(said["config"]), RuntimeConfig.model_validate(said["runtime"])
+view, runtime = TrainView.model_validate(said["view"]), RuntimeConfig.model_validate(said["runtime"])
 try:
-    launch_training(refs, config, runtime, Path(said["work"]), lambda step, total: print(step, flush=True))
+    launch_training(refs, view, runtime, Path(said["work"]), lambda step, total: print(step, flush=True))
 except PopAlignError as error:
     print(error)
     sys.exit(error.exit_code)
 """
 
 
-def drive(refs: TrainingRefs, config: PipelineConfig, runtime: RuntimeConfig, work: Path) -> subprocess.Popen[str]:
+def drive(refs: TrainingRefs, view: TrainView, runtime: RuntimeConfig, work: Path) -> subprocess.Popen[str]:
     """The task in a process of its own, as a worker runs it."""
     job = work.with_suffix(".json")
-    job.write_text(json.dumps(describe_job(refs, config, runtime, work)))
+    job.write_text(json.dumps(describe_job(refs, view, runtime, work)))
     return subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(job)], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
     )

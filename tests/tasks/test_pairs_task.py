@@ -21,8 +21,8 @@ from popalign_core.sampling.models import load_pipeline
 from popalign_core.training import objective
 from storage.foreign import RowFile
 from storage.images import encode_png
-from storage.pairs import open_pairs
-from tasks.pairs import find_pairs, import_pairs, request
+from tasks.encoding import EncodingView
+from tasks.pairs import find_pairs, import_pairs
 from tasks.stage import open_store, reference
 from tasks.tables import NO_SEED
 from tasks.tensors import read_embeddings
@@ -69,7 +69,7 @@ def test_the_preferred_latents_decode_to_the_bright_pictures(
     file: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     config = on_portraits(tiny_config)
-    ref = import_pairs([file], config=config, runtime=tiny_runtime)
+    ref = import_pairs(files=[file], config=config, runtime=tiny_runtime)
     data = read_preferences(open_store(tiny_runtime), TrainingRefs(ref, ref, ref), config.axes)
     vae = load_pipeline(config.model, device=torch.device("cpu")).vae
     levels = codec.decode_latents(vae, data.latents[torch.arange(20)]).mean(axis=(1, 2, 3))
@@ -91,7 +91,7 @@ def test_the_models_own_pictures_come_back_to_its_own_latents(
     sampling = config.sampling.model_copy(update={"n_steps": 8})
     pixels, latents = engine.sample_images(pipeline, doctor, empty, [0, 0], [1, 2], sampling)
     rows = [row([encode_png(each) for each in pixels], 0.0, "a photo of a doctor")]
-    ref = import_pairs([write_pairs(tmp_path / "own.parquet", rows)], config=config, runtime=tiny_runtime)
+    ref = import_pairs(files=[write_pairs(tmp_path / "own.parquet", rows)], config=config, runtime=tiny_runtime)
     data = read_preferences(open_store(tiny_runtime), TrainingRefs(ref, ref, ref), config.axes)
     assert data.preferred.tolist() == [False, True]
     imported = data.latents[torch.arange(2)]
@@ -106,7 +106,7 @@ def test_the_models_own_pictures_come_back_to_its_own_latents(
 def test_one_artifact_holds_prompts_sample_and_preferences(
     file: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
-    ref = import_pairs([file], config=tiny_config, runtime=tiny_runtime)
+    ref = import_pairs(files=[file], config=tiny_config, runtime=tiny_runtime)
     store = open_store(tiny_runtime)
     prompts, images = store.read_table(ref, "prompts"), store.read_table(ref, "images")
     assert prompts["text"].tolist() == [f"a photo of number {number}" for number in range(3)]
@@ -135,7 +135,7 @@ def test_one_artifact_holds_prompts_sample_and_preferences(
 def test_nothing_is_dropped_without_a_reason(
     file: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
-    ref = import_pairs([file], config=tiny_config, runtime=tiny_runtime)
+    ref = import_pairs(files=[file], config=tiny_config, runtime=tiny_runtime)
     store = open_store(tiny_runtime)
     drops = store.read_table(ref, "drops")
     assert set(drops["stage"]) == {"pairs"}
@@ -151,9 +151,9 @@ def test_no_usable_pair_is_an_error_that_says_why(
     ties = [row((picture(BRIGHT), picture(DARK)), 0.5, "a tie")] * 3
     message = r"\[pairs/pairs-v1-.*\] none of the 3 comparison\(s\) can be used: {'tie': 3}; a preference needs label_0"
     with pytest.raises(InputError, match=message):
-        import_pairs([write_pairs(tmp_path / "ties.parquet", ties)], config=tiny_config, runtime=tiny_runtime)
+        import_pairs(files=[write_pairs(tmp_path / "ties.parquet", ties)], config=tiny_config, runtime=tiny_runtime)
     with pytest.raises(InputError, match=r"none of the 0 comparison\(s\) can be used"):
-        import_pairs([write_pairs(tmp_path / "none.parquet", [])], config=tiny_config, runtime=tiny_runtime)
+        import_pairs(files=[write_pairs(tmp_path / "none.parquet", [])], config=tiny_config, runtime=tiny_runtime)
 
 
 def test_a_shard_without_a_usable_pair_does_no_harm(
@@ -161,7 +161,7 @@ def test_a_shard_without_a_usable_pair_does_no_harm(
 ) -> None:
     ties = [row((picture(BRIGHT), picture(DARK)), 0.5, "a tie")] * 4
     path = write_pairs(tmp_path / "pairs.parquet", [*ties, *ten_pairs()[:3]])
-    ref = import_pairs([path], config=tiny_config, runtime=tiny_runtime)
+    ref = import_pairs(files=[path], config=tiny_config, runtime=tiny_runtime)
     images = open_store(tiny_runtime).read_table(ref, "images")
     assert images["latents_file"].tolist() == ["latents-00001.safetensors"] * 6
 
@@ -170,7 +170,7 @@ def test_the_key_depends_on_content_model_and_size_alone(
     file: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
 ) -> None:
     def key(config: PipelineConfig, *paths: Path) -> str:
-        return reference(open_store(tiny_runtime), request(config, open_pairs(paths))).key
+        return reference(open_store(tiny_runtime), import_pairs.request(config, files=list(paths))).key
 
     other = write_pairs(tmp_path / "other.parquet", ten_pairs()[:4])
     (tmp_path / "elsewhere").mkdir()
@@ -194,21 +194,21 @@ def test_a_stopped_import_redoes_no_finished_shard_and_ends_the_same(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        import_pairs([file], config=tiny_config, runtime=tiny_runtime, on_progress=stop)
+        import_pairs(files=[file], config=tiny_config, runtime=tiny_runtime, on_progress=stop)
     assert encoded == [4, 4, 2, 4]  # two shards, and half of the third
     encoded.clear()
     seen: list[tuple[int, int]] = []
     ref = import_pairs(
-        [file], config=tiny_config, runtime=tiny_runtime, on_progress=lambda *progress: seen.append(progress)
+        files=[file], config=tiny_config, runtime=tiny_runtime, on_progress=lambda *progress: seen.append(progress)
     )
     assert seen == [(8, 16), *((done, 16) for done in range(9, 17))]
     assert encoded == [4, 4, 2]
     encoded.clear()
-    assert import_pairs([file], config=tiny_config, runtime=tiny_runtime) == ref
+    assert import_pairs(files=[file], config=tiny_config, runtime=tiny_runtime) == ref
     assert encoded == []
 
     whole = tiny_runtime.model_copy(update={"root": str(tmp_path / "undisturbed")})
-    assert import_pairs([file], config=tiny_config, runtime=whole) == ref
+    assert import_pairs(files=[file], config=tiny_config, runtime=whole) == ref
     ours, theirs = (Path(open_store(runtime).localize(ref)) for runtime in (tiny_runtime, whole))
     names = {path.name for path in ours.iterdir()}
     assert names == {path.name for path in theirs.iterdir()}
@@ -219,8 +219,8 @@ def test_shards_and_batches_change_nothing(
     file: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
 ) -> None:
     other = tiny_runtime.model_copy(update={"root": str(tmp_path / "other"), "shard_size": 1, "batch_size": 1})
-    ref = import_pairs([file], config=tiny_config, runtime=tiny_runtime)
-    assert import_pairs([file], config=tiny_config, runtime=other) == ref
+    ref = import_pairs(files=[file], config=tiny_config, runtime=tiny_runtime)
+    assert import_pairs(files=[file], config=tiny_config, runtime=other) == ref
     one, two = (open_store(runtime) for runtime in (tiny_runtime, other))
     for name in ("prompts", "preferences", "drops"):
         pd.testing.assert_frame_equal(one.read_table(ref, name), two.read_table(ref, name))
@@ -239,7 +239,7 @@ def test_diffusion_dpo_trains_on_imported_pairs(
     file: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, lora_rank: int
 ) -> None:
     config = dpo(tiny_config, lora_rank=lora_rank)
-    pairs = import_pairs([file], config=config, runtime=tiny_runtime)
+    pairs = import_pairs(files=[file], config=config, runtime=tiny_runtime)
     ref = train_model(preferences=pairs, sample=pairs, prompts=pairs, config=config, runtime=tiny_runtime)
     store = open_store(tiny_runtime)
     log = store.read_table(ref, "training_log")
@@ -267,7 +267,7 @@ def test_flux_dev_trains_at_the_guidance_scale_that_it_samples_with(
     config = dpo(tiny_config, lora_rank=2, n_steps=1).model_copy(
         update={"model": ModelConfig(name=str(tmp_path / "flux")), "sampling": SamplingConfig(guidance_scale=3.5)}
     )
-    pairs = import_pairs([file], config=config, runtime=tiny_runtime)
+    pairs = import_pairs(files=[file], config=config, runtime=tiny_runtime)
     train_model(preferences=pairs, sample=pairs, prompts=pairs, config=config, runtime=tiny_runtime)
     assert set(told) == {3.5}
     store = open_store(tiny_runtime)
@@ -282,7 +282,7 @@ def test_pairs_are_found_by_their_key_if_they_fit_the_model(
     store = open_store(tiny_runtime)
     with pytest.raises(InputError, match=r"no pairs 'pairs-v1-0' in .*, which has none; `popalign import pairs FILE"):
         find_pairs(store, "pairs-v1-0", tiny_config)
-    ref = import_pairs([file], config=tiny_config, runtime=tiny_runtime)
+    ref = import_pairs(files=[file], config=tiny_config, runtime=tiny_runtime)
     assert find_pairs(store, ref.key, tiny_config) == find_pairs(store, str(ref), tiny_config) == ref
     with pytest.raises(InputError, match=f"which has {ref.key};"):
         find_pairs(store, "pairs-v1-0", tiny_config)
@@ -296,5 +296,10 @@ def test_pairs_are_found_by_their_key_if_they_fit_the_model(
 def test_the_key_is_pinned(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     """Another key here means that everybody's imports are made again: bump VERSION and say so in CHANGELOG."""
     config = tiny_config.model_copy(update={"model": ModelConfig(name="owner/name", revision="0a1b")})
-    asked = request(config, [RowFile(tmp, digit * 64, 1) for tmp, digit in ((Path("one"), "0"), (Path("two"), "f"))])
+    asked = import_pairs.ask(
+        EncodingView.of(
+            config, [RowFile(tmp, digit * 64, 1) for tmp, digit in ((Path("one"), "0"), (Path("two"), "f"))]
+        ),
+        {},
+    )
     assert reference(open_store(tiny_runtime), asked).key == "pairs-v1-c186a3fa840514f5369fdcd210d30efc"

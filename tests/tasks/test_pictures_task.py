@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from chessboards import lit
 from pair_files import picture
 from picture_files import Named, write_csv, write_jsonl, write_parquet, write_subfolders
 
@@ -15,13 +16,13 @@ from popalign_core import pictures
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError
 from popalign_core.pictures import fit_picture
-from storage.images import decode_png
-from storage.pictures import PictureSource, open_pictures
+from storage.images import decode_png, encode_png
+from storage.pictures import PictureSource
 from storage.store import ArtifactRef
 from tasks.attributes import read_attributes
 from tasks.evaluate import evaluate_system
 from tasks.identities import add_identities
-from tasks.pictures import count_prompts, find_imported, import_images, request
+from tasks.pictures import ImportedView, count_prompts, find_imported, import_images
 from tasks.prompts import write_prompts
 from tasks.sample import sample_images
 from tasks.scores import score_images
@@ -52,7 +53,14 @@ def rows(evaluated: pd.DataFrame) -> list[Named]:
         if turn < N_IMAGES[kind]
     ]
     texts.sort(key=lambda found: found[1])
-    return [(text, picture(40 + 7 * seed, seed=seed, kind="PNG")) for seed, (text, _) in enumerate(texts)]
+    return [(text, wide_picture(seed)) for seed, (text, _) in enumerate(texts)]
+
+
+def wide_picture(seed: int) -> bytes:
+    """80 x 64 px, whose middle is a man's or a woman's picture."""
+    pixels = decode_png(picture(40 + 7 * seed, seed=seed, kind="PNG")).copy()
+    pixels[:, 8:72] = lit(pixels[:, 8:72], ("male", "female")[seed // 3 % 2])
+    return encode_png(pixels)
 
 
 @pytest.fixture
@@ -102,7 +110,7 @@ def test_imported_pictures_are_measured_like_a_sample(
         "parquet": lambda: write_parquet(tmp_path / "rows.parquet", rows),
     }[form]()
     both = {"config": tiny_config, "runtime": tiny_runtime}
-    ref = import_images(prompts, [source], **both)
+    ref = import_images(prompts, sources=[source], **both)
     store = open_store(tiny_runtime)
     images = store.read_table(ref, "images")
     assert len(images) == images["image_id"].nunique() == 24
@@ -135,7 +143,7 @@ def test_a_samples_own_pictures_have_the_samples_metrics(
     drawn = store.read_table(sample, "images")
     path = tmp_path / "drawn.parquet"
     drawn[["prompt_id", "image"]].to_parquet(path)
-    imported = import_images(prompts, [path], **both)
+    imported = import_images(prompts, sources=[path], **both)
     values = []
     for images in (sample, imported):
         faces, marks = read_attributes(prompts, images, **both), score_images(prompts, images, **both)
@@ -157,7 +165,9 @@ def test_pictures_of_a_few_prompts_will_do(
 ) -> None:
     chosen = evaluated.loc[evaluated["kind"] == kind, "text"].tolist()
     both = {"config": tiny_config, "runtime": tiny_runtime}
-    ref = import_images(prompts, [write_csv(tmp_path / "csv", [row for row in rows if row[0] in chosen])], **both)
+    ref = import_images(
+        prompts, sources=[write_csv(tmp_path / "csv", [row for row in rows if row[0] in chosen])], **both
+    )
     store = open_store(tiny_runtime)
     assert count_prompts(store, prompts, ref) == (len(chosen), 8)
     faces, marks = read_attributes(prompts, ref, **both), score_images(prompts, ref, **both)
@@ -187,7 +197,7 @@ def test_every_picture_is_kept_or_counted(
         (other, good),  # another prompt may have the same picture
     ]
     path = write_parquet(tmp_path / "rows.parquet", [*rows[:5], *bad, *rows[5:]])
-    ref = import_images(prompts, [path], config=tiny_config, runtime=tiny_runtime)
+    ref = import_images(prompts, sources=[path], config=tiny_config, runtime=tiny_runtime)
     store = open_store(tiny_runtime)
     drops, images = store.read_table(ref, "drops"), store.read_table(ref, "images")
     assert set(drops["stage"]) == {"imported"}
@@ -206,7 +216,7 @@ def test_a_shard_without_a_usable_picture_does_no_harm(
     torn: list[Named] = [(rows[0][0], b"torn %d" % number) for number in range(8)]
     both = {"config": tiny_config, "runtime": tiny_runtime}
     path = write_parquet(tmp_path / "rows.parquet", [*rows[:8], *torn, *rows[8:]])
-    ref, store = import_images(prompts, [path], **both), open_store(tiny_runtime)
+    ref, store = import_images(prompts, sources=[path], **both), open_store(tiny_runtime)
     assert [len(shard) for shard in store.iter_table(ref, "images")] == [8, 0, 8, 8]
     faces, marks = read_attributes(prompts, ref, **both), score_images(prompts, ref, **both)
     metrics = store.read_table(evaluate_system(prompts, ref, faces, marks, system="torn", **both), "metrics")
@@ -224,11 +234,11 @@ def test_no_usable_picture_is_an_error_that_names_both_sides(
     )
     with pytest.raises(InputError, match=message):
         import_images(
-            prompts, [write_parquet(tmp_path / "a.parquet", strange)], config=tiny_config, runtime=tiny_runtime
+            prompts, sources=[write_parquet(tmp_path / "a.parquet", strange)], config=tiny_config, runtime=tiny_runtime
         )
     torn = write_parquet(tmp_path / "b.parquet", [("a photo of a judge", b"torn")])
     with pytest.raises(InputError, match=r"{'undecodable image': 1}; evaluation prompts are 'a photo of a judge'"):
-        import_images(prompts, [torn], config=tiny_config, runtime=tiny_runtime)
+        import_images(prompts, sources=[torn], config=tiny_config, runtime=tiny_runtime)
 
 
 def test_neither_order_nor_place_changes_key_or_tables(
@@ -240,7 +250,7 @@ def test_neither_order_nor_place_changes_key_or_tables(
     one = [write_csv(tmp_path / "z", rows[6:]), write_parquet(tmp_path / "1.parquet", rows[:6])]
     two = [write_parquet(tmp_path / "9.parquet", rows[:6], group=1), write_jsonl(tmp_path / "a", shuffled)]
     refs = [
-        import_images(prompts, sources, config=tiny_config, runtime=runtime)
+        import_images(prompts, sources=sources, config=tiny_config, runtime=runtime)
         for sources, runtime in ((one, tiny_runtime), (two, other))
     ]
     assert refs[0] == refs[1]
@@ -260,11 +270,11 @@ def test_shards_change_nothing_and_a_second_import_is_a_hit(
     source = write_csv(tmp_path / "csv", rows)
     tables = []
     for runtime in (tiny_runtime, other):
-        ref = import_images(prompts, [source], config=tiny_config, runtime=runtime)
+        ref = import_images(prompts, sources=[source], config=tiny_config, runtime=runtime)
         tables.append(open_store(runtime).read_table(ref, "images"))
     pd.testing.assert_frame_equal(*tables)
     assert len(fitted) == 48
-    import_images(prompts, [source], config=tiny_config, runtime=other)
+    import_images(prompts, sources=[source], config=tiny_config, runtime=other)
     assert len(fitted) == 48
 
 
@@ -285,12 +295,12 @@ def test_a_stopped_import_redoes_no_finished_shard_and_ends_the_same(
     torn = [*rows[:3], (rows[0][0], b"torn"), *rows[3:]]  # the numbers after it hang on what came before
     source = write_csv(tmp_path / "csv", torn) if form == "csv" else write_parquet(tmp_path / "rows.parquet", torn)
     with pytest.raises(KeyboardInterrupt):
-        import_images(prompts, [source], config=tiny_config, runtime=tiny_runtime, on_progress=stop)
+        import_images(prompts, sources=[source], config=tiny_config, runtime=tiny_runtime, on_progress=stop)
     assert len(fitted) == 20  # two shards of 8 and half of the third
     seen: list[tuple[int, int]] = []
     ref = import_images(
         prompts,
-        [source],
+        sources=[source],
         config=tiny_config,
         runtime=tiny_runtime,
         on_progress=lambda *progress: seen.append(progress),
@@ -299,7 +309,7 @@ def test_a_stopped_import_redoes_no_finished_shard_and_ends_the_same(
     assert len(fitted) == 20 + 9
     whole = tiny_runtime.model_copy(update={"root": str(tmp_path / "undisturbed")})
     make_prompts(tiny_config, whole)
-    assert import_images(prompts, [source], config=tiny_config, runtime=whole) == ref
+    assert import_images(prompts, sources=[source], config=tiny_config, runtime=whole) == ref
     assert read_tables(tiny_runtime, ref) == read_tables(whole, ref)
 
 
@@ -317,10 +327,10 @@ def test_a_damaged_shard_alone_is_done_again(
 
     source = write_csv(tmp_path / "csv", rows)
     with pytest.raises(KeyboardInterrupt):
-        import_images(prompts, [source], config=tiny_config, runtime=tiny_runtime, on_progress=stop)
+        import_images(prompts, sources=[source], config=tiny_config, runtime=tiny_runtime, on_progress=stop)
     next(Path(tiny_runtime.root).rglob("images-00000.parquet")).unlink()
     fitted.clear()
-    ref = import_images(prompts, [source], config=tiny_config, runtime=tiny_runtime)
+    ref = import_images(prompts, sources=[source], config=tiny_config, runtime=tiny_runtime)
     assert len(fitted) == 16  # the first shard and the last, which was not marked
     images = open_store(tiny_runtime).read_table(ref, "images")
     assert all(part["index"].tolist() == list(range(len(part))) for _, part in images.groupby("prompt_id"))
@@ -342,7 +352,7 @@ def test_memory_does_not_grow_with_the_pictures(
     del rows
     tracemalloc.start()
     try:
-        ref = import_images(prompts, [source], config=tiny_config, runtime=tiny_runtime)
+        ref = import_images(prompts, sources=[source], config=tiny_config, runtime=tiny_runtime)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -354,7 +364,7 @@ def test_the_key_depends_on_content_size_and_prompts_alone(
     rows: list[Named], prompts: ArtifactRef, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
 ) -> None:
     def key(path: Path, config: PipelineConfig = tiny_config, given: ArtifactRef = prompts) -> str:
-        return reference(open_store(tiny_runtime), request(config, prompts=given, sources=open_pictures([path]))).key
+        return reference(open_store(tiny_runtime), import_images.request(config, prompts=given, sources=[path])).key
 
     here, there, other = (write_csv(tmp_path / name, rows[n:]) for name, n in (("here", 0), ("there", 0), ("other", 1)))
     wide = tiny_config.model_copy(update={"sampling": tiny_config.sampling.model_copy(update={"width": 128})})
@@ -371,7 +381,7 @@ def test_imported_pictures_are_found_by_their_key_if_they_fit(
         InputError, match=r"no imported images 'imported-v1-0' in .*, which has none; `popalign import "
     ):
         find_imported(store, "imported-v1-0", prompts, tiny_config)
-    ref = import_images(prompts, [write_csv(tmp_path / "csv", rows)], config=tiny_config, runtime=tiny_runtime)
+    ref = import_images(prompts, sources=[write_csv(tmp_path / "csv", rows)], config=tiny_config, runtime=tiny_runtime)
     for name in (ref.key, str(ref)):
         assert find_imported(store, name, prompts, tiny_config) == ref
     with pytest.raises(InputError, match=rf"for the prompts {prompts.key}, this configuration has other; give the --p"):
@@ -384,5 +394,6 @@ def test_imported_pictures_are_found_by_their_key_if_they_fit(
 def test_the_key_is_pinned(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     """Another key here means that everybody's imports are made again: bump VERSION and say so in CHANGELOG."""
     sources = [PictureSource(Path("one"), "0" * 64, [], []), PictureSource(Path("two"), "f" * 64, [], [])]
-    asked = request(tiny_config, prompts=ArtifactRef("identities", "identities-v1-0"), sources=sources)
+    view = ImportedView(sources=tuple(sources), sampling=tiny_config.sampling)
+    asked = import_images.ask(view, {"prompts": ArtifactRef("identities", "identities-v1-0")})
     assert reference(open_store(tiny_runtime), asked).key == "imported-v1-778adf458037a897edb276b3714ed8f9"

@@ -97,10 +97,10 @@ def test_shards_give_what_the_whole_tables_give(
 def test_fields_that_came_later_leave_the_old_keys_alone(config: PipelineConfig) -> None:
     def hashed(**fields: Any) -> dict[str, Any]:
         sets = config.preferences.model_copy(update=fields)
-        asked = preferences.request(
+        asked = preferences.build_preferences.request(
             config.model_copy(update={"preferences": sets}), prompts=PROMPTS, sample=SAMPLE, attributes=ATTRIBUTES
         )
-        return dict(asked.config["preferences"])
+        return dict(asked.payload["config"]["preferences"])
 
     old = {"n_neutral": 20, "n_specific": 4, "n_retained": 4, "set_size": 6, "n_sets": 2, "seed": 0}
     assert hashed() == old

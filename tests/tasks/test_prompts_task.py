@@ -14,8 +14,7 @@ from popalign_core.errors import InputError, ServiceError
 from popalign_core.presets import preset
 from storage.store import ArtifactRef
 from tasks.identities import add_identities
-from tasks.identities import request as identities_request
-from tasks.prompts import request, write_prompts
+from tasks.prompts import write_prompts
 from tasks.stage import open_store, reference
 
 
@@ -52,9 +51,9 @@ def test_the_keys_of_the_embedded_presets_are_pinned(
 ) -> None:
     """Lists, phrases and settings of language models came later: who does not use them keeps the artifacts."""
     store, made = open_store(runtime), preset(name)
-    ref = reference(store, request(made))
+    ref = reference(store, write_prompts.request(made))
     assert ref.key == prompts_key
-    assert reference(store, identities_request(made, prompts=ref)).key == identities_key
+    assert reference(store, add_identities.request(made, prompts=ref)).key == identities_key
 
 
 def test_a_preset_for_sdxl_has_300_and_100_occupations(runtime: RuntimeConfig) -> None:
@@ -113,12 +112,15 @@ def test_a_list_counts_by_what_it_says(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("baker\nroofer\n")
     (tmp_path / "two.csv").write_text("subject,theme\nbaker,food\nroofer,trades\n")
     (tmp_path / "three.txt").write_text("baker\ncook\n")
-    requests = [request(config(train_lists=[str(tmp_path / name)])) for name in ("one.txt", "two.csv", "three.txt")]
+    requests = [
+        write_prompts.request(config(train_lists=[str(tmp_path / name)]))
+        for name in ("one.txt", "two.csv", "three.txt")
+    ]
     assert requests[0] == requests[1]
     assert requests[0] != requests[2]
-    assert request(config(eval_lists=[str(tmp_path / "one.txt")])) != requests[0]
+    assert write_prompts.request(config(eval_lists=[str(tmp_path / "one.txt")])) != requests[0]
     (tmp_path / "one.txt").write_text("baker\ncook\n")
-    assert request(config(train_lists=[str(tmp_path / "one.txt")])) == requests[2]
+    assert write_prompts.request(config(train_lists=[str(tmp_path / "one.txt")])) == requests[2]
 
 
 @pytest.mark.parametrize(
@@ -131,17 +133,17 @@ def test_a_list_counts_by_what_it_says(tmp_path: Path) -> None:
 def test_parquet_without_prompts_is_refused(tmp_path: Path, columns: dict[str, list[Any]], message: str) -> None:
     pd.DataFrame(columns).to_parquet(tmp_path / "p.parquet")
     with pytest.raises(InputError, match=message):
-        request(config(generic_lists=[str(tmp_path / "p.parquet")]))
+        write_prompts.request(config(generic_lists=[str(tmp_path / "p.parquet")]))
 
 
 def test_lists_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"list .*gone\.txt cannot be read \(No such file.*\); give an existing file, or"
     ):
-        request(config(generic_lists=[str(tmp_path / "gone.txt")]))
+        write_prompts.request(config(generic_lists=[str(tmp_path / "gone.txt")]))
     (tmp_path / "p.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match=r"p\.parquet cannot be read as Parquet"):
-        request(config(generic_lists=[str(tmp_path / "p.parquet")]))
+        write_prompts.request(config(generic_lists=[str(tmp_path / "p.parquet")]))
 
 
 def test_a_raised_budget_goes_on_with_what_was_paid(service: Service, runtime: RuntimeConfig) -> None:

@@ -12,8 +12,20 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
 from popalign_core.presets import preset
 from storage.store import ArtifactRef
-from tasks import attributes, evaluate, identities, preferences, prompts, sample, train
+from tasks.attributes import read_attributes
+from tasks.benchmarks import add_benchmarks
+from tasks.calibration import calibrate_classifier
+from tasks.comparison import compare_statistics
+from tasks.evaluate import evaluate_system
+from tasks.identities import add_identities
+from tasks.preferences import build_preferences
+from tasks.prompts import write_prompts
+from tasks.report import ReportView, write_report
+from tasks.sample import sample_images
+from tasks.scores import score_images
 from tasks.stage import open_store, reference
+from tasks.sweep import tabulate_sweep
+from tasks.train import train_model
 
 P, S, A, C = (ArtifactRef(stage, f"{stage}-key") for stage in ("identities", "sample", "attributes", "scores"))
 
@@ -34,45 +46,97 @@ def with_target(config: PipelineConfig) -> PipelineConfig:
 
 def test_the_key_is_pinned(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     """Another key here means that everybody's artifacts are made again: bump VERSION and say so in CHANGELOG."""
-    request = prompts.request(tiny_config)
+    request = write_prompts.request(tiny_config)
     assert reference(open_store(tiny_runtime), request).key == "prompts-v1-f2900b5c3df2808114b216f9fa500c3a"
-    assert replace(request, version="2") != request
+    assert replace(request, payload={**request.payload, "version": "2"}) != request
+
+
+GOLDEN = {
+    "prompts": "prompts-v1-f2900b5c3df2808114b216f9fa500c3a",
+    "identities": "identities-v1-806d7526020a092628452c6e5145a5a6",
+    "benchmarks": "benchmarks-v1-717c493b032da3b1ba831fb0f943e89e",
+    "sample": "sample-v1-280ea88f13e224db5e1df8f81f51a4d1",
+    "sample-eval": "sample-v1-2ffa70c715c3f4a33a6d5d70ca8daf5b",
+    "attributes": "attributes-v1-e74a046a1b94dde718a3c0735fd6dfd5",
+    "calibration": "calibration-v1-a95f766d3ac44fe06307f65e22cb72a9",
+    "preferences": "preferences-v1-2a67df78f9ef6ad129dcdd9cee01641f",
+    "train": "train-v3-6c1fd5b69d57e810cfb3fdf751eaaad9",
+    "scores": "scores-v3-997c5be96b5e1b2e14443a6a8b20a3f8",
+    "evaluate": "evaluate-v5-82febeaa84ae1c169c87f66a568e3c8a",
+    "report": "report-v5-3565185bee7c18ffa2c48ff953b33874",
+    "comparison": "comparison-v5-c8120b8968e3003ff9a653af53db4ee8",
+    "sweep": "sweep-v2-ccc422acb47746721a471b783d96cd15",
+}
+
+
+def test_the_key_of_every_stage_is_pinned(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
+    """Another key here means that everybody's artifacts of the stage are made again: see above."""
+    scorer = {"kind": "hps", "path": "absent.pt", "tokenizer": "absent"}
+    config = changed(
+        tiny_config,
+        model={"name": "owner/name", "revision": "0a1b"},
+        prompts__benchmarks={"descriptor": {"n_images": 2}},
+    )
+    read = {"prompts": P, "sample": S, "attributes": A}
+    requests = {
+        "prompts": write_prompts.request(config),
+        "identities": add_identities.request(config, prompts=P),
+        "benchmarks": add_benchmarks.request(config, prompts=P),
+        "sample": sample_images.request(config, prompts=P, purpose="preferences"),
+        "sample-eval": sample_images.request(config, prompts=P, model=A, purpose="evaluation"),
+        "attributes": read_attributes.request(config, prompts=P, sample=S),
+        "calibration": calibrate_classifier.request(config, **read),
+        "preferences": build_preferences.request(config, **read),
+        "train": train_model.request(config, preferences=A, sample=S, prompts=P, attributes=A),
+        "scores": score_images.request(changed(config, evaluation__scorers={"hps": scorer}), prompts=P, sample=S),
+        "evaluate": evaluate_system.request(config, **read, scores=C, system="base"),
+        "report": write_report.ask(ReportView.of(config, {}), {"prompts": P}),
+        "comparison": compare_statistics.request(config, prompts=P, systems=("base",), n_seeds=1, scale=1.0),
+        "sweep": tabulate_sweep.request(config, comparison=C, points=[], failed={}),
+    }
+    store = open_store(tiny_runtime)
+    assert {name: reference(store, request).key for name, request in requests.items()} == GOLDEN
 
 
 def test_a_target_reaches_the_preferences_and_the_metrics_but_no_image(tiny_config: PipelineConfig) -> None:
     moved = with_target(tiny_config)
-    assert prompts.request(moved) == prompts.request(tiny_config)
-    assert identities.request(moved, prompts=P) == identities.request(tiny_config, prompts=P)
-    assert attributes.request(moved, prompts=P, sample=S) == attributes.request(tiny_config, prompts=P, sample=S)
-    one, other = (preferences.request(c, prompts=P, sample=S, attributes=A) for c in (tiny_config, moved))
+    assert write_prompts.request(moved) == write_prompts.request(tiny_config)
+    assert add_identities.request(moved, prompts=P) == add_identities.request(tiny_config, prompts=P)
+    assert read_attributes.request(moved, prompts=P, sample=S) == read_attributes.request(
+        tiny_config, prompts=P, sample=S
+    )
+    one, other = (build_preferences.request(c, prompts=P, sample=S, attributes=A) for c in (tiny_config, moved))
     assert one != other
     one, other = (
-        evaluate.request(c, prompts=P, sample=S, attributes=A, scores=C, system="base") for c in (tiny_config, moved)
+        evaluate_system.request(c, prompts=P, sample=S, attributes=A, scores=C, system="base")
+        for c in (tiny_config, moved)
     )
     assert one != other
 
 
 def test_training_settings_leave_the_images_alone(tiny_config: PipelineConfig) -> None:
     moved = changed(tiny_config, training__beta=99.0)
-    images = [sample.request(c, prompts=P, purpose="preferences") for c in (tiny_config, moved)]
+    images = [sample_images.request(c, prompts=P, purpose="preferences") for c in (tiny_config, moved)]
     assert images[0] == images[1]
-    assert train.request(moved, preferences=A, sample=S) != train.request(tiny_config, preferences=A, sample=S)
+    assert train_model.request(moved, preferences=A, sample=S) != train_model.request(
+        tiny_config, preferences=A, sample=S
+    )
 
 
 @pytest.mark.parametrize("field", ["preferences__n_neutral", "preferences__n_specific", "sampling__n_steps"])
 def test_what_draws_other_images_changes_their_key(tiny_config: PipelineConfig, field: str) -> None:
     moved = changed(tiny_config, **{field: 9})
-    assert sample.request(moved, prompts=P, purpose="preferences") != sample.request(
+    assert sample_images.request(moved, prompts=P, purpose="preferences") != sample_images.request(
         tiny_config, prompts=P, purpose="preferences"
     )
 
 
 def test_evaluation_images_have_a_seed_of_their_own(tiny_config: PipelineConfig) -> None:
     moved = changed(tiny_config, evaluation__seed=5)
-    assert sample.request(moved, prompts=P, purpose="preferences") == sample.request(
+    assert sample_images.request(moved, prompts=P, purpose="preferences") == sample_images.request(
         tiny_config, prompts=P, purpose="preferences"
     )
-    assert sample.request(moved, prompts=P, purpose="evaluation").config["sampling"]["seed"] == 5
+    assert sample_images.request(moved, prompts=P, purpose="evaluation").payload["config"]["sampling"]["seed"] == 5
 
 
 def test_a_model_counts_by_its_weights_not_by_its_path(tiny_config: PipelineConfig, tmp_path: Any) -> None:
@@ -80,17 +144,19 @@ def test_a_model_counts_by_its_weights_not_by_its_path(tiny_config: PipelineConf
 
     shutil.copytree(tiny_config.model.name, tmp_path / "copy")
     moved = changed(tiny_config, model__name=str(tmp_path / "copy"))
-    assert sample.request(moved, prompts=P, purpose="evaluation") == sample.request(
+    assert sample_images.request(moved, prompts=P, purpose="evaluation") == sample_images.request(
         tiny_config, prompts=P, purpose="evaluation"
     )
-    trained = sample.request(tiny_config, prompts=P, purpose="evaluation", model=ArtifactRef("train", "train-key"))
-    assert trained.inputs == {"prompts": "identities-key", "model": "train-key"}
-    assert "hash" not in trained.config["model"]
+    trained = sample_images.request(
+        tiny_config, prompts=P, purpose="evaluation", model=ArtifactRef("train", "train-key")
+    )
+    assert trained.payload["inputs"] == {"prompts": "identities-key", "model": "train-key"}
+    assert "hash" not in trained.payload["config"]["model"]
 
 
 def test_what_makes_sampling_cheaper_is_hashed_where_it_is_asked_for(tiny_config: PipelineConfig) -> None:
     plain, reusing, stored = (
-        sample.request(changed(tiny_config, **fields), prompts=P, purpose="evaluation").config
+        sample_images.request(changed(tiny_config, **fields), prompts=P, purpose="evaluation").payload["config"]
         for fields in ({"sampling__reuse_interval": 1}, {"sampling__reuse_interval": 3}, {"model__storage": "float8"})
     )
     # the keys of what was drawn before there was either stay
@@ -99,10 +165,10 @@ def test_what_makes_sampling_cheaper_is_hashed_where_it_is_asked_for(tiny_config
     assert reusing == plain | {"sampling": plain["sampling"] | {"reuse_interval": 3}}
     assert stored == plain | {"model": plain["model"] | {"storage": "float8"}}
     trained = ArtifactRef("train", "train-key")
-    drawn = sample.request(
+    drawn = sample_images.request(
         changed(tiny_config, model__storage="float8"), prompts=P, purpose="evaluation", model=trained
     )
-    assert drawn.config["model"] == {"dtype": "float32", "storage": "float8"}
+    assert drawn.payload["config"]["model"] == {"dtype": "float32", "storage": "float8"}
 
 
 def test_float8_is_refused_before_a_run_draws_what_it_cannot_train_on(
@@ -159,12 +225,46 @@ def test_where_the_language_model_answers_does_not_matter() -> None:
         return changed(preset("smoke"), prompts__source="llm", prompts__n_train=5, prompts__llm=llm)
 
     here, there, warmer = asking("http://a/v1", 1.0), asking("http://b/v1", 1.0), asking("http://a/v1", 1.5)
-    assert prompts.request(here) == prompts.request(there)
-    assert prompts.request(here) != prompts.request(warmer)
+    assert write_prompts.request(here) == write_prompts.request(there)
+    assert write_prompts.request(here) != write_prompts.request(warmer)
 
 
 def test_a_start_enters_the_key_of_a_training_and_its_absence_does_not(tiny_config: PipelineConfig) -> None:
-    plain = train.request(tiny_config, preferences=A, sample=S, prompts=P)
-    assert plain.inputs == {"preferences": "attributes-key", "sample": "sample-key", "prompts": "identities-key"}
-    begun = train.request(tiny_config, preferences=A, sample=S, prompts=P, start=ArtifactRef("train", "train-key"))
-    assert begun.inputs == plain.inputs | {"start": "train-key"}
+    plain = train_model.request(tiny_config, preferences=A, sample=S, prompts=P)
+    assert plain.payload["inputs"] == {
+        "preferences": "attributes-key",
+        "sample": "sample-key",
+        "prompts": "identities-key",
+    }
+    begun = train_model.request(
+        tiny_config, preferences=A, sample=S, prompts=P, start=ArtifactRef("train", "train-key")
+    )
+    assert begun.payload["inputs"] == plain.payload["inputs"] | {"start": "train-key"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attributes__min_probability": 0.6},
+        {"attributes__several_faces": "largest"},
+        {"sampling__guidance_scale": 3.0},
+        {"sampling__n_steps": 3},
+    ],
+)
+def test_what_the_probe_reads_is_in_the_key_of_the_training(
+    tiny_config: PipelineConfig, fields: dict[str, Any]
+) -> None:
+    """It may end the training, and its figures are in the log; without a probe none of it is read."""
+    inputs = {"preferences": A, "sample": S, "prompts": P, "attributes": A}
+    watched = changed(tiny_config, training__probe={"every": 2})
+    assert train_model.request(watched, **inputs) != train_model.request(changed(watched, **fields), **inputs)
+    assert train_model.request(tiny_config, **inputs) == train_model.request(changed(tiny_config, **fields), **inputs)
+
+
+def test_a_target_is_in_the_key_of_a_training_on_sets_made_elsewhere(tiny_config: PipelineConfig) -> None:
+    """No key of preferences holds it there; the probe looks at it."""
+    watched = changed(tiny_config, training__probe={"every": 2})
+    requests = [train_model.request(c, preferences=A, sample=S) for c in (watched, with_target(watched))]
+    assert requests[0] != requests[1]
+    unwatched = [train_model.request(c, preferences=A, sample=S) for c in (tiny_config, with_target(tiny_config))]
+    assert unwatched[0] == unwatched[1]

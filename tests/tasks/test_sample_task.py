@@ -26,7 +26,7 @@ from tasks.attributes import read_attributes
 from tasks.evaluate import evaluate_system
 from tasks.identities import add_identities
 from tasks.prompts import write_prompts
-from tasks.sample import list_images, request, sample_images, sampling_config
+from tasks.sample import list_images, sample_images, sampling_config
 from tasks.scores import score_images
 from tasks.stage import open_store, reference
 from tasks.tensors import read_embeddings, read_tensor
@@ -222,12 +222,12 @@ def test_sdedit_starts_from_the_layouts_in_turn(
     same = changed(tiny_config, n_steps=4, sdedit={"folder": str(moved), "strength": 0.5})
     assert sample_images(prompts, purpose="evaluation", config=same, runtime=tiny_runtime) == ref
     Image.new("RGB", (64, 64), "green").save(moved / "b.jpg")
-    assert reference(store, request(same, prompts=prompts, purpose="evaluation")) != ref
+    assert reference(store, sample_images.request(same, prompts=prompts, purpose="evaluation")) != ref
     (moved / "c.txt").write_text("no picture")
     with pytest.raises(InputError, match=r"c\.txt is no picture"):
         sample_images(prompts, purpose="evaluation", config=same, runtime=tiny_runtime)
     with pytest.raises(InputError, match="'nowhere' is no folder with pictures"):
-        request(changed(same, sdedit={"folder": "nowhere"}), prompts=prompts, purpose="evaluation")
+        sample_images.request(changed(same, sdedit={"folder": "nowhere"}), prompts=prompts, purpose="evaluation")
 
 
 def test_an_injected_identity_is_what_is_embedded(
@@ -258,7 +258,7 @@ def test_the_axes_count_only_where_an_identity_is_drawn(prompts: ArtifactRef, ti
     moved = tiny_config.model_copy(update={"axes": (axis,)})
     for sampling, differ in (({}, False), ({"inject_identity": True}, True), ({"fair_diffusion": {}}, True)):
         asked = [
-            request(changed(config, **sampling), prompts=prompts, purpose="evaluation")
+            sample_images.request(changed(config, **sampling), prompts=prompts, purpose="evaluation")
             for config in (tiny_config, moved)
         ]
         assert (asked[0] != asked[1]) is differ

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,10 @@ from popalign_core.evaluation.clip_score import embed_images, load_clip
 from popalign_core.sampling import models
 from storage.images import decode_png
 from storage.store import ArtifactRef, Store
-from tasks import measuring, scores
+from tasks import measuring
 from tasks.attributes import read_attributes
 from tasks.evaluate import evaluate_system
 from tasks.features import read_features
-from tasks.identities import add_identities
-from tasks.prompts import write_prompts
 from tasks.sample import sample_images
 from tasks.scores import read_unmeasured, score_images
 from tasks.set_quality import quality_rows
@@ -54,10 +53,9 @@ def files(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def drawn(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> tuple[ArtifactRef, ArtifactRef]:
-    both = {"config": tiny_config, "runtime": tiny_runtime}
-    prompts = add_identities(write_prompts(**both), **both)
-    return prompts, sample_images(prompts, purpose="evaluation", **both)
+def drawn(give_artifacts: Callable[[str], dict[str, ArtifactRef]]) -> tuple[ArtifactRef, ArtifactRef]:
+    refs = give_artifacts("sample-eval:base")
+    return refs["identities"], refs["sample-eval:base"]
 
 
 def all_of(files: Path, config: PipelineConfig) -> PipelineConfig:
@@ -157,7 +155,7 @@ def test_the_key_follows_contents_never_paths(
     files: Path, tmp_path: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     def request(folder: Path) -> object:
-        return scores.request(all_of(folder, tiny_config), prompts=P, sample=S)
+        return score_images.request(all_of(folder, tiny_config), prompts=P, sample=S)
 
     first = request(files)
     shutil.copytree(files, tmp_path / "elsewhere")
@@ -168,14 +166,14 @@ def test_the_key_follows_contents_never_paths(
     # Weights that come are another key: what was not measured will be.
     save_clip_folder(tmp_path / "elsewhere" / "PickScore_v1")
     assert request(tmp_path / "elsewhere") != changed
-    assert scores.request(tiny_config, prompts=P, sample=S) != first
+    assert score_images.request(tiny_config, prompts=P, sample=S) != first
 
 
 def test_an_empty_table_leaves_keys_and_documents_alone(tiny_config: PipelineConfig) -> None:
     same = with_scorers(tiny_config)
-    assert scores.request(same, prompts=P, sample=S) == scores.request(tiny_config, prompts=P, sample=S)
+    assert score_images.request(same, prompts=P, sample=S) == score_images.request(tiny_config, prompts=P, sample=S)
     assert "scorers" not in same.model_dump()["evaluation"]
-    assert scores.request(tiny_config, prompts=P, sample=S).config.keys() == {"clip"}
+    assert score_images.request(tiny_config, prompts=P, sample=S).payload["config"].keys() == {"clip"}
 
 
 def test_weights_are_read_for_the_key_only_when_they_change(
@@ -185,10 +183,10 @@ def test_weights_are_read_for_the_key_only_when_they_change(
     monkeypatch.setattr(measuring, "hash_file", lambda path: read.append(path.name) or original(path))
     config = all_of(files, tiny_config)
     for _ in range(3):
-        scores.request(config, prompts=P, sample=S)
+        score_images.request(config, prompts=P, sample=S)
     assert sorted(read) == ["HPS_v2.1_compressed.pt", "head.pth"]
     os.utime(files / "head.pth", (1, 1))
-    scores.request(config, prompts=P, sample=S)
+    score_images.request(config, prompts=P, sample=S)
     assert sorted(read) == ["HPS_v2.1_compressed.pt", "head.pth", "head.pth"]
 
 

@@ -1,6 +1,7 @@
 """Imported sets: what was exported comes back and trains, members keep roles and slots, every drop is counted."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,6 @@ from pair_files import BRIGHT, picture
 from PIL import Image
 from set_files import bad_members, member, two_sets, write_sets
 
-from flows.graph import call_directly
-from flows.runs import run_stage
 from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError
 from popalign_core.sampling import vae as codec
@@ -22,8 +21,10 @@ from popalign_core.sampling.models import load_pipeline
 from storage.foreign import RowFile
 from storage.schemas import SET_MEMBERS
 from storage.sets import open_sets
+from storage.store import ArtifactRef
+from tasks.encoding import EncodingView
 from tasks.export import export_preferences
-from tasks.sets import find_sets, import_sets, request
+from tasks.sets import find_sets, import_sets
 from tasks.stage import open_store, reference
 from tasks.train import train_model
 from tasks.training_inputs import TrainingRefs, read_preferences
@@ -37,13 +38,16 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_exported_sets_come_back_and_train_like_those_that_they_were(
-    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
+    tiny_config: PipelineConfig,
+    tiny_runtime: RuntimeConfig,
+    give_artifacts: Callable[[str], dict[str, ArtifactRef]],
+    tmp_path: Path,
 ) -> None:
-    made = run_stage("preferences", tiny_config, tiny_runtime, call=call_directly())
+    made = give_artifacts("preferences")["preferences"]
     export_preferences(made.key, tmp_path / "sets", "datasets", runtime=tiny_runtime)
     no_retention = tiny_config.training.model_copy(update={"retention": 0.0, "n_steps": 2})
     config = tiny_config.model_copy(update={"training": no_retention})
-    ref = import_sets([tmp_path / "sets"], config=config, runtime=tiny_runtime)
+    ref = import_sets(files=[tmp_path / "sets"], config=config, runtime=tiny_runtime)
     store = open_store(tiny_runtime)
     before, after = store.read_table(made, "preferences"), store.read_table(ref, "preferences")
     same = ["set_id", "role", "slot", "target", "discrepancy", "balance"]
@@ -65,7 +69,7 @@ def test_exported_sets_come_back_and_train_like_those_that_they_were(
 def test_every_member_is_kept_or_dropped_with_a_reason(
     file: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
-    ref = import_sets([file], config=tiny_config, runtime=tiny_runtime)
+    ref = import_sets(files=[file], config=tiny_config, runtime=tiny_runtime)
     store = open_store(tiny_runtime)
     drops = store.read_table(ref, "drops")
     reasons = pd.Series([reason for reason, _ in bad_members()]).value_counts()
@@ -85,7 +89,7 @@ def test_the_preferred_latents_decode_to_the_bright_pictures(
 ) -> None:
     """With the embedded model, whose VAE is trained; the rows dropped among them shift nothing."""
     config = tiny_config.model_copy(update={"model": ModelConfig()})
-    ref = import_sets([file], config=config, runtime=tiny_runtime)
+    ref = import_sets(files=[file], config=config, runtime=tiny_runtime)
     data = read_preferences(open_store(tiny_runtime), TrainingRefs(ref, ref, ref), config.axes)
     vae = load_pipeline(config.model, device=torch.device("cpu")).vae
     levels = codec.decode_latents(vae, data.latents[torch.arange(14)]).mean(axis=(1, 2, 3))
@@ -103,14 +107,14 @@ def test_a_stopped_import_redoes_no_finished_shard_and_ends_the_same(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        import_sets([file], config=tiny_config, runtime=tiny_runtime, on_progress=stop)
+        import_sets(files=[file], config=tiny_config, runtime=tiny_runtime, on_progress=stop)
     seen: list[tuple[int, int]] = []
     ref = import_sets(
-        [file], config=tiny_config, runtime=tiny_runtime, on_progress=lambda *progress: seen.append(progress)
+        files=[file], config=tiny_config, runtime=tiny_runtime, on_progress=lambda *progress: seen.append(progress)
     )
     assert seen[0] == (16, 27)
     whole = tiny_runtime.model_copy(update={"root": str(tmp_path / "undisturbed")})
-    assert import_sets([file], config=tiny_config, runtime=whole) == ref
+    assert import_sets(files=[file], config=tiny_config, runtime=whole) == ref
     ours, theirs = (Path(open_store(runtime).localize(ref)) for runtime in (tiny_runtime, whole))
     names = {path.name for path in ours.iterdir()}
     assert names == {path.name for path in theirs.iterdir()}
@@ -125,7 +129,9 @@ def test_files_with_the_least_that_is_needed_are_read(
         [*(pa.field(name, pa.string()) for name in ("set_id", "role", "caption")), ("image", pa.binary())]
     )
     rows = [row | {"image": row["image"]["bytes"]} for row in two_sets()]
-    ref = import_sets([write_sets(tmp_path / "least.parquet", rows, schema)], config=tiny_config, runtime=tiny_runtime)
+    ref = import_sets(
+        files=[write_sets(tmp_path / "least.parquet", rows, schema)], config=tiny_config, runtime=tiny_runtime
+    )
     members = open_store(tiny_runtime).read_table(ref, "preferences")
     slots = members.groupby(["set_id", "role"])["slot"].agg(list).to_dict()
     assert slots[("one", "dispreferred")] == [0, 1]
@@ -158,7 +164,7 @@ def test_odd_pictures_and_captions_are_kept_or_counted(
         for role in ("preferred", "dispreferred")
         for slot, data in enumerate(odd.values())
     ]
-    ref = import_sets([write_sets(tmp_path / "odd.parquet", rows)], config=tiny_config, runtime=tiny_runtime)
+    ref = import_sets(files=[write_sets(tmp_path / "odd.parquet", rows)], config=tiny_config, runtime=tiny_runtime)
     store = open_store(tiny_runtime)
     assert store.read_table(ref, "drops")[["reason", "n"]].to_numpy().tolist() == [["undecodable image", 10]]
     assert len(store.read_table(ref, "preferences")) == 50
@@ -174,7 +180,7 @@ def test_what_is_no_set_is_refused(tmp_path: Path, tiny_config: PipelineConfig, 
         r"\[sets/sets-v1-.*\] none of the 1 member\(s\) of sets can be used: {'set without the other role': 1}; a set"
     )
     with pytest.raises(InputError, match=message):
-        import_sets([write_sets(tmp_path / "lone.parquet", lone)], config=tiny_config, runtime=tiny_runtime)
+        import_sets(files=[write_sets(tmp_path / "lone.parquet", lone)], config=tiny_config, runtime=tiny_runtime)
     (tmp_path / "empty").mkdir()
     for path, reason in (
         (tmp_path / "empty", "empty is a folder; give its files"),
@@ -201,7 +207,7 @@ def test_sets_are_found_by_their_key_if_they_fit_the_model(
     file: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     store = open_store(tiny_runtime)
-    ref = import_sets([file], config=tiny_config, runtime=tiny_runtime)
+    ref = import_sets(files=[file], config=tiny_config, runtime=tiny_runtime)
     assert find_sets(store, ref.key, tiny_config) == find_sets(store, str(ref), tiny_config) == ref
     wide = tiny_config.sampling.model_copy(update={"width": 128})
     with pytest.raises(InputError, match=r"for the picture size or guidance scale .*'width': 64.*'width': 128"):
@@ -211,5 +217,10 @@ def test_sets_are_found_by_their_key_if_they_fit_the_model(
 def test_the_key_is_pinned(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     """Another key here means that everybody's imports are made again: bump VERSION and say so in CHANGELOG."""
     config = tiny_config.model_copy(update={"model": ModelConfig(name="owner/name", revision="0a1b")})
-    asked = request(config, [RowFile(tmp, digit * 64, 1) for tmp, digit in ((Path("one"), "0"), (Path("two"), "f"))])
+    asked = import_sets.ask(
+        EncodingView.of(
+            config, [RowFile(tmp, digit * 64, 1) for tmp, digit in ((Path("one"), "0"), (Path("two"), "f"))]
+        ),
+        {},
+    )
     assert reference(open_store(tiny_runtime), asked).key == "sets-v1-72d10cec13c988946705d090d240c8b6"

@@ -1,5 +1,6 @@
 """Stages made by workers: the bytes of one process, whoever works and whoever dies."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -17,7 +18,6 @@ import pytest
 import torch
 from onnx_files import write_colour_network
 from prefect.settings import PREFECT_API_URL
-from prefect.testing.utilities import prefect_test_harness
 from scorer_files import (
     aesthetic_state,
     bert_tokenizer,
@@ -39,15 +39,32 @@ from tasks.stage import open_store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("ray", "dask")]
-WORKERS = {"processes": "multiprocessing.spawn", "ray": "ray::", "dask": "multiprocessing.spawn"}
+WORKERS = {"processes": "multiprocessing.forkserver", "ray": "ray::", "dask": "multiprocessing.spawn"}
 """What the command line of a worker has in it."""
+IMPORTED = [
+    "prefect.task_runners",
+    "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl",
+    "transformers.models.clip.modeling_clip",
+]
 STAGES: dict[str, Callable[..., ArtifactRef]] = {"attributes": read_attributes, "scores": score_images}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch, prefect_test_harness(server_startup_timeout=120):
+def home(prefect_database: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # Ray writes a token there
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """A pool's workers are forked off a process that has imported what they need; test_fanout has spawned ones."""
+    multiprocessing.set_forkserver_preload(IMPORTED)
+    original = multiprocessing.get_context
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            multiprocessing, "get_context", lambda how=None: original("forkserver" if how == "spawn" else how)
+        )
         yield
 
 
@@ -97,6 +114,8 @@ def working(runner: str) -> list[psutil.Process]:
         for process in level:
             try:
                 is_worker = WORKERS[runner] in " ".join(process.cmdline())
+                if runner == "processes":  # not the one that they are forked off
+                    is_worker &= process.ppid() != os.getpid()
                 if is_worker and process.memory_info().rss > 300 * 2**20:
                     found.append(process)
             except psutil.Error:

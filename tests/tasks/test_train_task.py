@@ -1,26 +1,36 @@
 """Set members meet their latents and captions; training ends with a model and a log; a stop resumes."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from flows.graph import call_directly, needed_for, run_steps
-from popalign_core.config import ModelConfig, PipelineConfig, ProbeConfig, RuntimeConfig
+from popalign_core.config import (
+    FairDiffusionConfig,
+    ModelConfig,
+    PipelineConfig,
+    ProbeConfig,
+    RuntimeConfig,
+    SDEditConfig,
+)
 from popalign_core.errors import InputError, StoreError
 from popalign_core.evaluation.fairness import discrepancy
 from popalign_core.ids import image_seed
 from popalign_core.sampling.embeddings import PromptEmbeddings
 from popalign_core.sampling.engine import sample_images
-from popalign_core.sampling.models import load_pipeline
+from popalign_core.sampling.models import load_pipeline, model_hash
 from storage.store import ArtifactRef
 from tasks.measuring import CLASSIFIERS
-from tasks.stage import Request, open_store, produce
+from tasks.stage import no_progress, open_store
 from tasks.tensors import read_embeddings, read_tensor
 from tasks.train import train_model
 from tasks.training_inputs import TrainingRefs, read_preferences, run_training
+from tasks.training_view import TrainView
 
 
 def refs_of(inputs: dict[str, ArtifactRef]) -> TrainingRefs:
@@ -33,8 +43,8 @@ def asdict_refs(inputs: dict[str, ArtifactRef]) -> dict[str, ArtifactRef]:
 
 
 @pytest.fixture
-def inputs(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> dict[str, ArtifactRef]:
-    return run_steps(needed_for("preferences"), tiny_config, tiny_runtime, call_directly())
+def inputs(give_artifacts: Callable[[str], dict[str, ArtifactRef]]) -> dict[str, ArtifactRef]:
+    return give_artifacts("preferences")
 
 
 def test_each_member_brings_its_own_latents_and_the_neutral_caption(
@@ -83,11 +93,12 @@ def test_what_is_retained_is_the_preferred_and_the_generic_images_under_their_ow
 def test_no_preferences_is_an_error(
     inputs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
-    empty = open_store(tiny_runtime).read_table(inputs["preferences"], "preferences").head(0)
-    request = Request("preferences", "1", {"case": "empty"}, {})
-    ref = produce(request, tiny_runtime, lambda store, build, ref: build.write_table("preferences", empty))
+    store = open_store(tiny_runtime)
+    ref = ArtifactRef("preferences", "empty")
+    with store.build(ref, {"stage": "preferences", "version": "1", "config": {}, "inputs": {}}) as build:
+        build.write_table("preferences", store.read_table(inputs["preferences"], "preferences").head(0))
     with pytest.raises(InputError, match="there are no preferences to train on"):
-        read_preferences(open_store(tiny_runtime), TrainingRefs(ref, inputs["sample"]), tiny_config.axes)
+        read_preferences(store, TrainingRefs(ref, inputs["sample"]), tiny_config.axes)
 
 
 def test_logs_that_cannot_be_written_are_named_before_a_step_is_done(
@@ -169,6 +180,44 @@ def test_text_encoders_and_vae_are_not_even_loaded(
         shutil.rmtree(bare / part)
     config = tiny_config.model_copy(update={"model": ModelConfig(name=str(bare))})
     store = open_store(tiny_runtime)
-    denoiser, log = run_training(store, refs_of(inputs), config, tiny_runtime, tmp_path / "work", lambda *_: None)
+    denoiser, log = run_training(
+        store, refs_of(inputs), TrainView.of(config, inputs), tiny_runtime, tmp_path / "work", lambda *_: None
+    )
     assert type(denoiser).__name__ == "UNet2DConditionModel"
     assert max(row["step"] for row in log) == 4
+
+
+def test_nothing_in_the_artifact_says_where_the_base_model_lay(
+    inputs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
+) -> None:
+    """The key does not either: who has the same weights elsewhere is given this artifact."""
+    moved = shutil.copytree(tiny_config.model.name, tmp_path / "moved-elsewhere")
+    training = tiny_config.training.model_copy(update={"lora_rank": 2})
+    here = tiny_config.model_copy(update={"training": training})
+    there = here.model_copy(update={"model": ModelConfig(name=str(moved))})
+    ref = train_model(**asdict_refs(inputs), config=there, runtime=tiny_runtime)
+    assert train_model(**asdict_refs(inputs), config=here, runtime=tiny_runtime) == ref
+    store = open_store(tiny_runtime)
+    files = {name: store.localize(ref, name).read_bytes() for name in store.manifest(ref).files}
+    assert {"model/model_index.json", "model/unet/config.json", "lora/pytorch_lora_weights.safetensors"} <= files.keys()
+    assert [name for name, content in files.items() if b"moved-elsewhere" in content] == []
+    assert f"Base model: the weights `{model_hash(there.model)}`" in files["model/README.md"].decode()
+
+
+def test_a_probe_draws_what_the_model_draws_by_itself(
+    inputs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
+) -> None:
+    """A sampler that chooses identities, or starts from layouts, needs what the probe does not have."""
+    (tmp_path / "layouts").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "layouts" / "a.png")
+    training = tiny_config.training.model_copy(update={"probe": ProbeConfig(every=4, n_images=1), "n_steps": 4})
+    choosing = {"fair_diffusion": FairDiffusionConfig(), "sdedit": SDEditConfig(folder=str(tmp_path / "layouts"))}
+    logs = []
+    for changes in ({}, choosing):
+        sampling = tiny_config.sampling.model_copy(update=changes)
+        config = tiny_config.model_copy(update={"training": training, "sampling": sampling})
+        view = TrainView.of(config, inputs)
+        work = tmp_path / f"work-{len(logs)}"
+        logs.append(run_training(open_store(tiny_runtime), refs_of(inputs), view, tiny_runtime, work, no_progress)[1])
+    assert logs[0] == logs[1]
+    assert "probe/face_share" in {row["name"] for row in logs[0]}
