@@ -18,7 +18,9 @@ BIN := .venv/bin
 # What running needs, and on top of it what tests and checks need. Both are made anew when what is asked for changes.
 RUNTIME := .venv/runtime
 DEV := .venv/dev
-# Byte code is written when a module is first imported: most of what is installed never is.
+# Byte code is written when a module is first imported: most of what is installed never is. Without it every process would
+# compile torch again.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-compile -c constraints.txt
 MODELS := diffusers transformers accelerate peft tensorboard
 FACES := deepface opencv-contrib-python-headless werkzeug
