@@ -65,10 +65,10 @@ def test_samples_equal_the_stock_pipeline(
 
 def test_embeddings_equal_the_stock_pipelines(tiny_pipeline: Any, embeddings: PromptEmbeddings) -> None:
     expected, empty, pooled, empty_pooled = tiny_pipeline.encode_prompt(TEXTS[:2], negative_prompt=["", ""])
-    torch.testing.assert_close(embeddings.prompt_embeds[:2], expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(embeddings.pooled_prompt_embeds[:2], pooled, rtol=0, atol=1e-6)
-    torch.testing.assert_close(embeddings.prompt_embeds[2], empty[0], rtol=0, atol=1e-6)
-    torch.testing.assert_close(embeddings.pooled_prompt_embeds[2], empty_pooled[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(embeddings.prompt_embeds[:2], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(embeddings.pooled_prompt_embeds[:2], pooled, rtol=0, atol=1e-5)
+    torch.testing.assert_close(embeddings.prompt_embeds[2], empty[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(embeddings.pooled_prompt_embeds[2], empty_pooled[0], rtol=0, atol=1e-5)
     assert not torch.allclose(expected[0], expected[1])
 
 

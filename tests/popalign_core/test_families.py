@@ -73,8 +73,8 @@ def test_embeddings_equal_the_stock_pipelines(load_family: Callable[[str], Any],
     if name == "sd15":
         assert prompts.pooled_prompt_embeds.shape == (2, 0)
         return
-    torch.testing.assert_close(prompts.pooled_prompt_embeds, found[2], rtol=0, atol=1e-6)
-    torch.testing.assert_close(empty.pooled_prompt_embeds[0], found[3][0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(prompts.pooled_prompt_embeds, found[2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(empty.pooled_prompt_embeds[0], found[3][0], rtol=0, atol=1e-5)
     assert bool(prompts.prompt_embeds[:, 16:].any()) is (name == "sd3")
 
 
@@ -131,7 +131,7 @@ def test_flux_embeddings_equal_the_stock_pipelines(load_family: Callable[[str], 
         embeds, pooled, _ = pipeline.encode_prompt([*TEXTS, ""])
     torch.testing.assert_close(torch.cat([prompts.prompt_embeds, empty.prompt_embeds]), embeds, rtol=0, atol=5e-5)
     both = torch.cat([prompts.pooled_prompt_embeds, empty.pooled_prompt_embeds])
-    torch.testing.assert_close(both, pooled, rtol=0, atol=1e-6)
+    torch.testing.assert_close(both, pooled, rtol=0, atol=1e-5)
     # T5's states alone, and CLIP's pooled one
     assert (prompts.prompt_embeds.shape, prompts.pooled_prompt_embeds.shape) == ((2, 512, 64), (2, 32))
     assert float((embeds[0] - embeds[1]).abs().max()) > 0.1
