@@ -53,6 +53,7 @@ def test_a_first_run_prints_progress_and_the_verdict_only(tmp_path: Path) -> Non
     assert "Report: " in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "runner",
@@ -83,6 +84,7 @@ import bitsandbytes
 """
 
 
+@pytest.mark.slow
 def test_bitsandbytes_says_nothing_of_the_kernels_it_lacks() -> None:
     """It does where the processor has AVX-512 and the package `kernels` is missing."""
     pytest.importorskip("bitsandbytes")

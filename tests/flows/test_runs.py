@@ -103,7 +103,8 @@ def test_the_calibration_is_made_of_the_training_images_and_corrects_both_system
     table = open_store(tiny_runtime).read_table(ref, "calibration")
     assert set(table["axis"]) == {"gender"}
     # of 2 prompts, 2 classes and 6 images each, those with a readable face: the shares of each true class sum to 1
-    assert table.groupby("true_class")["share"].sum().round(9).to_dict() == {"female": 1.0, "male": 1.0}
+    read = table[table["read_class"] != ""]
+    assert read.groupby("true_class")["share"].sum().round(9).to_dict() == {"female": 1.0, "male": 1.0}
     inputs = {step.node: dict(step.inputs) for step in PIPELINE}
     for system in ("base", "aligned"):
         assert inputs[f"evaluate:{system}"]["calibration"] == "calibration"

@@ -100,7 +100,7 @@ def test_rows_of_each_kind():
         }
     )
     tables = [
-        benchmark_prompts(name, benchmark, ["tree"], made.prompts)
+        benchmark_prompts(name, benchmark, ["tree"], made.prompts.carrier)
         for name, benchmark in made.prompts.benchmarks.items()
     ]
     table = pd.concat(tables)

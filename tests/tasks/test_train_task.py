@@ -94,8 +94,9 @@ def test_no_preferences_is_an_error(
     inputs: dict[str, ArtifactRef], tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     store = open_store(tiny_runtime)
-    ref = ArtifactRef("preferences", "empty")
-    with store.build(ref, {"stage": "preferences", "version": "1", "config": {}, "inputs": {}}) as build:
+    payload = {"stage": "preferences", "version": "1", "config": {"case": "empty"}, "inputs": {}}
+    ref = ArtifactRef("preferences", store.key(**payload))
+    with store.build(ref, payload) as build:
         build.write_table("preferences", store.read_table(inputs["preferences"], "preferences").head(0))
     with pytest.raises(InputError, match="there are no preferences to train on"):
         read_preferences(store, TrainingRefs(ref, inputs["sample"]), tiny_config.axes)
