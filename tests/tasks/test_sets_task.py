@@ -43,7 +43,8 @@ def test_exported_sets_come_back_and_train_like_those_that_they_were(
     give_artifacts: Callable[[str], dict[str, ArtifactRef]],
     tmp_path: Path,
 ) -> None:
-    made = give_artifacts("preferences")["preferences"]
+    refs = give_artifacts("preferences")
+    made = refs["preferences"]
     export_preferences(made.key, tmp_path / "sets", "datasets", runtime=tiny_runtime)
     no_retention = tiny_config.training.model_copy(update={"retention": 0.0, "n_steps": 2})
     config = tiny_config.model_copy(update={"training": no_retention})
@@ -57,8 +58,8 @@ def test_exported_sets_come_back_and_train_like_those_that_they_were(
     )
     assert after["image_id"].is_unique
     assert store.read_table(ref, "drops").empty
-    captions = store.read_table(ref, "prompts")
-    assert sorted(captions["text"]) == ["a photo of a doctor", "a photo of a nurse"]
+    texts = store.read_table(refs["identities"], "prompts").set_index("prompt_id")["text"]
+    assert sorted(store.read_table(ref, "prompts")["text"]) == sorted(texts[before["prompt_id"].unique()])
     log = store.read_table(
         train_model(preferences=ref, sample=ref, prompts=ref, config=config, runtime=tiny_runtime), "training_log"
     )

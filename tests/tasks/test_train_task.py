@@ -166,7 +166,7 @@ def test_the_probe_looks_at_training_prompts_with_fixed_seeds(
         batch = seeds[start : start + tiny_runtime.batch_size]
         pixels, _ = sample_images(pipeline, embeddings, empty, [row] * len(batch), batch, config.sampling)
         readings += reader.read(pixels)
-    assert len(readings) == 8
+    assert len(readings) == 4 * len(chosen) > 0
     men = sum(reading.probabilities["gender"]["male"] > 0.5 for reading in readings if reading.n_faces)
     faces = sum(reading.n_faces for reading in readings)
     assert seen["probe/face_share"][0] == faces / len(seeds)
