@@ -16,8 +16,8 @@ from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig, Sam
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from storage.store import ArtifactRef, Build, Store
-from tasks.measuring import base_model
-from tasks.stage import Progress, View, counted, drop_fields, find_published, keep_fields
+from tasks.measuring import base_model, sampling_told
+from tasks.stage import Progress, View, counted, drop_fields, find_published
 from tasks.tables import drops_table
 
 if TYPE_CHECKING:
@@ -77,11 +77,8 @@ class EncodingView(View):
     @classmethod
     def of(cls, config: PipelineConfig, files: "Sequence[RowFile]") -> Self:
         """Of opened files."""
-        from popalign_core.sampling.models import reads_guidance
-
-        told = ["guidance_scale"] if reads_guidance(config.model) else []
-        sampling = keep_fields(config.sampling, "width", "height", *told)
-        return cls(files=tuple(files), model=drop_fields(base_model(config.model), "storage"), sampling=sampling)
+        model = drop_fields(base_model(config.model), "storage")
+        return cls(files=tuple(files), model=model, sampling=sampling_told(config))
 
     def hashed(self) -> dict[str, Any]:
         """Files by their bytes, wherever they lie and in whatever order."""

@@ -8,12 +8,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from popalign_core.config import AttributesConfig, Axis, ClipScoreConfig, EvaluationConfig, ModelConfig, ScorerConfig
+from popalign_core.config import (
+    AttributesConfig,
+    Axis,
+    ClipScoreConfig,
+    EvaluationConfig,
+    ModelConfig,
+    PipelineConfig,
+    SamplingConfig,
+    ScorerConfig,
+)
 from popalign_core.errors import MissingWeightsError
 from popalign_core.evaluation.quality.weights import weights_of
 from popalign_core.portraits import weights_folder
-from popalign_core.sampling.models import hash_file, hash_folder, local_folder
-from tasks.stage import drop_fields
+from popalign_core.sampling.models import hash_file, hash_folder, local_folder, reads_guidance
+from tasks.stage import drop_fields, keep_fields
 
 if TYPE_CHECKING:
     from popalign_core.attributes.reader import AttributeReader
@@ -45,6 +54,12 @@ def base_model(model: ModelConfig) -> ModelConfig:
         PopAlignError: As `sampling.models.local_folder`.
     """
     return model if local_folder(model) is None else drop_fields(model, "revision")
+
+
+def sampling_told(config: PipelineConfig) -> SamplingConfig:
+    """What a model is told of the sampling when it trains: the size, and the guidance scale where it reads that."""
+    told = ("width", "height", "guidance_scale") if reads_guidance(config.model) else ("width", "height")
+    return keep_fields(config.sampling, *told)
 
 
 def content_digest(path: Path) -> str:

@@ -7,7 +7,7 @@ from popalign_core.config import AttributesConfig, Axis, ModelConfig, PipelineCo
 from popalign_core.errors import ConfigError
 from storage.store import ArtifactRef
 from tasks.attributes import classifiers_in_use, hashed_classifier
-from tasks.measuring import base_model, clip_folder, folder_digest
+from tasks.measuring import base_model, clip_folder, folder_digest, sampling_told
 from tasks.stage import View, drop_fields, keep_fields
 
 _NOT_PROBED = ("seed", "sdedit", "inject_identity", "fair_diffusion", "safety_checker", "watermark")
@@ -48,7 +48,7 @@ class TrainView(View):
             training=config.training,
             model=keep_fields(config.model, "dtype") if has_start else base_model(config.model),
             has_start=has_start,
-            sampling=drop_fields(config.sampling, *_NOT_PROBED) if probe else _training_sampling(config),
+            sampling=drop_fields(config.sampling, *_NOT_PROBED) if probe else sampling_told(config),
             axes=tuple(keep_fields(axis, "name", "classes", "target", "of") for axis in axes),
             attributes=classifiers_in_use(config.attributes) if probe else None,
         )
@@ -67,13 +67,6 @@ class TrainView(View):
         if self.attributes is not None:
             hashed["probe"] = hashed_classifier(self.attributes) | {"clip": folder_digest(clip_folder())}
         return hashed
-
-
-def _training_sampling(config: PipelineConfig) -> SamplingConfig:
-    from popalign_core.sampling.models import reads_guidance
-
-    size = ("width", "height")
-    return keep_fields(config.sampling, *size, *(["guidance_scale"] if reads_guidance(config.model) else []))
 
 
 def _refuse(config: PipelineConfig) -> None:
