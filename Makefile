@@ -1,12 +1,12 @@
 # PopAlign. Needs Python 3.11+ and make, nothing else; everything is installed into .venv.
 #   make run     install what running needs, then take the embedded model through the whole pipeline
-#   make test    install the tests' tools too, then run the tests    make slow    the tests that take minutes
+#   make test    install the tests' tools too, then run the tests    make slow    the tests that take minutes, with Ray and Dask
 #   make check   ruff, formatting, types                             make clean   remove .venv and caches (never artifacts)
 # Variables: TORCH=cpu|cuda (default: cuda where nvidia-smi answers), PYTHON=..., ARGS=... (passed on)
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test slow check format clean
+.PHONY: help setup setup-dev setup-slow run test slow check format clean
 
 # The lock was made on 3.11, so that one is tried first.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -18,6 +18,7 @@ BIN := .venv/bin
 # What running needs, and on top of it what tests and checks need. Both are made anew when what is asked for changes.
 RUNTIME := .venv/runtime
 DEV := .venv/dev
+SLOW := .venv/slow
 # Byte code is written when a module is first imported: most of what is installed never is. Without it every process would
 # compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -25,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-compile
 MODELS := diffusers transformers accelerate peft tensorboard
 FACES := deepface opencv-contrib-python-headless werkzeug
 TABLES_AND_FLOWS := pandas pyarrow prefect fastapi
-RUNNERS_AND_STORES := prefect-ray prefect-dask moto[server] s3fs datasets
+STORES := moto[server] s3fs datasets
 
 help:
 	@sed -n '2,5s/^# *//p' Makefile
@@ -34,10 +35,12 @@ setup: $(RUNTIME)
 
 setup-dev: $(DEV)
 
+setup-slow: $(SLOW)
+
 $(RUNTIME): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found: install one, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Installing what running needs into .venv ($(PYTHON), torch for $(TORCH)), 1.6 GB: one to three minutes the first time."
-	@rm -f $(RUNTIME) $(DEV)
+	@rm -f $(RUNTIME) $(DEV) $(SLOW)
 	@echo "  1/6 the environment, with a pip of today"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) --upgrade 'pip>=25' || echo "      (there is none to be had; the one that came with Python is slower)"
@@ -62,12 +65,18 @@ endif
 
 $(DEV): $(RUNTIME)
 	@echo "Installing what tests and checks need into .venv, 1 GB: one to two minutes the first time."
-	@rm -f $(DEV)
-	@echo "  1/2 $(RUNNERS_AND_STORES)"
-	@$(PIP) $(RUNNERS_AND_STORES)
+	@rm -f $(DEV) $(SLOW)
+	@echo "  1/2 $(STORES)"
+	@$(PIP) $(STORES)
 	@echo "  2/2 pytest, ruff, mypy and the rest"
 	@$(PIP) -e '.[dev]'
 	@touch $(DEV)
+
+$(SLOW): $(DEV)
+	@echo "Installing what slow tests need on top (Ray, Dask, bitsandbytes) into .venv, 0.3 GB: half a minute the first time."
+	@rm -f $(SLOW)
+	@$(PIP) -e '.[dev,slow]'
+	@touch $(SLOW)
 
 run: setup
 	$(BIN)/popalign run $(ARGS)
@@ -76,7 +85,7 @@ run: setup
 test: setup-dev
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
-slow: setup-dev
+slow: setup-slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: setup-dev

@@ -5,6 +5,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -103,6 +104,11 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide results, without importing them."""
+    return dict(_library_versions())
+
+
+@cache
+def _library_versions() -> Mapping[str, str]:
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:

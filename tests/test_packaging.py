@@ -37,7 +37,7 @@ def locked(name: str) -> str | None:
 def test_the_lock_pins_every_direct_dependency_inside_its_range() -> None:
     outside = [
         f"{requirement}: locked at {locked(requirement.name)}"
-        for requirement in requirements("dev")
+        for requirement in requirements("dev", "slow")
         if (version := locked(requirement.name)) is None or Version(version) not in requirement.specifier
     ]
     assert outside == []
@@ -64,11 +64,11 @@ def test_installed_versions_are_the_locked_ones() -> None:
 def test_what_the_makefile_installs_in_steps_is_what_is_required() -> None:
     """A name that pyproject.toml drops must not be installed all the same."""
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-    steps = dict(re.findall(r"^(MODELS|FACES|TABLES_AND_FLOWS|RUNNERS_AND_STORES) := (.+)$", makefile, re.MULTILINE))
+    steps = dict(re.findall(r"^(MODELS|FACES|TABLES_AND_FLOWS|STORES) := (.+)$", makefile, re.MULTILINE))
     named = {step: {Requirement(word).name for word in words.split()} for step, words in steps.items()}
     runtime, everything = ({each.name for each in requirements(*extras)} for extras in ((), ("dev",)))
     assert len(named) == 4
-    assert named.pop("RUNNERS_AND_STORES") <= everything - runtime
+    assert named.pop("STORES") <= everything - runtime
     assert set().union(*named.values()) <= runtime
 
 

@@ -98,6 +98,7 @@ def metrics_dropped(metrics: Any, system: str) -> int:
 
 
 @pytest.mark.usefixtures("finished")
+@pytest.mark.usefixtures("finished")
 def test_trained_systems_share_the_preference_data_and_one_starts_where_another_ended(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:

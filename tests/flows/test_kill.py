@@ -49,7 +49,7 @@ def test_a_run_killed_at_many_moments_ends_with_the_same_bytes(
     tiny_runtime = tiny_runtime.model_copy(update={"n_threads": 1})
     rng = np.random.default_rng(0)  # stages tell of their batches too, so that shards are cut short
     n_kills = 0
-    while not run_and_die(tiny_config, tiny_runtime, int(rng.integers(1, 8))):
+    while not run_and_die(tiny_config, tiny_runtime, int(rng.integers(2, 12))):
         n_kills += 1
         assert n_kills < 100, "no progress between kills"
     assert n_kills >= 8

@@ -6,16 +6,21 @@ import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_runs import RUNTIME, run, same_weights, stop_at, values
+from training_runs import RUNTIME, same_weights, stop_at, values
+from training_runs import run as run_four_pairs
 
 from popalign_core.errors import DivergedError, InputError, PreemptedError, StoreError, TrainingError
 from popalign_core.training.checkpoint import checkpoint_path, list_checkpoints
 from popalign_core.training.data import PreferenceData
+
+run = partial(run_four_pairs, n_pairs=2)
+"""Nothing here depends on how much a step learns from."""
 
 
 def run_and_die(pipeline: Any, data: PreferenceData, folder: Path, last: int, **changes: Any) -> int:

@@ -85,7 +85,7 @@ def test_schedules() -> None:
     assert rates(n_warmup_steps=0, learning_rate_schedule="cosine") == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor", "adamw-8bit"])
+@pytest.mark.parametrize("optimizer", ["adafactor", pytest.param("adamw-8bit", marks=pytest.mark.slow)])
 def test_other_optimisers_learn_and_resume(
     make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path, optimizer: str
 ) -> None:

@@ -1,5 +1,6 @@
 """The fan-out on real runners: the same results, each handed over once, whatever dies."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -39,6 +40,16 @@ def home(prefect_database: None, tmp_path_factory: pytest.TempPathFactory) -> It
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # Ray writes a token there
         yield
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool's workers are forked off a process that has imported Prefect, which takes a spawned one seconds."""
+    multiprocessing.set_forkserver_preload(["prefect.task_runners"])
+    original = multiprocessing.get_context
+    monkeypatch.setattr(
+        multiprocessing, "get_context", lambda how=None: original("forkserver" if how == "spawn" else how)
+    )
 
 
 def runtime(runner: str, n_workers: int = 2, **changes: Any) -> RuntimeConfig:
@@ -126,6 +137,7 @@ def test_no_more_than_two_jobs_a_worker_are_under_way(tmp_path: Path) -> None:
     assert handed == {number: number for number in range(8)}
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("runner", ["processes", *CLUSTERS])
 def test_the_job_of_a_killed_worker_is_redone_and_given_up_after_three(runner: str, tmp_path: Path) -> None:
     handed = Handed()
@@ -147,6 +159,7 @@ def test_work_that_ends_its_process_is_an_error_not_a_hang() -> None:
         fan_out(sys.exit, {0: 3}, runtime("threads"), Handed(), stage="sample")
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("runner", ["processes", *CLUSTERS])
 def test_an_error_of_the_work_comes_as_it_is_and_at_once(runner: str, tmp_path: Path) -> None:
     handed = Handed()

@@ -76,6 +76,7 @@ def test_the_key_of_every_stage_is_pinned(tiny_config: PipelineConfig, tiny_runt
         tiny_config,
         model={"name": "owner/name", "revision": "0a1b"},
         prompts__benchmarks={"descriptor": {"n_images": 2}},
+        training__checkpoint_every=1,
     )
     read = {"prompts": P, "sample": S, "attributes": A}
     requests = {

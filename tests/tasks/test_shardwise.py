@@ -77,10 +77,11 @@ def draw(
     config: PipelineConfig,
     runtime: RuntimeConfig,
     on_progress: Any = lambda done, total: None,
-    purpose: Any = "preferences",
 ) -> tuple[ArtifactRef, ArtifactRef]:
     prompts = add_identities(write_prompts(config=config, runtime=runtime), config=config, runtime=runtime)
-    return prompts, sample_images(prompts, purpose=purpose, config=config, runtime=runtime, on_progress=on_progress)
+    return prompts, sample_images(
+        prompts, purpose="evaluation", config=config, runtime=runtime, on_progress=on_progress
+    )
 
 
 def files(runtime: RuntimeConfig, ref: ArtifactRef) -> dict[str, bytes]:
@@ -129,7 +130,7 @@ def test_threads_make_what_one_does(tiny_config: PipelineConfig, runtime: Runtim
     threads = runtime.model_copy(update={"runner": "threads", "n_workers": 2})
     made = {}
     for how in (threads, alone):
-        prompts, sample = draw(tiny_config, how, purpose="evaluation")
+        prompts, sample = draw(tiny_config, how)
         refs = [stage(prompts, sample, config=tiny_config, runtime=how) for stage in STAGES.values()]
         made[how.runner] = {ref: files(how, ref) for ref in (sample, *refs)}
     assert made["threads"] == made["inline"]
@@ -147,8 +148,8 @@ def test_a_worker_killed_in_the_middle_of_a_sample_costs_nothing(
     assert kill.is_done
     assert draw(tiny_config, alone)[1] == ref
     assert files(many, ref) == files(alone, ref)
-    # each of the ten shards of 4 was handed in once
-    assert sorted(kill.seen) == [0, *range(4, 44, 4)]
+    # 28 images in seven shards, each handed in once
+    assert sorted(kill.seen) == [0, *range(4, 29, 4)]
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class Looked:
 
 @pytest.fixture
 def looked(tiny_config: PipelineConfig, runtime: RuntimeConfig, tmp_path: Path) -> Looked:
-    prompts, sample = draw(tiny_config, runtime, purpose="evaluation")
+    prompts, sample = draw(tiny_config, runtime)
     folder = tmp_path / "files"
     folder.mkdir()
     document = tiny_config.model_dump(exclude_none=True)
@@ -266,7 +267,7 @@ if __name__ == "__main__":
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("stage", [pytest.param("attributes", marks=pytest.mark.slow), "scores"])
 def test_a_killed_coordinator_goes_on_where_it_was(looked: Looked, stage: str, tmp_path: Path) -> None:
-    alone, many = looked.store("alone"), looked.store("many", runner="processes", n_workers=2)
+    alone, many = looked.store("alone"), looked.store("many", runner="processes")
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
     documents = looked.config.model_dump_json(exclude_none=True), many.model_dump_json()
