@@ -39,9 +39,9 @@ from PIL import Image
 from torch import nn
 
 from popalign_core.attributes.deepface import DeepFaceReader
+from popalign_core.attributes.deepface_files import HEAD_WEIGHTS, modeling, weights_place
 from popalign_core.attributes.detector import FaceDetector
 from popalign_core.attributes.reader import likeliest
-from popalign_core.attributes.weights import HEAD_WEIGHTS, modeling, weights_place
 from popalign_core.config import AttributesConfig
 
 Pictures = list[NDArray[np.uint8]]

@@ -35,10 +35,10 @@ import pandas as pd
 
 from popalign_core.config import Axis, PipelineConfig, PreferencesConfig, PromptsConfig, RuntimeConfig
 from popalign_core.identities.augment import augment_prompts
-from popalign_core.preferences.sets import build_sets
+from popalign_core.preferences.set_pairs import build_sets
 from popalign_core.prompts.grammar import write_prompts
 from storage.store import ArtifactRef, Store
-from tasks.preferences import build_preferences
+from tasks.stages.preferences import build_preferences
 
 GENDER = Axis(name="gender", classes=("male", "female"))
 RACE = Axis(name="race", classes=("white", "black", "asian", "indian", "middle eastern", "latino hispanic"))

@@ -27,10 +27,10 @@ import torch
 from numpy.typing import NDArray
 
 from popalign_core.config import ModelConfig, RuntimeConfig, SamplingConfig
+from popalign_core.models.embeddings import embed_prompts
+from popalign_core.models.loading import load_pipeline, resolve_device
 from popalign_core.portraits.occupations import OCCUPATIONS
-from popalign_core.sampling.embeddings import embed_prompts
 from popalign_core.sampling.engine import initial_noise
-from popalign_core.sampling.models import load_pipeline, resolve_device
 from popalign_core.sampling.prediction import Captions
 from popalign_core.sampling.sampler import Sampler
 from popalign_core.sampling.schedulers import make_scheduler

@@ -49,11 +49,11 @@ from popalign_core.config import (
     PickScoreConfig,
     ScorerConfig,
 )
-from popalign_core.evaluation.quality.building import build_judges
 from popalign_core.evaluation.quality.open_clip_files import load_open_clip_vit
 from popalign_core.evaluation.quality.scorer import Scorer
-from popalign_core.evaluation.quality.weights import CLIP_MEAN, CLIP_STD
-from tasks.shard_worker import Place, run_job
+from popalign_core.evaluation.quality.scorer_factory import build_judges
+from popalign_core.evaluation.quality.scorer_files import CLIP_MEAN, CLIP_STD
+from tasks.workers.shard_worker import Place, run_job
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 import scorer_files as files

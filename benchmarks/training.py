@@ -29,10 +29,10 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from popalign_core.config import ModelConfig, RuntimeConfig, SamplingConfig, TrainingConfig
-from popalign_core.portraits.pictures import to_unit_range
-from popalign_core.sampling.embeddings import embed_prompts
+from popalign_core.models.embeddings import embed_prompts
+from popalign_core.models.loading import load_pipeline, resolve_device
+from popalign_core.portraits.rendering import to_unit_range
 from popalign_core.sampling.engine import sample_images, time_ids
-from popalign_core.sampling.models import load_pipeline, resolve_device
 from popalign_core.training.batch import Batch, draw_batch
 from popalign_core.training.data import PreferenceData
 from popalign_core.training.objective import Running, compute_loss

@@ -3,10 +3,10 @@
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from flows.checkpoints import evaluate_checkpoints, find_checkpoints
+from flows.plan.checkpoints import evaluate_checkpoints, find_checkpoints
 from flows.published import call_as_task, chosen_config, leaderboard_markdown
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from tasks.leaderboard import read_leaderboard
+from tasks.publishing.leaderboard import read_leaderboard
 
 
 @flow(name="popalign-evaluate")

@@ -5,14 +5,14 @@ import base64
 from prefect import flow
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
 
+from flows.plan.runs import run_pipeline
 from flows.published import call_as_task, chosen_config, metrics_markdown, report_url
-from flows.runs import run_pipeline
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef
-from tasks.grid import draw_grid, read_pairs
-from tasks.publish import read_metrics
+from tasks.common.stage_object import open_store
+from tasks.publishing.finished_run import read_metrics
 from tasks.registered import artifact_key
-from tasks.stage import open_store
+from tasks.stages.image_grid import draw_grid, read_pairs
 
 
 @flow(name="popalign", flow_run_name="popalign {name}")

@@ -5,10 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from flows.graph import PlannedNode
+from flows.plan.graph import PlannedNode
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.markdown import markdown_table, plain
-from popalign_core.presets import preset as find_preset
+from popalign_core.config.presets import preset as find_preset
+from popalign_core.report.markdown import markdown_table, plain
 from storage.store import ArtifactRef, Manifest
 from tasks.registered import make_as_task
 

@@ -44,14 +44,14 @@ class Build:
         """Write a table, or one shard of it; the file appears whole or not at all.
 
         Args:
-            name: Of the table, in `storage.schemas.SCHEMAS`.
+            name: Of the table, in `storage.formats.schemas.SCHEMAS`.
             frame: Its rows.
             shard: Number of the shard, from 0 without gaps; None for a table in one file.
 
         Raises:
             StoreError: When the frame does not fit the schema, or the disk is full.
         """
-        from storage.parquet import encode, file_name
+        from storage.formats.parquet import encode, file_name
 
         self.write_file(file_name(name, shard), encode(name, frame))
 
@@ -59,13 +59,13 @@ class Build:
         """Write a table in one file, its rows part by part as they come; it appears whole or not at all.
 
         Args:
-            name: Of the table, in `storage.schemas.SCHEMAS`.
+            name: Of the table, in `storage.formats.schemas.SCHEMAS`.
             parts: Its rows; none is kept.
 
         Raises:
             StoreError: As `write_table` does.
         """
-        from storage.parquet import file_name, open_table
+        from storage.formats.parquet import file_name, open_table
 
         path = self.folder / file_name(name, None)
         partial = path.with_name(path.name + PARTIAL)
@@ -92,7 +92,7 @@ class Build:
         Raises:
             StoreError: When there is none, or a file is damaged.
         """
-        from storage.parquet import decode, file_name, group_tables, to_frame
+        from storage.formats.parquet import decode, file_name, group_tables, to_frame
 
         there = os.listdir(self.folder)
         # beside one shard others may still be missing
@@ -154,7 +154,7 @@ class Build:
         Raises:
             StoreError: Names the file that does not fit.
         """
-        from storage.parquet import count_rows, group_tables
+        from storage.formats.parquet import count_rows, group_tables
 
         groups = group_tables(os.listdir(self.folder))
         return {

@@ -53,7 +53,7 @@ def publish(root: Root, build: Build, payload: Mapping[str, Any]) -> None:
 def _schemas(tables: Mapping[str, int]) -> dict[str, int]:
     if not tables:
         return {}
-    from storage.parquet import schema_versions
+    from storage.formats.parquet import schema_versions
 
     return schema_versions(tables)
 

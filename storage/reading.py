@@ -66,7 +66,7 @@ def iter_arrow(
     Raises:
         StoreError: When the table or the shard is absent, damaged, or of another schema version.
     """
-    from storage.parquet import decode
+    from storage.formats.parquet import decode
 
     ref = ArtifactRef(manifest.stage, manifest.key)
     files = _table_files(manifest, name)
@@ -87,7 +87,7 @@ def rows_by_shard(root: Root, manifest: Manifest, name: str) -> list[int]:
     Raises:
         StoreError: When the table is absent, damaged, or of another schema version.
     """
-    from storage.parquet import count_rows
+    from storage.formats.parquet import count_rows
 
     counts = []
     for file in _table_files(manifest, name):
@@ -97,7 +97,7 @@ def rows_by_shard(root: Root, manifest: Manifest, name: str) -> list[int]:
 
 
 def _table_files(manifest: Manifest, name: str) -> list[str]:
-    from storage.parquet import group_tables
+    from storage.formats.parquet import group_tables
 
     files = group_tables(manifest.files).get(name)
     if not files:

@@ -53,7 +53,7 @@ class RunFolder:
         Raises:
             StoreError: When the frame does not fit.
         """
-        from storage.parquet import encode, file_name
+        from storage.formats.parquet import encode, file_name
 
         self.write_bytes(file_name(name, None), encode(name, frame))
 

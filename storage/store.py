@@ -143,7 +143,7 @@ class Store:
         Raises:
             StoreError: When the table or the shard is absent, damaged, or of another schema version.
         """
-        from storage.parquet import to_frame
+        from storage.formats.parquet import to_frame
 
         return to_frame(reading.iter_arrow(self._root, self.manifest(ref), name, columns, shard))
 
@@ -153,7 +153,7 @@ class Store:
 
     def iter_table(self, ref: ArtifactRef, name: str, columns: Sequence[str] | None = None) -> Iterator["pd.DataFrame"]:
         """A table shard by shard; raises as `read_table` does, when it gets there."""
-        from storage.parquet import to_frame
+        from storage.formats.parquet import to_frame
 
         for table in reading.iter_arrow(self._root, self.manifest(ref), name, columns):
             yield to_frame([table])

@@ -1,5 +1,5 @@
 """One Prefect task a stage: open the inputs, call the science, publish."""
 
-from popalign_core.quiet import be_quiet
+from popalign_core.models.quiet import be_quiet
 
 be_quiet()  # whoever works on a stage, a worker or a flow, imports this package first

@@ -12,15 +12,16 @@ from prefect.utilities.annotations import quote
 
 from popalign_core.config import RuntimeConfig
 from storage.store import ArtifactRef
-from tasks import (
+from tasks.common.stage_object import Progress, Request, Stage
+from tasks.stages import (
     attributes,
     benchmarks,
     calibration,
     comparison,
     evaluate,
     identities,
+    imported,
     pairs,
-    pictures,
     preferences,
     prompts,
     report,
@@ -30,7 +31,6 @@ from tasks import (
     sweep,
     train,
 )
-from tasks.stage import Progress, Request, Stage
 
 N_UPDATES = 20
 """A progress artifact is renewed at most this often."""
@@ -80,7 +80,7 @@ _STAGES: tuple[Stage[Any], ...] = (
     preferences.build_preferences,
     pairs.import_pairs,
     sets.import_sets,
-    pictures.import_images,
+    imported.import_images,
     train.train_model,
     scores.score_images,
     evaluate.evaluate_system,

@@ -163,8 +163,8 @@ def tiny_run(make_once: MakeOnce, tiny_weights: Path) -> Path:
     """The store of a whole run of `tiny_config` by the name "run", for reading."""
 
     def fill(folder: Path) -> None:
-        from flows.graph import call_directly
-        from flows.runs import run_pipeline
+        from flows.plan.graph import call_directly
+        from flows.plan.runs import run_pipeline
 
         with pytest.MonkeyPatch.context() as patch:
             _stand_in(tiny_weights, patch)
@@ -214,7 +214,7 @@ def make_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 def _stand_in(weights: Path, patch: pytest.MonkeyPatch) -> None:
-    from tasks import measuring
+    from tasks.common import measuring
 
     reader = measuring.Classifier(lambda: "pixel-sum@1", lambda config, device: PixelSumReader())
     patch.setitem(measuring.CLASSIFIERS, "portraits", reader)

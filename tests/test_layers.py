@@ -79,10 +79,13 @@ def test_the_top_level_is_fixed() -> None:
     ("module", "heavy"),
     [
         (
-            "flows.cli",
+            "flows.cli.app",
             ("torch", "diffusers", "transformers", "prefect", "pandas", "pyarrow", "pydantic", "rich.progress"),
         ),
-        ("popalign_core.presets", ("torch", "diffusers", "transformers", "deepface", "openai", "prefect", "pyarrow")),
+        (
+            "popalign_core.config.presets",
+            ("torch", "diffusers", "transformers", "deepface", "openai", "prefect", "pyarrow"),
+        ),
         ("storage.store", ("torch", "diffusers", "prefect", "openai", "deepface")),
     ],
 )

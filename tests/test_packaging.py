@@ -9,10 +9,10 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from popalign_core.config import load_config
-from popalign_core.presets import preset
+from popalign_core.config.presets import preset
+from popalign_core.config.systems import configure_system
 from popalign_core.prompts.checks import check_prompts
 from popalign_core.prompts.grammar import write_prompts
-from popalign_core.systems import configure_system
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def test_running_needs_none_of_the_tests_tools() -> None:
 
 def test_the_command_points_at_the_command_line() -> None:
     assert PYPROJECT["project"]["scripts"] == {"popalign": "flows.cli:main"}
-    from flows.cli import main
+    from flows.cli.app import main
 
     assert callable(main)
 

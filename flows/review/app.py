@@ -8,13 +8,13 @@ from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from flows.review import curating, operating, rating
+from flows.review import curator_pages, operator_pages, rater_pages
 from flows.review.guard import Allowance, Guard
-from flows.review.pages import STATIC, message
+from flows.review.server_settings import ReviewSettings
 from flows.review.sessions import Review
-from flows.review.settings import ReviewSettings
+from flows.review.templating import STATIC, message
 from popalign_core.errors import InputError, PopAlignError
-from storage.votes import ReviewDatabase
+from storage.reviews.votes import ReviewDatabase
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ def make_app(database_url: str, settings: ReviewSettings) -> FastAPI:
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.review = Review(database, settings, Allowance(settings.rate, settings.burst))
-    for router in (rating.router, curating.router, operating.entrance, operating.router):
+    for router in (rater_pages.router, curator_pages.router, operator_pages.entrance, operator_pages.router):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_middleware(Guard, settings=settings)

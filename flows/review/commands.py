@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from flows.review import creating
-from flows.review.arguments import Database, Name, Root, Url, database_url, open_database, read_text
+from flows.review import create_commands
+from flows.review.opening import Database, Name, Root, Url, database_url, open_database, read_text
 
 studies = typer.Typer(
     no_args_is_help=True, help="Studies in which people judge, label or curate.", rich_markup_mode=None
 )
-for command in (creating.create, creating.curate, creating.label):
+for command in (create_commands.create, create_commands.curate, create_commands.label):
     studies.command()(command)
 
 
@@ -36,9 +36,9 @@ def links(
     database: Database = None,
 ) -> None:
     """Every rater's link and completion code, a line each, separated by tabs; answers are in the third column."""
+    from flows.review.server_settings import ReviewSettings
     from flows.review.sessions import invitation
-    from flows.review.settings import ReviewSettings
-    from tasks.studies import completion_code, invite
+    from tasks.studies.pairwise import completion_code, invite
 
     opened = open_database(database, root)
     study = opened.study(name)
@@ -97,10 +97,10 @@ def report(
     database: Database = None,
 ) -> None:
     """Write the results as one self-contained page, or as the last section of the report in the run's folder."""
-    from flows.options import DEFAULT_ROOT
-    from flows.review.pages import markdown
+    from flows.review.templating import markdown
+    from flows.terminal.options import DEFAULT_ROOT
     from storage.store import Store
-    from tasks.study_results import add_to_report, write_page
+    from tasks.studies.study_results import add_to_report, write_page
 
     opened = open_database(database, root)
     if path is None:
@@ -126,7 +126,7 @@ def export(
     database: Database = None,
 ) -> None:
     """Write everything said, raters under pseudonyms, as table `votes`, `labels` or `curated`."""
-    from tasks.study_results import export_study
+    from tasks.studies.study_results import export_study
 
     n_rows = export_study(open_database(database, root), name, path, known_only=known_only)
     typer.echo(f"{n_rows} row(s) are in {path}")
@@ -135,9 +135,9 @@ def export(
 @studies.command()
 def publish(name: Name, root: Root = None, database: Database = None) -> None:
     """Publish the finished sets of a study of curating, to train on; prints how."""
-    from flows.options import DEFAULT_ROOT
+    from flows.terminal.options import DEFAULT_ROOT
     from storage.store import Store
-    from tasks.curation import publish_curated
+    from tasks.studies.curation import publish_curated
 
     ref = publish_curated(open_database(database, root), Store(root or DEFAULT_ROOT), name)
     typer.echo(f"{ref.key}\nTrain on it with --set preferences.strategy=human --set preferences.curated={ref.key}")
@@ -158,7 +158,7 @@ def review(
 ) -> None:
     """Serve the review app: raters judge by their links, the operator sees progress and results."""
     from flows.review.app import serve
-    from flows.review.settings import ReviewSettings
+    from flows.review.server_settings import ReviewSettings
 
     settings = ReviewSettings(host=host, port=port, token=token, url=url)
     typer.echo(f"Studies: {settings.base_url}/ (Ctrl-C ends it; every answer is kept)", err=True)

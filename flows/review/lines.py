@@ -7,11 +7,11 @@ from popalign_core.config.review import CurateConfig, LabelConfig
 from popalign_core.review.curated import CurationResults
 from popalign_core.review.labels import LabelResults
 from popalign_core.review.results import Results
-from storage.review_tables import Study
-from tasks.studies import parse_study, study_results
+from storage.reviews.review_tables import Study
+from tasks.studies.pairwise import parse_study, study_results
 
 if TYPE_CHECKING:
-    from storage.votes import ReviewDatabase
+    from storage.reviews.votes import ReviewDatabase
 
 
 def about(study: Study) -> str:
@@ -26,8 +26,8 @@ def about(study: Study) -> str:
 
 def study_lines(database: "ReviewDatabase", name: str) -> Iterator[str]:
     """The results of a study so far, of whatever kind."""
-    from tasks.labelling import label_results
-    from tasks.study_results import curation_results
+    from tasks.studies.labelling import label_results
+    from tasks.studies.study_results import curation_results
 
     study = database.study(name)
     config = parse_study(study)

@@ -10,10 +10,10 @@ from fastapi import Depends, HTTPException, Request, Response
 from itsdangerous import BadSignature, URLSafeSerializer, URLSafeTimedSerializer
 
 from flows.review.guard import Allowance
-from flows.review.settings import ReviewSettings
+from flows.review.server_settings import ReviewSettings
 from popalign_core.errors import InputError
-from storage.review_tables import Study
-from storage.votes import ReviewDatabase
+from storage.reviews.review_tables import Study
+from storage.reviews.votes import ReviewDatabase
 
 RATER_COOKIE = "rater"
 OPERATOR_COOKIE = "operator"

@@ -13,7 +13,7 @@ from transformers import ResNetForImageClassification
 from popalign_core.attributes.reader import FaceReading, Pictures
 from popalign_core.portraits import weights_folder
 from popalign_core.portraits.classifier import HEADS, predict_logits, split_heads
-from popalign_core.portraits.pictures import SIZE
+from popalign_core.portraits.rendering import SIZE
 
 FACE_BOX_SHARE = (0.2, 0.1, 0.6, 0.75)
 """The portraits are aligned, so a face is always here: x, y, width, height as shares of the picture."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from popalign_core.attributes.weights import HEAD_WEIGHTS, prepare, require_weights
+from popalign_core.attributes.deepface_files import HEAD_WEIGHTS, prepare, require_weights
 from popalign_core.errors import MissingWeightsError
 
 _BATCH = 16

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from popalign_core.attributes.reader import AttributeReader, FaceReading, Pictures, unreadable
 from popalign_core.errors import ConfigError, ResourceError
-from popalign_core.quiet import be_quiet
+from popalign_core.models.quiet import be_quiet
 
 READER_DIED = "reader_died"
 """Drop reason: the process died whenever it looked at this image."""

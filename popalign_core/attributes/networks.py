@@ -161,7 +161,7 @@ def _session_options(onnxruntime: Any) -> Any:
 
 def _read_preparation(path: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     """What transformers' image processors do, by their file: resize to a size, or as CLIP's do."""
-    from popalign_core.evaluation.clip_score import read_preprocessing
+    from popalign_core.models.clip import read_preprocessing
 
     try:
         document = json.loads(path.read_text())

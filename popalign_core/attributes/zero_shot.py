@@ -17,7 +17,7 @@ from popalign_core.config import ZeroShotConfig
 from popalign_core.errors import ConfigError, InputError, MissingWeightsError
 
 if TYPE_CHECKING:
-    from popalign_core.evaluation.clip_score import ClipScorer
+    from popalign_core.models.clip import ClipScorer
 
 _BATCH = 32
 
@@ -80,14 +80,14 @@ def load_space(settings: ZeroShotConfig, device: str) -> SharedSpace:
     """
     if settings.architecture is not None:
         return load_open_clip(settings.path, settings.architecture, device)
-    from popalign_core.evaluation.clip_score import load_clip
+    from popalign_core.models.clip import load_clip
 
     return space_of(load_clip(Path(settings.path), device))
 
 
 def space_of(clip: "ClipScorer") -> SharedSpace:
     """A CLIP of transformers as a shared space."""
-    from popalign_core.evaluation.clip_score import embed_images, embed_texts
+    from popalign_core.models.clip import embed_images, embed_texts
 
     return SharedSpace(
         lambda pictures: embed_images(clip, [pictures]),

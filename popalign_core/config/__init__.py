@@ -17,11 +17,11 @@ from popalign_core.config.evaluation import (
     PickScoreConfig,
     ScorerConfig,
 )
+from popalign_core.config.files import load_config
 from popalign_core.config.pipeline import (
     PipelineConfig,
     PreferencesConfig,
     SystemConfig,
-    load_config,
     merge_documents,
     parse_config,
 )

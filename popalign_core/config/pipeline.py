@@ -1,13 +1,11 @@
 """`PipelineConfig`: everything that decides the results of one run, and how it is read."""
 
-import json
-import tomllib
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from popalign_core.config.attributes import AttributesConfig
+from popalign_core.config.axes import AXES
 from popalign_core.config.base import Axis, Frozen, Text, describe_problems
 from popalign_core.config.evaluation import EvaluationConfig
 from popalign_core.config.prompts import PromptsConfig
@@ -109,8 +107,6 @@ class PipelineConfig(Frozen):
     def _look_up(cls, value: Any) -> Any:
         if not isinstance(value, list) or not any(isinstance(given, str) for given in value):
             return value
-        from popalign_core.presets import AXES
-
         unknown = [given for given in value if isinstance(given, str) and given not in AXES]
         if unknown:
             raise ValueError(
@@ -168,33 +164,6 @@ class PipelineConfig(Frozen):
                 "prompts": self.prompts.model_copy(update={"benchmarks": benchmarks}),
             }
         )
-
-
-def load_config(path: Path) -> PipelineConfig:
-    """Read a TOML file, or a .json file as a report prints it; `preset = "NAME"` at the top starts from that preset.
-
-    Raises:
-        ConfigError: When the file is missing, is not TOML (JSON) in UTF-8, or does not fit.
-    """
-    from popalign_core.presets import preset
-
-    kind, read = ("JSON", json.loads) if path.suffix.lower() == ".json" else ("TOML", tomllib.loads)
-    try:
-        document = read(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read configuration {path}: {error.strerror}; give an existing TOML or .json file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not {kind}: {error}; save it as UTF-8") from error
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} is not {kind}: {error}; see README.md for an example") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} is not one JSON object but {document!r:.60}; give it as a report prints it")
-    base = document.pop("preset", None)
-    if base is not None:
-        document = merge_documents(preset(base).model_dump(exclude_none=True), document)
-    return parse_config(document, origin=str(path))
 
 
 def parse_config(document: dict[str, Any], origin: str = "configuration") -> PipelineConfig:

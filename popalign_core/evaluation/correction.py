@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
-from popalign_core.evaluation.calibration import UNREAD_CLASS, confusion_matrix
+from popalign_core.evaluation.confusion import UNREAD_CLASS, confusion_matrix
 from popalign_core.evaluation.distance import Distance
 from popalign_core.evaluation.fairness import class_shares, corrected_prevalence, discrepancies
 from popalign_core.evaluation.measures import NO_FACE, Measure, Statistic

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from popalign_core.config import Axis, EvaluationConfig
-from popalign_core.evaluation.calibration import UNREAD_CLASS
+from popalign_core.evaluation.confusion import UNREAD_CLASS
 from popalign_core.evaluation.correction import Calibrated, calibrated_axes
 from popalign_core.evaluation.counts import FloatArray
 from popalign_core.evaluation.fairness import class_shares, discrepancies

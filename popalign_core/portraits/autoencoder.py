@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from popalign_core.portraits.loop import LoopConfig, fit
-from popalign_core.portraits.pictures import to_unit_range
+from popalign_core.portraits.rendering import to_unit_range
 
 LATENT_CHANNELS = 12
 LATENT_NOISE = 0.06

@@ -14,8 +14,8 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from popalign_core.portraits.loop import LoopConfig, fit
 from popalign_core.portraits.occupations import GENDERS, RACES, THINGS
-from popalign_core.portraits.pictures import to_unit_range
 from popalign_core.portraits.pool import Pool
+from popalign_core.portraits.rendering import to_unit_range
 
 HEADS: dict[str, tuple[str, ...]] = {"face": ("no", "yes"), "gender": GENDERS, "race": RACES}
 """Heads in the order of the logits."""

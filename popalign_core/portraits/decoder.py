@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from popalign_core.portraits.autoencoder import LATENT_NOISE, gradient_size
 from popalign_core.portraits.loop import LoopConfig, fit
-from popalign_core.portraits.pictures import to_unit_range
+from popalign_core.portraits.rendering import to_unit_range
 
 BATCH_SIZE = 12
 ADVERSARIAL_WEIGHT = 0.02

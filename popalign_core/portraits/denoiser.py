@@ -11,8 +11,8 @@ from transformers import CLIPTokenizer
 
 from popalign_core.portraits.autoencoder import LATENT_CHANNELS
 from popalign_core.portraits.loop import LoopConfig, fit
-from popalign_core.portraits.pictures import SIZE
 from popalign_core.portraits.pool import Pool, write_caption
+from popalign_core.portraits.rendering import SIZE
 from popalign_core.portraits.text import TEXT_WIDTH, encode_tokens, make_text_encoders, tokenise
 
 TIME_ID_WIDTH = 32

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from popalign_core.portraits.occupations import GENDERS, IDENTITIES, OCCUPATIONS, RACES
-from popalign_core.portraits.pictures import (
+from popalign_core.portraits.rendering import (
     Portrait,
     draw_portrait,
     draw_thing,

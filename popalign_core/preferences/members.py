@@ -4,7 +4,7 @@ from collections import Counter
 
 import pandas as pd
 
-from popalign_core.pictures import MISSING
+from popalign_core.models.pixels import MISSING
 
 ROLES = ("preferred", "dispreferred")
 MIXED, ONE_SIDED, SLOT_TWICE = "captions of a set differ", "set without the other role", "slot of a set twice"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
 
-from popalign_core.pictures import MISSING, TWICE
+from popalign_core.models.pixels import MISSING, TWICE
 from popalign_core.prompts.checks import canonical
 
 UNNAMED = "no prompt named"

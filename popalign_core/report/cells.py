@@ -6,7 +6,7 @@ from html import escape
 import pandas as pd
 
 from popalign_core.report.estimates import SYMBOLS, WORDS, Estimate, Status, interval_words
-from popalign_core.report.measures import number
+from popalign_core.report.measure_names import number
 
 NOTHING = "–"
 MOST_COLUMNS = 7

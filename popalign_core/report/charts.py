@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from popalign_core.report.drawing import (
+from popalign_core.report.svg_shapes import (
     ALIGNED_FILL,
     BASE_FILL,
     LEFT,

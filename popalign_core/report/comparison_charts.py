@@ -7,7 +7,7 @@ from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.document import details, figures
 from popalign_core.report.estimates import Measure
 from popalign_core.report.front import Point, front_chart, front_table
-from popalign_core.report.measures import is_distance
+from popalign_core.report.measure_names import is_distance
 from popalign_core.report.plots import dumbbells, forest, strips, system_bars
 from popalign_core.report.standings import Results
 from popalign_core.report.system_tables import prompt_tables

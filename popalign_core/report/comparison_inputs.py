@@ -9,7 +9,7 @@ import pandas as pd
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
 from popalign_core.evaluation.wins import COLUMNS as WIN_COLUMNS
-from popalign_core.report.inputs import COST_COLUMNS, Pictures, check_pictures, empty
+from popalign_core.report.run_inputs import COST_COLUMNS, Pictures, check_pictures, empty
 
 DROP_COLUMNS = ("system", "reason", "n", "n_images")
 POINT_COLUMNS = (

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from popalign_core.report.drawing import PATTERNS
 from popalign_core.report.estimates import SYMBOLS, Status
 from popalign_core.report.style import CSS
+from popalign_core.report.svg_shapes import PATTERNS
 
 
 def html_page(title: str, head: str, sections: Iterable[tuple[str, str]]) -> str:

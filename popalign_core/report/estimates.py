@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import pandas as pd
 
 from popalign_core.errors import InputError
-from popalign_core.report.measures import FAIRNESS, direction, measure_name, number
+from popalign_core.report.measure_names import FAIRNESS, direction, measure_name, number
 
 Status = Literal["improved", "unclear", "worse", "unmeasured"]
 

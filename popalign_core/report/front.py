@@ -6,9 +6,9 @@ from html import escape
 
 from popalign_core.evaluation.pareto import dominators
 from popalign_core.report.cells import Footnotes, estimate_cell, row, table
-from popalign_core.report.drawing import WIDTH, diamond, dot, line, path, scale, short, svg, text
 from popalign_core.report.estimates import Estimate, Measure
-from popalign_core.report.measures import direction, number, scorer_name
+from popalign_core.report.measure_names import direction, number, scorer_name
+from popalign_core.report.svg_shapes import WIDTH, diamond, dot, line, path, scale, short, svg, text
 
 _LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 50, WIDTH - 14, 22, 206, 240
 _LABEL_PX = 10

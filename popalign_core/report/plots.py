@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from popalign_core.report.drawing import (
+from popalign_core.report.estimates import SYMBOLS, WORDS, Estimate, Status, interval_words
+from popalign_core.report.measure_names import direction, number
+from popalign_core.report.svg_shapes import (
     ALIGNED_FILL,
     BASE_FILL,
     WIDTH,
@@ -15,8 +17,6 @@ from popalign_core.report.drawing import (
     text,
     whisker,
 )
-from popalign_core.report.estimates import SYMBOLS, WORDS, Estimate, Status, interval_words
-from popalign_core.report.measures import direction, number
 
 NAMES = 128
 """Where the drawing begins; the systems' names stand to the left."""

@@ -21,7 +21,7 @@ from popalign_core.report.estimates import (
     judge_difference,
     measures_of,
 )
-from popalign_core.report.measures import FAIRNESS, is_distance, is_shown, listed, number, scorer_name
+from popalign_core.report.measure_names import FAIRNESS, is_distance, is_shown, listed, number, scorer_name
 
 Place = Literal["fairer", "fairer at a cost", "less fair", "unclear", "unmeasured"]
 

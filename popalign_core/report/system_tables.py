@@ -22,7 +22,7 @@ from popalign_core.report.cells import (
 )
 from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.estimates import UNKNOWN, WORDS, Estimate, Measure, Status, combined, judge_difference
-from popalign_core.report.measures import column_name, floor_words, number, p_words, scorer_name
+from popalign_core.report.measure_names import column_name, floor_words, number, p_words, scorer_name
 from popalign_core.report.standings import Results, Standing
 
 _BETTER: dict[Status, str] = WORDS | {"improved": "better", "unclear": "unclear"}

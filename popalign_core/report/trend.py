@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
-from popalign_core.report.drawing import WIDTH, dot, line, path, scale, short, svg, text, upright
 from popalign_core.report.estimates import Estimate, interval_words
-from popalign_core.report.measures import direction, number
+from popalign_core.report.measure_names import direction, number
+from popalign_core.report.svg_shapes import WIDTH, dot, line, path, scale, short, svg, text, upright
 
 _LEFT, _TOP, _BOTTOM, _HEIGHT = 48, 24, 150, 176
 _KINDS = ("line-1", "line-2", "line-3", "dotted")

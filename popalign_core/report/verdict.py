@@ -15,8 +15,8 @@ from popalign_core.report.estimates import (
     judge_difference,
     measures_of,
 )
-from popalign_core.report.inputs import TwoSystems
-from popalign_core.report.measures import FAIRNESS, is_shown, listed, measure_name, number
+from popalign_core.report.measure_names import FAIRNESS, is_shown, listed, measure_name, number
+from popalign_core.report.run_inputs import TwoSystems
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from popalign_core.config import FairDiffusionConfig
 from popalign_core.errors import InputError
-from popalign_core.sampling.embeddings import PromptEmbeddings
+from popalign_core.models.embeddings import PromptEmbeddings
 
 
 @dataclass(frozen=True)

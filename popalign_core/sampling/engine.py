@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from popalign_core.config import SamplingConfig
-from popalign_core.denoisers import family_of, find_denoiser, latent_channels
 from popalign_core.errors import InputError
+from popalign_core.models.denoisers import family_of, find_denoiser, latent_channels
+from popalign_core.models.embeddings import PromptEmbeddings
+from popalign_core.models.vae import decode_latents
 from popalign_core.sampling.edits import Edits
-from popalign_core.sampling.embeddings import PromptEmbeddings
 from popalign_core.sampling.prediction import Captions, Predictor
 from popalign_core.sampling.schedulers import make_scheduler, start_sampling, step_options
-from popalign_core.sampling.vae import decode_latents
 
 
 @torch.inference_mode()

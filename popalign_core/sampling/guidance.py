@@ -8,10 +8,10 @@ from diffusers.guiders.guider_utils import rescale_noise_cfg
 from torch import Tensor
 
 from popalign_core.config import CADSConfig, SamplingConfig
-from popalign_core.denoisers import Family
 from popalign_core.errors import ConfigError
 from popalign_core.ids import image_seed
-from popalign_core.sampling.embeddings import PromptEmbeddings
+from popalign_core.models.denoisers import Family
+from popalign_core.models.embeddings import PromptEmbeddings
 
 
 @overload

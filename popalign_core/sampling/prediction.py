@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from popalign_core.config import SamplingConfig
-from popalign_core.denoisers import Conditions, family_of, predict
+from popalign_core.models.denoisers import Conditions, family_of, predict
+from popalign_core.models.embeddings import PromptEmbeddings, concatenate
 from popalign_core.sampling.edits import Edits, SemanticGuidance
-from popalign_core.sampling.embeddings import PromptEmbeddings, concatenate
 from popalign_core.sampling.guidance import (
     anneal_embeddings,
     annealing_gamma,

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from popalign_core.errors import MissingWeightsError
-from popalign_core.sampling.models import hash_folder
+from popalign_core.models.loading import hash_folder
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+
+UNSAFE = "unsafe"
+"""Why an image has no picture: the safety checker flagged it."""
 
 CHECKER_ID = "CompVis/stable-diffusion-safety-checker"
 CHECKER_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")

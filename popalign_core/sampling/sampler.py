@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from popalign_core.config import ModelConfig, RuntimeConfig, SamplingConfig
-from popalign_core.denoisers import find_denoiser
 from popalign_core.errors import ConfigError, ResourceError
+from popalign_core.models.denoisers import find_denoiser
+from popalign_core.models.float8 import is_float8
+from popalign_core.models.loading import load_pipeline, resolve_device
 from popalign_core.sampling import engine
 from popalign_core.sampling.engine import execution_device
-from popalign_core.sampling.models import load_pipeline, resolve_device
 from popalign_core.sampling.prediction import Captions
-from popalign_core.sampling.storage import is_float8
 
 _log = logging.getLogger(__name__)
 

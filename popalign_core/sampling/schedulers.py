@@ -16,8 +16,8 @@ from diffusers import (
 )
 
 from popalign_core.config import SamplingConfig
-from popalign_core.denoisers import FLOW_PATCH, Family
 from popalign_core.errors import ConfigError
+from popalign_core.models.denoisers import FLOW_PATCH, Family
 
 # Euler and DPM-Solver configs carry no clip_sample, and the default of DDIM and LCM would clip latents to [-1, 1].
 _SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {

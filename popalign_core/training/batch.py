@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from popalign_core.config import TrainingConfig
-from popalign_core.denoisers import Conditions
+from popalign_core.models.denoisers import Conditions
 from popalign_core.training.data import PreferenceData, draw_pairs, draw_retained
 from popalign_core.training.noising import ForwardProcess, draw_timesteps
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from popalign_core.config import TrainingConfig
-from popalign_core.denoisers import Family
+from popalign_core.models.denoisers import Family
 from popalign_core.training.batch import Batch
 from popalign_core.training.objective import (
     Errors,

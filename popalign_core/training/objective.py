@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from popalign_core.config import TrainingConfig
-from popalign_core.denoisers import Family, family_of, predict
+from popalign_core.models.denoisers import Family, family_of, predict
 from popalign_core.training.batch import Batch
 from popalign_core.training.losses import (
     anchor_normaliser,

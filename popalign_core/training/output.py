@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from popalign_core.denoisers import family_of, find_denoiser
+from popalign_core.models.denoisers import family_of, find_denoiser
 from popalign_core.training.trained import ADAPTER_NAME
 
 _ORIGIN = "_name_or_path"

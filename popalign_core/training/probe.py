@@ -10,10 +10,11 @@ import torch
 from popalign_core.attributes.filtering import judge
 from popalign_core.attributes.reader import AttributeReader
 from popalign_core.config import AttributesConfig, Axis, ProbeConfig, SamplingConfig
-from popalign_core.evaluation.clip_score import ClipScorer, clip_scores, embed_images, embed_texts
+from popalign_core.evaluation.clip_score import clip_scores
 from popalign_core.evaluation.fairness import discrepancy
 from popalign_core.ids import image_seed
-from popalign_core.sampling.embeddings import PromptEmbeddings
+from popalign_core.models.clip import ClipScorer, embed_images, embed_texts
+from popalign_core.models.embeddings import PromptEmbeddings
 from popalign_core.sampling.engine import sample_images
 
 

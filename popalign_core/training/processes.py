@@ -9,7 +9,7 @@ from torch import Tensor
 
 from popalign_core.config import RuntimeConfig
 from popalign_core.errors import ConfigError
-from popalign_core.sampling.models import resolve_device
+from popalign_core.models.loading import resolve_device
 from popalign_core.training.settings import check_trackers
 
 

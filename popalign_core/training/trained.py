@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from popalign_core.config import TrainingConfig
-from popalign_core.denoisers import family_of
 from popalign_core.errors import ConfigError, InputError
+from popalign_core.models.denoisers import family_of
 
 ADAPTER_NAME = "popalign"
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from popalign_core.config import RuntimeConfig, TrainingConfig
-from popalign_core.denoisers import family_of
 from popalign_core.errors import DivergedError, InputError, PreemptedError, TrainingError
+from popalign_core.models.denoisers import family_of
 from popalign_core.training.batch import Batch, draw_batch
 from popalign_core.training.checkpoint import Checkpoint, LogRow, list_checkpoints, load_checkpoint, save_checkpoint
-from popalign_core.training.checks import check_inputs, fingerprint
 from popalign_core.training.data import PreferenceData
 from popalign_core.training.gradients import GlobalGradient
+from popalign_core.training.input_checks import check_inputs, fingerprint
 from popalign_core.training.noising import forward_process
 from popalign_core.training.objective import Running, needs_reference
 from popalign_core.training.optimizers import learning_rate, make_optimizer

@@ -13,8 +13,8 @@ from flows.evaluate import popalign_evaluate
 from flows.pipeline import popalign
 from flows.stage import popalign_stage
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from tasks.leaderboard import read_leaderboard
-from tasks.stage import open_store
+from tasks.common.stage_object import open_store
+from tasks.publishing.leaderboard import read_leaderboard
 
 
 def artifacts() -> dict[str, Any]:

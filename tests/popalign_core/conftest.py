@@ -58,7 +58,7 @@ def family_folder(make_once: MakeOnce) -> Callable[[str], Path]:
 def load_family(family_folder: Callable[[str], Path]) -> Callable[[str], Any]:
     """Makes fresh copies of one of `tiny_models.MODELS`, loaded as the pipeline loads its model."""
     from popalign_core.config import ModelConfig
-    from popalign_core.sampling.models import load_pipeline
+    from popalign_core.models.loading import load_pipeline
 
     loaded: dict[str, Any] = {}
 

@@ -15,14 +15,14 @@ from popalign_core.preferences.chain import Proposal, TargetJudge, after
 from popalign_core.preferences.target import Target
 from popalign_core.prompts.grammar import write_prompts
 from popalign_core.review.curating import next_proposal, replay
-from storage.images import encode_png, image_column
-from storage.review_tables import DONE, Rater, Step
-from storage.steps import add_step, end_chain, read_classes, read_steps
+from storage.formats.images import encode_png, image_column
+from storage.reviews.review_tables import DONE, Rater, Step
+from storage.reviews.steps import add_step, end_chain, read_classes, read_steps
+from storage.reviews.votes import ReviewDatabase
 from storage.store import ArtifactRef, Store
-from storage.votes import ReviewDatabase
-from tasks.curation import create_curation
-from tasks.labelling import create_labelling
-from tasks.studies import parse_kind
+from tasks.studies.curation import create_curation
+from tasks.studies.labelling import create_labelling
+from tasks.studies.pairwise import parse_kind
 
 RUN = "run"
 GENDER = Axis(name="gender", classes=("male", "female"))

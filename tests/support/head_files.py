@@ -2,7 +2,7 @@
 
 import torch
 
-from popalign_core.attributes.weights import HEAD_WEIGHTS, prepare, weights_place
+from popalign_core.attributes.deepface_files import HEAD_WEIGHTS, prepare, weights_place
 
 
 def write_heads(*, shared_trunk: bool) -> None:

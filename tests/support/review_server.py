@@ -31,7 +31,7 @@ class ReviewServer:
 
     def start(self) -> None:
         """Start, and wait until it answers."""
-        command = [sys.executable, "-c", "from flows.cli import main; main()", "review", "--port", str(self.port)]
+        command = [sys.executable, "-c", "from flows.cli.app import main; main()", "review", "--port", str(self.port)]
         self._process = subprocess.Popen([*command, "--database", self._database_url], cwd=REPOSITORY)
         for _ in range(600):
             try:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from popalign_core.evaluation.quality.weights import CLIP_MEAN, CLIP_STD
+from popalign_core.evaluation.quality.scorer_files import CLIP_MEAN, CLIP_STD
 
 State = dict[str, Tensor]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

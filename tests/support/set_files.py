@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pair_files import BRIGHT, DARK, picture
 
-from storage.schemas import SET_MEMBERS
+from storage.formats.schemas import SET_MEMBERS
 
 Row = dict[str, Any]
 

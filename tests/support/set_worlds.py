@@ -8,7 +8,7 @@ from popalign_core.attributes.filtering import judge
 from popalign_core.attributes.reader import FaceReading
 from popalign_core.config import AttributesConfig, Axis, PreferencesConfig, PromptsConfig
 from popalign_core.identities.augment import augment_prompts
-from popalign_core.preferences.sets import build_sets
+from popalign_core.preferences.set_pairs import build_sets
 from popalign_core.prompts.grammar import write_prompts
 
 GENDER = Axis(name="gender", classes=("male", "female"))

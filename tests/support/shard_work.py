@@ -8,8 +8,8 @@ from pathlib import Path
 
 from popalign_core.config import RuntimeConfig
 from popalign_core.errors import MissingWeightsError
-from tasks import shard_worker
-from tasks.shard_worker import worker_device
+from tasks.workers import shard_worker
+from tasks.workers.shard_worker import worker_device
 
 
 @cache

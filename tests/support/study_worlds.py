@@ -8,11 +8,11 @@ import pandas as pd
 
 from popalign_core.config.review import StudyConfig
 from popalign_core.ids import content_id, image_seed
-from storage.images import encode_png, image_column
-from storage.review_tables import Rater, Study
+from storage.formats.images import encode_png, image_column
+from storage.reviews.review_tables import Rater, Study
+from storage.reviews.votes import ReviewDatabase
 from storage.store import ArtifactRef, Store
-from storage.votes import ReviewDatabase
-from tasks.studies import create_study, find_samples, invite
+from tasks.studies.pairwise import create_study, find_samples, invite
 
 SYSTEMS = ("base", "aligned")
 RUN = "run"

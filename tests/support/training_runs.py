@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from popalign_core.config import ProbeConfig, RuntimeConfig, TrainingConfig
-from popalign_core.denoisers import family_of, find_denoiser
+from popalign_core.models.denoisers import family_of, find_denoiser
 from popalign_core.training.batch import Batch, draw_batch
 from popalign_core.training.data import PreferenceData
 from popalign_core.training.losses import mean_squared_error

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from popalign_core.errors import InputError
 from popalign_core.evaluation.quality.scorer import Embedder, Pictures, checked
-from popalign_core.evaluation.quality.weights import read_checkpoint, wrong_keys
+from popalign_core.evaluation.quality.scorer_files import read_checkpoint, wrong_keys
 
 _LAYERS = (0, 2, 4, 6, 7)  # between them lay dropouts, which have no weights
 _WIDTHS = (1024, 128, 64, 16, 1)

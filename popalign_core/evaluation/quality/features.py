@@ -11,7 +11,7 @@ from torch import Tensor
 
 from popalign_core.errors import InputError
 from popalign_core.evaluation.quality.scorer import Pictures
-from popalign_core.evaluation.quality.weights import require
+from popalign_core.evaluation.quality.scorer_files import require
 
 CLIP, INCEPTION = "clip", "inception"
 

@@ -16,10 +16,10 @@ from transformers import AutoTokenizer
 
 from popalign_core.attributes.zero_shot import SharedSpace, space_of
 from popalign_core.errors import InputError
-from popalign_core.evaluation.clip_score import ClipScorer
 from popalign_core.evaluation.quality.open_clip_files import load_open_clip_vit
 from popalign_core.evaluation.quality.scorer import Pictures
-from popalign_core.evaluation.quality.weights import CLIP_MEAN, CLIP_STD, read_checkpoint, require
+from popalign_core.evaluation.quality.scorer_files import CLIP_MEAN, CLIP_STD, read_checkpoint, require
+from popalign_core.models.clip import ClipScorer
 
 N_HEADS = 16
 """Of ViT-H-14, in both towers."""

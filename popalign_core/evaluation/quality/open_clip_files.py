@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from popalign_core.evaluation.quality.weights import wrong_keys
+from popalign_core.evaluation.quality.scorer_files import wrong_keys
 
 _PLACES = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",

@@ -1,0 +1,316 @@
+"""The command line. Everything heavy is imported inside the commands, so that `--help` answers at once."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from flows.cli.compare import check, compare, sweep
+from flows.cli.exchange import exports, imports
+from flows.review.commands import review, studies
+from flows.terminal.arguments import Config, Force, Name, Preset, Root, Settings
+from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
+from popalign_core.models.quiet import be_quiet
+
+if TYPE_CHECKING:
+    from flows.plan.graph import Plan
+    from popalign_core.config import PipelineConfig, RuntimeConfig
+    from storage.store import ArtifactRef, Store
+
+EXIT_CODES = """Exit codes: 0 done; 1 unexpected error (with its traceback); 2 wrong command line or configuration;
+3 wrong input data; 4 missing weights; 5 store unreadable, unwritable or damaged; 6 training cannot go on;
+7 a service does not answer; 8 memory or workers run out; 9 a bar of `popalign check` is missed;
+130 interrupted (the same command again resumes)."""
+
+
+class Commands(TyperGroup):
+    """Turns the project's errors into one message and an exit code; other errors keep their traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except PopAlignError as error:
+            # a note says whose error it is, where several checkpoints are evaluated
+            typer.echo("\n  ".join([f"popalign: {error}", *getattr(error, "__notes__", ())]), err=True)
+            raise typer.Exit(error.exit_code) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Makes a text-to-image model fair at the level of populations, and proves it.",
+    epilog=EXIT_CODES,
+)
+portraits = typer.Typer(no_args_is_help=True, help="The embedded model.", rich_markup_mode=None)
+app.add_typer(portraits, name="portraits")
+app.add_typer(imports, name="import")
+app.add_typer(exports, name="export")
+app.add_typer(studies, name="study")
+app.command()(review)
+
+
+@app.command()
+def run(
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    name: Name = None,
+    settings: Settings = None,
+    prefect: Annotated[bool, typer.Option("--prefect", help="As a flow run on the server at PREFECT_API_URL.")] = False,
+) -> None:
+    """Run the whole pipeline; stages already in the store are not run again."""
+    from flows.plan.graph import plan as plan_nodes
+    from flows.terminal.options import build_config, run_name
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    name = run_name(preset, config, name)
+    if prefect:
+        refs = _run_as_flow(pipeline, runtime, name)
+    else:
+        planned = plan_nodes(pipeline, runtime)
+        n_hits = sum(node.is_hit for node in planned)
+        typer.echo(f"{len(planned)} stages, {n_hits} of them in {runtime.root}", err=True)
+        refs = _run_here(pipeline, runtime, name, planned)
+    _conclude(refs, pipeline, runtime, name)
+
+
+@app.command()
+def plan(preset: Preset = None, config: Config = None, root: Root = None, settings: Settings = None) -> None:
+    """Show each stage's key, whether it is in the store, and how much work it is."""
+    from flows.plan.graph import plan as plan_nodes
+    from flows.terminal.options import build_config
+    from flows.terminal.terminal_tables import plan_lines
+
+    for line in plan_lines(plan_nodes(*build_config(preset, config, settings or [], root))):
+        typer.echo(line)
+
+
+@app.command()
+def stage(
+    node: Annotated[str, typer.Argument(metavar="NAME", help="As `popalign plan` lists it, such as 'train'.")],
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    settings: Settings = None,
+    force: Force = False,
+) -> None:
+    """Run one stage, and before it whatever it needs and is not in the store."""
+    from flows.plan.graph import call_directly
+    from flows.plan.runs import run_stage
+    from flows.terminal.options import build_config
+    from flows.terminal.progress import console_progress
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    with console_progress() as progress:
+        ref = run_stage(node, pipeline, runtime, call=call_directly(progress), force=force)
+    typer.echo(f"{node}: {ref} in {runtime.root}")
+
+
+@app.command()
+def report(
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    name: Name = None,
+    settings: Settings = None,
+    force: Force = False,
+) -> None:
+    """Write the report of a run that is in the store again, without running any other stage."""
+    from flows.plan.graph import plan as plan_nodes
+    from flows.terminal.options import build_config, run_name
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    name = run_name(preset, config, name)
+    planned = plan_nodes(pipeline, runtime)
+    missing = [node.node for node in planned if not node.is_hit and node.node != "report"]
+    if missing:
+        raise InputError(f"{runtime.root} lacks {', '.join(missing)} of this configuration; `popalign run` makes them")
+    if force:
+        planned = plan_nodes(pipeline, runtime, forced="report")
+    _conclude(_run_here(pipeline, runtime, name, planned), pipeline, runtime, name)
+
+
+@app.command("train")
+def train_pairs(
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="Of imported pairs or sets, as `popalign import` prints it.")
+    ],
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    name: Annotated[
+        str | None, typer.Option(help="Folder under runs/; preset or file with the objective when not given.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Train the base model on imported pairs or sets; the same command again resumes."""
+    from flows.plan.graph import call_directly
+    from flows.plan.runs import train_on_pairs
+    from flows.terminal.options import build_config, run_name
+    from flows.terminal.progress import console_progress
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    name = run_name(preset, config, name or f"{run_name(preset, config, None)}-{pipeline.training.objective}")
+    with console_progress() as progress:
+        model = train_on_pairs(key, pipeline, runtime, name, call=call_directly(progress))
+    fetch = "copy it to this machine, then " if "://" in model else ""
+    typer.echo(f"The model is in {model}; {fetch}`popalign run --set model.name={model}` goes on from there")
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Diffusers folders, or 'portraits'.")],
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    settings: Settings = None,
+) -> None:
+    """Evaluate models that the leaderboard does not have yet, and print their rows."""
+    from flows.plan.checkpoints import evaluate_checkpoints, evaluation_protocol, named_checkpoints
+    from flows.plan.graph import call_directly
+    from flows.terminal.options import build_config
+    from flows.terminal.progress import console_progress
+    from flows.terminal.terminal_tables import board_lines
+    from tasks.publishing.leaderboard import read_leaderboard
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    checkpoints = named_checkpoints(models)
+    with console_progress() as progress:
+        evaluate_checkpoints(checkpoints, pipeline, runtime, call=call_directly(progress))
+    board = read_leaderboard(runtime.root)
+    asked = board[board["model_hash"].isin([checkpoint.model_hash for checkpoint in checkpoints])]
+    asked = asked[asked["protocol"] == evaluation_protocol(pipeline, runtime)]
+    for line in board_lines(asked.to_dict("records")):
+        typer.echo(line)
+
+
+for command in (compare, sweep, check):
+    app.command()(command)
+
+
+@app.command()
+def verify(root: Root = None) -> None:
+    """Read every artifact in the store again and compare its checksums."""
+    store = _open(root)
+    problems = store.verify()
+    for problem in problems:
+        typer.echo(f"{problem.ref} {problem.file}: {problem.what}", err=True)
+    if problems:
+        raise StoreError(f"{len(problems)} problem(s) in {store.root}; delete the artifacts named and run again")
+    typer.echo(f"{len(store.list_artifacts())} artifact(s) in {store.root} are whole")
+
+
+@app.command()
+def gc(
+    root: Root = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+) -> None:
+    """Delete artifacts that no run refers to, and what killed runs left behind."""
+    from flows.terminal.terminal_tables import garbage_lines
+
+    for line in garbage_lines(_open(root).collect_garbage(dry_run=dry_run)):
+        typer.echo(line)
+
+
+@app.command()
+def doctor(root: Root = None) -> None:
+    """Say what is installed, which weights are where, which device there is, whether store and server answer."""
+    from flows.cli.doctor import examine
+    from flows.terminal.options import DEFAULT_ROOT
+
+    worst = 0
+    for finding in examine(root or DEFAULT_ROOT):
+        typer.echo(f"{'ok' if finding.exit_code == 0 else 'NO':<3} {finding.subject:<38} {finding.detail}")
+        worst = worst or finding.exit_code
+    raise typer.Exit(worst)
+
+
+@app.command()
+def synthetic(
+    out: Annotated[Path, typer.Option(help="Folder for synthetic.html and synthetic.csv.")] = Path("synthetic"),
+    n_seeds: Annotated[int, typer.Option("--seeds", help="Seeds of the three main settings.")] = 5,
+    n_steps: Annotated[int, typer.Option("--steps", help="Optimiser steps a run.")] = 3000,
+) -> None:
+    """The paper's 1-D experiment: what SFT and PopAlign do to mass that no preference speaks of."""
+    from flows.terminal.progress import console_progress
+    from popalign_core.synthetic.experiment import run_experiment, summarise
+    from popalign_core.synthetic.experiment_page import build_page
+
+    with console_progress() as progress:
+        outcomes = run_experiment(n_seeds, n_steps=n_steps, on_run=lambda done, total: progress("run", done, total))
+    table = summarise(outcomes)
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out / "synthetic.csv", index=False)
+    (out / "synthetic.html").write_text(build_page(outcomes), encoding="utf-8")
+    typer.echo(table.to_string(index=False, float_format="{:.3f}".format))
+    typer.echo(f"\nPage: {out / 'synthetic.html'}")
+
+
+@portraits.command()
+def train(
+    data: Annotated[Path, typer.Option(help="Folder with portraits.parquet and things.parquet.")],
+    out: Annotated[Path, typer.Option(help="Folder for the weights.")] = Path("portraits-weights"),
+    work: Annotated[Path | None, typer.Option(help="Folder for checkpoints; OUT-work when not given.")] = None,
+) -> None:
+    """Train the embedded model from its data; the same command again resumes."""
+    missing = [name for name in ("portraits.parquet", "things.parquet") if not (data / name).is_file()]
+    if missing:
+        raise InputError(f"{data} lacks {', '.join(missing)}; give the folder with the data packs, see README.md")
+    from flows.terminal.progress import console_progress
+    from popalign_core.portraits_recipe.recipe import Recipe, train_portraits
+
+    recipe = Recipe()
+    with console_progress() as progress:
+
+        def on_step(part: str, step: int, values: dict[str, float]) -> None:
+            progress(part, step + 1, getattr(recipe, part.partition("-")[0]).steps)
+
+        train_portraits(data, out, work or out.with_name(f"{out.name}-work"), recipe=recipe, on_step=on_step)
+    typer.echo(f"The embedded model is in {out}")
+
+
+def main() -> None:
+    """Entry point of the command `popalign`."""
+    be_quiet()  # the libraries' own bars and advice would run through ours
+    app()
+
+
+def _open(root: str | None) -> "Store":
+    from flows.terminal.options import DEFAULT_ROOT
+    from storage.store import Store
+
+    return Store(root or DEFAULT_ROOT)
+
+
+def _run_here(
+    config: "PipelineConfig", runtime: "RuntimeConfig", name: str, planned: "Plan"
+) -> "dict[str, ArtifactRef]":
+    from flows.plan.graph import call_directly
+    from flows.plan.runs import run_pipeline
+    from flows.terminal.progress import console_progress
+
+    with console_progress() as progress:
+        return run_pipeline(config, runtime, name, call=call_directly(progress), planned=planned)
+
+
+def _run_as_flow(config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> "dict[str, ArtifactRef]":
+    if not os.environ.get("PREFECT_API_URL"):
+        raise ConfigError("--prefect needs a server; set PREFECT_API_URL, for example http://127.0.0.1:4200/api")
+    from flows.pipeline import popalign
+
+    return popalign(config=config, runtime=runtime, name=name)
+
+
+def _conclude(refs: "dict[str, ArtifactRef]", config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> None:
+    from flows.terminal.terminal_tables import verdict_lines
+    from tasks.publishing.finished_run import read_systems
+
+    for line in verdict_lines(read_systems(_open(runtime.root), refs, config)):
+        typer.echo(line)
+    typer.echo(f"\nReport: {runtime.root.rstrip('/')}/runs/{name}/report.html")

@@ -1,0 +1,142 @@
+"""The commands that bring in data made elsewhere and give out data for other programs; heavy imports inside them."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from flows.terminal.arguments import Config, Preset, Root, Settings
+
+if TYPE_CHECKING:
+    from popalign_core.config import PipelineConfig, RuntimeConfig
+    from storage.store import ArtifactRef, Store
+
+imports = typer.Typer(no_args_is_help=True, help="Data made elsewhere.", rich_markup_mode=None)
+exports = typer.Typer(no_args_is_help=True, help="Data for other programs.", rich_markup_mode=None)
+
+
+@imports.command("pairs")
+def import_pairs(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Parquet files with Pick-a-Pic's columns.")],
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    settings: Settings = None,
+) -> None:
+    """Encode pairs of pictures that somebody compared, and print their key for `popalign train`."""
+    from flows.terminal.options import build_config
+    from flows.terminal.terminal_tables import import_line
+    from tasks.stages.pairs import import_pairs as run_import
+
+    def line(store: "Store", ref: "ArtifactRef", drops: list[dict[Any, Any]]) -> str:
+        return import_line(store.manifest(ref).counts["pairs"], drops)
+
+    _encode("pairs", run_import, files, line, *build_config(preset, config, settings or [], root))
+
+
+@imports.command("sets")
+def import_sets(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="Parquet files, or folders of them, as `popalign export preferences --format datasets` writes.",
+        ),
+    ],
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    settings: Settings = None,
+) -> None:
+    """Encode sets of pictures that were preferred to others, and print their key for `popalign train`."""
+    from flows.terminal.options import build_config
+    from flows.terminal.terminal_tables import sets_line
+    from tasks.stages.sets import import_sets as run_import
+
+    def line(store: "Store", ref: "ArtifactRef", drops: list[dict[Any, Any]]) -> str:
+        members = store.read_table(ref, "preferences", ["set_id"])["set_id"]
+        return sets_line(len(members), members.nunique(), drops)
+
+    _encode("sets", run_import, paths, line, *build_config(preset, config, settings or [], root))
+
+
+def _encode(
+    what: str,
+    run_import: Callable[..., "ArtifactRef"],
+    paths: list[Path],
+    line: "Callable[[Store, ArtifactRef, list[dict[Any, Any]]], str]",
+    config: "PipelineConfig",
+    runtime: "RuntimeConfig",
+) -> None:
+    from flows.terminal.progress import console_progress
+    from storage.store import Store
+
+    with console_progress() as progress:
+        on_progress = partial(progress, what)
+        ref = run_import(files=paths, config=config, runtime=runtime, on_progress=on_progress)
+    store = Store(runtime.root)
+    typer.echo(line(store, ref, store.read_table(ref, "drops").to_dict("records")), err=True)
+    typer.echo(ref.key)
+
+
+@imports.command("images")
+def import_images(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="Parquet files with image and prompt_id, prompt, text or caption, or folders: with metadata.csv or "
+            "metadata.jsonl, or sub-folders that bear the prompts' texts.",
+        ),
+    ],
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    settings: Settings = None,
+) -> None:
+    """Bring pictures of the evaluation prompts, drawn elsewhere, into the store, and print their key."""
+    from flows.plan.graph import call_directly
+    from flows.plan.runs import import_pictures
+    from flows.terminal.options import build_config
+    from flows.terminal.progress import console_progress
+    from flows.terminal.terminal_tables import pictures_line
+    from storage.store import Store
+    from tasks.stages.imported import count_prompts
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    with console_progress() as progress:
+        refs = import_pictures(paths, pipeline, runtime, call=call_directly(progress))
+    store, ref = Store(runtime.root), refs["imported"]
+    drops = store.read_table(ref, "drops").to_dict("records")
+    n_pictured, n_prompts = count_prompts(store, refs["benchmarks"], ref)
+    typer.echo(pictures_line(store.manifest(ref).rows["images"], n_pictured, n_prompts, drops), err=True)
+    typer.echo(ref.key)
+
+
+@exports.command("preferences")
+def export_preferences(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Of stage preferences, as `popalign plan` lists it.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Of the folder to make.")],
+    form: Annotated[
+        Literal["pickapic", "datasets"],
+        typer.Option("--format", help="Pairs as Diffusion-DPO trainers read them, or sets for HF `datasets`."),
+    ] = "pickapic",
+    root: Root = None,
+) -> None:
+    """Write preferences with their pictures as a folder of Parquet files."""
+    from flows.terminal.options import DEFAULT_ROOT
+    from flows.terminal.progress import console_progress
+    from popalign_core.config import RuntimeConfig
+    from tasks.publishing.export import export_preferences as run_export
+
+    with console_progress() as progress:
+        n_rows = run_export(
+            key,
+            path,
+            form,
+            runtime=RuntimeConfig(root=root or DEFAULT_ROOT),
+            on_progress=lambda done, total: progress("export", done, total),
+        )
+    typer.echo(f"{n_rows} {'pair(s)' if form == 'pickapic' else 'member(s) of sets'} are in {path}")

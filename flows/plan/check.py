@@ -1,0 +1,58 @@
+"""A model before its bars: evaluated where the leaderboard does not have it, then judged. For someone's CI."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.plan.checkpoints import Checkpoint, evaluate_checkpoints, evaluation_protocol, named_checkpoints
+from flows.plan.graph import Call
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.evaluation.gate import Bar, Judgement, check_bars, judge
+from storage.store import ArtifactRef
+from tasks.common.stage_object import open_store
+from tasks.publishing.leaderboard import read_leaderboard
+from tasks.stages.train import train_model
+
+
+def check_model(
+    model: str, bars: Sequence[Bar], config: PipelineConfig, runtime: RuntimeConfig, *, call: Call
+) -> list[Judgement]:
+    """Judge a model by its bars.
+
+    Args:
+        model: A diffusers folder, the name of a model that ships, or of a run whose trained model is meant.
+        bars: What is asked.
+        config: How it is evaluated.
+        runtime: Store, device, batch size.
+        call: How a stage is called.
+
+    Returns:
+        At least one judgement a bar, in the order of the bars.
+
+    Raises:
+        ConfigError: When a bar names what is not there; before anything is run.
+        MissingWeightsError: When there is no such model.
+    """
+    # bars with an axis are for the benchmarks that measure the identity axes
+    axes = [axis.name for axis in config.identity_axes]
+    check_bars(bars, axes, ("neutral", "specific", "generic", *config.prompts.benchmarks))
+    checkpoint = find_model(model, runtime)
+    evaluate_checkpoints([checkpoint], config, runtime, call=call)
+    board, protocol = read_leaderboard(runtime.root), evaluation_protocol(config, runtime)
+    rows = board[(board["model_hash"] == checkpoint.model_hash) & (board["protocol"] == protocol)]
+    return [judgement for bar in bars for judgement in judge(bar, rows)]
+
+
+def find_model(model: str, runtime: RuntimeConfig) -> Checkpoint:
+    """A model by its folder or name, or the one that a run of this name has trained.
+
+    Raises:
+        MissingWeightsError: When it is neither.
+    """
+    store = open_store(runtime)
+    if Path(model).name == model and not Path(model).exists():
+        record = store.run_folder(model).read_record()
+        trained = (record or {}).get("meta", {}).get("nodes", {}).get(train_model.name)
+        if trained is not None:
+            folder = store.localize(ArtifactRef(*trained.split("/", 1)), "model")
+            return Checkpoint(model, folder, named_checkpoints([str(folder)])[0].model_hash)
+    return named_checkpoints([model])[0]

@@ -1,0 +1,128 @@
+"""Which checkpoints were never evaluated, and their way onto the leaderboard. Works with Prefect tasks or without."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from flows.plan.graph import PROMPT_STEPS, Call, evaluation_steps, plan, run_steps
+from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
+from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError
+from popalign_core.models.loading import local_folder, model_hash
+from storage.store import ArtifactRef
+from tasks.common.stage_object import open_store
+from tasks.publishing.leaderboard import append_leaderboard, read_leaderboard
+from tasks.stages.train import train_model
+
+SYSTEM = "checkpoint"
+"""What every checkpoint is called in its metrics table: equal weights share one evaluation, whatever their names."""
+
+_STEPS = (*PROMPT_STEPS, *evaluation_steps(SYSTEM))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A diffusers pipeline folder.
+
+    Attributes:
+        name: What the leaderboard calls it.
+        folder: Where it lies.
+        model_hash: Of its weights.
+    """
+
+    name: str
+    folder: Path
+    model_hash: str
+
+
+def find_checkpoints(watch: str | None, runtime: RuntimeConfig) -> list[Checkpoint]:
+    """Every pipeline folder below `watch`; without `watch`, the trained models in the store.
+
+    Raises:
+        ConfigError: When `watch` is no folder.
+    """
+    if watch is None:
+        store = open_store(runtime)
+        trained = sorted(
+            (ref for ref in store.list_artifacts() if ref.stage == train_model.name), key=lambda ref: ref.key
+        )
+        return [_checkpoint(ref.key, store.localize(ref, "model")) for ref in trained]
+    root = Path(watch)
+    if not root.is_dir():
+        raise ConfigError(f"the watch folder {watch!r} is not there; make it, or give one that holds diffusers folders")
+    folders = sorted(path.parent for path in root.rglob("model_index.json"))
+    return [_checkpoint(folder.relative_to(root).as_posix(), folder) for folder in folders]
+
+
+def named_checkpoints(models: Iterable[str]) -> list[Checkpoint]:
+    """Checkpoints by folder, or by the name of a model that ships with the package.
+
+    Raises:
+        MissingWeightsError: For a name that is no folder, a hub id among them, or a folder that holds no pipeline.
+    """
+    return [_checkpoint(model, _folder(model)) for model in dict.fromkeys(models)]
+
+
+def evaluation_protocol(config: PipelineConfig, runtime: RuntimeConfig) -> str:
+    """What decides a leaderboard row besides the weights: prompts, sampling, classifier, metrics, their versions."""
+    steps = (*PROMPT_STEPS, *evaluation_steps(SYSTEM, model="any"))
+    return plan(config, runtime, steps, given={"any": ArtifactRef("model", "any")})[-1].ref.key
+
+
+def new_checkpoints(found: Iterable[Checkpoint], config: PipelineConfig, runtime: RuntimeConfig) -> list[Checkpoint]:
+    """Those whose weights the leaderboard does not have under this protocol, each weights once."""
+    board = read_leaderboard(runtime.root)
+    known = set(board.loc[board["protocol"] == evaluation_protocol(config, runtime), "model_hash"])
+    fresh = {checkpoint.model_hash: checkpoint for checkpoint in reversed(list(found))}
+    return [checkpoint for checkpoint in reversed(fresh.values()) if checkpoint.model_hash not in known]
+
+
+def evaluate_checkpoints(
+    checkpoints: Iterable[Checkpoint], config: PipelineConfig, runtime: RuntimeConfig, *, call: Call
+) -> pd.DataFrame:
+    """Evaluate those that are new, and append each to the leaderboard as soon as it is done.
+
+    Args:
+        checkpoints: Candidates; those already on the leaderboard are left alone.
+        config: Prompts, sampling, classifier and metrics; its model gives the dtype only.
+        runtime: Store, device, batch size.
+        call: How a stage is called.
+
+    Returns:
+        The rows added; none when nothing is new.
+
+    Raises:
+        PopAlignError: After all were tried, the error of the first that failed, with the checkpoint's name.
+    """
+    protocol, added, failures = evaluation_protocol(config, runtime), [], list[PopAlignError]()
+    for checkpoint in new_checkpoints(checkpoints, config, runtime):
+        model = ModelConfig(name=str(checkpoint.folder), dtype=config.model.dtype, storage=config.model.storage)
+        try:
+            refs = run_steps(_STEPS, config.model_copy(update={"model": model}), runtime, call)
+        except PopAlignError as error:
+            error.add_note(f"checkpoint {checkpoint.name} in {checkpoint.folder}")
+            failures.append(error)
+            continue
+        metrics = open_store(runtime).read_table(refs[f"evaluate:{SYSTEM}"], "metrics")
+        identity = {"checkpoint": checkpoint.name, "model_hash": checkpoint.model_hash, "protocol": protocol}
+        rows = pd.DataFrame(identity, index=metrics.index).join(metrics)
+        append_leaderboard(runtime.root, rows)
+        added.append(rows)
+    if failures:
+        raise failures[0]
+    return pd.concat(added, ignore_index=True) if added else read_leaderboard(runtime.root).head(0)
+
+
+def _folder(model: str) -> Path:
+    """Where a model lies. A hub id is turned away: nothing here says which revision of it is meant."""
+    folder = local_folder(ModelConfig(name=model)) if model == "portraits" or Path(model).is_dir() else None
+    if folder is None:
+        raise MissingWeightsError(
+            f"model {model!r} is no folder; give a diffusers folder, 'portraits' or, to `popalign check`, a run's name"
+        )
+    return folder
+
+
+def _checkpoint(name: str, folder: Path) -> Checkpoint:
+    return Checkpoint(name, folder, model_hash(ModelConfig(name=str(folder))))

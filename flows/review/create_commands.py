@@ -1,0 +1,169 @@
+"""`popalign study create`, `curate` and `label`: studies made of what a run drew."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from flows.review.opening import Database, Name, Root, open_database, read_text
+from popalign_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from popalign_core.config.review import StudyConfig
+
+Run = Annotated[str, typer.Option(help="Folder under runs/ whose images are used.")]
+Instructions = Annotated[Path | None, typer.Option(help="A Markdown file; a shipped text when not given.")]
+
+
+def create(
+    name: Name,
+    systems: Annotated[
+        tuple[str, str],
+        typer.Argument(metavar="SYSTEM REFERENCE", help="Such as aligned base: win rates are the first one's."),
+    ],
+    run: Annotated[str, typer.Option(help="Folder under runs/ that has both: of a run or of a comparison.")],
+    root: Root = None,
+    database: Database = None,
+    kind: Annotated[
+        Literal["sets", "images"], typer.Option(help="Sets of 5 and three raters a pair, or single pictures and five.")
+    ] = "sets",
+    benchmark: Annotated[str, typer.Option(help="Whose evaluation prompts to use.")] = "neutral",
+    instructions: Instructions = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Such as n_raters=5, n_pairs=40, set_size=4, n_checks=6."),
+    ] = None,
+) -> None:
+    """Make a study of what two systems drew for the same prompts and seeds."""
+    from flows.terminal.options import DEFAULT_ROOT
+    from storage.store import Store
+    from tasks.studies.pairwise import create_study, find_samples
+
+    config = _build_config(kind, settings or [])
+    text = None if instructions is None else read_text(instructions)
+    store = Store(root or DEFAULT_ROOT)
+    found, samples = find_samples(store, run, systems)
+    n_pairs = create_study(
+        open_database(database, root),
+        store,
+        _check_name(name),
+        dict(zip(systems, samples, strict=True)),
+        found,
+        config=config,
+        run=run,
+        benchmark=benchmark,
+        instructions=text,
+    )
+    typer.echo(f"{n_pairs} pair(s); now `popalign study links {name} --new N` invites raters")
+
+
+def curate(
+    name: Name,
+    run: Run,
+    root: Root = None,
+    database: Database = None,
+    instructions: Instructions = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Such as set_size=8, n_sets=10, balance=hidden, n_raters=2."),
+    ] = None,
+) -> None:
+    """Make a study in which people make the preferred sets, an image at a time (PopAlign, Appendix B)."""
+    from flows.terminal.options import DEFAULT_ROOT
+    from storage.store import Store
+    from tasks.studies.curation import create_curation
+
+    text = None if instructions is None else read_text(instructions)
+    opened, store = open_database(database, root), Store(root or DEFAULT_ROOT)
+    with _config_errors():
+        n_sets, n_left_out = create_curation(
+            opened, store, _check_name(name), run, settings=_parse(settings), instructions=text
+        )
+    left_out = f", {n_left_out} prompt(s) have too few images" if n_left_out else ""
+    typer.echo(f"{n_sets} set(s){left_out}; now `popalign study links {name} --new N` invites curators")
+
+
+def label(
+    name: Name,
+    run: Run,
+    images: Annotated[
+        str, typer.Option(help="Which: `sample`, drawn for preferences, or such as `sample-eval:base`.")
+    ] = "sample",
+    axes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--axis",
+            metavar="AXIS[=CLASS,...]",
+            help="What to ask, and classes beyond the run's own, such as gender=non-binary; all axes of the run as "
+            "they are when not given.",
+        ),
+    ] = None,
+    root: Root = None,
+    database: Database = None,
+    instructions: Instructions = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Such as n_images=200, n_raters=3.")
+    ] = None,
+) -> None:
+    """Make a study in which people say what they see in single pictures."""
+    from flows.terminal.options import DEFAULT_ROOT
+    from storage.store import Store
+    from tasks.studies.labelling import create_labelling
+
+    text = None if instructions is None else read_text(instructions)
+    opened, store = open_database(database, root), Store(root or DEFAULT_ROOT)
+    with _config_errors():
+        n_images = create_labelling(
+            opened,
+            store,
+            _check_name(name),
+            run,
+            classes=_parse_axes(axes or []),
+            settings=_parse(settings),
+            node=images,
+            instructions=text,
+        )
+    typer.echo(f"{n_images} image(s); now `popalign study links {name} --new N` invites raters")
+
+
+def _build_config(kind: str, settings: list[str]) -> "StudyConfig":
+    from popalign_core.config.review import KINDS, StudyConfig
+
+    with _config_errors():
+        return StudyConfig.model_validate(KINDS[kind].model_dump() | _parse(settings))
+
+
+def _parse(settings: list[str] | None) -> dict[str, Any]:
+    from flows.terminal.options import parse_setting
+
+    return dict(parse_setting(setting) for setting in settings or [])
+
+
+def _parse_axes(axes: list[str]) -> dict[str, tuple[str, ...]]:
+    """Axis -> classes named after it."""
+    parts = (axis.partition("=") for axis in axes)
+    return {name: tuple(each.strip() for each in classes.split(",") if each.strip()) for name, _, classes in parts}
+
+
+@contextmanager
+def _config_errors() -> Iterator[None]:
+    """What pydantic refuses, as the project's error."""
+    from pydantic import ValidationError
+
+    from popalign_core.config import describe_problems
+
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError("the study does not fit:\n" + "\n".join(describe_problems(error, whole="study"))) from error
+
+
+def _check_name(name: str) -> str:
+    from storage.keys import check_name
+
+    check_name("study", name)
+    if len(name) > 64:
+        raise ConfigError(f"the study's name has {len(name)} characters; give at most 64")
+    return name

@@ -1,0 +1,1 @@
+"""What commands share: options as a configuration, progress, printed tables."""

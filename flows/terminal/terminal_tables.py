@@ -1,0 +1,165 @@
+"""Tables that the command line prints."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flows.plan.graph import PlannedNode
+    from popalign_core.evaluation.gate import Judgement
+    from popalign_core.report.run_inputs import TwoSystems
+    from storage.store import GarbageReport
+
+Row = Mapping[Any, Any]
+VERDICT = (
+    ("neutral", "discrepancy_pooled", "pooled discrepancy"),
+    ("neutral", "discrepancy_per_prompt", "per-prompt discrepancy"),
+    ("specific", "recall", "identity recall"),
+    ("neutral", "clip_score", "CLIP score, neutral"),
+    ("generic", "clip_score", "CLIP score, generic"),
+    ("generic", "subject_accuracy", "subject accuracy, generic"),
+)
+"""(benchmark, metric, what a reader calls it), in the order of the table."""
+
+
+def plan_lines(nodes: Sequence["PlannedNode"]) -> list[str]:
+    """One line a stage: hit or miss, work, key; and a total of the work that is left."""
+    width = max(24, *(len(node.node) for node in nodes))
+    lines = [
+        f"{node.node:<{width}} {'hit ' if node.is_hit else 'miss'}  {_work(node):<14} {node.ref}" for node in nodes
+    ]
+    misses = [node for node in nodes if not node.is_hit]
+    drawn = sum(node.n_images for node in misses if node.node.startswith("sample"))
+    steps = sum(node.n_steps for node in misses)
+    total = f"{len(misses)} of {len(nodes)} stages to run: about {drawn} images to draw, {steps} training steps"
+    return [*lines, total if misses else f"all {len(nodes)} stages are in the store"]
+
+
+def verdict_lines(inputs: "TwoSystems") -> list[str]:
+    """Base beside aligned with their intervals, and the report's verdict in its own words."""
+    from popalign_core.report.verdict import judge
+
+    rows = inputs.metrics.to_dict("records")
+    by_key = {(row["system"], row["benchmark"], row["metric"], row["axis"]): row for row in rows}
+    systems = (inputs.base, inputs.aligned)
+    table = [f"{'':<34} {systems[0]:<24} {systems[1]:<24} floor"]
+    for benchmark, metric, label in VERDICT:
+        axes = [key[3] for key in by_key if key[:3] == (systems[0], benchmark, metric)]
+        for axis in axes:
+            pair = [by_key.get((system, benchmark, metric, axis)) for system in systems]
+            if pair[0] is None or pair[1] is None:
+                continue
+            base, aligned = pair[0], pair[1]
+            floor = "" if _absent(base["floor"]) else f"{base['floor']:.3f}"
+            name = f"{label}, {axis}" if axis else label
+            table.append(f"{name:<34} {_interval(base):<24} {_interval(aligned):<24} {floor}".rstrip())
+    verdict = judge(inputs)
+    return [*table, "", verdict.headline, *verdict.sentences]
+
+
+def board_lines(rows: Iterable[Row]) -> list[str]:
+    """The headline metrics of every checkpoint, a line a metric."""
+    labels = {(benchmark, metric): label for benchmark, metric, label in VERDICT}
+    lines = []
+    for row in rows:
+        label = labels.get((row["benchmark"], row["metric"]))
+        if label:
+            name = f"{label}, {row['axis']}" if row["axis"] else label
+            lines.append(f"{row['checkpoint']:<32} {name:<34} {_interval(row)}")
+    return lines
+
+
+def systems_lines(metrics: Iterable[Row], systems: Sequence[str]) -> list[str]:
+    """The headline metrics, each with a line a system; a floor beside the value whose number of images it is for."""
+    by_key = {(row["system"], row["benchmark"], row["metric"], row["axis"]): row for row in metrics}
+    width, lines = max(map(len, systems)) + 2, []
+    for benchmark, metric, label in VERDICT:
+        for axis in dict.fromkeys(key[3] for key in by_key if key[1:3] == (benchmark, metric)):
+            rows = {system: by_key.get((system, benchmark, metric, axis)) for system in systems}
+            lines.append(f"{label}, {axis}" if axis else label)
+            for system, row in rows.items():
+                lines.append(f"  {system:<{width}}{'-' if row is None else _interval(row) + _floor(row)}")
+    return lines
+
+
+def judgement_lines(judgements: Iterable["Judgement"]) -> list[str]:
+    """A line a judgement: what became of the bar, the bar, and why."""
+    words = {"met": "ok", "missed": "MISSED", "unclear": "cannot tell", "unmeasured": "NOT MEASURED"}
+    return [
+        f"{words[each.verdict]:<14}{each.bar!s:<28}{each.subject:<12}{each.reason}"
+        + ("; more images would tell" if each.verdict == "unclear" else "")
+        for each in judgements
+    ]
+
+
+def judgements_json(judgements: Iterable["Judgement"]) -> str:
+    """The same for programs: a list of objects."""
+    rows = [asdict(each) | {"bar": str(each.bar), "bound": each.bar.bound} for each in judgements]
+    return json.dumps(rows, indent=1)
+
+
+def point_lines(points: Iterable[Row], front: Iterable[Row]) -> list[str]:
+    """The headline metrics of a sweep, each with a line a point; those of the Pareto front bear a star."""
+    best = {(row["parameter"], row["system"], row["value"]) for row in front if not row["dominated_by_value"]}
+    groups: dict[tuple[str, str], list[str]] = {}
+    labels = {(benchmark, metric): label for benchmark, metric, label in VERDICT}
+    for row in points:
+        label = labels.get((row["benchmark"], row["metric"]))
+        if label:
+            head = (row["parameter"], f"{label}, {row['axis']}" if row["axis"] else label)
+            star = "*" if (row["parameter"], row["system"], row["value"]) in best else " "
+            found = row["note"] if _absent(row["estimate"]) else _interval({**row, "value": row["estimate"]})
+            groups.setdefault(head, []).append(f"  {star} {row['system']:<16} {row['value']:<16} {found}")
+    return [line for (parameter, label), lines in groups.items() for line in (f"{label} by {parameter}", *lines)]
+
+
+def garbage_lines(report: "GarbageReport") -> list[str]:
+    """What garbage collection deleted, or would delete, and how much room that makes."""
+    goes = [*map(str, report.artifacts), *report.scratch, *report.leftovers]
+    verb = "would delete" if report.dry_run else "deleted"
+    busy = [f"left alone, in use: {ref}" for ref in report.busy]
+    total = f"{verb} {len(goes)} folder(s), {report.freed_bytes / 2**20:.1f} MiB"
+    return [*(f"{verb} {name}" for name in goes), *busy, total]
+
+
+def import_line(n_pairs: int, drops: Iterable[Row]) -> str:
+    """How many pairs an import kept, and how many it dropped for which reason: rows of a `drops` table."""
+    return f"{n_pairs} pair(s) to train on; dropped: {_dropped(drops)}"
+
+
+def sets_line(n_members: int, n_sets: int, drops: Iterable[Row]) -> str:
+    """How many members of how many pairs of sets an import kept, and what it dropped."""
+    return f"{n_members} member(s) of {n_sets} pair(s) of sets to train on; dropped: {_dropped(drops)}"
+
+
+def pictures_line(n_images: int, n_pictured: int, n_prompts: int, drops: Iterable[Row]) -> str:
+    """How many pictures an import kept, of how many of the evaluation prompts, and what it dropped."""
+    return f"{n_images} image(s) of {n_pictured} of {n_prompts} evaluation prompts; dropped: {_dropped(drops)}"
+
+
+def _dropped(drops: Iterable[Row]) -> str:
+    return ", ".join(f"{row['n']} {row['reason']}" for row in drops) or "none"
+
+
+def _work(node: "PlannedNode") -> str:
+    if node.n_steps:
+        return f"{node.n_steps} steps"
+    return f"{node.n_images} images" if node.n_images else ""
+
+
+def _interval(row: Row) -> str:
+    if _absent(row["value"]):
+        return str(row.get("note") or "not measured")
+    if _absent(row["ci_low"]) or _absent(row["ci_high"]):
+        return f"{row['value']:.3f}"
+    return f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+
+
+def _floor(row: Row) -> str:
+    return "" if _absent(row["floor"]) else f" (floor {row['floor']:.3f})"
+
+
+def _absent(value: float | None) -> bool:
+    return value is None or math.isnan(value)

@@ -1,0 +1,322 @@
+"""Which weights a model name means, their hash, and how they are loaded. Imports torch only to load."""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from popalign_core.config import ModelConfig
+from popalign_core.errors import ConfigError, MissingWeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL_INDEX = "model_index.json"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Weights and everything that decides what they compute: configs, tokenizer vocabularies and merges.
+HASHED_SUFFIXES = (".safetensors", ".json", ".txt")
+DENOISERS = ("unet", "transformer")
+# What the other parts of a pipeline hand to its denoiser, in the words of the denoiser's configuration.
+DENOISER_SHAPE = (
+    *("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type"),
+    *("projection_class_embeddings_input_dim", "joint_attention_dim", "pooled_projection_dim"),
+)
+LORA_FILE = "pytorch_lora_weights.safetensors"
+# Public LoRA files that a message can say how to get.
+PUBLIC_LORAS = {f"sdxl_lightning_{steps}step_lora.safetensors": "ByteDance/SDXL-Lightning" for steps in (2, 4, 8)}
+
+
+def local_folder(model: ModelConfig) -> Path | None:
+    """The folder a model lies in; None for a hub id.
+
+    Raises:
+        ConfigError: When the name is a hub id without revision, or neither a folder nor a hub id.
+        MissingWeightsError: When the folder holds no diffusers pipeline.
+    """
+    if model.name == "portraits":
+        from popalign_core.portraits import weights_folder
+
+        return _checked(
+            weights_folder() / "pipeline", "run `popalign portraits train --data DIR`, or restore the folder"
+        )
+    if Path(model.name).is_dir():
+        return _checked(Path(model.name), "give a folder written by `save_pretrained`")
+    if HUB_ID.fullmatch(model.name) is None:
+        raise MissingWeightsError(
+            f"model {model.name!r} is no folder and no hub id; give a diffusers folder or 'owner/name'"
+        )
+    if model.revision is None:
+        raise ConfigError(
+            f"model {model.name!r} is no folder here, and as a hub id it has no revision; correct the path, or give "
+            "the commit as model.revision, so that the weights cannot change"
+        )
+    return None
+
+
+def denoiser_folder(model: ModelConfig) -> Path | None:
+    """The folder of the denoiser that takes the place of the model's own; None without one.
+
+    Raises:
+        MissingWeightsError: When the folder holds no denoiser.
+    """
+    if model.denoiser is None:
+        return None
+    folder = Path(model.denoiser)
+    if not (folder / "config.json").is_file():
+        raise MissingWeightsError(
+            f"model.denoiser {model.denoiser!r} holds no denoiser (no config.json); give a folder with config.json and "
+            "safetensors, as `hf download OWNER/NAME --include 'unet/*' --local-dir DIR` leaves in DIR/unet"
+        )
+    return folder
+
+
+def lora_file(model: ModelConfig) -> Path | None:
+    """The file of the LoRA; None without one.
+
+    Raises:
+        MissingWeightsError: When it is not there.
+    """
+    if model.lora is None:
+        return None
+    path = Path(model.lora)
+    file = path / LORA_FILE if path.is_dir() else path
+    if not file.is_file():
+        fix = f"give a .safetensors file, or a folder with {LORA_FILE}, as training leaves in runs/NAME/lora"
+        if file.name in PUBLIC_LORAS:
+            fix = f"run `hf download {PUBLIC_LORAS[file.name]} {file.name} --local-dir {file.parent}`"
+        raise MissingWeightsError(f"model.lora {model.lora!r}: there is no {file}; {fix}")
+    return file
+
+
+def model_hash(model: ModelConfig) -> str:
+    """What identifies a model's weights in artifact keys, wherever they lie.
+
+    Returns:
+        `hash_folder` of a local model, `id@revision` for a hub id; then what is put in place of its denoiser, and what
+        is fused into it at which scale, if anything is.
+
+    Raises:
+        ConfigError: As `local_folder`.
+        MissingWeightsError: As `local_folder`, `denoiser_folder` and `lora_file`.
+    """
+    folder = local_folder(model)
+    parts = [hash_folder(folder) if folder else f"{model.name}@{model.revision}"]
+    if (denoiser := denoiser_folder(model)) is not None:
+        parts.append(f"denoiser:{hash_folder(denoiser)}")
+    if (lora := lora_file(model)) is not None:
+        parts.append(f"lora:{hash_file(lora)}*{model.lora_scale!r}")
+    return "+".join(parts)
+
+
+def reads_guidance(model: ModelConfig) -> bool:
+    """Whether its denoiser is told `guidance_scale` (FLUX.1-dev), by the configuration that lies with the weights.
+
+    Raises:
+        ConfigError: As `local_folder`.
+        MissingWeightsError: As `local_folder` and `denoiser_folder`.
+    """
+    if (folder := denoiser_folder(model)) is not None:
+        config = _read_json(folder, None, "config.json")
+    else:
+        config = _read_json(local_folder(model) or model.name, model.revision, "transformer/config.json")
+    return bool(config.get("guidance_embeds"))
+
+
+def hash_folder(folder: Path, suffixes: Collection[str] | None = HASHED_SUFFIXES) -> str:
+    """sha256 over names and bytes of a folder's weight and configuration files, or with None of all its files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
+        if path.is_file() and (suffixes is None or path.suffix in suffixes):
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{hash_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def resolve_device(name: str) -> "torch.device":
+    """`auto` takes CUDA, then Apple's GPU, then the CPU.
+
+    Raises:
+        ConfigError: When the name is unknown to torch or the device is not there.
+    """
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r} is unknown to torch; give auto, cpu, cuda, cuda:N or mps") from error
+    present = available.get(device.type, False)
+    if device.type == "cuda" and present:
+        present = (device.index or 0) < torch.cuda.device_count()
+    if not present:
+        here = [kind for kind, is_there in available.items() if is_there]
+        raise ConfigError(f"device {name!r} is not on this machine, which has {here}; use auto or one of these")
+    return device
+
+
+def load_pipeline(
+    model: ModelConfig,
+    *,
+    device: "torch.device",
+    folder: Path | None = None,
+    components: Collection[str] | None = None,
+) -> Any:
+    """Load a pipeline for sampling and training. Nothing is downloaded: a hub id is read from the local hub cache.
+
+    The VAE of a half-precision pipeline is kept in float32 where it asks for that (`force_upcast`: SDXL's overflows).
+    A LoRA is fused into the weights, and then these are cast as `model.storage` says, before they move: they are the
+    same on every device.
+
+    Args:
+        model: Name, revision, dtype, storage, denoiser and LoRA.
+        device: Where the modules go.
+        folder: Loads this folder in place of the model's own (an aligned copy, which holds denoiser and LoRA already).
+        components: Loads these alone, and None stands for the others: training needs neither text encoders nor VAE.
+
+    Returns:
+        The pipeline in eval mode, its progress bar off.
+
+    Raises:
+        ConfigError: As `local_folder`; when denoiser or LoRA are another model's.
+        MissingWeightsError: Naming what is missing and how to get it.
+    """
+    import torch
+
+    if folder is not None:
+        source: Path | str = _checked(folder, "give a folder that training wrote")
+        model = model.model_copy(update={"denoiser": None, "lora": None})
+    else:
+        source = local_folder(model) or model.name
+    pipeline = _load_parts(model, source, components)
+    if (lora := lora_file(model)) is not None:
+        from popalign_core.models.lora import fuse_lora
+
+        fuse_lora(pipeline, lora, model.lora_scale)
+    denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    if model.storage is not None and denoiser is not None:
+        from popalign_core.models.float8 import store_as_float8
+
+        store_as_float8(denoiser)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    if pipeline.text_encoder is not None and getattr(pipeline, "text_encoder_3", pipeline) is None:
+        _outline_transformer(pipeline, source, model.revision)
+    vae = pipeline.vae
+    if vae is not None and getattr(vae.config, "force_upcast", False) and vae.dtype != torch.float32:
+        vae.to(torch.float32)
+    return pipeline
+
+
+def _outline_transformer(pipeline: Any, source: Path | str, revision: str | None) -> None:
+    """Without its T5, SD3 asks the transformer how wide the zeros in T5's place are: one without weights will do."""
+    import torch
+    from diffusers import SD3Transformer2DModel
+
+    if pipeline.transformer is None:
+        with torch.device("meta"):
+            outline = SD3Transformer2DModel.from_config(_read_json(source, revision, "transformer/config.json"))
+        pipeline.register_modules(transformer=outline)
+
+
+def _load_parts(model: ModelConfig, source: Path | str, components: Collection[str] | None) -> Any:
+    import torch
+    from diffusers import DiffusionPipeline
+
+    is_local = isinstance(source, Path)
+    try:
+        index = _read_json(source, model.revision, MODEL_INDEX)
+        given: dict[str, Any] = _left_out(index, components)
+        given |= _load_denoiser(model, source, index, components)
+        return DiffusionPipeline.from_pretrained(
+            source,
+            revision=None if is_local else model.revision,
+            dtype=getattr(torch, model.dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            **given,
+        )
+    except (OSError, json.JSONDecodeError) as error:
+        what = str(source) if is_local else f"{model.name}@{model.revision}"
+        fix = "restore its files" if is_local else f"run `hf download {model.name} --revision {model.revision}`"
+        raise MissingWeightsError(f"cannot load the pipeline {what}: {error}; {fix}") from error
+
+
+def _left_out(index: dict[str, Any], components: Collection[str] | None) -> dict[str, None]:
+    """The components that are not wanted, and those the model was saved without: diffusers loads SD3 without its T5
+    only where None is asked for.
+    """
+    return {
+        name: None
+        for name, entry in index.items()
+        if isinstance(entry, list) and (entry[0] is None or (components is not None and name not in components))
+    }
+
+
+def _load_denoiser(
+    model: ModelConfig, source: Path | str, index: dict[str, Any], components: Collection[str] | None
+) -> dict[str, Any]:
+    """The denoiser in place of the pipeline's own, by its component's name; nothing when none is asked for."""
+    import diffusers
+    import torch
+
+    folder = denoiser_folder(model)
+    component = next((name for name in DENOISERS if name in index), None)
+    if folder is None or component is None or (components is not None and component not in components):
+        return {}
+    own = {"_class_name": index[component][1]} | _read_json(source, model.revision, f"{component}/config.json")
+    try:
+        config = _read_json(folder, None, "config.json")
+        differing = {
+            name: (config.get(name), own.get(name)) for name in ("_class_name", *DENOISER_SHAPE) if name in own
+        }
+        wrong = [f"{name} {new}, not {old}" for name, (new, old) in differing.items() if new != old]
+        if wrong:
+            raise ConfigError(
+                f"model.denoiser {folder} does not fit {model.name}: its config.json has {'; '.join(wrong)}; "
+                "give a denoiser that was trained from this model"
+            )
+        module, report = getattr(diffusers, own["_class_name"]).from_pretrained(
+            folder,
+            dtype=getattr(torch, model.dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise MissingWeightsError(f"cannot load model.denoiser {folder}: {error}; restore its files") from error
+    if lacking := report["missing_keys"]:
+        raise MissingWeightsError(f"model.denoiser {folder} lacks {len(lacking)} weights, such as {lacking[0]}")
+    return {component: module}
+
+
+def _read_json(source: Path | str, revision: str | None, name: str) -> dict[str, Any]:
+    """A file of a folder, or of a hub id in the local cache; empty where there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = source / name if isinstance(source, Path) else try_to_load_from_cache(source, name, revision=revision)
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        return {}  # from_pretrained says what is missing
+    document: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return document
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's bytes; in one process a file that has not changed is read once, however many keys need it."""
+    status = path.stat()
+    return _hash_content(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _hash_content(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checked(folder: Path, fix: str) -> Path:
+    if not (folder / MODEL_INDEX).is_file():
+        raise MissingWeightsError(f"{folder} holds no diffusers pipeline (no model_index.json); {fix}")
+    return folder

@@ -1,0 +1,1 @@
+"""The recipe of the embedded model: from the data packs to the shipped weights, measured, with its card."""

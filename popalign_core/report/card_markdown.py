@@ -1,0 +1,137 @@
+"""The same in Markdown, for a model card: verdict, tables with intervals, limits."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from popalign_core.report.comparison_inputs import ComparisonInputs
+from popalign_core.report.comparison_page import TITLES, about, check_tables
+from popalign_core.report.estimates import SYMBOLS, WORDS, Estimate, Measure, Status, interval_words
+from popalign_core.report.limits import limits
+from popalign_core.report.markdown import markdown_table, plain
+from popalign_core.report.measure_names import column_name, floor_words, is_shown, measure_name, number
+from popalign_core.report.run_inputs import ReportInputs, check_inputs
+from popalign_core.report.standings import Results, summarise
+from popalign_core.report.verdict import changes, judge
+
+
+def comparison_markdown(inputs: ComparisonInputs) -> str:
+    """Several systems side by side, without charts and pictures.
+
+    Args:
+        inputs: As for the page.
+
+    Returns:
+        Markdown with headings of the second and third level.
+
+    Raises:
+        InputError: As `build_comparison`.
+    """
+    check_tables(inputs)
+    results = Results(inputs)
+    summary = summarise(results)
+    parts = [
+        f"## {plain(inputs.title)}\n",
+        *(f"{plain(text)}\n" for text in about(inputs)),
+        _verdict(summary.status, summary.headline, summary.sentences),
+    ]
+    for benchmark in dict.fromkeys(m.benchmark for m in results.headlines):
+        parts.append(f"### {plain(TITLES.get(benchmark, f'Prompts “{benchmark}”'))}\n")
+        parts += _benchmark(results, [m for m in results.headlines if m.benchmark == benchmark])
+    said = limits(inputs.metrics, inputs.comparison, inputs.n_seeds)
+    parts += [_explained(inputs.confidence), *_closing([*said, *inputs.notes], inputs.reproducibility)]
+    return "\n".join(parts)
+
+
+def report_markdown(inputs: ReportInputs) -> str:
+    """Base beside aligned model, without charts and pictures.
+
+    Args:
+        inputs: As for the page.
+
+    Returns:
+        Markdown with headings of the second and third level.
+
+    Raises:
+        InputError: As `build_report`.
+    """
+    check_inputs(inputs)
+    verdict = judge(inputs)
+    sentences = [(lead, rest) for lead, _, rest in (text.partition(": ") for text in verdict.sentences)]
+    heads = ["Measure", inputs.base, inputs.aligned, "Change", "Verdict"]
+    notes, rows = _Notes(), []
+    for change in changes(inputs):
+        if is_shown(change.metric):
+            sides = [_cell(side, change.metric, notes) for side in (change.base, change.aligned)]
+            difference, shift = change.difference, "–"
+            if difference.is_measured:
+                shift = _cell(difference, change.metric, notes, signed=True)
+            name = measure_name(change.metric, change.axis, change.benchmark)
+            rows.append([plain(name), *sides, shift, _mark(change.status)])
+    parts = [
+        f"## {plain(inputs.title)}\n",
+        _verdict(verdict.status, verdict.headline, sentences),
+        markdown_table([plain(head) for head in heads], rows),
+        *notes.lines(),
+        _explained(inputs.confidence),
+        *_closing([*limits(inputs.metrics, inputs.comparison), *inputs.notes], inputs.reproducibility),
+    ]
+    return "\n".join(parts)
+
+
+class _Notes:
+    """Reasons of what could not be measured, each once."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def mark(self, note: str) -> str:
+        return f" [{self._numbers.setdefault(note, len(self._numbers) + 1)}]"
+
+    def lines(self) -> list[str]:
+        return ["".join(f"- [{n}] {plain(note)}\n" for note, n in self._numbers.items())] if self._numbers else []
+
+
+def _benchmark(results: Results, measures: Sequence[Measure]) -> Iterator[str]:
+    notes = _Notes()
+    rows = []
+    for system in results.inputs.systems:
+        cells = []
+        for measure in measures:
+            cell = _cell(results.value(system, measure), measure.metric, notes)
+            is_compared = results.difference(system, measure).is_measured
+            cells.append(f"{cell} {SYMBOLS[results.status(system, measure)]}" if is_compared else cell)
+        rows.append([plain(system), *cells])
+    yield markdown_table(["System", *(plain(column_name(m.metric, m.axis)) for m in measures)], rows)
+    yield from notes.lines()
+
+
+def _cell(estimate: Estimate, metric: str, notes: _Notes, *, signed: bool = False) -> str:
+    if not estimate.is_measured:
+        return f"not measured{notes.mark(estimate.note)}"
+    shown = (interval_words(estimate, metric, signed=signed) + floor_words(estimate.floor, metric)).lstrip("; ")
+    return number(estimate.value, metric, signed=signed) + (f" ({shown})" if shown else "")
+
+
+def _mark(status: Status) -> str:
+    return f"{SYMBOLS[status]} {WORDS[status]}"
+
+
+def _verdict(status: Status, headline: str, sentences: Sequence[tuple[str, str]]) -> str:
+    items = "".join(f"- **{plain(lead)}:** {plain(rest)}\n" for lead, rest in sentences)
+    return f"**{SYMBOLS[status]} {plain(headline)}**\n\n{items}"
+
+
+def _explained(confidence: float) -> str:
+    return (
+        f"In brackets: {confidence:.0%} intervals, and what a fair sampler would show at this number of images. "
+        f"{SYMBOLS['improved']} and {SYMBOLS['worse']}: the interval of the paired difference excludes zero, and the "
+        f"p-value, where there is one, is as small after adjusting for the number of comparisons (Holm). "
+        f"{SYMBOLS['unclear']}: it cannot be told.\n"
+    )
+
+
+def _closing(said: Sequence[str], reproducibility: Mapping[str, str]) -> Iterator[str]:
+    yield "### What this cannot say\n"
+    yield "".join(f"- {plain(text)}\n" for text in said)
+    if reproducibility:
+        yield "### To repeat it\n"
+        yield "".join(f"- {plain(name)}: {plain(value)}\n" for name, value in reproducibility.items())

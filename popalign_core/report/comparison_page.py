@@ -1,0 +1,142 @@
+"""Several systems side by side as one HTML page: a verdict, the paper's tables, and what stands behind them."""
+
+from collections.abc import Iterator
+from html import escape
+
+from popalign_core.report.before_after import system_grids
+from popalign_core.report.comparison_charts import forests, fronts, histograms, prompts
+from popalign_core.report.comparison_inputs import ComparisonInputs, check_comparison
+from popalign_core.report.document import (
+    bullets,
+    definitions,
+    details,
+    figures,
+    html_page,
+    quick_look,
+    verdict_box,
+    warning,
+)
+from popalign_core.report.estimates import check_scorers
+from popalign_core.report.limits import limits
+from popalign_core.report.measure_names import listed
+from popalign_core.report.plots import system_bars
+from popalign_core.report.run_tables import agreement_table
+from popalign_core.report.standings import Results, summarise
+from popalign_core.report.system_tables import (
+    benchmark_tables,
+    class_recall_tables,
+    cost_table,
+    drop_table,
+    full_table,
+    glance_table,
+    win_tables,
+)
+
+TITLES = {
+    "neutral": "Prompts that name no identity (the paper's Table 1)",
+    "specific": "Prompts that name one (the paper's Table 2)",
+    "generic": "Prompts of every kind (the paper's Table 3)",
+}
+"""Headings by benchmark."""
+
+
+def build_comparison(inputs: ComparisonInputs) -> str:
+    """Build the page.
+
+    Args:
+        inputs: Tables and pictures of all systems.
+
+    Returns:
+        A complete HTML document.
+
+    Raises:
+        InputError: When the tables or pictures do not fit together, or scorers differ (see `check_comparison`).
+    """
+    check_tables(inputs)
+    results = Results(inputs)
+    return html_page(inputs.title, _head(results), _sections(results))
+
+
+def check_tables(inputs: ComparisonInputs) -> None:
+    """Refuse what would give a wrong page or table.
+
+    Raises:
+        InputError: See `check_comparison` and `check_scorers`.
+    """
+    check_comparison(inputs)
+    check_scorers(inputs.metrics)
+
+
+def about(inputs: ComparisonInputs) -> list[str]:
+    """What was compared, and whether this is a quick look only."""
+    seeds = f"{inputs.n_seeds} seeds each" if inputs.n_seeds > 1 else "one seed"
+    text = (
+        f"{len(inputs.systems)} systems on the same prompts and seeds ({seeds}); {inputs.reference} is the reference."
+    )
+    if inputs.elsewhere:
+        text += (
+            f" The pictures of {listed(list(inputs.elsewhere))} were made elsewhere, with other seeds and perhaps not "
+            "of all prompts: they are compared prompt by prompt, on the prompts of both."
+        )
+    return [text, *quick_look(inputs.scale)]
+
+
+def _head(results: Results) -> str:
+    summary = summarise(results)
+    first, *warnings = about(results.inputs)
+    lead = f'<p class="soft">{escape(first)}</p>' + "".join(map(warning, warnings))
+    return lead + verdict_box(summary.status, summary.headline, summary.sentences)
+
+
+def _sections(results: Results) -> Iterator[tuple[str, str]]:
+    inputs = results.inputs
+    yield f"At a glance: each system against {inputs.reference}", _glance(results)
+    for benchmark in dict.fromkeys(m.benchmark for m in results.measures):
+        tables = benchmark_tables(results, benchmark)
+        content = "".join(f"<h3>{escape(caption)}</h3>{table}" for caption, table in tables)
+        more = class_recall_tables(results, benchmark)
+        yield TITLES.get(benchmark, f"Prompts “{benchmark}”"), content + details("Recall of every class", more)
+    yield f"Differences to {inputs.reference}", forests(results)
+    yield "Fairness against quality", fronts(results)
+    yield "Which picture a scorer prefers", win_tables(inputs)
+    yield "Who is shown", histograms(results)
+    yield "The same prompts and seeds", system_grids(inputs.grids, inputs.systems)
+    yield "Prompt by prompt", prompts(inputs)
+    yield "Left out, and why", _left_out(results)
+    yield "Two classifiers on the same images", agreement_table(inputs.metrics)
+    yield "What it costs", cost_table(inputs.costs)
+    yield "Every number", _every_number(results)
+    yield (
+        "What this page cannot say",
+        bullets((*limits(inputs.metrics, inputs.comparison, inputs.n_seeds), *inputs.notes)),
+    )
+    yield "To repeat it", definitions(inputs.reproducibility)
+
+
+def _glance(results: Results) -> str:
+    inputs = results.inputs
+    share, reference = f"{inputs.confidence:.0%}", escape(inputs.reference)
+    text = (
+        f"<p>✔ and ✖ are said only where the {share} interval of the paired difference to {reference} excludes zero "
+        "and its p-value, where there is one, is as small after adjusting for the number of comparisons (Holm). ≈ is "
+        "not proof that nothing changed, and “perhaps” above is what only the adjusting makes unsure. Systems other "
+        f"than {reference} are not tested against each other: read their intervals.</p><p>Small numbers in all tables "
+        f"are {share} intervals, for prompts like these. “fair” beside a discrepancy is what a perfectly fair model "
+        "would show at this number of images: none can be expected to be lower.</p>"
+    )
+    return glance_table(results, [results.standing(name) for name in inputs.others]) + text
+
+
+def _every_number(results: Results) -> str:
+    text = "<p>With p-values and notes; left out on paper, for its length. The tables beside this page have it too.</p>"
+    return text + details("All measures of all systems", full_table(results), is_printed=False)
+
+
+def _left_out(results: Results) -> str:
+    inputs = results.inputs
+    charts = []
+    for measure in results.measures:
+        if measure.metric == "no_face_share":
+            rows = [(name, results.value(name, measure)) for name in inputs.systems]
+            charts.append((measure.name, system_bars(measure.name, measure.metric, rows, inputs.reference)))
+    return figures(charts) + details("By reason", drop_table(inputs.drops))

@@ -1,0 +1,1 @@
+"""Files and tables: schemas, Parquet, images, and what others wrote."""

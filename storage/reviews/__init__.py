@@ -1,0 +1,1 @@
+"""The review database: studies, raters, votes, chains."""

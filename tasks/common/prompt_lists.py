@@ -1,0 +1,84 @@
+"""The prompt lists that a configuration names, read once, and hashed by what they say."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from popalign_core.config import BenchmarkConfig, PromptsConfig
+from popalign_core.errors import InputError
+from popalign_core.prompts.lists import SETS, find_text_column, parse_list, shipped_list
+
+FIELDS = ("train_lists", "eval_lists", "generic_lists", "retained_lists")
+
+
+@dataclass(frozen=True)
+class PromptList:
+    """A list as it was given.
+
+    Attributes:
+        name: Of the shipped set, or the file's path.
+        texts: In order.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+
+    def digest(self) -> str:
+        """Of the texts, whatever file they come in."""
+        return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()
+
+
+def read_lists(config: PromptsConfig) -> dict[str, list[PromptList]]:
+    """The lists of each field that names any.
+
+    Raises:
+        InputError: When one cannot be read, or holds no prompts.
+    """
+    return {field: [_read(name) for name in names] for field in FIELDS if (names := getattr(config, field))}
+
+
+def read_benchmarks(benchmarks: Mapping[str, BenchmarkConfig]) -> dict[str, PromptList]:
+    """The list of each benchmark with a name of its own, cut down to as many prompts as it takes.
+
+    Raises:
+        InputError: When one cannot be read, or holds no prompts.
+    """
+    from popalign_core.prompts.benchmarks import evenly
+
+    lists = {name: _read(benchmark.list) for name, benchmark in benchmarks.items()}
+    return {
+        name: PromptList(found.name, tuple(evenly(found.texts, benchmarks[name].n_prompts)))
+        for name, found in lists.items()
+    }
+
+
+def count_listed(config: PromptsConfig) -> dict[str, int]:
+    """Field -> how many prompts its lists hold, before any is rejected."""
+    found = read_lists(config)
+    return {field: sum(len(part.texts) for part in found.get(field, ())) for field in FIELDS}
+
+
+def _read(name: str) -> PromptList:
+    if name in SETS:
+        return PromptList(name, tuple(shipped_list(name)[0]))
+    path = Path(name)
+    try:
+        stat = path.stat()
+        return PromptList(name, _read_file(path, stat.st_mtime_ns, stat.st_size))
+    except OSError as error:
+        raise InputError(
+            f"prompt list {name} cannot be read ({error.strerror}); give an existing file, or one of the shipped sets "
+            f"{', '.join(SETS)}"
+        ) from error
+
+
+@lru_cache(maxsize=32)  # a plan asks for the key and for the counts of several stages
+def _read_file(path: Path, mtime_ns: int, size: int) -> tuple[str, ...]:
+    if path.suffix.lower() != ".parquet":
+        return tuple(parse_list(str(path), path.read_bytes()))
+    from storage.formats.external_files import read_texts
+
+    return tuple(read_texts(path, lambda columns: find_text_column(str(path), columns)))

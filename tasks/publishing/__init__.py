@@ -1,0 +1,1 @@
+"""What leaves the store: the folder of a finished run, the leaderboard, exports."""

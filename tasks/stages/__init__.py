@@ -1,0 +1,1 @@
+"""One module a stage, and what a few of them share."""

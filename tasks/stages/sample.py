@@ -1,0 +1,240 @@
+"""Stage `sample`: images and their final latents, in shards that survive a kill.
+
+One request serves the preference data (training prompts) or the evaluation (evaluation prompts), of the configured
+model or of a trained one. The seed of an image depends on prompt and index only, so both models draw the same noise.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+
+from popalign_core.config import Axis, ModelConfig, PipelineConfig, RuntimeConfig, SamplingConfig
+from popalign_core.errors import InputError
+from popalign_core.ids import content_id, image_seed
+from popalign_core.prompts.benchmarks import benchmarks_of
+from popalign_core.sampling.captions import plan_captions
+from popalign_core.sampling.safety import UNSAFE, safety_hash
+from popalign_core.sampling.watermark import check_watermark
+from storage.store import ArtifactRef, Build
+from tasks.common.image_tables import drops_table
+from tasks.common.measuring import base_model, folder_digest
+from tasks.common.stage_object import Inputs, Progress, Stage, View, keep_fields
+from tasks.workers.shardwise import make_shards
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from popalign_core.models.embeddings import PromptEmbeddings
+    from popalign_core.sampling.captions import CaptionPlan
+
+Purpose = Literal["preferences", "evaluation"]
+SPLITS: dict[Purpose, str] = {"preferences": "train", "evaluation": "eval"}
+
+
+class SampleView(View):
+    """Which images are drawn, from which model and how.
+
+    Attributes:
+        purpose: Which prompts.
+        n_images: Images a prompt, by benchmark.
+        sampling: The sampler's settings; evaluation images have a seed of their own.
+        model: The configured model; of a trained one only how its weights are kept.
+        is_trained: Whether a trained model is drawn from.
+        axes: Where an identity is drawn for each image; else none.
+    """
+
+    purpose: Purpose
+    n_images: dict[str, int]
+    sampling: SamplingConfig
+    model: ModelConfig
+    is_trained: bool
+    axes: tuple[Axis, ...]
+
+    @classmethod
+    def of(cls, config: PipelineConfig, inputs: Mapping[str, ArtifactRef], *, purpose: Purpose) -> Self:
+        """Of one request: training or evaluation prompts, the configured or a trained model."""
+        sampling, is_trained = sampling_config(config, purpose), "model" in inputs
+        draws_identities = sampling.inject_identity or sampling.fair_diffusion is not None
+        return cls(
+            purpose=purpose,
+            n_images=n_images(config, purpose),
+            sampling=sampling,
+            model=keep_fields(config.model, "dtype", "storage") if is_trained else base_model(config.model),
+            is_trained=is_trained,
+            axes=config.identity_axes if draws_identities else (),
+        )
+
+    def hashed(self) -> dict[str, Any]:
+        """Weights and pictures by their content; a trained model is an input."""
+        from popalign_core.models.loading import model_hash
+
+        weights = {"dtype": self.model.dtype} | ({} if self.is_trained else {"hash": model_hash(self.model)})
+        if self.model.storage is not None:  # absent from the keys of all others
+            weights["storage"] = self.model.storage
+        return {
+            "purpose": self.purpose,
+            "n_images": self.n_images,
+            "sampling": self._hashed_sampling(),
+            "model": weights,
+        }
+
+    def _hashed_sampling(self) -> dict[str, Any]:
+        """The settings with the content of folders in place of their paths, and the axes where they matter."""
+        sampling = self.sampling
+        hashed = sampling.model_dump(mode="json", exclude={"sdedit": {"folder"}, "safety_checker": True})
+        if sampling.sdedit is not None:
+            hashed["layouts"] = folder_digest(picture_folder(sampling.sdedit.folder))
+        if sampling.safety_checker is not None:
+            hashed["safety_checker"] = safety_hash(sampling.safety_checker)
+        if self.axes:
+            hashed["axes"] = [axis.model_dump(mode="json") for axis in self.axes]
+        return hashed
+
+
+def n_images(config: PipelineConfig, purpose: Purpose) -> dict[str, int]:
+    """Images a prompt, by benchmark."""
+    if purpose == "preferences":
+        drawn = config.preferences
+        return {"neutral": drawn.n_neutral, "specific": drawn.n_specific, "generic": drawn.n_retained}
+    counts = config.evaluation
+    by_kind = {"neutral": counts.n_neutral, "specific": counts.n_specific, "generic": counts.n_generic}
+    named = config.prompts.benchmarks.items()
+    return by_kind | {name: benchmark.n_images or by_kind[benchmark.kind] for name, benchmark in named}
+
+
+def sampling_config(config: PipelineConfig, purpose: Purpose) -> SamplingConfig:
+    """The sampler's settings; evaluation images have a seed of their own."""
+    if purpose == "preferences":
+        return config.sampling
+    return config.sampling.model_copy(update={"seed": config.evaluation.seed})
+
+
+def _fill(view: SampleView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
+    """Write tables `images` and `drops`, `latents-*.safetensors` and `embeddings.safetensors`.
+
+    Raises:
+        InputError: When no prompt is of the purpose's split.
+        MissingWeightsError: When the model's weights are absent.
+    """
+    table = inputs.read_table("prompts", "prompts")
+    table = table[table["split"] == SPLITS[view.purpose]].reset_index(drop=True)
+    if view.sampling.watermark:
+        check_watermark(width=view.sampling.width, height=view.sampling.height)
+    images = list_images(table, view.n_images, build.ref.key, view.sampling)
+    _draw_shards(build, table, images, inputs, view, runtime, on_progress)
+    build.write_table("drops", drops_table(build.ref.stage, {UNSAFE: build.sum_counts().get(UNSAFE, 0)}))
+
+
+def list_images(
+    prompts: pd.DataFrame, counts: Mapping[str, int], sample_key: str, config: SamplingConfig
+) -> pd.DataFrame:
+    """Every image to draw, prompt by prompt: the `images` table before its pictures and latents.
+
+    Args:
+        prompts: Prompts of one split.
+        counts: Images a prompt, by benchmark.
+        sample_key: Key of the artifact.
+        config: Seed and size.
+
+    Raises:
+        InputError: When nothing is to be drawn.
+    """
+    rows = [
+        {
+            "image_id": content_id("image", sample_key, prompt.prompt_id, index),
+            "prompt_id": prompt.prompt_id,
+            "index": index,
+            "seed": image_seed(config.seed, str(prompt.prompt_id), index),
+        }
+        for prompt, benchmark in zip(prompts.itertuples(), benchmarks_of(prompts), strict=True)
+        for index in range(counts.get(benchmark, 0))
+    ]
+    if not rows:
+        raise InputError(
+            f"no image to draw: 0 of {len(prompts)} prompts are of the benchmarks {sorted(counts)}; add prompts"
+        )
+    return pd.DataFrame(rows).assign(width=config.width, height=config.height)
+
+
+def _draw_shards(
+    build: Build,
+    prompts: pd.DataFrame,
+    images: pd.DataFrame,
+    inputs: Inputs,
+    view: SampleView,
+    runtime: RuntimeConfig,
+    on_progress: Progress,
+) -> None:
+    from tasks.stages.sample_shards import Shards, draw_shard
+
+    size, trained = runtime.shard_size, inputs.get("model")
+    build.use_shard_size(size)
+
+    def jobs(todo: Sequence[int]) -> Shards:
+        plan = plan_captions(prompts, images, view.axes, view.sampling)
+        folder = None if trained is None else inputs.store.localize(trained, "model")
+        ids, embeddings = _embeddings(build, plan, view.model, folder, runtime)
+        layouts = _layout_latents(view, folder, runtime)
+        return Shards(todo, images, plan, ids, embeddings, layouts, view.sampling, view.model, trained, runtime)
+
+    lengths = [len(images.iloc[start : start + size]) for start in range(0, len(images), size)]
+    make_shards(build, draw_shard, jobs, lengths, runtime, on_progress)
+
+
+def _embeddings(
+    build: Build, plan: "CaptionPlan", model: ModelConfig, trained: Path | None, runtime: RuntimeConfig
+) -> "tuple[list[str], PromptEmbeddings]":
+    """Ids and embeddings of all captions and, last, of the empty one; kept, so that a resumed run reads the same ones.
+
+    The text encoders are loaded for this alone, and gone when the denoiser comes.
+    """
+    from popalign_core.models.embeddings import TEXT_PARTS, embed_prompts
+    from popalign_core.models.loading import load_pipeline, resolve_device
+    from tasks.common.tensors import read_embeddings, write_embeddings
+
+    path = build.folder / "embeddings.safetensors"
+    if not os.path.exists(path):
+        device = resolve_device(runtime.device)
+        pipeline = load_pipeline(model, device=device, folder=trained, components=TEXT_PARTS)
+        embeddings = embed_prompts(pipeline, [*plan.texts.values(), ""], runtime.batch_size)
+        write_embeddings(path, [*plan.texts, ""], embeddings)
+    return read_embeddings(path)
+
+
+def _layout_latents(view: SampleView, trained: Path | None, runtime: RuntimeConfig) -> "Tensor | None":
+    """Latents [L, C, h, w] of the pictures that SDEdit starts from, in the order of their names; None without."""
+    sampling = view.sampling
+    if sampling.sdedit is None:
+        return None
+    from popalign_core.models.loading import load_pipeline, resolve_device
+    from popalign_core.models.pixels import fit_picture
+    from popalign_core.models.vae import encode_pixels
+
+    pictures = []
+    for path in sorted(path for path in picture_folder(sampling.sdedit.folder).iterdir() if path.is_file()):
+        pixels = fit_picture(path.read_bytes(), sampling.width, sampling.height)
+        if pixels is None:
+            raise InputError(f"{path} is no picture; sampling.sdedit.folder must hold pictures alone")
+        pictures.append(pixels)
+    device = resolve_device(runtime.device)
+    pipeline = load_pipeline(view.model, device=device, folder=trained, components=("vae",))
+    return encode_pixels(pipeline.vae, np.stack(pictures))
+
+
+def picture_folder(folder: str) -> Path:
+    """A folder with files in it.
+
+    Raises:
+        InputError: When there is none.
+    """
+    path = Path(folder)
+    if not path.is_dir() or not any(each.is_file() for each in path.iterdir()):
+        raise InputError(f"sampling.sdedit.folder {folder!r} is no folder with pictures; give one that holds some")
+    return path
+
+
+sample_images = Stage("sample", "1", SampleView.of, _fill, inputs=("prompts",), optional=("model",))

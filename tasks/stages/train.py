@@ -1,0 +1,97 @@
+"""Stage `train`: population DPO on the sampler's own latents; a killed run goes on from its last checkpoint."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from popalign_core.config import RuntimeConfig
+from storage.roots import storage_errors
+from storage.store import Build, Store
+from tasks.common.stage_object import Inputs, Progress, Stage, set_threads
+from tasks.stages.train_inputs import TrainingRefs
+from tasks.stages.train_view import TrainView
+
+
+def check_settings(view: TrainView, runtime: RuntimeConfig) -> None:
+    """Refuse settings that training would refuse, before a run draws the images that it trains on.
+
+    Raises:
+        ConfigError: Naming the setting.
+    """
+    from popalign_core.models.loading import local_folder
+    from popalign_core.training.settings import check_timesteps, check_trackers, count_micro_batches
+
+    count_micro_batches(view.training, runtime, runtime.n_processes)
+    check_trackers(runtime)
+    if runtime.accelerate_config:
+        from tasks.stages.train_launch import accelerate_file
+
+        accelerate_file(runtime.accelerate_config)
+    folder = None if view.has_start else local_folder(view.model)
+    if folder is not None and (scheduler := folder / "scheduler" / "scheduler_config.json").is_file():
+        check_timesteps(view.training, json.loads(scheduler.read_text("utf-8")).get("num_train_timesteps", 1000))
+
+
+def _fill(view: TrainView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
+    """Write `model/`, a folder that diffusers loads, with its card; `lora/` when an adapter was trained; table
+    `training_log`. TensorBoard's files, which hold times, lie outside: `logs/KEY/` below a local root.
+
+    Inputs are `preferences` (with table `retained`), `sample` (latents and embeddings of the images), `prompts` (their
+    texts, for the probe's CLIP score), `attributes` (their classes, for the objectives that need them) and `start` (a
+    trained model that is start and reference, in place of the base model).
+
+    Raises:
+        InputError: When there are no preferences, or they do not fit model and objective.
+        StoreError: When the trackers cannot write where they are to.
+        TrainingError: When training diverges.
+        PreemptedError: On SIGTERM, after a checkpoint was written.
+    """
+    import torch
+
+    from popalign_core.models.denoisers import family_of
+    from popalign_core.models.loading import load_pipeline, model_hash
+    from popalign_core.training.model_card import model_card
+    from popalign_core.training.output import save_lora, save_model
+    from tasks.stages.train_inputs import run_training
+    from tasks.stages.train_launch import launch_training
+
+    store, refs = inputs.store, TrainingRefs(**inputs)
+    log_folder = find_log_folder(store, runtime) / build.ref.key
+    set_threads(runtime)
+    if runtime.trackers:
+        with storage_errors(f"make the log folder {log_folder}, which runtime.log_folder moves"):
+            log_folder.mkdir(parents=True, exist_ok=True)
+    work = build.work / "checkpoints"
+    if runtime.n_processes > 1 or runtime.accelerate_config:
+        denoiser, log = launch_training(refs, view, runtime, work, on_progress, log_folder)
+    else:
+        denoiser, log = run_training(store, refs, view, runtime, work, on_progress, log_folder=log_folder)
+    pipeline = load_pipeline(view.model, device=torch.device("cpu"), folder=refs.start_folder(store))
+    pipeline.register_modules(**{family_of(denoiser).component: denoiser.to("cpu")})
+    if view.training.lora_rank > 0:
+        save_lora(pipeline, build.folder / "lora")
+    save_model(pipeline, build.folder / "model")
+    # by its content: where the model lies is no part of the key, and must not be in the artifact either
+    base = "a trained model" if view.has_start else f"the weights `{model_hash(view.model)}`"
+    card = model_card(base, view.training, view.axes, refs.keys(), log)
+    (build.folder / "model" / "README.md").write_text(card, encoding="utf-8")
+    build.write_table("training_log", pd.DataFrame(log, columns=["step", "name", "value"]))
+
+
+def find_log_folder(store: Store, runtime: RuntimeConfig) -> Path:
+    """Where trackers write: on this machine, whatever the store's root is."""
+    if runtime.log_folder is not None:
+        return Path(runtime.log_folder)
+    return Path(store.root) / "logs" if "://" not in store.root else Path("logs")
+
+
+train_model = Stage(
+    "train",
+    "3",
+    TrainView.of,
+    _fill,
+    inputs=("preferences", "sample"),
+    optional=("prompts", "attributes", "start"),
+    check=check_settings,
+)

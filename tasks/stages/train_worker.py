@@ -1,0 +1,63 @@
+"""One process of a training that `accelerate launch` started: `python -m tasks.stages.train_worker JOB.json`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from popalign_core.config import RuntimeConfig
+from popalign_core.errors import PopAlignError
+from storage.roots import write_atomic
+from storage.store import ArtifactRef
+from tasks.common.stage_object import open_store, set_threads
+from tasks.stages.train_inputs import TrainingRefs, run_training
+from tasks.stages.train_launch import ERROR_FILE
+from tasks.stages.train_view import TrainView
+
+
+def main(job: Path) -> int:
+    """Train as the job says; the exit code is the error's. What went wrong is left for the parent to read."""
+    said = json.loads(job.read_text(encoding="utf-8"))
+    view, runtime = TrainView.model_validate(said["view"]), RuntimeConfig.model_validate(said["runtime"])
+    given = {name: ArtifactRef(**ref) for name, ref in said["refs"].items() if ref}
+    refs = TrainingRefs(**given)
+    is_first = os.environ.get("RANK", "0") == "0"
+
+    def tell(step: int, total: int) -> None:
+        if is_first:
+            sys.stdout.write(f"step {step} of {total}\n")
+            sys.stdout.flush()
+
+    set_threads(runtime)
+    try:
+        run_training(
+            open_store(runtime),
+            refs,
+            view,
+            runtime,
+            Path(said["work"]),
+            tell,
+            is_orphaned=lambda: not _is_alive(said["parent"]),
+            log_folder=Path(said["log_folder"]),
+        )
+    except PopAlignError as error:
+        if is_first:
+            told = json.dumps({"type": type(error).__name__, "message": str(error)})
+            write_atomic(Path(said["work"]) / ERROR_FILE, told.encode())
+        return error.exit_code
+    return 0
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether the process that launched this one is there: when it was killed, nobody waits for the result."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # there, and somebody else's
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,1 @@
+"""Studies by people: made from what a run sampled, and what came of them."""

@@ -1,0 +1,1 @@
+"""Shards made by workers: threads, processes, Ray or Dask."""

@@ -1,0 +1,59 @@
+"""The doctor names what is there, what is missing, and what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.cli.app import doctor
+from flows.cli.doctor import Finding
+
+
+def findings(root: str) -> dict[str, Finding]:
+    return {finding.subject: finding for finding in doctor.examine(root)}
+
+
+def test_versions_device_and_store_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    found = findings(str(tmp_path / "store"))
+    assert found["torch"].detail.startswith("2.")
+    assert found["device"].detail.split(":")[0].split(",")[0] in {"cpu", "cuda", "mps"}
+    assert found["store"] == Finding("store", f"{tmp_path / 'store'} can be written")
+    assert found["prefect server"].exit_code == 0
+
+
+def test_an_unwritable_root_is_a_store_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
+    finding = findings(str(tmp_path / "file" / "store"))["store"]
+    assert finding.exit_code == 5
+    assert str(tmp_path / "file") in finding.detail
+
+
+def test_a_silent_server_is_a_service_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    finding = findings(str(tmp_path))["prefect server"]
+    assert finding.exit_code == 7
+    assert "http://127.0.0.1:9/api does not answer" in finding.detail
+
+
+def test_absent_deepface_weights_are_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPFACE_HOME", str(tmp_path))
+    finding = findings(str(tmp_path))["deepface gender_model_weights.pth"]
+    assert finding.exit_code == 0
+    assert str(tmp_path / ".deepface" / "weights") in finding.detail
+
+
+def test_scorers_without_weights_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scorers" / "clip-vit-large-patch14").mkdir(parents=True)
+    found = findings(str(tmp_path))
+    clip = found["scorer clip_score"]
+    assert clip == Finding("scorer clip_score", str(tmp_path / "scorers" / "clip-vit-large-patch14"))
+    assert found["scorer hps_v2.1"].exit_code == 0
+    assert "hf download xswu/HPSv2 HPS_v2.1_compressed.pt --local-dir scorers" in found["scorer hps_v2.1"].detail
+
+
+def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "REQUIRED", ("surely-not-installed",))
+    first = next(doctor._packages())
+    assert (first.subject, first.exit_code) == ("surely-not-installed", 1)
+    assert "make setup" in first.detail

@@ -1,0 +1,120 @@
+"""Pictures made elsewhere in the model's size."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from popalign_core.models.pixels import fit_picture, read_picture
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, format=kind, **options)
+    return sink.getvalue()
+
+
+def test_a_picture_of_the_right_size_is_left_alone() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8)
+    assert np.array_equal(fit_picture(encoded(pixels), 16, 24), pixels)
+
+
+def test_the_shorter_side_fits_and_the_middle_stays() -> None:
+    """Three stripes, each as wide as the picture is high: only the middle one is seen."""
+    stripes = np.repeat(np.array([[[10] * 3, [120] * 3, [250] * 3]], np.uint8), 32, axis=0).repeat(32, axis=1)
+    for pixels in (stripes, stripes.transpose(1, 0, 2)):
+        fitted = fit_picture(encoded(pixels), 16, 16)
+        assert fitted is not None
+        assert fitted.shape == (16, 16, 3)
+        assert int(np.abs(fitted.astype(int) - 120).max()) < 10  # the filter sees a little of the neighbours
+        assert np.array_equal(fitted[4:12, 4:12], np.full((8, 8, 3), 120))
+
+
+def test_small_grey_and_turned_pictures_become_rgb_in_the_configured_size() -> None:
+    grey = np.full((5, 7), 99, np.uint8)
+    assert np.array_equal(fit_picture(encoded(grey), 64, 32), np.full((32, 64, 3), 99, np.uint8))
+    halves = np.zeros((16, 16, 3), np.uint8)
+    halves[:8] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned = fit_picture(encoded(halves, exif=exif), 16, 16)
+    assert np.array_equal(turned, halves[::-1])
+
+
+def test_what_is_no_picture_is_none() -> None:
+    good = encoded(np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8), "JPEG")
+    assert fit_picture(b"not a picture", 16, 16) is None
+    assert fit_picture(good[: len(good) // 2], 16, 16) is None
+    assert fit_picture(b"", 16, 16) is None
+
+
+def test_damaged_pictures_never_stop_the_import() -> None:
+    """A few hundred files with some bytes overwritten: each is read or is None."""
+    generator = np.random.default_rng(1)
+    pixels = generator.integers(0, 256, (24, 24, 3), np.uint8)
+    outcomes = set()
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
+        good = encoded(pixels, kind)
+        for _ in range(60):
+            bad = bytearray(good)
+            for place in generator.integers(0, len(bad), 5):
+                bad[place] = int(generator.integers(256))
+            outcomes.add(fit_picture(bytes(bad), 16, 16) is None)
+    assert outcomes == {True, False}
+
+
+def test_any_sort_of_picture_becomes_8_bit_rgb() -> None:
+    colour = np.full((12, 10, 3), (200, 100, 50), np.uint8)
+    for mode in ("RGB", "RGBA", "P", "CMYK", "YCbCr", "LA", "1"):
+        kind = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
+        sink = io.BytesIO()
+        Image.fromarray(colour).convert(mode).save(sink, format=kind)
+        pixels, reason = read_picture(sink.getvalue())
+        assert reason is None
+        assert (pixels.shape, pixels.dtype) == ((12, 10, 3), np.uint8)
+        if mode not in ("P", "LA", "1"):  # these lose colours
+            assert int(np.abs(pixels.astype(int) - colour).max()) <= 3, mode
+    jpeg = io.BytesIO()
+    Image.fromarray(colour).convert("CMYK").save(jpeg, format="JPEG", quality=95)
+    assert int(np.abs(read_picture(jpeg.getvalue())[0].astype(int) - colour).max()) <= 8
+
+
+def test_16_bits_become_8_and_not_white() -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    pixels, _ = read_picture(encoded(ramp))
+    assert np.array_equal(pixels[:, :, 0].ravel(), np.arange(256))
+    assert np.array_equal(pixels[:, :, 0], pixels[:, :, 2])
+
+
+def test_of_an_animation_the_first_picture_counts() -> None:
+    frames = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (10, 200)]
+    for kind in ("GIF", "WEBP", "PNG"):
+        sink = io.BytesIO()
+        frames[0].save(sink, format=kind, save_all=True, append_images=frames[1:], lossless=True)
+        pixels, reason = read_picture(sink.getvalue())
+        assert reason is None
+        assert int(np.abs(pixels.astype(int) - 10).max()) <= 2, kind
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    """20,000 x 20,000 px in 0.2 MB; decoded it would be 1.2 GB."""
+    for side in (20_000, 10_000):  # beyond PIL's error, and beyond its warning
+        sink = io.BytesIO()
+        Image.new("1", (side, side)).save(sink, format="PNG")
+        assert len(sink.getvalue()) < 1_000_000
+        assert read_picture(sink.getvalue()) == (None, "too large image")
+
+
+def test_a_sideways_picture_is_turned() -> None:
+    halves = np.zeros((8, 16, 3), np.uint8)
+    halves[:, :8] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    pixels, _ = read_picture(encoded(halves, exif=exif))
+    assert np.array_equal(pixels, np.rot90(halves, -1))
+
+
+def test_reasons_of_what_cannot_be_read() -> None:
+    good = encoded(np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8), "JPEG")
+    for data in (b"", b"not a picture", good[: len(good) // 2], b"\x89PNG\r\n\x1a\n"):
+        assert read_picture(data) == (None, "undecodable image")

@@ -1,0 +1,54 @@
+"""The tables of the pages in Markdown."""
+
+from itertools import pairwise
+
+from tests.popalign_core.report.test_report import _inputs as report_inputs
+
+from popalign_core.report.card_markdown import comparison_markdown, report_markdown
+from tests.support.comparison_frames import inputs
+
+
+def test_comparison_has_verdict_tables_reasons_and_limits() -> None:
+    text = comparison_markdown(inputs(scale=0.5))
+    for expected in (
+        "**✔ fair and costly are fairer than base, 1 at a cost**",
+        "A quick look: 50% of the images configured.",
+        "| System | Gender, all prompts | Gender, mean | No usable face | CLIP score |",
+        "| fair | 0.100 (0.060 to 0.140; fair 0.020) ✔ | 0.200 (0.160 to 0.240; fair 0.090) ✔ |",
+        "| costly | 85.0% (81.0 to 89.0) ✖ |",
+        "| fair | not measured [1] |",
+        "- [1] not measured: no weights for PickScore; set evaluation.scorers",
+        "- command: popalign compare base fair costly same",
+        "Demonstration only.",
+    ):
+        assert expected in text, expected
+    assert "nan" not in text
+
+
+def test_rows_of_a_table_have_equally_many_cells() -> None:
+    lines = comparison_markdown(inputs()).splitlines()
+    for before, after in pairwise(lines):
+        if before.startswith("|") and after.startswith("|"):
+            assert before.count("|") == after.count("|"), (before, after)
+
+
+def test_names_from_outside_break_no_table() -> None:
+    page = inputs()
+    evil = "a|b <script> `x`\n# c"
+    renamed = {name: getattr(page, name).replace("same", evil) for name in ("metrics", "comparison", "per_prompt")}
+    text = comparison_markdown(inputs(systems=("base", "fair", evil), title=evil, **renamed))
+    assert "| a\\|b &lt;script&gt; \\`x\\` # c |" in text
+    assert "<script>" not in text
+    assert "\n# c" not in text
+
+
+def test_base_and_aligned() -> None:
+    text = report_markdown(report_inputs())
+    assert "**✔ Fairer on gender**" in text
+    assert "| Measure | base | aligned | Change | Verdict |" in text
+    assert (
+        "| Gender discrepancy, all prompts together | 0.500 (0.400 to 0.600; fair 0.050) | "
+        "0.100 (0.050 to 0.150; fair 0.050) | −0.400 (−0.500 to −0.300) | ✔ improved |"
+    ) in text
+    assert "recall:male" not in text
+    assert "One seed only." in text

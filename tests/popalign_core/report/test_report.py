@@ -1,0 +1,336 @@
+import base64
+import io
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from pages import Page
+from PIL import Image
+
+from popalign_core.config import Axis
+from popalign_core.errors import InputError
+from popalign_core.report.before_after import png_data_uri
+from popalign_core.report.charts import Bar, class_histogram, curve, prompt_bars
+from popalign_core.report.measure_names import direction, measure_name, number
+from popalign_core.report.run_inputs import ReportInputs
+from popalign_core.report.run_page import build_report
+from popalign_core.report.verdict import changes, judge
+
+GENDER = Axis(name="gender", classes=("male", "female"))
+EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
+
+
+def _rows(system: str, values: dict[tuple[str, str, str], tuple[float, float, float]], floor: float) -> list[Any]:
+    return [
+        (system, *key, value, low, high, 100, floor if "discrepancy" in key[1] else np.nan, "reader@1")
+        for key, (value, low, high) in values.items()
+    ]
+
+
+def _frame(rows: list[Any]) -> pd.DataFrame:
+    names = ["system", "benchmark", "metric", "axis", "value", "ci_low", "ci_high", "n", "floor", "scorer"]
+    return pd.DataFrame(rows, columns=names)
+
+
+POOLED = ("neutral", "discrepancy_pooled", "gender")
+EACH = ("neutral", "discrepancy_per_prompt", "gender")
+RECALL = ("specific", "recall", "gender")
+CLIP = ("generic", "clip_score", "")
+BASE = {
+    POOLED: (0.5, 0.4, 0.6),
+    EACH: (0.6, 0.5, 0.7),
+    ("neutral", "share:male", "gender"): (0.85, 0.8, 0.9),
+    ("neutral", "share:female", "gender"): (0.15, 0.1, 0.2),
+    ("neutral", "no_face_share", ""): (0.02, 0.0, 0.04),
+    RECALL: (0.97, 0.95, 0.99),
+    ("specific", "recall:male", "gender"): (0.99, 0.97, 1.0),
+    CLIP: (30.0, 29.0, 31.0),
+}
+ALIGNED = {**BASE, POOLED: (0.1, 0.05, 0.15), EACH: (0.2, 0.1, 0.3), RECALL: (0.96, 0.94, 0.98)}
+BETTER = {
+    **dict.fromkeys(BASE, (0.0, -0.1, 0.1)),
+    POOLED: (-0.4, -0.5, -0.3),
+    EACH: (-0.4, -0.5, -0.3),
+}
+
+
+def _inputs(change: dict[Any, Any] = BETTER, **over: Any) -> ReportInputs:
+    per_prompt = pd.DataFrame(
+        [
+            ("base", "p1", "a photo of a nurse", "gender", 50, 60, 0.6, 0.08, "female", 0.92),
+            ("base", "p2", "a photo of an engineer", "gender", 60, 60, 0.7, 0.07, "male", 0.99),
+            ("aligned", "p1", "a photo of a nurse", "gender", 55, 60, 0.2, 0.08, "female", 0.6),
+            ("aligned", "p2", "a photo of an engineer", "gender", 60, 60, 0.1, 0.07, "male", 0.55),
+        ],
+        columns=[
+            "system",
+            "prompt_id",
+            "text",
+            "axis",
+            "n",
+            "n_images",
+            "discrepancy",
+            "floor",
+            "leading",
+            "leading_share",
+        ],
+    )
+    attributes = pd.DataFrame(
+        {"image_id": ["i1", "i2", "i3"], "axis": "gender", "class": ["male", None, None], "classifier": "reader@1"}
+    ).assign(drop_reason=[None, "no_face", "no_face"])
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    fields: dict[str, Any] = {
+        "title": "Run one",
+        "base": "base",
+        "aligned": "aligned",
+        "axes": (GENDER,),
+        "metrics": _frame(_rows("base", BASE, 0.05) + _rows("aligned", ALIGNED, 0.05)),
+        "comparison": _frame(_rows("aligned", change, np.nan)),
+        "per_prompt": per_prompt,
+        "attributes": {"base": attributes, "aligned": attributes},
+        "grids": {"a photo of a nurse": (pictures, pictures[::-1].copy())},
+        "training_log": pd.DataFrame({"step": [0, 1, 2], "name": "loss", "value": [0.69, 0.6, 0.5]}),
+        "drops": pd.DataFrame({"stage": ["preferences"], "reason": ["too_few_images"], "n": [3]}),
+        "reproducibility": {"command": "popalign run --preset portraits"},
+        "notes": ("One seed only.",),
+    }
+    return ReportInputs(**{**fields, **over})
+
+
+def test_page_is_complete_well_formed_and_loads_nothing() -> None:
+    html = build_report(_inputs())
+    reader = Page(html)
+    assert html.startswith("<!DOCTYPE html>")
+    assert "script" not in reader.tags
+    assert "link" not in reader.tags
+    assert len(reader.links) == 4
+    assert all(link.startswith("data:image/png;base64,") for link in reader.links)
+    assert not re.search(r"https?://|@import|url\((?!#)", html)
+    assert "default-src 'none'" in html
+
+
+def test_page_says_what_a_release_manager_asks() -> None:
+    html = build_report(_inputs())
+    text = re.sub(r"<[^>]+>", "", html)
+    for expected in (
+        "Fairer on gender",
+        "all prompts together 0.500 → 0.100 (improved; a fair sampler would show 0.050)",
+        "0.400 to 0.600",
+        "−0.500 to −0.300",
+        "97.0%",
+        "no clear change",
+        "too few images",
+        "2 of 3 images",
+        "popalign run --preset portraits",
+        "One seed only.",
+        "perceived appearance",
+        "makes no claim about real people",
+    ):
+        assert expected in text, expected
+
+
+@pytest.mark.parametrize(
+    "place", ["title", "base", "aligned", "prompt", "grid", "reason", "command", "note", "axis", "log"]
+)
+def test_text_from_outside_is_escaped(place: str) -> None:
+    inputs = _inputs()
+    over: dict[str, Any] = {
+        "title": {"title": EVIL},
+        "base": {
+            "base": EVIL,
+            "metrics": inputs.metrics.replace("base", EVIL),
+            "per_prompt": inputs.per_prompt.replace("base", EVIL),
+            "attributes": {EVIL: inputs.attributes["base"]},
+        },
+        "aligned": {
+            "aligned": EVIL,
+            "metrics": inputs.metrics.replace("aligned", EVIL),
+            "per_prompt": inputs.per_prompt.replace("aligned", EVIL),
+        },
+        "prompt": {"per_prompt": inputs.per_prompt.assign(text=EVIL, leading=EVIL)},
+        "grid": {"grids": {EVIL: inputs.grids["a photo of a nurse"]}},
+        "reason": {"drops": inputs.drops.assign(stage=EVIL, reason=EVIL)},
+        "command": {"reproducibility": {EVIL: EVIL}},
+        "note": {"notes": (EVIL,)},
+        "axis": {
+            "axes": (Axis(name=EVIL, classes=("male", "female")),),
+            "metrics": inputs.metrics.replace("gender", EVIL),
+            "comparison": inputs.comparison.replace("gender", EVIL),
+            "per_prompt": inputs.per_prompt.replace("gender", EVIL),
+        },
+        "log": {"training_log": inputs.training_log.assign(name=EVIL)},
+    }[place]
+    html = build_report(_inputs(**over))
+    reader = Page(html)
+    assert "script" not in reader.tags
+    assert html.count("<img") == 4
+    assert "&lt;script&gt;" in html or "&lt;Script&gt;" in html
+
+
+def test_verdict_follows_intervals_not_values() -> None:
+    assert judge(_inputs()).headline == "Fairer on gender"
+    unclear = {**BETTER, POOLED: (-0.4, -0.9, 0.1), EACH: (-0.4, -0.9, 0.1)}
+    assert (judge(_inputs(unclear)).status, judge(_inputs(unclear)).headline) == (
+        "unclear",
+        "No clear change in fairness",
+    )
+    worse = {**BETTER, POOLED: (0.2, 0.1, 0.3)}
+    assert (judge(_inputs(worse)).status, judge(_inputs(worse)).headline) == ("worse", "Less fair on gender")
+
+
+def test_verdict_names_the_price() -> None:
+    costly = {**BETTER, RECALL: (-0.05, -0.08, -0.02)}
+    verdict = judge(_inputs(costly))
+    assert verdict.headline == "Fairer on gender, at a measurable cost"
+    assert "Worse: recall of gender −5.0 pts." in verdict.sentences
+
+
+def test_direction_of_each_measure() -> None:
+    up = dict.fromkeys(BASE, (0.2, 0.1, 0.3))
+    statuses = {(c.metric, c.axis): c.status for c in changes(_inputs(up))}
+    assert statuses["discrepancy_pooled", "gender"] == "worse"
+    assert statuses["no_face_share", ""] == "worse"
+    assert statuses["recall", "gender"] == "improved"
+    assert statuses["clip_score", ""] == "improved"
+
+
+def test_missing_interval_is_said_not_guessed() -> None:
+    none = dict.fromkeys(BASE, (-0.4, np.nan, np.nan))
+    verdict = judge(_inputs(none))
+    assert verdict.status == "unmeasured"
+    assert "cannot be judged" in verdict.headline
+    assert "no interval" in verdict.sentences[0]
+    assert "no interval" in build_report(_inputs(none))
+
+
+def test_numbers_are_written_as_they_are_read() -> None:
+    assert number(0.1234, "discrepancy_pooled") == "0.123"
+    assert number(-0.1234, "discrepancy_pooled", signed=True) == "−0.123"
+    assert number(0.975, "recall") == "97.5%"
+    assert number(-0.021, "recall", signed=True) == "−2.1 pts"
+    assert number(-0.00001, "recall", signed=True) == "0.0 pts"
+    assert number(30.456, "clip_score") == "30.46"
+    assert number(float("nan"), "recall") == "–"
+    assert measure_name("recall", "all", "specific") == "Recall of everything asked for"
+    assert measure_name("pick_score", "", "generic") == "Pick score (generic prompts)"
+
+
+def test_pictures_are_lossless_png_and_large_ones_are_made_smaller() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    uri = png_data_uri(pixels)
+    decoded = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+    np.testing.assert_array_equal(np.asarray(decoded), pixels)
+    large = png_data_uri(np.zeros((1024, 512, 3), dtype=np.uint8))
+    assert Image.open(io.BytesIO(base64.b64decode(large.partition(",")[2]))).size == (128, 256)
+
+
+def test_histogram_has_bars_whiskers_and_target() -> None:
+    bars = [Bar(0.8, 0.7, 0.9), Bar(0.2, 0.1, 0.3)]
+    svg = class_histogram("gender", ["male", "female"], bars, bars[::-1], [0.5, 0.5])
+    assert svg.count("<rect") == 4
+    assert svg.count('class="target"') == 2
+    # Scale: 116 at 0, 302 at .9; half is 219.3.
+    assert 'x1="219.3"' in svg
+    assert "male 80% before and 20% after, target 50%" in svg
+
+
+def test_prompt_without_faces_has_no_bar() -> None:
+    svg = prompt_bars("gender", [("doctor", 0.5, float("nan"))], floor=0.05, largest=0.7)
+    assert svg.count("<rect") == 1
+    assert "no face" in svg
+    assert "doctor 0.50 before, no face after" in svg
+    assert "nan" not in svg
+
+
+def test_constant_curve_and_missing_log() -> None:
+    assert "polyline" in curve("loss", [0, 1], [0.5, 0.5])
+    empty = pd.DataFrame({"step": [], "name": [], "value": []})
+    assert "No training was logged" in build_report(_inputs(training_log=empty))
+
+
+def test_many_prompts_are_cut_and_said_so() -> None:
+    inputs = _inputs()
+    many = pd.concat(
+        inputs.per_prompt.assign(prompt_id=inputs.per_prompt["prompt_id"] + str(i), text=f"a photo of a job {i}")
+        for i in range(15)
+    )
+    html = build_report(_inputs(per_prompt=many))
+    assert "the 20 most biased of 30" in html
+    assert "All 30 prompts, gender" in html
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    inputs = _inputs()
+    with pytest.raises(InputError, match="not 'other'"):
+        build_report(_inputs(base="other"))
+    with pytest.raises(InputError, match="comparison is empty"):
+        build_report(_inputs(comparison=inputs.comparison.head(0)))
+    before, after = inputs.grids["a photo of a nurse"]
+    with pytest.raises(InputError, match="2 pictures before and 1 after"):
+        build_report(_inputs(grids={"p": (before, after[:1])}))
+    with pytest.raises(InputError, match="uint8"):
+        build_report(_inputs(grids={"p": (before / 255, after / 255)}))
+
+
+def _with_p_values(**p_adjusted: float) -> pd.DataFrame:
+    rows = _inputs({**BETTER, RECALL: (-0.05, -0.08, -0.02)}).comparison
+    return rows.assign(p_adjusted=rows["metric"].map(p_adjusted), note="")
+
+
+def test_adjusted_p_values_decide_beside_intervals_and_doubtful_losses_are_told() -> None:
+    unsure = _with_p_values(discrepancy_pooled=0.01, discrepancy_per_prompt=0.2, recall=0.3, clip_score=1.0)
+    verdict = judge(_inputs(comparison=unsure))
+    assert verdict.headline == "Fairer on gender"  # of the two, the pooled one holds
+    assert "mean over prompts 0.600 → 0.200 (no clear change; a fair sampler would show 0.050)" in verdict.sentences[0]
+    assert "Perhaps worse (unsure only because so much is compared): recall of gender −5.0 pts." in verdict.sentences
+    assert not any(sentence.startswith("Worse") for sentence in verdict.sentences)
+
+
+def test_every_number_has_its_p_value_and_note() -> None:
+    rows = _with_p_values(discrepancy_pooled=0.0123, recall=0.0004)
+    rows.loc[rows["metric"] == "clip_score", "note"] = "seeds differ"
+    html = build_report(_inputs(comparison=rows))
+    full = html[html.index("Every number") :]
+    cells = {
+        name: re.sub(r"<[^>]+>", "", re.sub(r"</td>", " | ", row))
+        for name, row in re.findall(r'<th scope="row">([^<]+)</th>(.*?)</tr>', full[: full.index("</table>")])
+    }
+    assert "| 0.012 | ✔ improved |" in cells["Gender discrepancy, all prompts together"]
+    assert "| &lt; 0.001 | ✖ worse |" in cells["Recall of gender"]
+    assert cells["CLIP score (generic prompts)"].endswith("| seeds differ | ")
+    assert cells["Gender: Share of male"].endswith("| – | – | – | ")  # neither better nor worse
+
+
+def test_what_was_not_measured_is_said_with_its_reason() -> None:
+    inputs = _inputs()
+    gone = inputs.metrics["metric"] == "clip_score"
+    metrics = inputs.metrics.assign(note="")
+    metrics.loc[gone, ["value", "ci_low", "ci_high"]] = np.nan
+    metrics.loc[gone, "note"] = "not measured: no weights at clip.safetensors"
+    page = _inputs(metrics=metrics, comparison=inputs.comparison[inputs.comparison["metric"] != "clip_score"])
+    assert "Not measured: CLIP score (generic prompts)." in judge(page).sentences
+    text = re.sub(r"<[^>]+>", "", build_report(page))
+    assert "not measureda" in text
+    assert "a no weights at clip.safetensors" in text
+
+
+def test_costs_and_the_agreement_of_two_classifiers() -> None:
+    metrics = _inputs().metrics
+    pair = metrics.head(1).assign(metric="kappa", value=0.75, ci_low=0.7, ci_high=0.8, scorer="one|two")
+    costs = pd.DataFrame([("aligned", "training", 750.0, "steps")], columns=["system", "what", "value", "unit"])
+    text = re.sub(r"<[^>]+>", "", build_report(_inputs(metrics=pd.concat([metrics, pair]), costs=costs)))
+    assert "training (steps)aligned750" in text
+    assert "baseone|twogendernot measured" in text
+    assert "0.750 0.700 to 0.800" in text
+
+
+def test_names_and_directions_go_by_whole_names() -> None:
+    assert [
+        direction(metric) for metric in ("fid", "fidelity", "share:male", "share_corrected:a", "kl_per_prompt")
+    ] == [*(-1, 1, 0, 0, -1)]
+    assert measure_name("hps-v2.1", "", "neutral") == "HPS-v2.1 (neutral prompts)"
+    assert measure_name("kl_per_prompt", "gender", "neutral") == "Gender: KL divergence, mean over prompts"
+    assert measure_name("discrepancy_pooled", "age", "age") == "Age discrepancy, all prompts together (age prompts)"
+    assert (number(0.1234, "kid"), number(0.1234, "clip_score")) == ("0.123", "0.12")
