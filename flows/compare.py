@@ -3,7 +3,7 @@
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-from flows.plan.systems_run import compare_systems
+from flows.plan.systems_run import run_comparison
 from flows.published import call_as_task, chosen_config, metrics_markdown, report_url
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef
@@ -39,7 +39,7 @@ def popalign_compare(
         The comparison's artifact.
     """
     chosen = chosen_config(preset, config)
-    ref = compare_systems(systems, chosen, runtime, name, call=call_as_task, n_seeds=n_seeds, scale=scale)
+    ref = run_comparison(systems, chosen, runtime, name, call=call_as_task, n_seeds=n_seeds, scale=scale)
     store = open_store(runtime)
     key = artifact_key(name)
     create_markdown_artifact(

@@ -8,7 +8,7 @@ import pandas as pd
 from flows.plan.graph import PlannedNode
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.config.presets import preset as find_preset
-from popalign_core.report.markdown import markdown_table, plain
+from popalign_core.report.markdown import escape_markdown, markdown_table
 from storage.store import ArtifactRef, Manifest
 from tasks.registered import make_as_task
 
@@ -41,9 +41,9 @@ def metrics_markdown(metrics: pd.DataFrame) -> str:
     rows = []
     for (benchmark, metric, axis), group in chosen.groupby(["benchmark", "metric", "axis"], sort=False):
         cells = {str(row.system): _cell(row.value, row.ci_low, row.ci_high) for row in group.itertuples()}
-        names = (plain(str(benchmark)), str(metric), plain(str(axis)))
+        names = (escape_markdown(str(benchmark)), str(metric), escape_markdown(str(axis)))
         rows.append([*names, *(cells.get(system, "") for system in systems)])
-    return markdown_table(["benchmark", "metric", "axis", *map(plain, systems)], rows)
+    return markdown_table(["benchmark", "metric", "axis", *map(escape_markdown, systems)], rows)
 
 
 def leaderboard_markdown(board: pd.DataFrame) -> str:

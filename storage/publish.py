@@ -19,7 +19,7 @@ INCOMING = ".incoming"
 """Where a local root takes in builds from a scratch folder on another disk."""
 
 
-def publish(root: Root, build: Build, payload: Mapping[str, Any]) -> None:
+def publish_build(root: Root, build: Build, payload: Mapping[str, Any]) -> None:
     """Put a finished build into the store; the caller holds the key's lock.
 
     Args:

@@ -16,7 +16,7 @@ from storage.build import Build
 from storage.garbage import GarbageReport, collect
 from storage.keys import PAYLOAD_FIELDS, ArtifactRef, is_key, key_of, key_payload
 from storage.manifest import MANIFEST, Manifest
-from storage.publish import publish
+from storage.publish import publish_build
 from storage.reading import Problem
 from storage.roots import Root, is_disk_full, storage_errors
 from storage.run_folder import RUNS, RunFolder
@@ -121,7 +121,7 @@ class Store:
                 with storage_errors(f"go on building {ref} in {home}"):
                     raise
             if not build.already_published:
-                publish(self._root, build, payload)
+                publish_build(self._root, build, payload)
             shutil.rmtree(home, ignore_errors=True)
 
     def manifest(self, ref: ArtifactRef) -> Manifest:

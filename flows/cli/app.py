@@ -65,7 +65,7 @@ def run(
     prefect: Annotated[bool, typer.Option("--prefect", help="As a flow run on the server at PREFECT_API_URL.")] = False,
 ) -> None:
     """Run the whole pipeline; stages already in the store are not run again."""
-    from flows.plan.graph import plan as plan_nodes
+    from flows.plan.graph import plan_run as plan_nodes
     from flows.terminal.options import build_config, run_name
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
@@ -83,7 +83,7 @@ def run(
 @app.command()
 def plan(preset: Preset = None, config: Config = None, root: Root = None, settings: Settings = None) -> None:
     """Show each stage's key, whether it is in the store, and how much work it is."""
-    from flows.plan.graph import plan as plan_nodes
+    from flows.plan.graph import plan_run as plan_nodes
     from flows.terminal.options import build_config
     from flows.terminal.terminal_tables import plan_lines
 
@@ -122,7 +122,7 @@ def report(
     force: Force = False,
 ) -> None:
     """Write the report of a run that is in the store again, without running any other stage."""
-    from flows.plan.graph import plan as plan_nodes
+    from flows.plan.graph import plan_run as plan_nodes
     from flows.terminal.options import build_config, run_name
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
@@ -239,12 +239,12 @@ def synthetic(
 ) -> None:
     """The paper's 1-D experiment: what SFT and PopAlign do to mass that no preference speaks of."""
     from flows.terminal.progress import console_progress
-    from popalign_core.synthetic.experiment import run_experiment, summarise
+    from popalign_core.synthetic.experiment import run_experiment, summarise_experiment
     from popalign_core.synthetic.experiment_page import build_page
 
     with console_progress() as progress:
         outcomes = run_experiment(n_seeds, n_steps=n_steps, on_run=lambda done, total: progress("run", done, total))
-    table = summarise(outcomes)
+    table = summarise_experiment(outcomes)
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "synthetic.csv", index=False)
     (out / "synthetic.html").write_text(build_page(outcomes), encoding="utf-8")

@@ -39,7 +39,7 @@ def compare(
 ) -> None:
     """Measure systems side by side, on the same prompts and seeds; what is in the store is not run again."""
     from flows.plan.graph import call_directly
-    from flows.plan.systems_run import compare_systems, line_up
+    from flows.plan.systems_run import line_up, run_comparison
     from flows.terminal.options import build_config, run_name
     from flows.terminal.progress import console_progress
     from flows.terminal.terminal_tables import plan_lines, systems_lines
@@ -53,7 +53,7 @@ def compare(
         return
     with console_progress() as progress:
         call = call_directly(progress)
-        ref = compare_systems(systems, pipeline, runtime, name, call=call, n_seeds=n_seeds, scale=scale)
+        ref = run_comparison(systems, pipeline, runtime, name, call=call, n_seeds=n_seeds, scale=scale)
     metrics = open_store(runtime).read_table(ref, "metrics")
     _say(systems_lines(metrics.to_dict("records"), list(metrics["system"].unique())))
     typer.echo(f"\nReport: {runtime.root.rstrip('/')}/runs/{name}/report.html")

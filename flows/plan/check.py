@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.plan.checkpoints import Checkpoint, evaluate_checkpoints, evaluation_protocol, named_checkpoints
+from flows.plan.checkpoints import CandidateModel, evaluate_checkpoints, evaluation_protocol, named_checkpoints
 from flows.plan.graph import Call
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.evaluation.gate import Bar, Judgement, check_bars, judge
+from popalign_core.evaluation.gate import Judgement, Threshold, check_bars, judge_thresholds
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store
 from tasks.publishing.leaderboard import read_leaderboard
@@ -14,7 +14,7 @@ from tasks.stages.train import train_model
 
 
 def check_model(
-    model: str, bars: Sequence[Bar], config: PipelineConfig, runtime: RuntimeConfig, *, call: Call
+    model: str, bars: Sequence[Threshold], config: PipelineConfig, runtime: RuntimeConfig, *, call: Call
 ) -> list[Judgement]:
     """Judge a model by its bars.
 
@@ -39,10 +39,10 @@ def check_model(
     evaluate_checkpoints([checkpoint], config, runtime, call=call)
     board, protocol = read_leaderboard(runtime.root), evaluation_protocol(config, runtime)
     rows = board[(board["model_hash"] == checkpoint.model_hash) & (board["protocol"] == protocol)]
-    return [judgement for bar in bars for judgement in judge(bar, rows)]
+    return [judgement for bar in bars for judgement in judge_thresholds(bar, rows)]
 
 
-def find_model(model: str, runtime: RuntimeConfig) -> Checkpoint:
+def find_model(model: str, runtime: RuntimeConfig) -> CandidateModel:
     """A model by its folder or name, or the one that a run of this name has trained.
 
     Raises:
@@ -54,5 +54,5 @@ def find_model(model: str, runtime: RuntimeConfig) -> Checkpoint:
         trained = (record or {}).get("meta", {}).get("nodes", {}).get(train_model.name)
         if trained is not None:
             folder = store.localize(ArtifactRef(*trained.split("/", 1)), "model")
-            return Checkpoint(model, folder, named_checkpoints([str(folder)])[0].model_hash)
+            return CandidateModel(model, folder, named_checkpoints([str(folder)])[0].model_hash)
     return named_checkpoints([model])[0]

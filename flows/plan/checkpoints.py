@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from flows.plan.graph import PROMPT_STEPS, Call, evaluation_steps, plan, run_steps
+from flows.plan.graph import PROMPT_STEPS, Call, evaluation_steps, plan_run, run_steps
 from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError
 from popalign_core.models.loading import local_folder, model_hash
@@ -22,7 +22,7 @@ _STEPS = (*PROMPT_STEPS, *evaluation_steps(SYSTEM))
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CandidateModel:
     """A diffusers pipeline folder.
 
     Attributes:
@@ -36,7 +36,7 @@ class Checkpoint:
     model_hash: str
 
 
-def find_checkpoints(watch: str | None, runtime: RuntimeConfig) -> list[Checkpoint]:
+def find_checkpoints(watch: str | None, runtime: RuntimeConfig) -> list[CandidateModel]:
     """Every pipeline folder below `watch`; without `watch`, the trained models in the store.
 
     Raises:
@@ -55,7 +55,7 @@ def find_checkpoints(watch: str | None, runtime: RuntimeConfig) -> list[Checkpoi
     return [_checkpoint(folder.relative_to(root).as_posix(), folder) for folder in folders]
 
 
-def named_checkpoints(models: Iterable[str]) -> list[Checkpoint]:
+def named_checkpoints(models: Iterable[str]) -> list[CandidateModel]:
     """Checkpoints by folder, or by the name of a model that ships with the package.
 
     Raises:
@@ -67,10 +67,12 @@ def named_checkpoints(models: Iterable[str]) -> list[Checkpoint]:
 def evaluation_protocol(config: PipelineConfig, runtime: RuntimeConfig) -> str:
     """What decides a leaderboard row besides the weights: prompts, sampling, classifier, metrics, their versions."""
     steps = (*PROMPT_STEPS, *evaluation_steps(SYSTEM, model="any"))
-    return plan(config, runtime, steps, given={"any": ArtifactRef("model", "any")})[-1].ref.key
+    return plan_run(config, runtime, steps, given={"any": ArtifactRef("model", "any")})[-1].ref.key
 
 
-def new_checkpoints(found: Iterable[Checkpoint], config: PipelineConfig, runtime: RuntimeConfig) -> list[Checkpoint]:
+def new_checkpoints(
+    found: Iterable[CandidateModel], config: PipelineConfig, runtime: RuntimeConfig
+) -> list[CandidateModel]:
     """Those whose weights the leaderboard does not have under this protocol, each weights once."""
     board = read_leaderboard(runtime.root)
     known = set(board.loc[board["protocol"] == evaluation_protocol(config, runtime), "model_hash"])
@@ -79,7 +81,7 @@ def new_checkpoints(found: Iterable[Checkpoint], config: PipelineConfig, runtime
 
 
 def evaluate_checkpoints(
-    checkpoints: Iterable[Checkpoint], config: PipelineConfig, runtime: RuntimeConfig, *, call: Call
+    checkpoints: Iterable[CandidateModel], config: PipelineConfig, runtime: RuntimeConfig, *, call: Call
 ) -> pd.DataFrame:
     """Evaluate those that are new, and append each to the leaderboard as soon as it is done.
 
@@ -124,5 +126,5 @@ def _folder(model: str) -> Path:
     return folder
 
 
-def _checkpoint(name: str, folder: Path) -> Checkpoint:
-    return Checkpoint(name, folder, model_hash(ModelConfig(name=str(folder))))
+def _checkpoint(name: str, folder: Path) -> CandidateModel:
+    return CandidateModel(name, folder, model_hash(ModelConfig(name=str(folder))))

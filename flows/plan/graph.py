@@ -199,7 +199,7 @@ class Plan(Sequence[PlannedNode]):
 _Keyed = tuple[Step, Request[Any] | ArtifactRef, ArtifactRef]
 
 
-def plan(
+def plan_run(
     config: PipelineConfig,
     runtime: RuntimeConfig,
     steps: Iterable[Step] = PIPELINE,
@@ -348,7 +348,7 @@ def run_steps(
     given: Mapping[str, ArtifactRef] | None = None,
 ) -> dict[str, ArtifactRef]:
     """Plan steps and run them; returns as `run_plan`."""
-    return run_plan(plan(config, runtime, steps, given), runtime, call)
+    return run_plan(plan_run(config, runtime, steps, given), runtime, call)
 
 
 def make(node: PlannedNode, runtime: RuntimeConfig, on_progress: Progress = no_progress) -> ArtifactRef:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.plan.graph import PAIRS_STEP, PROMPT_STEPS, Call, Plan, Step, needed_for, plan, run_plan, run_steps
+from flows.plan.graph import PAIRS_STEP, PROMPT_STEPS, Call, Plan, Step, needed_for, plan_run, run_plan, run_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store
@@ -28,7 +28,7 @@ def run_pipeline(
     Returns:
         Each node's artifact.
     """
-    planned = planned or plan(config, runtime)
+    planned = planned or plan_run(config, runtime)
     reserve_run(planned.refs.values(), runtime, name)
     refs = run_plan(planned, runtime, call)
     publish_run(refs, config, runtime, name)
@@ -53,7 +53,7 @@ def run_stage(
     Raises:
         ConfigError: For an unknown node.
     """
-    planned = plan(config, runtime, needed_for(node), forced=node if force else None)
+    planned = plan_run(config, runtime, needed_for(node), forced=node if force else None)
     return run_plan(planned, runtime, call)[node]
 
 
@@ -77,7 +77,7 @@ def train_on_pairs(key: str, config: PipelineConfig, runtime: RuntimeConfig, nam
     find = find_sets if "sets-v" in key else find_pairs
     pairs = find(open_store(runtime), key, config)
     check_training_name(runtime, name)
-    planned = plan(config, runtime, [PAIRS_STEP], {"pairs": pairs})
+    planned = plan_run(config, runtime, [PAIRS_STEP], {"pairs": pairs})
     reserve_run(planned.refs.values(), runtime, name)
     return publish_training(run_plan(planned, runtime, call), config, runtime, name)
 

@@ -6,7 +6,7 @@ from typing import Any
 from flows.plan.graph import Call, Step, run_plan, run_steps
 from flows.plan.systems_run import NODE, LineUp, line_up
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.config.sweeps import Point, lay_out, usual_system
+from popalign_core.config.sweeps import SweepPoint, lay_out, usual_system
 from popalign_core.errors import DivergedError, TrainingError
 from storage.store import ArtifactRef
 from tasks.publishing.finished_run import check_training_name, publish_sweep, read_diverged, reserve_run
@@ -23,7 +23,7 @@ def plan_sweep(
     n_seeds: int = 1,
     scale: float = 1.0,
     grid: bool = False,
-) -> tuple[LineUp, list[Point]]:
+) -> tuple[LineUp, list[SweepPoint]]:
     """What a sweep takes, and its points; runs nothing.
 
     Args:

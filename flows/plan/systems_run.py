@@ -9,7 +9,7 @@ from flows.plan.graph import (
     Call,
     Plan,
     Step,
-    plan,
+    plan_run,
     run_plan,
     statistics_steps,
 )
@@ -89,7 +89,7 @@ def line_up(
         inputs["calibration"] = "calibration"  # the images it takes are drawn for the training
     options = {"systems": names, "n_seeds": n_seeds, "scale": scale}
     steps.append(Step(NODE, comparison.compare_statistics, inputs, options))
-    return LineUp(names, config, plan(config, runtime, steps, given, target=NODE))
+    return LineUp(names, config, plan_run(config, runtime, steps, given, target=NODE))
 
 
 def system_steps(config: PipelineConfig, name: str, replicate: int = 0) -> tuple[Step, ...]:
@@ -109,7 +109,7 @@ def system_steps(config: PipelineConfig, name: str, replicate: int = 0) -> tuple
     return (*training, *measuring)
 
 
-def compare_systems(
+def run_comparison(
     names: Sequence[str],
     config: PipelineConfig,
     runtime: RuntimeConfig,
@@ -184,7 +184,7 @@ def _imported(
     keys = {name: system.images for name, system in systems.items() if system.images is not None}
     if not keys:
         return {}
-    store, prompts = open_store(runtime), plan(config, runtime, PROMPT_STEPS).refs["benchmarks"]
+    store, prompts = open_store(runtime), plan_run(config, runtime, PROMPT_STEPS).refs["benchmarks"]
     return {f"{_PARTS['sample']}:{name}": find_imported(store, key, prompts, config) for name, key in keys.items()}
 
 

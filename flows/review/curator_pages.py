@@ -11,9 +11,9 @@ from flows.review.sessions import Form, RaterSession, Session, open_form, review
 from flows.review.templating import message, page
 from popalign_core.config.review import CurateConfig
 from popalign_core.errors import InputError
-from popalign_core.preferences.chain import Chain, Proposal, accept, undo
+from popalign_core.preferences.chain import Chain, Proposal, accept, undo_proposal
 from popalign_core.review.curating import next_proposal, replay, weigh
-from storage.reviews.review_tables import DONE, GIVEN_UP, Pair, Step
+from storage.reviews.review_tables import DONE, GIVEN_UP, ChainStep, StudyPair
 from storage.reviews.steps import add_step, drop_step, end_chain, read_classes, read_steps
 from storage.reviews.votes import Turn
 from tasks.studies.pairwise import parse_kind
@@ -29,7 +29,7 @@ _OVERTAKEN = "This set has changed since you opened the page, in another window 
 class _Standing:
     """A set as its curator sees it."""
 
-    pair: Pair
+    pair: StudyPair
     chain: Chain
     chain_id: str
     config: CurateConfig
@@ -47,7 +47,7 @@ class _Standing:
         proposal = self.proposal
         if proposal is None:
             return []
-        chains = (accept(self.chain, proposal), undo(self.chain))
+        chains = (accept(self.chain, proposal), undo_proposal(self.chain))
         coming = [(chain, next_proposal(chain, self.chain_id, self.config)) for chain in chains]
         return [self.picture(chain.spare[each.replacement]) for chain, each in coming if each is not None]
 
@@ -72,7 +72,7 @@ def step(request: Request, name: str, session: Session, form: Form) -> Response:
     asked_id, number, slot, replacement, since = open_form(session, "step", form)
     if form.get("choice") not in _ANSWERS:
         raise HTTPException(400, "That is none of the answers; load the page again.")
-    taken = Step(
+    taken = ChainStep(
         asked_id=asked_id,
         number=number,
         slot=slot,

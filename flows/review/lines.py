@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from popalign_core.config.review import CurateConfig, LabelConfig
 from popalign_core.review.curated import CurationResults
 from popalign_core.review.labels import LabelResults
-from popalign_core.review.results import Results
+from popalign_core.review.results import StudyResults
 from storage.reviews.review_tables import Study
 from tasks.studies.pairwise import parse_study, study_results
 
@@ -57,7 +57,7 @@ def curation_lines(results: CurationResults) -> Iterator[str]:
     yield f"no set of this size can be nearer than {results.floor:.2f}"
 
 
-def result_lines(study: Study, results: Results) -> Iterator[str]:
+def result_lines(study: Study, results: StudyResults) -> Iterator[str]:
     """Win rates of the first system, agreement, and the raters flagged."""
     yield f"{study.system_a} against {study.system_b}; a tie counts half"
     for row in results.wins.to_dict("records"):

@@ -39,7 +39,7 @@ def plan_lines(nodes: Sequence["PlannedNode"]) -> list[str]:
 
 def verdict_lines(inputs: "TwoSystems") -> list[str]:
     """Base beside aligned with their intervals, and the report's verdict in its own words."""
-    from popalign_core.report.verdict import judge
+    from popalign_core.report.verdict import find_verdict
 
     rows = inputs.metrics.to_dict("records")
     by_key = {(row["system"], row["benchmark"], row["metric"], row["axis"]): row for row in rows}
@@ -55,7 +55,7 @@ def verdict_lines(inputs: "TwoSystems") -> list[str]:
             floor = "" if _absent(base["floor"]) else f"{base['floor']:.3f}"
             name = f"{label}, {axis}" if axis else label
             table.append(f"{name:<34} {_interval(base):<24} {_interval(aligned):<24} {floor}".rstrip())
-    verdict = judge(inputs)
+    verdict = find_verdict(inputs)
     return [*table, "", verdict.headline, *verdict.sentences]
 
 

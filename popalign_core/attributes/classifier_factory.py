@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
-from popalign_core.attributes.detector import FaceDetector, cut_out
+from popalign_core.attributes.detector import FaceDetector, crop_face
 from popalign_core.attributes.reader import AttributeReader, FaceClassifier, FaceReading, Pictures
 from popalign_core.config import AttributesConfig, NetworkConfig, PeopleConfig, ZeroShotConfig
 
@@ -52,7 +52,7 @@ class FoundFaceReader:
         assert self._detector is not None
         readings = [self._detector.detect(pixels)[0] for pixels in pictures]
         faces = [
-            cut_out(pixels, reading.box, self._margin)
+            crop_face(pixels, reading.box, self._margin)
             for pixels, reading in zip(pictures, readings, strict=True)
             if reading.box is not None
         ]

@@ -97,7 +97,7 @@ class FaceDetector:
         return [face for face in faces if _area(face) > 0 and min(face["face"].shape) > 0]
 
 
-def cut_out(pixels_u8: NDArray[np.uint8], box: tuple[float, float, float, float], margin: float) -> NDArray[np.uint8]:
+def crop_face(pixels_u8: NDArray[np.uint8], box: tuple[float, float, float, float], margin: float) -> NDArray[np.uint8]:
     """The face of a picture with what is around it, for classifiers that DeepFace's narrow crops do not suit.
 
     Args:

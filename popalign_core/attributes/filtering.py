@@ -32,7 +32,7 @@ def check_reader(reader: AttributeReader, axes: Sequence[Axis]) -> None:
             )
 
 
-def judge(
+def filter_readings(
     readings: Sequence[FaceReading],
     image_ids: Sequence[str],
     axes: Sequence[Axis],

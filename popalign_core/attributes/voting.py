@@ -48,7 +48,7 @@ class VotingReader:
         return replace(first, probabilities=merged)
 
 
-def votes(reading: FaceReading) -> dict[str, bool]:
+def agree_by_vote(reading: FaceReading) -> dict[str, bool]:
     """Axis -> whether the readers agreed, for the axes that were voted on."""
     return {
         axis: _AGREED in probabilities

@@ -23,7 +23,7 @@ Setting = tuple[str, Any]
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """A system that a sweep varies, with one value.
 
     Attributes:
@@ -43,7 +43,7 @@ class Point:
 
 def lay_out(
     config: PipelineConfig, systems: Sequence[str], parameters: Mapping[str, Sequence[Any]], *, grid: bool = False
-) -> tuple[PipelineConfig, list[Point]]:
+) -> tuple[PipelineConfig, list[SweepPoint]]:
     """The points of a sweep, and the configuration with a system for each.
 
     Args:
@@ -64,7 +64,7 @@ def lay_out(
     for system in systems:
         for parameter, combinations in runs:
             for order, settings in enumerate(combinations):
-                point = Point(_name(system, settings), system, parameter, _value(settings), order)
+                point = SweepPoint(_name(system, settings), system, parameter, _value(settings), order)
                 added[point.name] = vary(find_system(config, system), settings)
                 points.append(point)
     twice = [name for name, n in Counter(point.name for point in points).items() if n > 1]

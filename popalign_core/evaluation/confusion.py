@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from popalign_core.attributes.filtering import judge
+from popalign_core.attributes.filtering import filter_readings
 from popalign_core.attributes.people_labels import PeopleReader
 from popalign_core.config import AttributesConfig, Axis, EvaluationConfig
 from popalign_core.errors import InputError
@@ -70,7 +70,9 @@ def said_classes(
     joined = _with_clusters(prompts, images)
     reader = PeopleReader("people", "", {axis.name: axis.classes for axis in axes}, labels)
     ids = joined["image_id"].tolist()
-    seen = judge(reader.read([np.empty((0, 0, 3), np.uint8)] * len(ids), ids), ids, axes, AttributesConfig(), "people")
+    seen = filter_readings(
+        reader.read([np.empty((0, 0, 3), np.uint8)] * len(ids), ids), ids, axes, AttributesConfig(), "people"
+    )
     known = seen[seen["class"].notna()].merge(joined[["image_id", "cluster"]], on="image_id")
     rows = list(known[["image_id", "cluster", "axis", "class"]].itertuples(index=False, name=None))
     return _checked_truth(rows, axes)

@@ -45,7 +45,7 @@ KINDS: dict[str, Kind] = {
 
 
 @dataclass(frozen=True)
-class Bar:
+class Threshold:
     """One demand.
 
     Attributes:
@@ -76,7 +76,7 @@ class Judgement:
         reason: In words.
     """
 
-    bar: Bar
+    bar: Threshold
     subject: str
     verdict: Verdict
     value: float | None
@@ -89,7 +89,7 @@ class Judgement:
         return self.verdict == "met" or (self.verdict == "unclear" and not strict)
 
 
-def parse_bar(kind: str, text: str) -> Bar:
+def parse_bar(kind: str, text: str) -> Threshold:
     """A bar from a command-line word, `0.2` or `gender=0.2`.
 
     Raises:
@@ -102,10 +102,10 @@ def parse_bar(kind: str, text: str) -> Bar:
         bound = float("nan")
     if bound != bound or (equals and not which):
         raise ConfigError(f"--{kind} {text!r} is no bar; write --{kind} 0.2, or with a name before it, gender=0.2")
-    return Bar(kind, bound, which or None)
+    return Threshold(kind, bound, which or None)
 
 
-def check_bars(bars: Sequence[Bar], axes: Iterable[str], benchmarks: Iterable[str]) -> None:
+def check_bars(bars: Sequence[Threshold], axes: Iterable[str], benchmarks: Iterable[str]) -> None:
     """Refuse bars that no row can answer, before anything is run.
 
     Raises:
@@ -127,7 +127,7 @@ def check_bars(bars: Sequence[Bar], axes: Iterable[str], benchmarks: Iterable[st
             )
 
 
-def judge(bar: Bar, metrics: pd.DataFrame) -> list[Judgement]:
+def judge_thresholds(bar: Threshold, metrics: pd.DataFrame) -> list[Judgement]:
     """One judgement a row that the bar is about; at least one.
 
     Args:
@@ -146,7 +146,7 @@ def judge(bar: Bar, metrics: pd.DataFrame) -> list[Judgement]:
     return [_judge_row(bar, row) for row in rows.to_dict("records")]
 
 
-def _judge_row(bar: Bar, row: dict[object, object]) -> Judgement:
+def _judge_row(bar: Threshold, row: dict[object, object]) -> Judgement:
     kind = KINDS[bar.kind]
     subject = str(row["axis"] if kind.has_axis else row["benchmark"])
     value, low, high = (_number(row[name]) for name in ("value", "ci_low", "ci_high"))
@@ -163,7 +163,7 @@ def _judge_row(bar: Bar, row: dict[object, object]) -> Judgement:
     return Judgement(bar, subject, verdict, value, low, high, reason)
 
 
-def _unmeasured(bar: Bar, subject: str, reason: str, value: float | None = None) -> Judgement:
+def _unmeasured(bar: Threshold, subject: str, reason: str, value: float | None = None) -> Judgement:
     return Judgement(bar, subject, "unmeasured", value, None, None, reason)
 
 

@@ -43,7 +43,7 @@ _NUMBERS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
-class Pair:
+class ComparedPair:
     """One measure of two systems on the same prompts.
 
     Attributes:
@@ -172,7 +172,7 @@ def permutation_p_values(
 
 def _benchmark_pairs(
     prompts: pd.DataFrame, reference: SystemFrames, system: SystemFrames, protocol: Protocol
-) -> Iterator[list[Pair]]:
+) -> Iterator[list[ComparedPair]]:
     """Benchmark by benchmark."""
     labels = [label_images(prompts, frames.images, frames.attributes, protocol.axes) for frames in (system, reference)]
     both = [benchmarks(table) for table in labels]
@@ -182,7 +182,7 @@ def _benchmark_pairs(
 
 
 def _rows(
-    system: str, reference: str, pairs: Sequence[Pair], n_permutations: int, config: EvaluationConfig
+    system: str, reference: str, pairs: Sequence[ComparedPair], n_permutations: int, config: EvaluationConfig
 ) -> Iterator[dict[str, Any]]:
     """Of one benchmark."""
     tested = [(pair.system.measure, pair.reference.measure) for pair in pairs if pair.can_test]
@@ -193,7 +193,7 @@ def _rows(
 
 def _pairs(
     labels: Sequence[pd.DataFrame], frames: tuple[SystemFrames, SystemFrames], protocol: Protocol
-) -> Iterator[Pair]:
+) -> Iterator[ComparedPair]:
     """Every measure of either side of one benchmark; a side without images, or without it, has nothing."""
     common, note, can_test = _prompts_of_both(labels)
     found: list[dict[tuple[str, str, str], Measured]] = []
@@ -212,7 +212,7 @@ def _pairs(
             why = f"not compared: {frames[0].name} has {mine.scorer}, {frames[1].name} {other.scorer}"
             mine = other = _missing(mine, why)
         repeats = mine.measure.axis == "all" and len(measured_axes) == 1
-        yield Pair(mine, other, can_test and _is_known(mine, other), note if common else "", repeats)
+        yield ComparedPair(mine, other, can_test and _is_known(mine, other), note if common else "", repeats)
 
 
 def _prompts_of_both(labels: Sequence[pd.DataFrame]) -> tuple[list[str], str, bool]:
@@ -247,7 +247,7 @@ def _missing(measured: Measured | None, why: str = "") -> Measured:
     return Measured(measured.benchmark, measured.scorer, measure)
 
 
-def _row(system: str, reference: str, pair: Pair, p_value: float, config: EvaluationConfig) -> dict[str, Any]:
+def _row(system: str, reference: str, pair: ComparedPair, p_value: float, config: EvaluationConfig) -> dict[str, Any]:
     mine, other = pair.system.measure, pair.reference.measure
     change = mine.change(other)
     is_known = bool(np.isfinite(change))

@@ -38,7 +38,7 @@ _TRUTH_DRAWS = 200_000
 
 
 @dataclass(frozen=True)
-class Setting:
+class SimulationSetting:
     """One kind of population.
 
     Attributes:
@@ -85,7 +85,9 @@ class Setting:
         return np.stack([class_shares(weights), class_shares(tilted)], axis=1)
 
 
-def coverage(setting: Setting, n_populations: int, config: EvaluationConfig, seed: int = 0) -> "pd.Series[float]":
+def coverage(
+    setting: SimulationSetting, n_populations: int, config: EvaluationConfig, seed: int = 0
+) -> "pd.Series[float]":
     """How often intervals hold the truth.
 
     Args:
@@ -114,7 +116,9 @@ def coverage(setting: Setting, n_populations: int, config: EvaluationConfig, see
     return pd.Series({name: float(np.mean(hits)) for name, hits in held.items()})
 
 
-def false_positives(setting: Setting, n_populations: int, level: float = 0.05, seed: int = 0) -> "pd.Series[float]":
+def false_positives(
+    setting: SimulationSetting, n_populations: int, level: float = 0.05, seed: int = 0
+) -> "pd.Series[float]":
     """How often the permutation test finds a difference between the two systems, which should be equal.
 
     Returns:
@@ -128,7 +132,7 @@ def false_positives(setting: Setting, n_populations: int, level: float = 0.05, s
     return pd.Series((np.array(found) <= level).mean(axis=0), index=list(TESTED))
 
 
-def corrected_error(setting: Setting, n_populations: int, seed: int = 0) -> tuple[float, float]:
+def corrected_error(setting: SimulationSetting, n_populations: int, seed: int = 0) -> tuple[float, float]:
     """Mean absolute error of the share of class 0 as read, and as corrected."""
     generator = np.random.default_rng(seed)
     true = _truth(setting)[0]["share_corrected:c0"]
@@ -140,7 +144,7 @@ def corrected_error(setting: Setting, n_populations: int, seed: int = 0) -> tupl
     return float(raw), float(corrected)
 
 
-def coverage_markdown(rows: Sequence[tuple[Setting, "pd.Series[float]"]]) -> str:
+def coverage_markdown(rows: Sequence[tuple[SimulationSetting, "pd.Series[float]"]]) -> str:
     """A Markdown table, percent."""
     names = list(dict.fromkeys(name for _, found in rows for name in found.index))
     head = ["K", "prompts", "images", "prompts differ", "classifier", "systems", *names]
@@ -148,7 +152,7 @@ def coverage_markdown(rows: Sequence[tuple[Setting, "pd.Series[float]"]]) -> str
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cells(setting: Setting, found: "pd.Series[float]", names: Sequence[str]) -> list[str]:
+def _cells(setting: SimulationSetting, found: "pd.Series[float]", names: Sequence[str]) -> list[str]:
     kind = "logit-normal" if setting.is_logit else "Dirichlet"
     right = "exact" if setting.accuracy is None else "/".join(f"{part:.0%}" for part in dict.fromkeys(setting.accuracy))
     facts = [str(len(setting.shares)), str(setting.n_prompts), str(setting.n_images), f"{kind} {setting.spread:g}"]
@@ -156,7 +160,7 @@ def _cells(setting: Setting, found: "pd.Series[float]", names: Sequence[str]) ->
     return [*facts, right, "differ" if setting.tilt else "equal", *figures]
 
 
-def _population(setting: Setting, generator: np.random.Generator) -> tuple[list[Measure], list[Measure]]:
+def _population(setting: SimulationSetting, generator: np.random.Generator) -> tuple[list[Measure], list[Measure]]:
     axis, confusion = setting.axis, setting.confusion
     read = setting.prompts(setting.n_prompts, generator) @ confusion
     counts = generator.multinomial(setting.n_images, read).astype(np.float64)
@@ -184,14 +188,14 @@ def _calibration(axis: Axis, counts: "np.typing.NDArray[np.int64]") -> pd.DataFr
     return pd.DataFrame(rows, columns=columns)
 
 
-def _truth(setting: Setting) -> tuple[dict[str, float], dict[str, float]]:
+def _truth(setting: SimulationSetting) -> tuple[dict[str, float], dict[str, float]]:
     """Of both systems, by drawing very many prompts."""
     drawn = setting.prompts(_TRUTH_DRAWS, np.random.default_rng(1))
     first, second = (_truth_of(setting, drawn[:, number]) for number in (0, 1))
     return first, second
 
 
-def _truth_of(setting: Setting, prompts: FloatArray) -> dict[str, float]:
+def _truth_of(setting: SimulationSetting, prompts: FloatArray) -> dict[str, float]:
     axis, k = setting.axis, len(setting.shares)
     true = prompts.mean(axis=0)
     shares = true @ setting.confusion
@@ -213,21 +217,21 @@ def _holds(ends: tuple[float, float], truth: float) -> bool:
     return bool(ends[0] - 1e-9 <= truth <= ends[1] + 1e-9)
 
 
-def _settings() -> Iterator[Setting]:
+def _settings() -> Iterator[SimulationSetting]:
     even2, even3, even6 = (0.5, 0.5), (1 / 3,) * 3, (1 / 6,) * 6
     white = (0.5, 0.1, 0.1, 0.1, 0.1, 0.1)
-    yield Setting(even2, 14, 60, 0.3)
-    yield Setting((0.75, 0.25), 40, 20, 0.3)
-    yield Setting((0.8, 0.2), 14, 60, 1.0, is_logit=True, tilt=-1.0)
-    yield Setting(even2, 100, 100, 1.5, is_logit=True)
-    yield Setting(even3, 14, 60, 0.2)
-    yield Setting((0.6, 0.3, 0.1), 40, 40, 0.2, tilt=-0.8)
-    yield Setting(even6, 20, 40, 0.1)
-    yield Setting(white, 40, 40, 0.8, is_logit=True)
-    yield Setting(white, 100, 100, 0.15, tilt=-1.0)
-    yield Setting((0.7, 0.3), 20, 60, 0.2, accuracy=(0.9, 0.75))
-    yield Setting(even2, 40, 40, 0.2, accuracy=(0.9, 0.75))
-    yield Setting((0.6, 0.3, 0.1), 40, 40, 0.2, accuracy=(0.85, 0.85, 0.85), tilt=-0.8)
+    yield SimulationSetting(even2, 14, 60, 0.3)
+    yield SimulationSetting((0.75, 0.25), 40, 20, 0.3)
+    yield SimulationSetting((0.8, 0.2), 14, 60, 1.0, is_logit=True, tilt=-1.0)
+    yield SimulationSetting(even2, 100, 100, 1.5, is_logit=True)
+    yield SimulationSetting(even3, 14, 60, 0.2)
+    yield SimulationSetting((0.6, 0.3, 0.1), 40, 40, 0.2, tilt=-0.8)
+    yield SimulationSetting(even6, 20, 40, 0.1)
+    yield SimulationSetting(white, 40, 40, 0.8, is_logit=True)
+    yield SimulationSetting(white, 100, 100, 0.15, tilt=-1.0)
+    yield SimulationSetting((0.7, 0.3), 20, 60, 0.2, accuracy=(0.9, 0.75))
+    yield SimulationSetting(even2, 40, 40, 0.2, accuracy=(0.9, 0.75))
+    yield SimulationSetting((0.6, 0.3, 0.1), 40, 40, 0.2, accuracy=(0.85, 0.85, 0.85), tilt=-0.8)
 
 
 SETTINGS = tuple(_settings())

@@ -81,7 +81,7 @@ def encode_pictures(autoencoder: AutoencoderTiny, pixels_u8: NDArray[np.uint8], 
 
 
 @torch.no_grad()
-def decode_latents(autoencoder: AutoencoderTiny, latents: Tensor, batch_size: int = 64) -> NDArray[np.uint8]:
+def decode_portraits(autoencoder: AutoencoderTiny, latents: Tensor, batch_size: int = 64) -> NDArray[np.uint8]:
     """`[N, 12, 8, 8]` latents to `[N, 64, 64, 3]` uint8 pictures."""
     chunks = []
     for batch in latents.split(batch_size):

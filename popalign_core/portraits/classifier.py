@@ -14,7 +14,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from popalign_core.portraits.loop import LoopConfig, fit
 from popalign_core.portraits.occupations import GENDERS, RACES, THINGS
-from popalign_core.portraits.pool import Pool
+from popalign_core.portraits.pool import PicturePool
 from popalign_core.portraits.rendering import to_unit_range
 
 HEADS: dict[str, tuple[str, ...]] = {"face": ("no", "yes"), "gender": GENDERS, "race": RACES}
@@ -46,7 +46,7 @@ def make_classifier() -> ResNetForImageClassification:
     return ResNetForImageClassification(config)
 
 
-def make_labels(pool: Pool) -> Labels:
+def make_labels(pool: PicturePool) -> Labels:
     """Targets from the rows of a pool: a covered face and an object are "no face"."""
     rows = pool.rows
     face = (rows["thing"].isna() & (rows["covered"] != True)).to_numpy()  # noqa: E712 (None, True and False occur)

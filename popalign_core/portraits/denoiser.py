@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 
 from popalign_core.portraits.autoencoder import LATENT_CHANNELS
 from popalign_core.portraits.loop import LoopConfig, fit
-from popalign_core.portraits.pool import Pool, write_caption
+from popalign_core.portraits.pool import PicturePool, write_caption
 from popalign_core.portraits.rendering import SIZE
 from popalign_core.portraits.text import TEXT_WIDTH, encode_tokens, make_text_encoders, tokenise
 
@@ -62,7 +62,7 @@ def make_sampling_scheduler() -> DPMSolverMultistepScheduler:
 def train_denoiser(
     denoiser: nn.ModuleDict,
     tokenizer: CLIPTokenizer,
-    pool: Pool,
+    pool: PicturePool,
     latents: Tensor,
     config: LoopConfig,
     folder: Path,

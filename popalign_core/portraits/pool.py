@@ -23,7 +23,7 @@ EMPTY_CAPTION_RATE = 0.1
 
 
 @dataclass(frozen=True)
-class Pool:
+class PicturePool:
     """Pictures with what is known about each.
 
     Attributes:
@@ -35,9 +35,9 @@ class Pool:
     pixels_u8: NDArray[np.uint8]
     rows: pd.DataFrame
 
-    def select(self, mask: NDArray[np.bool_]) -> "Pool":
+    def select(self, mask: NDArray[np.bool_]) -> "PicturePool":
         """The pictures where `mask` is true."""
-        return Pool(self.pixels_u8[mask], self.rows[mask].reset_index(drop=True))
+        return PicturePool(self.pixels_u8[mask], self.rows[mask].reset_index(drop=True))
 
 
 def build_pool(
@@ -50,7 +50,7 @@ def build_pool(
     n_things: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
-) -> Pool:
+) -> PicturePool:
     """Render a pool.
 
     Neutral draws take the identity from the occupation's biased joint; identity draws take the six identities
@@ -82,7 +82,7 @@ def build_pool(
         if progress and index % 1000 == 0:
             progress(index, len(plan))
     columns = ["draw", "portrait_id", "occupation", "gender", "race", "covered", "thing"]
-    return Pool(pixels, pd.DataFrame(rows, columns=columns).astype(object).where(lambda t: t.notna(), None))
+    return PicturePool(pixels, pd.DataFrame(rows, columns=columns).astype(object).where(lambda t: t.notna(), None))
 
 
 def _draw_person(

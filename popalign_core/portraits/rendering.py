@@ -70,7 +70,9 @@ def load_portraits(data_dir: Path) -> list[Portrait]:
     for row in table.to_dict("records"):
         pixels = np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB"))
         race = row["race"] if isinstance(row["race"], str) else None
-        portraits.append(Portrait(row["portrait_id"], row["sex"], race, row["split"], pixels, cut_out(pixels)))
+        portraits.append(
+            Portrait(row["portrait_id"], row["sex"], race, row["split"], pixels, remove_background(pixels))
+        )
     return portraits
 
 
@@ -96,7 +98,7 @@ def _pack(data_dir: Path, name: str) -> Path:
     return path
 
 
-def cut_out(pixels_u8: U8) -> F32:
+def remove_background(pixels_u8: U8) -> F32:
     """Soft mask of the person in an aligned 128 px portrait, by GrabCut seeded with the aligned pose.
 
     Returns:

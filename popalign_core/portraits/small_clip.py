@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
 from popalign_core.portraits.classifier import augment
 from popalign_core.portraits.loop import LoopConfig, fit
-from popalign_core.portraits.pool import Pool, write_caption
+from popalign_core.portraits.pool import PicturePool, write_caption
 from popalign_core.portraits.rendering import SIZE, to_unit_range
 from popalign_core.portraits.text import text_config, tokenise
 
@@ -56,7 +56,7 @@ def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
 def train_clip(
     clip: CLIPModel,
     tokenizer: CLIPTokenizer,
-    pool: Pool,
+    pool: PicturePool,
     config: LoopConfig,
     folder: Path,
     *,

@@ -86,7 +86,7 @@ def _prompt(ask: tuple[str, str, str | None, str | None]) -> str:
     return CARRIER.format(with_article(" ".join(words)))
 
 
-def summarise(measurement: Measurement) -> dict[str, float]:
+def summarise_model(measurement: Measurement) -> dict[str, float]:
     """Recall on identity prompts and pooled discrepancy on neutral prompts (Eq. 13), faces only for the latter."""
     rows = measurement.rows
     asked, neutral = rows[rows["kind"] == "identity"], rows[(rows["kind"] == "neutral") & rows["face"]]
@@ -147,7 +147,7 @@ def write_card(figures: dict[str, float], confusion: pd.DataFrame, curves: dict[
 
 def save_card(measurement: Measurement, folder: Path) -> dict[str, float]:
     """Write grids and `README.md` beside the weights; returns the figures."""
-    figures = summarise(measurement)
+    figures = summarise_model(measurement)
     save_grids(measurement, folder)
     confusion = pd.read_csv(folder / "classifier" / "confusion.csv")
     curves = json.loads((folder / "curves.json").read_text())

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 
 from popalign_core.config import SamplingConfig
 from popalign_core.portraits.autoencoder import (
-    decode_latents,
+    decode_portraits,
     encode_pictures,
     make_autoencoder,
     train_autoencoder,
@@ -34,7 +34,7 @@ from popalign_core.portraits.decoder import train_decoder
 from popalign_core.portraits.denoiser import make_denoiser, make_sampling_scheduler, train_denoiser
 from popalign_core.portraits.loop import LoopConfig
 from popalign_core.portraits.occupations import THINGS
-from popalign_core.portraits.pool import Pool, build_pool, vocabulary
+from popalign_core.portraits.pool import PicturePool, build_pool, vocabulary
 from popalign_core.portraits.small_clip import make_clip, save_clip, train_clip
 from popalign_core.portraits.text import make_tokenizer
 from popalign_core.portraits_recipe.portraits_card import measure_model, save_card
@@ -67,7 +67,7 @@ class Recipe:
     )
 
 
-def load_pool(data_dir: Path, work_dir: Path, recipe: Recipe, split: str = "train") -> Pool:
+def load_pool(data_dir: Path, work_dir: Path, recipe: Recipe, split: str = "train") -> PicturePool:
     """Render the pool of a split, or read it back from `work_dir`."""
     pixels, rows = work_dir / f"pool-{split}.npy", work_dir / f"pool-{split}.parquet"
     if not rows.exists():
@@ -83,10 +83,10 @@ def load_pool(data_dir: Path, work_dir: Path, recipe: Recipe, split: str = "trai
         )
         np.save(pixels, pool.pixels_u8)
         pool.rows.to_parquet(rows)
-    return Pool(np.load(pixels, mmap_mode="r"), pd.read_parquet(rows))
+    return PicturePool(np.load(pixels, mmap_mode="r"), pd.read_parquet(rows))
 
 
-def captioned(pool: Pool) -> Pool:
+def captioned(pool: PicturePool) -> PicturePool:
     """The pictures whose caption is known."""
     return pool.select((pool.rows["draw"] != "extra").to_numpy())
 
@@ -102,7 +102,7 @@ def train_parts(data_dir: Path, work_dir: Path, recipe: Recipe, parts: tuple[str
         "autoencoder": load_autoencoder,
         "decoder": load_sharp_autoencoder,
         "denoiser": load_denoiser,
-        "clip": load_clip,
+        "clip": load_small_clip,
         "classifier": load_classifier,
     }
     unknown = sorted(set(parts) - set(trainers))
@@ -124,7 +124,7 @@ def load_autoencoder(data_dir: Path, work_dir: Path, recipe: Recipe, on_step: On
     return autoencoder
 
 
-def load_latents(autoencoder: AutoencoderTiny, pool: Pool, work_dir: Path) -> Tensor:
+def load_latents(autoencoder: AutoencoderTiny, pool: PicturePool, work_dir: Path) -> Tensor:
     """Latents of the whole training pool, `[N, 12, 8, 8]`, computed once."""
     path = work_dir / "latents.npy"
     if not path.exists():
@@ -169,7 +169,7 @@ def load_denoiser(
     return denoiser, tokenizer
 
 
-def load_clip(
+def load_small_clip(
     data_dir: Path, work_dir: Path, recipe: Recipe, on_step: OnStep | None = None
 ) -> tuple[nn.Module, CLIPTokenizer]:
     """The trained CLIP with its tokenizer; trains what is left to train."""
@@ -215,7 +215,7 @@ def load_classifier(
 
 
 def _fit_classifier(
-    pool: Pool,
+    pool: PicturePool,
     seen: NDArray[np.uint8],
     labels: Labels,
     inside: NDArray[np.bool_],
@@ -249,7 +249,7 @@ def _through_autoencoder(autoencoder: AutoencoderTiny, pixels_u8: NDArray[np.uin
     """The pictures as the autoencoder gives them back, which is how sampled pictures look."""
     if not path.exists():
         decoded = [
-            decode_latents(autoencoder, encode_pictures(autoencoder, pixels_u8[i : i + 256]))
+            decode_portraits(autoencoder, encode_pictures(autoencoder, pixels_u8[i : i + 256]))
             for i in range(0, len(pixels_u8), 256)
         ]
         np.save(path, np.concatenate(decoded))
@@ -281,7 +281,7 @@ def save_weights(data_dir: Path, work_dir: Path, out_dir: Path, recipe: Recipe) 
     classifier, temperatures, confusion = load_classifier(data_dir, work_dir, recipe)
     save_classifier(classifier, temperatures, out_dir / "classifier")
     confusion.to_csv(out_dir / "classifier" / "confusion.csv", index=False)
-    save_clip(*load_clip(data_dir, work_dir, recipe), out_dir / "clip")
+    save_clip(*load_small_clip(data_dir, work_dir, recipe), out_dir / "clip")
     curves = {
         name: [json.loads(line) for line in (work_dir / f"{name}.jsonl").read_text().splitlines()][::4]
         for name in ("autoencoder", "decoder", "denoiser", "clip", "classifier")

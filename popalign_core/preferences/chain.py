@@ -110,7 +110,7 @@ def accept(chain: Chain, proposal: Proposal) -> Chain:
     return replace(chain, members=after(chain, proposal), spare=spare, n_accepted=chain.n_accepted + 1)
 
 
-def undo(chain: Chain) -> Chain:
+def undo_proposal(chain: Chain) -> Chain:
     """The set as it was; only the step is counted."""
     return replace(chain, n_undone=chain.n_undone + 1)
 
@@ -122,5 +122,5 @@ def run_chain(chain: Chain, judge: Judge, generator: np.random.Generator, max_st
             break
         proposal = propose(chain, generator)
         better = judge.prefers(after(chain, proposal), chain.members)
-        chain = accept(chain, proposal) if better else undo(chain)
+        chain = accept(chain, proposal) if better else undo_proposal(chain)
     return chain

@@ -25,7 +25,7 @@ _UNREAD, _FINE = -2, -1
 
 
 @dataclass(frozen=True)
-class Pool:
+class PromptPool:
     """The usable images of one neutral prompt, in the order of the ids.
 
     Attributes:
@@ -79,7 +79,7 @@ def gather_pools(
     pieces: Iterable[tuple[pd.DataFrame, pd.DataFrame]],
     axes: Sequence[Axis],
     drops: Counter[str],
-) -> list[Pool]:
+) -> list[PromptPool]:
     """The pools of the neutral training prompts, in the order of the prompts.
 
     Args:
@@ -208,7 +208,7 @@ def _cells(seen: IntArray, asked: _Asked, axes: Sequence[Axis]) -> IntArray:
     return np.where(known, cell, -1)
 
 
-def _sorted_pools(prompt_ids: Sequence[str], found: Sequence[_Piece]) -> list[Pool]:
+def _sorted_pools(prompt_ids: Sequence[str], found: Sequence[_Piece]) -> list[PromptPool]:
     ids = np.concatenate([piece.image_id for piece in found] or [np.array([], dtype=np.bytes_)])
     cells = np.concatenate([piece.cell for piece in found] or [np.array([], dtype=np.int32)])
     groups = np.concatenate([len(ROLES) * piece.owner + piece.role for piece in found] or [cells])
@@ -223,7 +223,7 @@ def _sorted_pools(prompt_ids: Sequence[str], found: Sequence[_Piece]) -> list[Po
     pools = []
     for number, prompt_id in enumerate(prompt_ids):
         specific, neutral = parts[len(ROLES) * number : len(ROLES) * (number + 1)]
-        pools.append(Pool(prompt_id, ids[specific], cells[specific], ids[neutral], cells[neutral]))
+        pools.append(PromptPool(prompt_id, ids[specific], cells[specific], ids[neutral], cells[neutral]))
     return pools
 
 

@@ -16,7 +16,7 @@ from popalign_core.config import Axis, PreferencesConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from popalign_core.preferences.chain import Chain, Member, TargetJudge, run_chain
-from popalign_core.preferences.pools import Ids, Pool, gather_pools
+from popalign_core.preferences.pools import Ids, PromptPool, gather_pools
 from popalign_core.preferences.set_selection import Generators, Shape, draw_at_random, draw_to_target
 from popalign_core.preferences.target import FloatArray, IntArray, Target
 
@@ -29,7 +29,7 @@ _PROMPTS_AT_ONCE = 512
 class _Job:
     """What a strategy is given: some prompts with images enough, and each one's shape and generator."""
 
-    pools: Sequence[Pool]
+    pools: Sequence[PromptPool]
     shapes: Sequence[Shape]
     generators: Generators
     target: Target
@@ -122,7 +122,9 @@ def count_drops(drops: Counter[str]) -> pd.DataFrame:
     )
 
 
-def _draw_sets(pools: Sequence[Pool], target: Target, config: PreferencesConfig, drops: Counter[str]) -> pd.DataFrame:
+def _draw_sets(
+    pools: Sequence[PromptPool], target: Target, config: PreferencesConfig, drops: Counter[str]
+) -> pd.DataFrame:
     shapes = [_shape(pool, config, drops) for pool in pools]
     used = [(pool, shape) for pool, shape in zip(pools, shapes, strict=True) if shape is not None]
     generators = [_generator(pool.prompt_id, config) for pool, _ in used]
@@ -134,7 +136,7 @@ def _draw_sets(pools: Sequence[Pool], target: Target, config: PreferencesConfig,
     return _table(pairs, job) if n_used and pairs else pd.DataFrame(columns=list(_COLUMNS))
 
 
-def _shape(pool: Pool, config: PreferencesConfig, drops: Counter[str]) -> Shape | None:
+def _shape(pool: PromptPool, config: PreferencesConfig, drops: Counter[str]) -> Shape | None:
     """As many sets as can be at least half full, as full as they can equally be."""
     for n_sets in range(config.n_sets, 0, -1):
         size = min(config.set_size, min(len(pool.specific), len(pool.neutral)) // n_sets)

@@ -13,7 +13,7 @@ _CHARACTERS_A_TOKEN = 3
 """For answers of servers that do not count; English has about four."""
 
 
-class Answer(BaseModel):
+class Completion(BaseModel):
     """The JSON that the model is asked for."""
 
     model_config = ConfigDict(extra="forbid")
@@ -55,7 +55,7 @@ def read_subjects(text: str) -> list[str]:
     if refused:
         raise UnreadableError("refusal")
     try:
-        return Answer.model_validate_json(_outermost_object(content)).subjects
+        return Completion.model_validate_json(_outermost_object(content)).subjects
     except (ValidationError, TypeError) as error:
         raise UnreadableError("truncated" if choice.get("finish_reason") == "length" else "not_json") from error
 

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 from popalign_core.config import LLMConfig
 from popalign_core.errors import PopAlignError, ServiceError
 from popalign_core.ids import content_id
-from popalign_core.prompts.answers import Answer, Kept, UnreadableError, count_tokens, keep, load_kept, read_subjects
+from popalign_core.prompts.answers import (
+    Completion,
+    Kept,
+    UnreadableError,
+    count_tokens,
+    keep,
+    load_kept,
+    read_subjects,
+)
 from popalign_core.prompts.pacing import Budget, Pace, SpentError, StoppedError, backoff_s, retry_after_s
 
 if TYPE_CHECKING:
@@ -25,7 +33,7 @@ MAX_UNREADABLE = 3
 MAX_RETRY_AFTER_S = 600.0
 """A service that asks for more patience than this is better asked again by a later run."""
 
-_SCHEMA = {"name": "subjects", "strict": True, "schema": Answer.model_json_schema()}
+_SCHEMA = {"name": "subjects", "strict": True, "schema": Completion.model_json_schema()}
 _FORMS: tuple[dict[str, Any], ...] = (
     {"response_format": {"type": "json_schema", "json_schema": _SCHEMA}},
     {"response_format": {"type": "json_object"}},

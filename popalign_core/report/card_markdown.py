@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from popalign_core.report.comparison_inputs import ComparisonInputs
-from popalign_core.report.comparison_page import TITLES, about, check_tables
-from popalign_core.report.estimates import SYMBOLS, WORDS, Estimate, Measure, Status, interval_words
+from popalign_core.report.comparison_page import TITLES, check_tables, describe_systems
+from popalign_core.report.estimates import SYMBOLS, WORDS, Estimate, ReportedMeasure, Status, interval_words
 from popalign_core.report.limits import limits
-from popalign_core.report.markdown import markdown_table, plain
+from popalign_core.report.markdown import escape_markdown, markdown_table
 from popalign_core.report.measure_names import column_name, floor_words, is_shown, measure_name, number
-from popalign_core.report.run_inputs import ReportInputs, check_inputs
-from popalign_core.report.standings import Results, summarise
-from popalign_core.report.verdict import changes, judge
+from popalign_core.report.run_inputs import ReportInputs, check_report_inputs
+from popalign_core.report.standings import ComparisonResults, summarise_systems
+from popalign_core.report.verdict import changes, find_verdict
 
 
 def comparison_markdown(inputs: ComparisonInputs) -> str:
@@ -26,15 +26,15 @@ def comparison_markdown(inputs: ComparisonInputs) -> str:
         InputError: As `build_comparison`.
     """
     check_tables(inputs)
-    results = Results(inputs)
-    summary = summarise(results)
+    results = ComparisonResults(inputs)
+    summary = summarise_systems(results)
     parts = [
-        f"## {plain(inputs.title)}\n",
-        *(f"{plain(text)}\n" for text in about(inputs)),
+        f"## {escape_markdown(inputs.title)}\n",
+        *(f"{escape_markdown(text)}\n" for text in describe_systems(inputs)),
         _verdict(summary.status, summary.headline, summary.sentences),
     ]
     for benchmark in dict.fromkeys(m.benchmark for m in results.headlines):
-        parts.append(f"### {plain(TITLES.get(benchmark, f'Prompts “{benchmark}”'))}\n")
+        parts.append(f"### {escape_markdown(TITLES.get(benchmark, f'Prompts “{benchmark}”'))}\n")
         parts += _benchmark(results, [m for m in results.headlines if m.benchmark == benchmark])
     said = limits(inputs.metrics, inputs.comparison, inputs.n_seeds)
     parts += [_explained(inputs.confidence), *_closing([*said, *inputs.notes], inputs.reproducibility)]
@@ -53,10 +53,10 @@ def report_markdown(inputs: ReportInputs) -> str:
     Raises:
         InputError: As `build_report`.
     """
-    check_inputs(inputs)
-    verdict = judge(inputs)
+    check_report_inputs(inputs)
+    verdict = find_verdict(inputs)
     sentences = [(lead, rest) for lead, _, rest in (text.partition(": ") for text in verdict.sentences)]
-    heads = ["Measure", inputs.base, inputs.aligned, "Change", "Verdict"]
+    heads = ["ReportedMeasure", inputs.base, inputs.aligned, "Change", "Verdict"]
     notes, rows = _Notes(), []
     for change in changes(inputs):
         if is_shown(change.metric):
@@ -65,11 +65,11 @@ def report_markdown(inputs: ReportInputs) -> str:
             if difference.is_measured:
                 shift = _cell(difference, change.metric, notes, signed=True)
             name = measure_name(change.metric, change.axis, change.benchmark)
-            rows.append([plain(name), *sides, shift, _mark(change.status)])
+            rows.append([escape_markdown(name), *sides, shift, _mark(change.status)])
     parts = [
-        f"## {plain(inputs.title)}\n",
+        f"## {escape_markdown(inputs.title)}\n",
         _verdict(verdict.status, verdict.headline, sentences),
-        markdown_table([plain(head) for head in heads], rows),
+        markdown_table([escape_markdown(head) for head in heads], rows),
         *notes.lines(),
         _explained(inputs.confidence),
         *_closing([*limits(inputs.metrics, inputs.comparison), *inputs.notes], inputs.reproducibility),
@@ -87,10 +87,14 @@ class _Notes:
         return f" [{self._numbers.setdefault(note, len(self._numbers) + 1)}]"
 
     def lines(self) -> list[str]:
-        return ["".join(f"- [{n}] {plain(note)}\n" for note, n in self._numbers.items())] if self._numbers else []
+        return (
+            ["".join(f"- [{n}] {escape_markdown(note)}\n" for note, n in self._numbers.items())]
+            if self._numbers
+            else []
+        )
 
 
-def _benchmark(results: Results, measures: Sequence[Measure]) -> Iterator[str]:
+def _benchmark(results: ComparisonResults, measures: Sequence[ReportedMeasure]) -> Iterator[str]:
     notes = _Notes()
     rows = []
     for system in results.inputs.systems:
@@ -99,8 +103,8 @@ def _benchmark(results: Results, measures: Sequence[Measure]) -> Iterator[str]:
             cell = _cell(results.value(system, measure), measure.metric, notes)
             is_compared = results.difference(system, measure).is_measured
             cells.append(f"{cell} {SYMBOLS[results.status(system, measure)]}" if is_compared else cell)
-        rows.append([plain(system), *cells])
-    yield markdown_table(["System", *(plain(column_name(m.metric, m.axis)) for m in measures)], rows)
+        rows.append([escape_markdown(system), *cells])
+    yield markdown_table(["System", *(escape_markdown(column_name(m.metric, m.axis)) for m in measures)], rows)
     yield from notes.lines()
 
 
@@ -116,8 +120,8 @@ def _mark(status: Status) -> str:
 
 
 def _verdict(status: Status, headline: str, sentences: Sequence[tuple[str, str]]) -> str:
-    items = "".join(f"- **{plain(lead)}:** {plain(rest)}\n" for lead, rest in sentences)
-    return f"**{SYMBOLS[status]} {plain(headline)}**\n\n{items}"
+    items = "".join(f"- **{escape_markdown(lead)}:** {escape_markdown(rest)}\n" for lead, rest in sentences)
+    return f"**{SYMBOLS[status]} {escape_markdown(headline)}**\n\n{items}"
 
 
 def _explained(confidence: float) -> str:
@@ -131,7 +135,9 @@ def _explained(confidence: float) -> str:
 
 def _closing(said: Sequence[str], reproducibility: Mapping[str, str]) -> Iterator[str]:
     yield "### What this cannot say\n"
-    yield "".join(f"- {plain(text)}\n" for text in said)
+    yield "".join(f"- {escape_markdown(text)}\n" for text in said)
     if reproducibility:
         yield "### To repeat it\n"
-        yield "".join(f"- {plain(name)}: {plain(value)}\n" for name, value in reproducibility.items())
+        yield "".join(
+            f"- {escape_markdown(name)}: {escape_markdown(value)}\n" for name, value in reproducibility.items()
+        )

@@ -15,12 +15,12 @@ from popalign_core.report.svg_shapes import (
     LEFT,
     WIDTH,
     Bar,
-    label,
     line,
     path,
     rect,
     svg,
     text,
+    text_label,
     whisker,
 )
 
@@ -48,7 +48,7 @@ def class_histogram(
     parts.append(text(x(target[0]), 11, "target", "middle", "soft"))
     for place, name in enumerate(classes):
         y = first + row * place
-        parts.append(label(y + 23, name))
+        parts.append(text_label(y + 23, name))
         values = []
         for shift, bar, fill in ((3, base[place], BASE_FILL), (21, aligned[place], ALIGNED_FILL)):
             parts.append(rect(LEFT, y + shift, x(bar.value) - LEFT, 16, fill))
@@ -78,7 +78,7 @@ def prompt_bars(title: str, rows: Sequence[tuple[str, float, float]], floor: flo
     parts = [text(x(floor), 11, "fair", "middle", "soft")]
     for place, (prompt, base, aligned) in enumerate(rows):
         y = first + row * place
-        parts.append(label(y + 17, prompt))
+        parts.append(text_label(y + 17, prompt))
         for shift, value, fill in ((1, base, BASE_FILL), (14, aligned, ALIGNED_FILL)):
             if value == value:
                 parts.append(rect(LEFT, y + shift, max(x(value) - LEFT, 1.0), 11, fill))

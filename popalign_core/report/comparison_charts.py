@@ -5,15 +5,15 @@ from html import escape
 from popalign_core.report.by_prompt import MOST_PROMPTS, axis_rows, largest_discrepancy, paired_prompts
 from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.document import details, figures
-from popalign_core.report.estimates import Measure
-from popalign_core.report.front import Point, front_chart, front_table
+from popalign_core.report.estimates import ReportedMeasure
+from popalign_core.report.front import FrontPoint, front_chart, front_table
 from popalign_core.report.measure_names import is_distance
 from popalign_core.report.plots import dumbbells, forest, strips, system_bars
-from popalign_core.report.standings import Results
+from popalign_core.report.standings import ComparisonResults
 from popalign_core.report.system_tables import prompt_tables
 
 
-def forests(results: Results) -> str:
+def forests(results: ComparisonResults) -> str:
     """Differences to the reference with intervals: fairness and quality, the rest folded away."""
     first, rest = list[tuple[str, str]](), list[tuple[str, str]]()
     for measure in results.headlines:
@@ -25,20 +25,20 @@ def forests(results: Results) -> str:
     return lead + figures(first) + details("Recall and further measures", figures(rest)) if first else ""
 
 
-def quality_measures(results: Results) -> list[Measure]:
+def quality_measures(results: ComparisonResults) -> list[ReportedMeasure]:
     """Scores of pictures; those of the very pictures whose classes are counted first."""
     found = [m for m in results.headlines if not m.axis and m.metric != "no_face_share" and not is_distance(m.metric)]
     return sorted(found, key=lambda m: m.benchmark not in results.benchmarks.values())
 
 
-def fronts(results: Results) -> str:
+def fronts(results: ComparisonResults) -> str:
     """Discrepancy against each measure of quality, with the Pareto front; the first measure unfolded."""
     blocks, has_partial = [], False
     for y in quality_measures(results):
         charts, tables = [], ""
         for x in results.fairness:
             known = [
-                Point(s, results.value(s, x), results.value(s, y), results.is_partial(s, (x, y)))
+                FrontPoint(s, results.value(s, x), results.value(s, y), results.is_partial(s, (x, y)))
                 for s in results.inputs.systems
             ]
             points = [p for p in known if p.x.is_measured and p.y.is_measured]
@@ -65,13 +65,13 @@ def fronts(results: Results) -> str:
     return f'{lead}<ol class="key">{names}</ol>{shown}' + "".join(details(*block, is_printed=False) for block in folded)
 
 
-def histograms(results: Results) -> str:
+def histograms(results: ComparisonResults) -> str:
     """Shares of every class under every system, with the target."""
     inputs, blocks = results.inputs, ""
     for axis in results.axes:
         charts = []
         for name, target in zip(axis.classes, axis.shares(), strict=True):
-            measure = Measure(results.benchmarks[axis.name], f"share:{name}", axis.name)
+            measure = ReportedMeasure(results.benchmarks[axis.name], f"share:{name}", axis.name)
             rows = [(system, results.value(system, measure)) for system in inputs.systems]
             if any(value.is_measured for _, value in rows):
                 chart = system_bars(f"Share of {name}", measure.metric, rows, inputs.reference, target)

@@ -21,14 +21,14 @@ from popalign_core.report.limits import limits
 from popalign_core.report.measure_names import listed
 from popalign_core.report.plots import system_bars
 from popalign_core.report.run_tables import agreement_table
-from popalign_core.report.standings import Results, summarise
+from popalign_core.report.standings import ComparisonResults, summarise_systems
 from popalign_core.report.system_tables import (
     benchmark_tables,
     class_recall_tables,
     cost_table,
     drop_table,
-    full_table,
     glance_table,
+    systems_table,
     win_tables,
 )
 
@@ -53,7 +53,7 @@ def build_comparison(inputs: ComparisonInputs) -> str:
         InputError: When the tables or pictures do not fit together, or scorers differ (see `check_comparison`).
     """
     check_tables(inputs)
-    results = Results(inputs)
+    results = ComparisonResults(inputs)
     return html_page(inputs.title, _head(results), _sections(results))
 
 
@@ -67,7 +67,7 @@ def check_tables(inputs: ComparisonInputs) -> None:
     check_scorers(inputs.metrics)
 
 
-def about(inputs: ComparisonInputs) -> list[str]:
+def describe_systems(inputs: ComparisonInputs) -> list[str]:
     """What was compared, and whether this is a quick look only."""
     seeds = f"{inputs.n_seeds} seeds each" if inputs.n_seeds > 1 else "one seed"
     text = (
@@ -81,14 +81,14 @@ def about(inputs: ComparisonInputs) -> list[str]:
     return [text, *quick_look(inputs.scale)]
 
 
-def _head(results: Results) -> str:
-    summary = summarise(results)
-    first, *warnings = about(results.inputs)
+def _head(results: ComparisonResults) -> str:
+    summary = summarise_systems(results)
+    first, *warnings = describe_systems(results.inputs)
     lead = f'<p class="soft">{escape(first)}</p>' + "".join(map(warning, warnings))
     return lead + verdict_box(summary.status, summary.headline, summary.sentences)
 
 
-def _sections(results: Results) -> Iterator[tuple[str, str]]:
+def _sections(results: ComparisonResults) -> Iterator[tuple[str, str]]:
     inputs = results.inputs
     yield f"At a glance: each system against {inputs.reference}", _glance(results)
     for benchmark in dict.fromkeys(m.benchmark for m in results.measures):
@@ -113,7 +113,7 @@ def _sections(results: Results) -> Iterator[tuple[str, str]]:
     yield "To repeat it", definitions(inputs.reproducibility)
 
 
-def _glance(results: Results) -> str:
+def _glance(results: ComparisonResults) -> str:
     inputs = results.inputs
     share, reference = f"{inputs.confidence:.0%}", escape(inputs.reference)
     text = (
@@ -127,12 +127,12 @@ def _glance(results: Results) -> str:
     return glance_table(results, [results.standing(name) for name in inputs.others]) + text
 
 
-def _every_number(results: Results) -> str:
+def _every_number(results: ComparisonResults) -> str:
     text = "<p>With p-values and notes; left out on paper, for its length. The tables beside this page have it too.</p>"
-    return text + details("All measures of all systems", full_table(results), is_printed=False)
+    return text + details("All measures of all systems", systems_table(results), is_printed=False)
 
 
-def _left_out(results: Results) -> str:
+def _left_out(results: ComparisonResults) -> str:
     inputs = results.inputs
     charts = []
     for measure in results.measures:

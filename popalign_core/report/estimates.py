@@ -23,7 +23,7 @@ BETWEEN_CLASSIFIERS = ("agreement", "kappa")
 """Measures of two classifiers on the same images; a table may hold them for several pairs."""
 
 
-class Measure(NamedTuple):
+class ReportedMeasure(NamedTuple):
     """What is measured: the columns of a metrics table that name it."""
 
     benchmark: str
@@ -62,18 +62,18 @@ UNKNOWN = Estimate(_NAN, _NAN, _NAN, note="not measured: the tables have no such
 ORIGIN = Estimate(_NAN, _NAN, _NAN, note="not measured: it is the distance from this system's pictures")
 
 
-def measures_of(table: pd.DataFrame) -> list[Measure]:
+def measures_of(table: pd.DataFrame) -> list[ReportedMeasure]:
     """Every measure of one system, in the order of the table."""
     return list(dict.fromkeys(_measures(_of_one_classifier(table))))
 
 
-def deciding_benchmarks(measures: Sequence[Measure]) -> dict[str, str]:
+def deciding_benchmarks(measures: Sequence[ReportedMeasure]) -> dict[str, str]:
     """Axis to the benchmark whose discrepancies decide how fair a system is on it: the first that measures it."""
     found = [m for m in measures if m.metric in FAIRNESS]
     return {m.axis: m.benchmark for m in reversed(found)}
 
 
-def by_measure(table: pd.DataFrame) -> dict[tuple[str, Measure], Estimate]:
+def by_measure(table: pd.DataFrame) -> dict[tuple[str, ReportedMeasure], Estimate]:
     """(system, measure) to what was measured."""
     rows = _of_one_classifier(table)
     keys = zip(rows["system"], _measures(rows), strict=True)
@@ -119,7 +119,7 @@ def check_scorers(metrics: pd.DataFrame) -> None:
         InputError: Names the measure and the scorers.
     """
     rows = _of_one_classifier(metrics[metrics["value"].notna()])
-    for _, group in rows.groupby(list(Measure._fields), sort=False):
+    for _, group in rows.groupby(list(ReportedMeasure._fields), sort=False):
         scorers = sorted(group["scorer"].unique())
         if len(scorers) > 1:
             raise InputError(
@@ -139,5 +139,5 @@ def _of_one_classifier(table: pd.DataFrame) -> pd.DataFrame:
     return table[~table["metric"].isin(BETWEEN_CLASSIFIERS)]
 
 
-def _measures(rows: pd.DataFrame) -> list[Measure]:
-    return [Measure(*row) for row in rows[list(Measure._fields)].itertuples(index=False)]
+def _measures(rows: pd.DataFrame) -> list[ReportedMeasure]:
+    return [ReportedMeasure(*row) for row in rows[list(ReportedMeasure._fields)].itertuples(index=False)]

@@ -6,7 +6,7 @@ from html import escape
 
 from popalign_core.evaluation.pareto import dominators
 from popalign_core.report.cells import Footnotes, estimate_cell, row, table
-from popalign_core.report.estimates import Estimate, Measure
+from popalign_core.report.estimates import Estimate, ReportedMeasure
 from popalign_core.report.measure_names import direction, number, scorer_name
 from popalign_core.report.svg_shapes import WIDTH, diamond, dot, line, path, scale, short, svg, text
 
@@ -16,7 +16,7 @@ _PARTIAL = ", of other prompts"
 
 
 @dataclass(frozen=True)
-class Point:
+class FrontPoint:
     """One system, or one value of a parameter.
 
     Attributes:
@@ -37,14 +37,16 @@ class Point:
         return ("◆", "◇") if self.is_partial else ("●", "○")
 
 
-def beaten_by(points: Sequence[Point], x: str, y: str) -> dict[str, str | None]:
+def beaten_by(points: Sequence[FrontPoint], x: str, y: str) -> dict[str, str | None]:
     """Name to the name of a point that is better in one measure and no worse in the other; None on the front."""
     scores = [[direction(x) * p.x.value, direction(y) * p.y.value] for p in points]
     found = dominators(scores) if points else []
     return {p.name: None if n is None else points[n].name for p, n in zip(points, found, strict=True)}
 
 
-def front_chart(title: str, points: Sequence[Point], x: Measure, y: Measure, *, is_named: bool = False) -> str:
+def front_chart(
+    title: str, points: Sequence[FrontPoint], x: ReportedMeasure, y: ReportedMeasure, *, is_named: bool = False
+) -> str:
     """Points with the intervals of both measures; those of the front are full and joined, the others hollow.
 
     Args:
@@ -82,7 +84,7 @@ def front_chart(title: str, points: Sequence[Point], x: Measure, y: Measure, *, 
     return svg(_HEIGHT, f"{title}: {told}", parts)
 
 
-def front_table(points: Sequence[Point], x: Measure, y: Measure, head: str = "System") -> str:
+def front_table(points: Sequence[FrontPoint], x: ReportedMeasure, y: ReportedMeasure, head: str = "System") -> str:
     """The points in numbers, and which of them are dominated."""
     heads = (head, x.name, y.name, "Pareto front")
     beaten, notes, rows = beaten_by(points, x.metric, y.metric), Footnotes(), []
@@ -114,7 +116,7 @@ def _axes(xs: Sequence[Estimate], ys: Sequence[Estimate], x: str, y: str) -> lis
     return parts
 
 
-def _names(x: Measure, y: Measure) -> list[str]:
+def _names(x: ReportedMeasure, y: ReportedMeasure) -> list[str]:
     arrow_x = "← fairer" if direction(x.metric) < 0 else "fairer →"
     arrow_y = "↓ better" if direction(y.metric) < 0 else "↑ better"
     return [

@@ -8,7 +8,7 @@ import pandas as pd
 from popalign_core.errors import InputError
 from popalign_core.report.cells import MOST_COLUMNS, Footnotes, estimate_cell, row, table
 from popalign_core.report.document import figures, html_page
-from popalign_core.report.estimates import UNKNOWN, Measure, by_measure, measures_of
+from popalign_core.report.estimates import UNKNOWN, ReportedMeasure, by_measure, measures_of
 from popalign_core.report.measure_names import column_name, floor_words, is_shown
 from popalign_core.report.trend import trend_chart
 
@@ -83,11 +83,11 @@ def _tables(rows: pd.DataFrame) -> str:
     return tables
 
 
-def _measures(rows: pd.DataFrame) -> list[Measure]:
+def _measures(rows: pd.DataFrame) -> list[ReportedMeasure]:
     return [m for m in measures_of(rows) if is_shown(m.metric, is_crowded=True)]
 
 
-def _head(measure: Measure) -> str:
+def _head(measure: ReportedMeasure) -> str:
     name = column_name(measure.metric, measure.axis)
     if measure.metric == "recall":
         return f"Recall, {name}"

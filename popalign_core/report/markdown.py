@@ -7,7 +7,7 @@ _ESCAPED = _IN_A_CELL | str.maketrans({sign: f"\\{sign}" for sign in "*_`[]"} | 
 """What Markdown or HTML would take for markup."""
 
 
-def plain(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text as it is, whatever signs it holds: names come from outside."""
     return text.translate(_ESCAPED)
 

@@ -9,12 +9,12 @@ from popalign_core.report.svg_shapes import (
     BASE_FILL,
     WIDTH,
     dot,
-    label,
     line,
     rect,
     scale,
     svg,
     text,
+    text_label,
     whisker,
 )
 
@@ -42,7 +42,7 @@ def forest(title: str, metric: str, rows: Sequence[tuple[str, Estimate, Status]]
     parts.append(text(better[1], height - 5, better[0], better[2], "soft"))
     for place, (name, difference, status) in enumerate(rows):
         y = _STEP * place + 11
-        parts.append(label(y + 4, name, NAMES))
+        parts.append(text_label(y + 4, name, NAMES))
         if not difference.is_measured:
             parts.append(text(WIDTH, y + 4, "not measured", "end", "soft"))
             continue
@@ -74,7 +74,7 @@ def system_bars(
     parts = []
     for place, (name, value) in enumerate(rows):
         y = first + _STEP * place
-        parts.append(label(y + 15, name, NAMES))
+        parts.append(text_label(y + 15, name, NAMES))
         if value.is_measured:
             fill = BASE_FILL if name == reference else ALIGNED_FILL
             parts.append(rect(NAMES, y + 4, x(value.value) - NAMES, 14, fill))
@@ -100,7 +100,7 @@ def strips(title: str, rows: Sequence[tuple[str, Sequence[float]]], floor: float
     for place, (name, values) in enumerate(rows):
         y = 18 + _STEP * place + 11
         known = [value for value in values if value == value]
-        parts += [label(y + 4, name, NAMES), line(NAMES + 6, y, _RIGHT, y, "tick")]
+        parts += [text_label(y + 4, name, NAMES), line(NAMES + 6, y, _RIGHT, y, "tick")]
         parts += [dot(x(value), y, "ring", f"{name} {value:.2f}", radius=3.5) for value in known]
         if known:
             mean = sum(known) / len(known)
@@ -125,7 +125,7 @@ def dumbbells(title: str, rows: Sequence[tuple[str, float, float]], floor: float
     parts = [line(x(floor), first - 3, x(floor), height, "target"), text(x(floor), 11, "fair", "middle", "soft")]
     for place, (prompt, before, after) in enumerate(rows):
         y = first + step * place + 9
-        parts.append(label(y + 4, prompt, NAMES))
+        parts.append(text_label(y + 4, prompt, NAMES))
         if before == before and after == after:
             parts.append(line(x(before), y, x(after), y, "join"))
         for value, kind in ((before, "hollow"), (after, "full")):

@@ -69,7 +69,7 @@ class ReportInputs(TwoSystems):
     notes: Sequence[str] = ()
 
 
-def check_inputs(inputs: ReportInputs) -> None:
+def check_report_inputs(inputs: ReportInputs) -> None:
     """Refuse what would give a wrong page.
 
     Raises:

@@ -11,18 +11,18 @@ from popalign_core.report.charts import class_histogram, curve, legend, prompt_b
 from popalign_core.report.document import bullets, definitions, details, figures, html_page, verdict_box
 from popalign_core.report.estimates import Estimate
 from popalign_core.report.limits import limits
-from popalign_core.report.run_inputs import ReportInputs, check_inputs
+from popalign_core.report.run_inputs import ReportInputs, check_report_inputs
 from popalign_core.report.run_tables import (
     agreement_table,
+    by_prompt_table,
     drops_table,
     full_table,
     main_table,
-    prompt_table,
     recall_table,
 )
 from popalign_core.report.svg_shapes import Bar
 from popalign_core.report.system_tables import cost_table
-from popalign_core.report.verdict import Change, changes, judge
+from popalign_core.report.verdict import Change, changes, find_verdict
 
 
 def build_report(inputs: ReportInputs) -> str:
@@ -35,9 +35,9 @@ def build_report(inputs: ReportInputs) -> str:
         A complete HTML document.
 
     Raises:
-        InputError: When a system is missing or the pictures do not pair (see `check_inputs`).
+        InputError: When a system is missing or the pictures do not pair (see `check_report_inputs`).
     """
-    check_inputs(inputs)
+    check_report_inputs(inputs)
     head = (
         f'<p class="soft">{escape(inputs.aligned)} compared with {escape(inputs.base)}, on the same prompts and '
         f"seeds</p>{_verdict(inputs)}"
@@ -59,7 +59,7 @@ def _sections(inputs: ReportInputs, found: Sequence[Change]) -> Iterator[tuple[s
 
 
 def _verdict(inputs: ReportInputs) -> str:
-    verdict = judge(inputs)
+    verdict = find_verdict(inputs)
     parts = [sentence.partition(": ") for sentence in verdict.sentences]
     return verdict_box(verdict.status, verdict.headline, [(lead, rest) for lead, _, rest in parts])
 
@@ -103,7 +103,7 @@ def _prompts(inputs: ReportInputs) -> str:
         chart = prompt_bars(title, rows[:MOST_PROMPTS], floor, largest_discrepancy(axis))
         cut = f", the {MOST_PROMPTS} most biased of {len(rows)}" if len(rows) > MOST_PROMPTS else ""
         charts.append((f"{axis.name.capitalize()}{cut}", chart))
-        table = prompt_table(inputs.per_prompt, axis, inputs)
+        table = by_prompt_table(inputs.per_prompt, axis, inputs)
         tables.append(details(f"All {len(rows)} prompts, {axis.name}", table))
     lead = (
         "<p>Discrepancy of each prompt on its own, the most biased under the base first: a model can look fair on the "

@@ -73,7 +73,7 @@ def agreement_table(metrics: pd.DataFrame) -> str:
     return table(heads, rows) + str(notes)
 
 
-def prompt_table(per_prompt: pd.DataFrame, axis: Axis, inputs: ReportInputs) -> str:
+def by_prompt_table(per_prompt: pd.DataFrame, axis: Axis, inputs: ReportInputs) -> str:
     """Every prompt of one axis, the most biased under the base first."""
     heads = ("Prompt", inputs.base, inputs.aligned)
     chosen = per_prompt[per_prompt["axis"] == axis.name]

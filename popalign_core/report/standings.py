@@ -12,7 +12,7 @@ from popalign_core.report.estimates import (
     ORIGIN,
     UNKNOWN,
     Estimate,
-    Measure,
+    ReportedMeasure,
     Status,
     by_measure,
     combined,
@@ -42,28 +42,28 @@ class Standing:
     system: str
     place: Place
     axes: Mapping[str, Status]
-    lost: tuple[Measure, ...]
-    doubtful: tuple[Measure, ...]
-    gained: tuple[Measure, ...]
+    lost: tuple[ReportedMeasure, ...]
+    doubtful: tuple[ReportedMeasure, ...]
+    gained: tuple[ReportedMeasure, ...]
 
 
 @dataclass(frozen=True)
-class Results:
+class ComparisonResults:
     """The tables of a comparison by measure and system."""
 
     inputs: ComparisonInputs
 
     @cached_property
-    def measures(self) -> list[Measure]:
+    def measures(self) -> list[ReportedMeasure]:
         """Every measure, in the order of the metrics tables."""
         return measures_of(self.inputs.metrics)
 
     @cached_property
-    def _values(self) -> dict[tuple[str, Measure], Estimate]:
+    def _values(self) -> dict[tuple[str, ReportedMeasure], Estimate]:
         return by_measure(self.inputs.metrics)
 
     @cached_property
-    def _differences(self) -> dict[tuple[str, Measure], Estimate]:
+    def _differences(self) -> dict[tuple[str, ReportedMeasure], Estimate]:
         return by_measure(self.inputs.comparison)
 
     @cached_property
@@ -77,29 +77,29 @@ class Results:
         return [axis for axis in self.inputs.axes if axis.name in self.benchmarks]
 
     @property
-    def fairness(self) -> list[Measure]:
+    def fairness(self) -> list[ReportedMeasure]:
         """The mean discrepancy over prompts of each of `axes`."""
-        return [Measure(self.benchmarks[axis.name], FAIRNESS[1], axis.name) for axis in self.axes]
+        return [ReportedMeasure(self.benchmarks[axis.name], FAIRNESS[1], axis.name) for axis in self.axes]
 
     @property
-    def headlines(self) -> list[Measure]:
+    def headlines(self) -> list[ReportedMeasure]:
         """What the tables of the paper show; the rest is in the table of every number."""
         return [m for m in self.measures if is_shown(m.metric, is_crowded=True)]
 
-    def value(self, system: str, measure: Measure) -> Estimate:
+    def value(self, system: str, measure: ReportedMeasure) -> Estimate:
         """What a system was measured to have."""
         is_origin = system == self.inputs.reference and is_distance(measure.metric)
         return self._values.get((system, measure), ORIGIN if is_origin else UNKNOWN)
 
-    def difference(self, system: str, measure: Measure) -> Estimate:
+    def difference(self, system: str, measure: ReportedMeasure) -> Estimate:
         """A system minus the reference."""
         return self._differences.get((system, measure), UNKNOWN)
 
-    def status(self, system: str, measure: Measure) -> Status:
+    def status(self, system: str, measure: ReportedMeasure) -> Status:
         """What may be said of the difference."""
         return judge_difference(measure.metric, self.difference(system, measure), self.inputs.confidence)
 
-    def is_partial(self, system: str, measures: Sequence[Measure]) -> bool:
+    def is_partial(self, system: str, measures: Sequence[ReportedMeasure]) -> bool:
         """Whether its pictures were made elsewhere and, of some measure, not of the prompts of the reference."""
         others = self.inputs.others if system == self.inputs.reference else [system]
         notes = [self.difference(name, m).note for name in others for m in measures]
@@ -115,11 +115,11 @@ class Results:
         doubtful = tuple(m for m in found if is_doubtful_loss(m.metric, self.difference(system, m), share))
         return Standing(system, _place(list(axes.values()), bool(lost)), axes, lost, doubtful, gained)
 
-    def decides(self, measure: Measure) -> bool:
+    def decides(self, measure: ReportedMeasure) -> bool:
         """Whether a system is called fairer or less fair by this measure."""
         return measure.metric in FAIRNESS and measure.benchmark == self.benchmarks[measure.axis]
 
-    def counts(self, measure: Measure) -> bool:
+    def counts(self, measure: ReportedMeasure) -> bool:
         """Whether a change is a gain or a loss; faces are looked for where shares are read off them."""
         return measure.metric != "no_face_share" or measure.benchmark in self.benchmarks.values()
 
@@ -136,7 +136,7 @@ class Summary:
     sentences: tuple[tuple[str, str], ...]
 
 
-def summarise(results: Results) -> Summary:
+def summarise_systems(results: ComparisonResults) -> Summary:
     """What a release manager must know."""
     inputs = results.inputs
     standings = [results.standing(name) for name in inputs.others]
@@ -173,7 +173,7 @@ _LEADS: tuple[tuple[Place, str], ...] = (
 )
 
 
-def _sentences(results: Results, standings: Sequence[Standing]) -> Iterator[tuple[str, str]]:
+def _sentences(results: ComparisonResults, standings: Sequence[Standing]) -> Iterator[tuple[str, str]]:
     for place, lead in _LEADS:
         chosen = [standing for standing in standings if standing.place == place]
         if chosen:
@@ -181,7 +181,7 @@ def _sentences(results: Results, standings: Sequence[Standing]) -> Iterator[tupl
             yield lead.format(reference=results.inputs.reference), f"{told}."
 
 
-def _losses(results: Results, standing: Standing) -> str:
+def _losses(results: ComparisonResults, standing: Standing) -> str:
     told = []
     for lead, measures in (("worse", standing.lost), ("perhaps worse", standing.doubtful)):
         is_all = any(m.metric == "recall" and m.axis == "all" for m in measures)  # then its parts need no words
@@ -192,7 +192,7 @@ def _losses(results: Results, standing: Standing) -> str:
     return f" ({'; '.join(told)})" if told else ""
 
 
-def _short(measure: Measure) -> str:
+def _short(measure: ReportedMeasure) -> str:
     if measure.metric == "recall":
         return "recall" if measure.axis == "all" else f"recall of {measure.axis}"
     return measure.name if measure.axis else f"{scorer_name(measure.metric)} on {measure.benchmark} prompts"

@@ -15,7 +15,7 @@ from popalign_core.review.labels import LabelResults
 _MARK = '<section class="people" data-study="{name}">'
 
 
-def study_page(
+def study_document(
     study: str, subtitle: str, section: str, instructions: str, limits: Iterable[str], about: Mapping[str, str]
 ) -> str:
     """A complete HTML document of a study.

@@ -74,7 +74,7 @@ def upright(x: float, low: float, high: float) -> str:
     return line(x, low, x, high, "whisker") + ends
 
 
-def label(y: float, name: str, left: float = LEFT) -> str:
+def text_label(y: float, name: str, left: float = LEFT) -> str:
     """A name left of the chart, cut to its room; whole when pointed at."""
     shown = short(name, round((left - 6) / 6.4))
     return f"<g><title>{escape(name)}</title>{text(left - 6, y, shown, 'end')}</g>"

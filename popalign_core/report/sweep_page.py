@@ -14,8 +14,15 @@ from popalign_core.evaluation.pareto import dominators
 from popalign_core.report.cells import MOST_COLUMNS, NOTHING, Footnotes, estimate_cell, row, table
 from popalign_core.report.comparison_inputs import SweepInputs, check_sweep
 from popalign_core.report.document import definitions, details, figures, html_page, quick_look, warning
-from popalign_core.report.estimates import UNKNOWN, Estimate, Measure, by_measure, deciding_benchmarks, measures_of
-from popalign_core.report.front import Point, front_chart, front_table
+from popalign_core.report.estimates import (
+    UNKNOWN,
+    Estimate,
+    ReportedMeasure,
+    by_measure,
+    deciding_benchmarks,
+    measures_of,
+)
+from popalign_core.report.front import FrontPoint, front_chart, front_table
 from popalign_core.report.measure_names import FAIRNESS, column_name, direction, floor_words, is_shown, number
 from popalign_core.report.trend import trend_chart
 
@@ -59,12 +66,12 @@ class Sweep:
         return list(dict.fromkeys(self._rows["series"]))
 
     @cached_property
-    def measures(self) -> list[Measure]:
+    def measures(self) -> list[ReportedMeasure]:
         """What the charts and the table show; the rest stays in the points."""
         return [m for m in measures_of(self._rows) if is_shown(m.metric, is_crowded=True)]
 
     @cached_property
-    def quality(self) -> list[Measure]:
+    def quality(self) -> list[ReportedMeasure]:
         """Scores of pictures; those of the very pictures whose classes are counted first."""
         found = [m for m in self.measures if not m.axis and m.metric != "no_face_share"]
         return sorted(found, key=lambda m: m.benchmark not in self.benchmarks.values())
@@ -75,17 +82,17 @@ class Sweep:
         return deciding_benchmarks(self.measures)
 
     @property
-    def fairness(self) -> list[Measure]:
+    def fairness(self) -> list[ReportedMeasure]:
         """Mean discrepancy over prompts, of every axis that has one."""
         known = [axis.name for axis in self.inputs.axes if axis.name in self.benchmarks]
-        return [Measure(self.benchmarks[name], FAIRNESS[1], name) for name in known]
+        return [ReportedMeasure(self.benchmarks[name], FAIRNESS[1], name) for name in known]
 
     @cached_property
     def names(self) -> list[tuple[str, str]]:
         """(series, value) of every point."""
         return [(name, value) for name in self.series for value in self.values]
 
-    def at(self, series: str, value: str, measure: Measure) -> Estimate:
+    def at(self, series: str, value: str, measure: ReportedMeasure) -> Estimate:
         """What was measured at one value."""
         return self._estimates.get((_name(series, value), measure), UNKNOWN)
 
@@ -107,7 +114,7 @@ class Sweep:
         return rows.assign(system=names, n=0)
 
     @cached_property
-    def _estimates(self) -> dict[tuple[str, Measure], Estimate]:
+    def _estimates(self) -> dict[tuple[str, ReportedMeasure], Estimate]:
         return by_measure(self._rows)
 
 
@@ -183,7 +190,7 @@ def _fronts(sweep: Sweep) -> str:
     for y in sweep.quality:
         charts, tables = [], ""
         for x in sweep.fairness:
-            known = [Point(_name(*name), sweep.at(*name, x), sweep.at(*name, y)) for name in sweep.names]
+            known = [FrontPoint(_name(*name), sweep.at(*name, x), sweep.at(*name, y)) for name in sweep.names]
             points = [p for p in known if p.x.is_measured and p.y.is_measured]
             if len(points) > 1:
                 title = f"{x.axis} and {y.name}"
@@ -218,12 +225,12 @@ def _place(sweep: Sweep, name: tuple[str, str]) -> str:
     return "<b>● on the front</b>" if other is None else f"○ dominated by {escape(_name(*other))}"
 
 
-def _head_of(measure: Measure) -> str:
+def _head_of(measure: ReportedMeasure) -> str:
     if measure.metric == "recall":
         return measure.name
     name = column_name(measure.metric, measure.axis)
     return name if measure.axis and measure.benchmark == "neutral" else f"{name}, {measure.benchmark}"
 
 
-def _cell(estimate: Estimate, measure: Measure, notes: Footnotes) -> str:
+def _cell(estimate: Estimate, measure: ReportedMeasure, notes: Footnotes) -> str:
     return estimate_cell(estimate, measure.metric, notes, more=floor_words(estimate.floor, measure.metric))

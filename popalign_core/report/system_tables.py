@@ -21,16 +21,16 @@ from popalign_core.report.cells import (
     table,
 )
 from popalign_core.report.comparison_inputs import ComparisonInputs
-from popalign_core.report.estimates import UNKNOWN, WORDS, Estimate, Measure, Status, combined, judge_difference
+from popalign_core.report.estimates import UNKNOWN, WORDS, Estimate, ReportedMeasure, Status, combined, judge_difference
 from popalign_core.report.measure_names import column_name, floor_words, number, p_words, scorer_name
-from popalign_core.report.standings import Results, Standing
+from popalign_core.report.standings import ComparisonResults, Standing
 
 _BETTER: dict[Status, str] = WORDS | {"improved": "better", "unclear": "unclear"}
 _DISCREPANCY = "Discrepancy, of all prompts together and the mean over prompts: lower is fairer"
 _FAIRER: dict[Status, str] = _BETTER | {"improved": "fairer", "worse": "less fair"}
 
 
-def glance_table(results: Results, standings: Sequence[Standing]) -> str:
+def glance_table(results: ComparisonResults, standings: Sequence[Standing]) -> str:
     """One row a system: fairer on which axis, and at what cost."""
     axes = [axis.name for axis in results.axes]
     fairness = (f"{axis[:1].upper()}{axis[1:]} fairness" for axis in axes)
@@ -42,7 +42,7 @@ def glance_table(results: Results, standings: Sequence[Standing]) -> str:
     return table(heads, rows, "glance")
 
 
-def benchmark_tables(results: Results, benchmark: str) -> Iterator[tuple[str, str]]:
+def benchmark_tables(results: ComparisonResults, benchmark: str) -> Iterator[tuple[str, str]]:
     """(caption, table) of fairness, recall and quality on one benchmark, as far as they were measured there."""
     measures = [m for m in results.headlines if m.benchmark == benchmark]
     chosen = {
@@ -55,14 +55,14 @@ def benchmark_tables(results: Results, benchmark: str) -> Iterator[tuple[str, st
             yield caption, _measure_table(results, columns[start : start + MOST_COLUMNS])
 
 
-def class_recall_tables(results: Results, benchmark: str) -> str:
+def class_recall_tables(results: ComparisonResults, benchmark: str) -> str:
     """Recall of every class of every axis on one benchmark; '' when there is none."""
     columns = [m for m in results.measures if m.metric.startswith("recall:") and m.benchmark == benchmark]
     starts = range(0, len(columns), MOST_COLUMNS)
     return "".join(_measure_table(results, columns[start : start + MOST_COLUMNS]) for start in starts)
 
 
-def full_table(results: Results) -> str:
+def systems_table(results: ComparisonResults) -> str:
     """Every number, with the difference to the reference, its adjusted p-value and the notes."""
     heads = ("System", "Value", "Fair sampler", "Images", "Minus reference", "p, adjusted", "Notes")
     rows, told = [], Footnotes()  # the last column has the notes in full
@@ -136,7 +136,7 @@ def _discrepancy(value: float | None) -> str:
 _WINS: dict[Status, str] = _BETTER | {"improved": "preferred", "worse": "not preferred"}
 
 
-def _measure_table(results: Results, columns: Sequence[Measure]) -> str:
+def _measure_table(results: ComparisonResults, columns: Sequence[ReportedMeasure]) -> str:
     if not columns:
         return ""
     heads = ("System", *(column_name(m.metric, m.axis) for m in columns))
@@ -148,7 +148,7 @@ def _measure_table(results: Results, columns: Sequence[Measure]) -> str:
     return table(heads, rows, "main") + str(notes)
 
 
-def _measure_cell(results: Results, system: str, measure: Measure, notes: Footnotes) -> str:
+def _measure_cell(results: ComparisonResults, system: str, measure: ReportedMeasure, notes: Footnotes) -> str:
     value, shift = results.value(system, measure), results.difference(system, measure)
     words = _FAIRER if measure.metric.startswith("discrepancy") else _BETTER
     said = mark(results.status(system, measure), words) if shift.is_measured else ""
@@ -181,13 +181,13 @@ def _full_cells(value: Estimate, shift: Estimate, metric: str, told: Footnotes) 
     return (*cells, escape(notes) or NOTHING)
 
 
-def _shift(results: Results, system: str, axis: str) -> str:
+def _shift(results: ComparisonResults, system: str, axis: str) -> str:
     measure = next(m for m in results.fairness if m.axis == axis)
     both = (results.value(name, measure).value for name in (results.inputs.reference, system))
     return f" <small>{' → '.join(number(value, measure.metric) for value in both)}</small>"
 
 
-def _others(results: Results, system: str) -> Iterator[str]:
+def _others(results: ComparisonResults, system: str) -> Iterator[str]:
     groups = {
         "recall": [m for m in results.headlines if m.metric == "recall"],
         "quality": [m for m in results.headlines if not m.metric.startswith(("discrepancy", "recall", "no_face"))],
@@ -205,7 +205,7 @@ def _others(results: Results, system: str) -> Iterator[str]:
         yield mark(whole, _BETTER) + (f" <small>{escape(shown)}</small>" if shown else "")
 
 
-def _place(measure: Measure) -> str:
+def _place(measure: ReportedMeasure) -> str:
     if measure.metric == "recall":
         return measure.axis
     return "" if measure.metric == "no_face_share" else f"{scorer_name(measure.metric)}, {measure.benchmark}"

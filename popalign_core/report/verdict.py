@@ -63,7 +63,7 @@ def changes(inputs: TwoSystems) -> list[Change]:
     return result
 
 
-def judge(inputs: TwoSystems) -> Verdict:
+def find_verdict(inputs: TwoSystems) -> Verdict:
     """The verdict of the page, the card and the command line, from intervals and adjusted p-values alone."""
     found = changes(inputs)
     by_axis = {axis.name: combined([change.status for change in _fairness(found, axis.name)]) for axis in inputs.axes}

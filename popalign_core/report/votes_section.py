@@ -6,7 +6,7 @@ from typing import Any
 
 from popalign_core.report.cells import row, table
 from popalign_core.report.document import bullets
-from popalign_core.review.results import Results
+from popalign_core.review.results import StudyResults
 
 _COUNTED = {"majority": "majority of each pair", "votes": "every vote"}
 JUDGING_LIMITS = (
@@ -16,7 +16,7 @@ JUDGING_LIMITS = (
 )
 
 
-def people_section(systems: tuple[str, str], results: Results) -> str:
+def people_section(systems: tuple[str, str], results: StudyResults) -> str:
     """Win rates, agreement of the raters and who was flagged, as HTML.
 
     Args:
@@ -36,7 +36,7 @@ def _cells(systems: tuple[str, str], wins: Mapping[Any, Any]) -> tuple[str, ...]
     return (_COUNTED[wins["by"]], *counts, rate, preferred)
 
 
-def _agreement(results: Results) -> Iterator[str]:
+def _agreement(results: StudyResults) -> Iterator[str]:
     for found in results.agreement.to_dict("records"):
         said = found["note"] or f"{found['alpha']:.2f} on {found['n_pairs']} pairs"
         if found["ci_low"] == found["ci_low"]:  # NaN when there is no interval
@@ -44,7 +44,7 @@ def _agreement(results: Results) -> Iterator[str]:
         yield f"Agreement on {found['question']} (Krippendorff's alpha; 1 is full, 0 is chance): {said}."
 
 
-def _flags(results: Results) -> Iterator[str]:
+def _flags(results: StudyResults) -> Iterator[str]:
     flagged = results.raters[results.raters["flag"] != ""]
     votes = int(results.raters["n_votes"].sum())
     yield (

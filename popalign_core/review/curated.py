@@ -9,7 +9,7 @@ import pandas as pd
 from popalign_core.config.review import CurateConfig
 from popalign_core.preferences.chain import Chain
 from popalign_core.preferences.target import Target
-from popalign_core.review.curating import Seen, measure
+from popalign_core.review.curating import Seen, measure_set
 
 ENDS = ("finished", "given up", "going on")
 _COLUMNS = ["prompt", "end", "n_accepted", "n_undone", "seconds", "discrepancy_start", "discrepancy_end"]
@@ -51,7 +51,7 @@ class CurationResults:
 
 def evaluate_courses(courses: Sequence[Course], config: CurateConfig) -> CurationResults:
     """All results."""
-    traces = [[measure(chain.members, course.seen, config.axes) for chain in course.chains] for course in courses]
+    traces = [[measure_set(chain.members, course.seen, config.axes) for chain in course.chains] for course in courses]
     rows = [
         {
             "prompt": course.prompt,

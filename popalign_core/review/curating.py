@@ -12,7 +12,7 @@ import numpy as np
 from popalign_core.config import Axis
 from popalign_core.config.review import CurateConfig
 from popalign_core.ids import content_id
-from popalign_core.preferences.chain import Chain, Member, Proposal, accept, propose, undo
+from popalign_core.preferences.chain import Chain, Member, Proposal, accept, propose, undo_proposal
 from popalign_core.preferences.target import Target
 
 Seen = Mapping[str, Mapping[str, str]]
@@ -68,7 +68,7 @@ def iter_chain(members: Sequence[str], spare: Sequence[str], answers: Iterable[A
     chain = Chain(tuple(members), tuple(spare))
     yield chain
     for answer in answers:
-        chain = accept(chain, Proposal(answer.slot, answer.replacement)) if answer.is_accepted else undo(chain)
+        chain = accept(chain, Proposal(answer.slot, answer.replacement)) if answer.is_accepted else undo_proposal(chain)
         yield chain
 
 
@@ -96,7 +96,7 @@ def weigh(members: Sequence[Member], seen: Seen, axes: Sequence[Axis]) -> list[A
     return balances
 
 
-def measure(members: Sequence[Member], seen: Seen, axes: Sequence[Axis]) -> float:
+def measure_set(members: Sequence[Member], seen: Seen, axes: Sequence[Axis]) -> float:
     """The discrepancy of a set over the images that could be read on all axes; NaN when there is none."""
     target = Target(axes)
     cells = [tuple(seen.get(str(member), {}).get(axis.name, "") for axis in axes) for member in members]

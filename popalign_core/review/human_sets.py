@@ -10,7 +10,7 @@ from popalign_core.config import Axis
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from popalign_core.preferences.target import Target
-from popalign_core.review.curating import Seen, measure
+from popalign_core.review.curating import Seen, measure_set
 
 _COLUMNS = ["set_id", "prompt_id", "role", "image_id", "slot", "target", "discrepancy", "balance"]
 
@@ -69,7 +69,7 @@ def _rows(
 ) -> Iterable[tuple[object, ...]]:
     target = Target(axes)
     for role, image_ids in zip(("preferred", "dispreferred"), sides, strict=True):
-        distance = measure(image_ids, seen, axes)
+        distance = measure_set(image_ids, seen, axes)
         balance = 1.0 - distance / target.largest_discrepancy()
         for slot, image_id in enumerate(image_ids):
             yield set_id, prompt_id, role, image_id, slot, target.table(), distance, balance

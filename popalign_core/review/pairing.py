@@ -15,7 +15,7 @@ UNSEEDED = -1
 
 
 @dataclass(frozen=True)
-class Pair:
+class ImagePair:
     """Two sets of images for one prompt.
 
     Attributes:
@@ -35,7 +35,7 @@ class Pair:
     kind: CheckKind | None = None
 
 
-def pair_sets(a: pd.DataFrame, b: pd.DataFrame, config: StudyConfig) -> list[Pair]:
+def pair_sets(a: pd.DataFrame, b: pd.DataFrame, config: StudyConfig) -> list[ImagePair]:
     """Sets of two systems on common prompts and seeds; the i-th image of both sides has the same seed.
 
     Args:
@@ -63,7 +63,7 @@ def pair_sets(a: pd.DataFrame, b: pd.DataFrame, config: StudyConfig) -> list[Pai
     return [pairs[number] for number in sorted(chosen)]
 
 
-def make_checks(pairs: Sequence[Pair], config: StudyConfig) -> list[Pair]:
+def make_checks(pairs: Sequence[ImagePair], config: StudyConfig) -> list[ImagePair]:
     """Pairs whose answer is known, made of the study's own images, the systems and the questions taking turns."""
     questions = [question for question in config.questions if question.check is not None]
     if not questions:
@@ -76,14 +76,14 @@ def make_checks(pairs: Sequence[Pair], config: StudyConfig) -> list[Pair]:
         images = pair.a if number // len(questions) % 2 == 0 else pair.b
         other = images if question.check == "spoiled" else images[:1] * len(images)
         pair_id = content_id("check", question.name, number, pair.pair_id)
-        checks.append(Pair(pair_id, pair.prompt_id, images, other, question.name, question.check))
+        checks.append(ImagePair(pair_id, pair.prompt_id, images, other, question.name, question.check))
     return checks
 
 
-def _cut(prompt_id: str, rows: pd.DataFrame, config: StudyConfig) -> list[Pair]:
+def _cut(prompt_id: str, rows: pd.DataFrame, config: StudyConfig) -> list[ImagePair]:
     pairs = []
     for number in range(min(config.sets_per_prompt, len(rows) // config.set_size)):
         part = rows.iloc[number * config.set_size : (number + 1) * config.set_size]
         a, b = tuple(part["image_id_a"]), tuple(part["image_id_b"])
-        pairs.append(Pair(content_id("pair", prompt_id, a, b), prompt_id, a, b))
+        pairs.append(ImagePair(content_id("pair", prompt_id, a, b), prompt_id, a, b))
     return pairs

@@ -8,13 +8,13 @@ import numpy as np
 
 from popalign_core.config.review import AskConfig
 from popalign_core.errors import InputError
-from popalign_core.review.pairing import Pair
+from popalign_core.review.pairing import ImagePair
 
 Side = Literal["a", "b"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlannedQuestion:
     """One question put to one rater.
 
     Attributes:
@@ -29,8 +29,8 @@ class Asked:
 
 
 def plan_rater(
-    pairs: Sequence[Pair], coverage: Mapping[str, int], config: AskConfig, generator: np.random.Generator
-) -> list[Asked]:
+    pairs: Sequence[ImagePair], coverage: Mapping[str, int], config: AskConfig, generator: np.random.Generator
+) -> list[PlannedQuestion]:
     """The questions of one rater: pairs that lack raters, those that lack most first chosen, in random order.
 
     All questions about a pair follow each other. System A stands first in half of the pairs and the known answer in
@@ -55,22 +55,24 @@ def plan_rater(
     checks = [pair for pair in pairs if pair.checks]
     order = _mix(chosen, [checks[number] for number in generator.permutation(len(checks))], generator)
     sides = _sides(chosen, generator) | _sides(checks, generator)
-    return [Asked(pair.pair_id, name, sides[pair.pair_id]) for pair in order for name in _questions(pair, config)]
+    return [
+        PlannedQuestion(pair.pair_id, name, sides[pair.pair_id]) for pair in order for name in _questions(pair, config)
+    ]
 
 
-def _questions(pair: Pair, config: AskConfig) -> list[str]:
+def _questions(pair: ImagePair, config: AskConfig) -> list[str]:
     return [pair.checks] if pair.checks else list(config.asks)
 
 
-def _mix(pairs: Sequence[Pair], checks: Sequence[Pair], generator: np.random.Generator) -> list[Pair]:
+def _mix(pairs: Sequence[ImagePair], checks: Sequence[ImagePair], generator: np.random.Generator) -> list[ImagePair]:
     """Each check behind a pair drawn at random."""
-    behind: list[list[Pair]] = [[pair] for pair in pairs]
+    behind: list[list[ImagePair]] = [[pair] for pair in pairs]
     for check, place in zip(checks, generator.integers(0, len(pairs), len(checks)), strict=True):
         behind[place].append(check)
     return [pair for group in behind for pair in group]
 
 
-def _sides(pairs: Sequence[Pair], generator: np.random.Generator) -> dict[str, Side]:
+def _sides(pairs: Sequence[ImagePair], generator: np.random.Generator) -> dict[str, Side]:
     """A first in half of them; the odd one by lot."""
     places = np.arange(len(pairs)) + generator.integers(2)
     sides: list[Side] = ["a" if place % 2 else "b" for place in generator.permutation(places)]

@@ -24,7 +24,7 @@ _WINS = ["question", "by", "n", "n_wins", "n_ties", "n_losses", "win_rate", "ci_
 
 
 @dataclass(frozen=True)
-class Results:
+class StudyResults:
     """Tables of a study.
 
     Attributes:
@@ -39,7 +39,7 @@ class Results:
     raters: pd.DataFrame
 
 
-def evaluate_votes(votes: pd.DataFrame, config: StudyConfig, confidence: float = 0.95) -> Results:
+def evaluate_votes(votes: pd.DataFrame, config: StudyConfig, confidence: float = 0.95) -> StudyResults:
     """All results; the votes of flagged raters count neither for wins nor for agreement."""
     raters = judge_raters(votes, config)
     flagged = raters.loc[raters["flag"] != "", "rater"]
@@ -48,7 +48,7 @@ def evaluate_votes(votes: pd.DataFrame, config: StudyConfig, confidence: float =
     by_question = {name: counted[counted["question"] == name] for name in names}
     wins = [row for name in names for row in _win_rows(name, by_question[name], confidence)]
     agreement = [{"question": name, **agree(by_question[name], confidence)} for name in names]
-    return Results(pd.DataFrame(wins, columns=_WINS), pd.DataFrame(agreement), raters)
+    return StudyResults(pd.DataFrame(wins, columns=_WINS), pd.DataFrame(agreement), raters)
 
 
 def majority(votes: pd.DataFrame) -> pd.DataFrame:

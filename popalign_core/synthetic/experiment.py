@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from popalign_core.errors import InputError
-from popalign_core.synthetic.mixture import Mixture, policy, preference_samples, reference
+from popalign_core.synthetic.mixture import Mixture, policy, preference_samples, reference_mixture
 from popalign_core.training.losses import popalign_loss
 
 N_BATCH = 128
@@ -19,7 +19,7 @@ TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
-class Setting:
+class ExperimentSetting:
     """One objective.
 
     Attributes:
@@ -43,11 +43,15 @@ class Setting:
         return f"popalign {self.normaliser} beta {self.beta:g}{alpha}"
 
 
-MAIN = (Setting("sft"), Setting(normaliser="batch"), Setting())
+MAIN = (ExperimentSetting("sft"), ExperimentSetting(normaliser="batch"), ExperimentSetting())
 """Compared on every seed."""
 SWEEP = (
-    *(Setting(normaliser=normaliser, beta=beta) for normaliser in ("batch", "zero") for beta in (0.25, 0.5, 2.0, 4.0)),
-    *(Setting(normaliser="batch", beta=beta, alpha=alpha) for beta in (0.5, 1.0) for alpha in (0.25, 0.75)),
+    *(
+        ExperimentSetting(normaliser=normaliser, beta=beta)
+        for normaliser in ("batch", "zero")
+        for beta in (0.25, 0.5, 2.0, 4.0)
+    ),
+    *(ExperimentSetting(normaliser="batch", beta=beta, alpha=alpha) for beta in (0.5, 1.0) for alpha in (0.25, 0.75)),
 )
 """Compared on the first seed."""
 
@@ -63,13 +67,15 @@ class Outcome:
         history: (step, G1, G2, G3), the reference's first.
     """
 
-    setting: Setting
+    setting: ExperimentSetting
     seed: int
     final: Mixture
     history: list[tuple[int, float, float, float]] = field(repr=False)
 
 
-def train(setting: Setting, seed: int, *, n_steps: int = 3000, n_samples: int = 20_000, log_every: int = 50) -> Outcome:
+def train_objective(
+    setting: ExperimentSetting, seed: int, *, n_steps: int = 3000, n_samples: int = 20_000, log_every: int = 50
+) -> Outcome:
     """Train one mixture with Adam; the rate falls linearly to 0, so that the end is not one step's noise.
 
     Args:
@@ -86,7 +92,7 @@ def train(setting: Setting, seed: int, *, n_steps: int = 3000, n_samples: int = 
     _check(setting, n_samples)
     generator = torch.Generator().manual_seed(seed)
     preferred, dispreferred = preference_samples(n_samples, generator)
-    model, start = policy(), reference()
+    model, start = policy(), reference_mixture()
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     history = [(0, *model.masses())]
     for step in range(1, n_steps + 1):
@@ -121,15 +127,15 @@ def run_experiment(
     plan = [(setting, seed) for setting in MAIN for seed in range(n_seeds)] + [(setting, 0) for setting in SWEEP]
     outcomes = []
     for done, (setting, seed) in enumerate(plan, start=1):
-        outcomes.append(train(setting, seed, n_steps=n_steps))
+        outcomes.append(train_objective(setting, seed, n_steps=n_steps))
         if on_run is not None:
             on_run(done, len(plan))
     return outcomes
 
 
-def summarise(outcomes: Iterable[Outcome]) -> pd.DataFrame:
+def summarise_experiment(outcomes: Iterable[Outcome]) -> pd.DataFrame:
     """One row an outcome: setting, seed, final masses, and whether G1/G3 is balanced and G2 kept within 10%."""
-    before = reference().masses()
+    before = reference_mixture().masses()
     rows = []
     for outcome in outcomes:
         _, g1, g2, g3 = outcome.history[-1]
@@ -147,7 +153,7 @@ def summarise(outcomes: Iterable[Outcome]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _loss(setting: Setting, model: Mixture, start: Mixture, won: Tensor, lost: Tensor) -> Tensor:
+def _loss(setting: ExperimentSetting, model: Mixture, start: Mixture, won: Tensor, lost: Tensor) -> Tensor:
     if setting.objective == "sft":
         return -model.log_density(won).mean()
     x = torch.cat([won, lost])
@@ -164,7 +170,7 @@ def _loss(setting: Setting, model: Mixture, start: Mixture, won: Tensor, lost: T
     return losses.mean()
 
 
-def _check(setting: Setting, n_samples: int) -> None:
+def _check(setting: ExperimentSetting, n_samples: int) -> None:
     if setting.objective not in ("sft", "popalign") or setting.normaliser not in ("batch", "zero"):
         raise InputError(
             f"objective {setting.objective!r} with normaliser {setting.normaliser!r} is unknown here; "

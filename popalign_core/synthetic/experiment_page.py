@@ -8,8 +8,8 @@ import torch
 
 from popalign_core.report.charts import Line, lines
 from popalign_core.report.style import CSS
-from popalign_core.synthetic.experiment import MAIN, Outcome, summarise
-from popalign_core.synthetic.mixture import Mixture, expected_masses, reference
+from popalign_core.synthetic.experiment import MAIN, Outcome, summarise_experiment
+from popalign_core.synthetic.mixture import Mixture, expected_masses, reference_mixture
 
 _GRID = torch.linspace(-11, 11, 221, dtype=torch.float64)
 _THEORY = (1.0, 2.0, 4.0)
@@ -22,7 +22,7 @@ def build_page(outcomes: Sequence[Outcome]) -> str:
         "come from G1 and G3. An objective should even out G1 and G3 and leave G2 where it was.</p>",
         *(_setting(outcomes, setting.name) for setting in MAIN),
         "<h2>All runs</h2>",
-        _table(summarise(outcomes)),
+        _table(summarise_experiment(outcomes)),
         "<h2>Why</h2>",
         "<p>On exact log-ratios Eq. 11 without normaliser is logistic density-ratio estimation: on G1 and G3 the "
         "policy goes to p_ref (p_w / p_l)<sup>1/beta</sup>, and what the two do not use falls to G2. They use what "
@@ -44,7 +44,7 @@ def _setting(outcomes: Sequence[Outcome], name: str) -> str:
     outcome = chosen[0]
     density = lines(
         "density",
-        [Line("", *_curve(reference()), "dotted"), Line("", *_curve(outcome.final), "line-1")],
+        [Line("", *_curve(reference_mixture()), "dotted"), Line("", *_curve(outcome.final), "line-1")],
         "x from",
     )
     steps = [float(row[0]) for row in outcome.history]

@@ -40,7 +40,7 @@ class Mixture:
         return low, high - low, 1 - high
 
 
-def reference() -> Mixture:
+def reference_mixture() -> Mixture:
     """The reference of Eq. 12, mass (.665, .245, .090)."""
     logits, means, scales = (torch.tensor(values, dtype=torch.float64) for values in (LOGITS, MEANS, SCALES))
     return Mixture(logits, means, scales.log())
@@ -48,7 +48,7 @@ def reference() -> Mixture:
 
 def policy() -> Mixture:
     """A trainable copy of the reference."""
-    start = reference()
+    start = reference_mixture()
     return Mixture(*(parameter.clone().requires_grad_(True) for parameter in start.parameters()))
 
 
@@ -65,7 +65,7 @@ def preference_samples(n: int, generator: torch.Generator) -> tuple[Tensor, Tens
     Returns:
         [n] and [n] float64.
     """
-    start = reference()
+    start = reference_mixture()
     even = torch.arange(n) % 2 == 0
     shares = torch.softmax(start.logits[[0, 2]], 0)
     drawn = torch.rand(n, generator=generator, dtype=torch.float64) < shares[0]
@@ -93,7 +93,7 @@ def expected_masses(beta: float) -> tuple[float, float, float]:
     Raises:
         InputError: When the two ask for more than all mass.
     """
-    shares = torch.softmax(reference().logits, 0)
+    shares = torch.softmax(reference_mixture().logits, 0)
     compared = shares[0] + shares[2]
     lost = shares[[0, 2]] / compared
     asked = (compared * lost * (0.5 / lost) ** (1 / beta)).tolist()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from popalign_core.attributes.filtering import judge
+from popalign_core.attributes.filtering import filter_readings
 from popalign_core.attributes.reader import AttributeReader
 from popalign_core.config import AttributesConfig, Axis, ProbeConfig, SamplingConfig
 from popalign_core.evaluation.clip_score import clip_scores
@@ -58,7 +58,7 @@ class PopulationProbe:
         pixels = self._draw(index, seeds)
         readings = self.reader.read(pixels)
         names = [f"{i}" for i in range(len(readings))]
-        table = judge(readings, names, self.axes, self.attributes, self.reader.name)
+        table = filter_readings(readings, names, self.axes, self.attributes, self.reader.name)
         found: dict[str, float] = {}
         for axis in self.axes:
             seen = table.loc[(table["axis"] == axis.name) & table["drop_reason"].isna(), "class"]

@@ -78,7 +78,7 @@ def open_pictures(paths: Sequence[str | Path]) -> list[PictureSource]:
     return in_order(_open(Path(path)) for path in paths)
 
 
-def iter_pictures(sources: Sequence[PictureSource], wanted: Container[int]) -> Iterator[bytes]:
+def iter_external_images(sources: Sequence[PictureSource], wanted: Container[int]) -> Iterator[bytes]:
     """The encoded pictures that are wanted, one at a time.
 
     Args:

@@ -48,7 +48,7 @@ class Picture(Base):
     data: Mapped[bytes] = mapped_column(LargeBinary)
 
 
-class Pair(Base):
+class StudyPair(Base):
     """Two sets of pictures for one prompt; `checks` names the question whose answer is known to be A.
 
     Of a picture to label, A alone; of a set to curate, A is what it starts from and B are the candidates.
@@ -112,7 +112,7 @@ class Vote(Base):
     seconds: Mapped[float]
 
 
-class Step(Base):
+class ChainStep(Base):
     """A step of a chain: whether the image at `slot` made room for the spare one at `replacement`.
 
     Its key is its place in the chain: no step can be there twice.

@@ -7,38 +7,38 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from popalign_core.errors import InputError
-from storage.reviews.review_tables import Asked, Classes, Pair, Rater, Step, Vote
+from storage.reviews.review_tables import Asked, ChainStep, Classes, Rater, StudyPair, Vote
 from storage.reviews.votes import ReviewDatabase
 
 
-def read_steps(database: ReviewDatabase, asked_id: int) -> list[Step]:
+def read_steps(database: ReviewDatabase, asked_id: int) -> list[ChainStep]:
     """The steps of one chain, in order."""
     with database.begin() as session:
-        return list(session.scalars(select(Step).where(Step.asked_id == asked_id).order_by(Step.number)))
+        return list(session.scalars(select(ChainStep).where(ChainStep.asked_id == asked_id).order_by(ChainStep.number)))
 
 
-def read_all_steps(database: ReviewDatabase, name: str) -> dict[int, list[Step]]:
+def read_all_steps(database: ReviewDatabase, name: str) -> dict[int, list[ChainStep]]:
     """The steps of every chain of a study, in order; chains without one are absent."""
     steps = (
-        select(Step)
-        .join(Asked, Asked.asked_id == Step.asked_id)
+        select(ChainStep)
+        .join(Asked, Asked.asked_id == ChainStep.asked_id)
         .join(Rater, Rater.rater_id == Asked.rater_id)
         .where(Rater.study == name)
-        .order_by(Step.asked_id, Step.number)
+        .order_by(ChainStep.asked_id, ChainStep.number)
     )
-    found: dict[int, list[Step]] = {}
+    found: dict[int, list[ChainStep]] = {}
     with database.begin() as session:
         for step in session.scalars(steps):
             found.setdefault(step.asked_id, []).append(step)
     return found
 
 
-def read_asked(database: ReviewDatabase, name: str) -> list[tuple[Asked, Pair]]:
+def read_asked(database: ReviewDatabase, name: str) -> list[tuple[Asked, StudyPair]]:
     """All questions of a study's plans, by rater and place, answered or not."""
     rows = (
-        select(Asked, Pair)
-        .join(Pair, Pair.pair_id == Asked.pair_id)
-        .where(Pair.study == name)
+        select(Asked, StudyPair)
+        .join(StudyPair, StudyPair.pair_id == Asked.pair_id)
+        .where(StudyPair.study == name)
         .order_by(Asked.rater_id, Asked.position)
     )
     with database.begin() as session:
@@ -54,12 +54,12 @@ def read_classes(database: ReviewDatabase, pair_id: str) -> dict[str, dict[str, 
 
 def read_all_classes(database: ReviewDatabase, name: str) -> dict[str, dict[str, dict[str, str]]]:
     """Id of the pair -> as `read_classes`, of a whole study."""
-    rows = select(Classes).join(Pair, Pair.pair_id == Classes.pair_id).where(Pair.study == name)
+    rows = select(Classes).join(StudyPair, StudyPair.pair_id == Classes.pair_id).where(StudyPair.study == name)
     with database.begin() as session:
         return {row.pair_id: row.seen for row in session.scalars(rows)}
 
 
-def add_step(database: ReviewDatabase, rater_id: str, step: Step) -> bool:
+def add_step(database: ReviewDatabase, rater_id: str, step: ChainStep) -> bool:
     """Store the next step of a chain.
 
     Returns:
@@ -70,7 +70,7 @@ def add_step(database: ReviewDatabase, rater_id: str, step: Step) -> bool:
         InputError: When the chain is not this rater's.
     """
     with _alone(database, rater_id, step.asked_id) as session:
-        held = session.get(Step, (step.asked_id, step.number))
+        held = session.get(ChainStep, (step.asked_id, step.number))
         if held is not None:
             return held.is_accepted == step.is_accepted
         if step.number != _count(session, step.asked_id) or session.get(Vote, step.asked_id) is not None:
@@ -82,7 +82,7 @@ def add_step(database: ReviewDatabase, rater_id: str, step: Step) -> bool:
 def drop_step(database: ReviewDatabase, rater_id: str, asked_id: int, number: int) -> bool:
     """Take a step back if it is the last of a chain that has not ended; whether it was."""
     with _alone(database, rater_id, asked_id) as session:
-        held = session.get(Step, (asked_id, number))
+        held = session.get(ChainStep, (asked_id, number))
         is_last = number == _count(session, asked_id) - 1
         if held is None or not is_last or session.get(Vote, asked_id) is not None:
             return False
@@ -121,4 +121,4 @@ def _alone(database: ReviewDatabase, rater_id: str, asked_id: int) -> Iterator[S
 
 
 def _count(session: Session, asked_id: int) -> int:
-    return int(session.scalar(select(func.count(Step.number)).where(Step.asked_id == asked_id)) or 0)
+    return int(session.scalar(select(func.count(ChainStep.number)).where(ChainStep.asked_id == asked_id)) or 0)

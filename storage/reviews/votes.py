@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from popalign_core.errors import InputError, StoreError
 from storage.reviews.review_engine import open_engine
-from storage.reviews.review_tables import Asked, Classes, Pair, Picture, Rater, Step, Study, Vote
+from storage.reviews.review_tables import Asked, ChainStep, Classes, Picture, Rater, Study, StudyPair, Vote
 
 Row = Mapping[str, Any]
 _PICTURES_KEPT, _STUDIES_KEPT, _PLANS_KEPT, _PAIRS_KEPT = 1000, 100, 1000, 5000
@@ -26,7 +26,7 @@ _ANSWERED = (
 )
 _VOTE = insert(Vote)
 
-Plan = Callable[[Sequence[Pair], Mapping[str, int], int], Iterable[Row]]
+Plan = Callable[[Sequence[StudyPair], Mapping[str, int], int], Iterable[Row]]
 """From pairs, pair id -> raters it has or will have, and the rater's number: rows of `Asked` in order."""
 
 
@@ -44,7 +44,7 @@ class Turn:
     """
 
     asked: Asked
-    pair: Pair
+    pair: StudyPair
     n_done: int
     n_all: int
     ahead: Sequence[str]
@@ -84,7 +84,7 @@ class ReviewDatabase:
         Args:
             study: Columns of `Study`; the secret is made here.
             pictures: Id and bytes, one at a time.
-            pairs: Columns of `Pair`.
+            pairs: Columns of `StudyPair`.
             classes: Columns of `Classes`.
 
         Raises:
@@ -98,7 +98,7 @@ class ReviewDatabase:
                 session.add(Picture(picture_id=picture_id, study=name, data=data))
                 session.flush()
                 session.expunge_all()  # the pictures of a study need not fit into memory
-            session.add_all(Pair(**pair, study=name) for pair in pairs)
+            session.add_all(StudyPair(**pair, study=name) for pair in pairs)
             session.flush()
             session.add_all(Classes(**row) for row in classes)
 
@@ -127,7 +127,10 @@ class ReviewDatabase:
             InputError: When there are votes or steps already: they were given under the instructions as they are.
         """
         stepped = (
-            select(Step.asked_id).join(Asked, Asked.asked_id == Step.asked_id).join(Rater).where(Rater.study == name)
+            select(ChainStep.asked_id)
+            .join(Asked, Asked.asked_id == ChainStep.asked_id)
+            .join(Rater)
+            .where(Rater.study == name)
         )
         with self.begin() as session:
             is_begun = session.scalar(stepped.limit(1)) is not None
@@ -148,7 +151,7 @@ class ReviewDatabase:
             # This comes first: it locks the study on either database.
             count = update(Study).where(Study.name == name).values(n_invited=Study.n_invited + 1)
             number = session.scalar(count.returning(Study.n_invited))
-            pairs = list(session.scalars(select(Pair).where(Pair.study == name).order_by(Pair.pair_id)))
+            pairs = list(session.scalars(select(StudyPair).where(StudyPair.study == name).order_by(StudyPair.pair_id)))
             rater = Rater(rater_id=secrets.token_hex(8), study=name, number=number, is_closed=False)
             rows = list(plan(pairs, _coverage(session, name), rater.number))
             session.add(rater)
@@ -237,17 +240,17 @@ class ReviewDatabase:
 
     def count_votes(self, name: str) -> int:
         """Votes of a study, those on checks among them."""
-        counted = select(func.count(Vote.asked_id)).join(Asked).join(Pair, Pair.pair_id == Asked.pair_id)
+        counted = select(func.count(Vote.asked_id)).join(Asked).join(StudyPair, StudyPair.pair_id == Asked.pair_id)
         with self.begin() as session:
-            return int(session.scalar(counted.where(Pair.study == name)) or 0)
+            return int(session.scalar(counted.where(StudyPair.study == name)) or 0)
 
-    def votes(self, name: str) -> list[tuple[Vote, Asked, Pair]]:
+    def votes(self, name: str) -> list[tuple[Vote, Asked, StudyPair]]:
         """All votes of a study with what they are about, by rater and place in the plan."""
         rows = (
-            select(Vote, Asked, Pair)
+            select(Vote, Asked, StudyPair)
             .join(Asked, Asked.asked_id == Vote.asked_id)
-            .join(Pair, Pair.pair_id == Asked.pair_id)
-            .where(Pair.study == name)
+            .join(StudyPair, StudyPair.pair_id == Asked.pair_id)
+            .where(StudyPair.study == name)
             .order_by(Asked.rater_id, Asked.position)
         )
         with self.begin() as session:
@@ -262,9 +265,9 @@ class ReviewDatabase:
         with self.begin() as session:
             return list(session.scalars(select(Asked).where(Asked.rater_id == rater_id).order_by(Asked.position)))
 
-    def _read_pair(self, pair_id: str) -> Pair:
+    def _read_pair(self, pair_id: str) -> StudyPair:
         with self.begin() as session:
-            return session.get_one(Pair, pair_id)
+            return session.get_one(StudyPair, pair_id)
 
     def _answered(self, rater_id: str) -> set[int]:
         with self._connect() as connection:

@@ -96,7 +96,7 @@ def count_drops(attributes: pd.DataFrame) -> pd.DataFrame:
 
 def read_shard(shard: PictureShard[AttributesView], /, on_images: Callable[[int], None] = lambda n: None) -> ShardFiles:
     """Read the attributes of a shard's images, with the reader of the worker that this is called in."""
-    from popalign_core.attributes.filtering import judge, unread
+    from popalign_core.attributes.filtering import filter_readings, unread
     from storage.formats.parquet import encode, file_name
 
     settings, axes = shard.view.attributes, shard.view.axes
@@ -105,7 +105,7 @@ def read_shard(shard: PictureShard[AttributesView], /, on_images: Callable[[int]
     chosen = images[images["prompt_id"].isin(list(measured))]
     seen = chosen["image"].notna()
     readings = _read_images(reader, chosen[seen], shard.runtime.batch_size, on_images)
-    table = judge(readings, chosen.loc[seen, "image_id"].tolist(), axes, settings, name)
+    table = filter_readings(readings, chosen.loc[seen, "image_id"].tolist(), axes, settings, name)
     withheld = unread(chosen.loc[~seen, "image_id"].tolist(), axes, name, UNSAFE)
     table = _measured(pd.concat([table, withheld], ignore_index=True), chosen, measured)
     files = {file_name("attributes", shard.number): encode("attributes", table)}
@@ -160,11 +160,11 @@ def _read_images(
 
 def _count_votes(readings: "Sequence[FaceReading]") -> dict[str, int]:
     """How often classifiers agreed on each axis; nothing where one reads alone."""
-    from popalign_core.attributes.voting import votes
+    from popalign_core.attributes.voting import agree_by_vote
 
     counts: dict[str, int] = {}
     for reading in readings:
-        for axis, agreed in votes(reading).items():
+        for axis, agreed in agree_by_vote(reading).items():
             key = f"{_AGREED if agreed else _DISAGREED}{axis}"
             counts[key] = counts.get(key, 0) + 1
     return counts

@@ -84,14 +84,16 @@ def _fill(view: ComparisonView, inputs: Inputs, build: Build, runtime: RuntimeCo
     from popalign_core.report.card_markdown import comparison_markdown
     from popalign_core.report.comparison_page import build_comparison
 
-    page = gather_inputs(inputs, view, on_progress)
+    page = gather_comparison_inputs(inputs, view, on_progress)
     for name in TABLES:
         build.write_table(name, getattr(page, name))
     (build.folder / PAGE).write_text(build_comparison(page), encoding="utf-8")
     (build.folder / CARD).write_text(comparison_markdown(page), encoding="utf-8")
 
 
-def gather_inputs(inputs: Inputs, view: ComparisonView, on_progress: Progress = no_progress) -> "ComparisonInputs":
+def gather_comparison_inputs(
+    inputs: Inputs, view: ComparisonView, on_progress: Progress = no_progress
+) -> "ComparisonInputs":
     """Measure everything that tables and page show."""
     from popalign_core.evaluation.metrics import with_absent_rows
     from popalign_core.report.comparison_inputs import ComparisonInputs

@@ -119,13 +119,13 @@ def _fit_shards(
     on_progress: Progress,
 ) -> None:
     """Write table `images`; of finished shards only what they hold of each prompt is read again."""
-    from storage.formats.external_images import iter_pictures
+    from storage.formats.external_images import iter_external_images
 
     size, n_before = runtime.shard_size, Counter[str]()
     build.use_shard_size(size)
     shards = [usable[start : start + size] for start in range(0, len(usable), size)]
     todo = {number for number in range(len(shards)) if not build.shard_done(number)}
-    pictures = iter_pictures(view.sources, {place for number in todo for place, _ in shards[number]})
+    pictures = iter_external_images(view.sources, {place for number in todo for place, _ in shards[number]})
     done = sum(len(shard) for number, shard in enumerate(shards) if number not in todo)
     on_progress(done, len(usable))
     for number, shard in enumerate(shards):

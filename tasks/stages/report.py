@@ -43,14 +43,14 @@ def _fill(view: ReportView, inputs: Inputs, build: Build, runtime: RuntimeConfig
     from popalign_core.report.card_markdown import report_markdown
     from popalign_core.report.run_page import build_report
 
-    page = gather_inputs(inputs, view)
+    page = gather_report_inputs(inputs, view)
     build.write_table("comparison", page.comparison)
     (build.folder / PAGE).write_text(build_report(page), encoding="utf-8")
     (build.folder / CARD).write_text(report_markdown(page), encoding="utf-8")
     on_progress(1, 1)
 
 
-def gather_inputs(inputs: Inputs, view: ReportView) -> "ReportInputs":
+def gather_report_inputs(inputs: Inputs, view: ReportView) -> "ReportInputs":
     """Read everything the page shows."""
     from popalign_core.evaluation.metrics import compare_systems, per_prompt_table
     from popalign_core.report.run_inputs import ReportInputs

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.config.sweeps import Point, configured_value
+from popalign_core.config.sweeps import SweepPoint, configured_value
 from storage.store import ArtifactRef, Build
 from tasks.common.stage_object import Inputs, Progress, Stage
 from tasks.stages.page_view import PageView, hashed_configuration
@@ -27,7 +27,7 @@ class SweepView(PageView):
         failed: Name of a point to the reason why there is nothing to measure.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[SweepPoint, ...]
     failed: dict[str, str]
 
     @classmethod
@@ -36,7 +36,7 @@ class SweepView(PageView):
         config: PipelineConfig,
         inputs: Mapping[str, ArtifactRef],
         *,
-        points: Sequence[Point],
+        points: Sequence[SweepPoint],
         failed: Mapping[str, str],
     ) -> Self:
         """Of a sweep."""
@@ -75,7 +75,7 @@ def page_name(parameter: str) -> str:
     return f"{parameter.replace(', ', '+')}.html"
 
 
-def list_points(metrics: pd.DataFrame, points: Sequence[Point], failed: Mapping[str, str]) -> pd.DataFrame:
+def list_points(metrics: pd.DataFrame, points: Sequence[SweepPoint], failed: Mapping[str, str]) -> pd.DataFrame:
     """Table `points`: every measure at every point; at those that failed absent, with the reason in `note`."""
     measured = metrics.rename(columns={"value": "estimate"}).drop(columns=["n", "scorer"])
     nothing = measured.drop_duplicates(_MEASURE).assign(estimate=np.nan, ci_low=np.nan, ci_high=np.nan, floor=np.nan)

@@ -16,10 +16,10 @@ from storage.store import ArtifactRef, Build, Store
 from tasks.common.image_tables import read_images, seen_classes
 from tasks.common.stage_object import Inputs, Progress, Stage, View, find_published
 from tasks.studies.pairwise import SHIPPED, parse_kind, pseudonym, read_nodes
-from tasks.studies.study_images import iter_pictures, picture_id
+from tasks.studies.study_images import iter_study_images, picture_id
 
 if TYPE_CHECKING:
-    from storage.reviews.review_tables import Asked, Pair, Study
+    from storage.reviews.review_tables import Asked, Study, StudyPair
     from storage.reviews.votes import ReviewDatabase, Row
 
 INPUTS = ("identities", "sample", "attributes")
@@ -61,7 +61,7 @@ class Curated:
     """
 
     asked: "Asked"
-    pair: "Pair"
+    pair: "StudyPair"
     chains: tuple[Chain, ...]
     choice: str
     seconds: float
@@ -114,7 +114,7 @@ def create_curation(
         "instructions": instructions or (SHIPPED / "instructions_curate.md").read_text(encoding="utf-8"),
     }
     shown = {image_id for row in rows for image_id in (*row["images_a"], *row["images_b"])}
-    pictures = iter_pictures(store, name, [refs["sample"]], shown, config.max_side)
+    pictures = iter_study_images(store, name, [refs["sample"]], shown, config.max_side)
     database.create_study(study, pictures, rows, classes)
     return len(chains), sum(chain is None for _, chain in found)
 

@@ -12,7 +12,7 @@ from popalign_core.ids import content_id
 from storage.store import ArtifactRef, Store
 from tasks.common.image_tables import read_images
 from tasks.studies.pairwise import SHIPPED, parse_kind, pseudonym, read_nodes
-from tasks.studies.study_images import iter_pictures, picture_id
+from tasks.studies.study_images import iter_study_images, picture_id
 
 if TYPE_CHECKING:
     from popalign_core.review.labels import LabelResults
@@ -65,7 +65,7 @@ def create_labelling(
         "source": {"run": run, node: str(nodes[node])},
         "instructions": instructions or (SHIPPED / "instructions_label.md").read_text(encoding="utf-8"),
     }
-    pictures = iter_pictures(store, name, [nodes[node]], set(chosen["image_id"]), config.max_side)
+    pictures = iter_study_images(store, name, [nodes[node]], set(chosen["image_id"]), config.max_side)
     database.create_study(study, pictures, rows)
     return len(rows)
 

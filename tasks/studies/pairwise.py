@@ -13,13 +13,13 @@ import pandas as pd
 from popalign_core.config.review import STUDIES, CurateConfig, LabelConfig, StudyConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
-from popalign_core.review.pairing import Pair, make_checks, pair_sets
+from popalign_core.review.pairing import ImagePair, make_checks, pair_sets
 from popalign_core.review.plan import plan_rater
 from storage.store import ArtifactRef, Store
-from tasks.studies.study_images import iter_pictures, picture_id
+from tasks.studies.study_images import iter_study_images, picture_id
 
 if TYPE_CHECKING:
-    from popalign_core.review.results import Results
+    from popalign_core.review.results import StudyResults
     from storage.reviews.review_tables import Rater, Study
     from storage.reviews.votes import ReviewDatabase, Row
 
@@ -108,7 +108,7 @@ def create_study(
     spoiled = {image_id for pair in checks if pair.kind == "spoiled" for image_id in pair.b}
     plain = {image_id for pair in (*pairs, *checks) for image_id in pair.a}
     plain |= {image_id for pair in (*pairs, *checks) if pair.kind != "spoiled" for image_id in pair.b}
-    pictures = iter_pictures(store, name, systems.values(), plain, config.max_side, spoiled)
+    pictures = iter_study_images(store, name, systems.values(), plain, config.max_side, spoiled)
     database.create_study(study, pictures, rows)
     return len(pairs)
 
@@ -124,7 +124,7 @@ def invite(database: "ReviewDatabase", study: "Study") -> "Rater":
     config = parse_study(study)
 
     def plan(rows: Sequence[Any], coverage: Mapping[str, int], number: int) -> Iterable["Row"]:
-        pairs = [Pair(row.pair_id, row.prompt_id, row.images_a, row.images_b, row.checks) for row in rows]
+        pairs = [ImagePair(row.pair_id, row.prompt_id, row.images_a, row.images_b, row.checks) for row in rows]
         generator = np.random.default_rng([config.seed, number])
         return [asdict(asked) for asked in plan_rater(pairs, coverage, config, generator)]
 
@@ -176,7 +176,7 @@ def read_votes(database: "ReviewDatabase", name: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=SCHEMAS["votes"].names).sort_values(["rater", "position"], ignore_index=True)
 
 
-def study_results(database: "ReviewDatabase", name: str) -> "Results":
+def study_results(database: "ReviewDatabase", name: str) -> "StudyResults":
     """Win rates, agreement and raters of a study so far."""
     from popalign_core.review.results import evaluate_votes
 
@@ -221,7 +221,7 @@ def _shown_images(store: Store, sample: ArtifactRef, prompt_ids: Iterable[str]) 
     return images[["image_id", "prompt_id", "index", "seed"]]
 
 
-def _pair_row(study: str, pair: Pair, texts: Mapping[str, str]) -> "Row":
+def _pair_row(study: str, pair: ImagePair, texts: Mapping[str, str]) -> "Row":
     is_spoiled = pair.kind == "spoiled"
     return {
         "pair_id": content_id(study, pair.pair_id),

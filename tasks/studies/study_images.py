@@ -11,7 +11,7 @@ def picture_id(study: str, image_id: str, *, spoiled: bool = False) -> str:
     return content_id("picture", study, image_id, spoiled)
 
 
-def iter_pictures(
+def iter_study_images(
     store: Store,
     study: str,
     samples: Iterable[ArtifactRef],

@@ -105,7 +105,7 @@ def write_page(database: "ReviewDatabase", name: str, instructions: str, path: P
         instructions: What raters read, as HTML.
         path: Of the page.
     """
-    from popalign_core.report.study_sections import study_page
+    from popalign_core.report.study_sections import study_document
     from popalign_core.report.votes_section import JUDGING_LIMITS
     from storage.roots import write_atomic
 
@@ -116,7 +116,7 @@ def write_page(database: "ReviewDatabase", name: str, instructions: str, path: P
         "curate": ("Sets that people made, a picture at a time", _CURATION_LIMITS),
     }[parse_study(study).kind]
     about = {**study.source, "configuration": json.dumps(study.config, sort_keys=True)}
-    page = study_page(name, subtitle, results_section(database, name), instructions, limits, about)
+    page = study_document(name, subtitle, results_section(database, name), instructions, limits, about)
     write_atomic(path, page.encode())
 
 

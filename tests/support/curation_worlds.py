@@ -16,7 +16,7 @@ from popalign_core.preferences.target import Target
 from popalign_core.prompts.grammar import write_prompts
 from popalign_core.review.curating import next_proposal, replay
 from storage.formats.images import encode_png, image_column
-from storage.reviews.review_tables import DONE, Rater, Step
+from storage.reviews.review_tables import DONE, ChainStep, Rater
 from storage.reviews.steps import add_step, end_chain, read_classes, read_steps
 from storage.reviews.votes import ReviewDatabase
 from storage.store import ArtifactRef, Store
@@ -93,7 +93,7 @@ def let_judge(database: ReviewDatabase, name: str, rater: Rater) -> list[tuple[i
             proposal = next_proposal(chain, f"{turn.pair.pair_id} {asked_id}", config)
             assert isinstance(proposal, Proposal), "candidates ran out"
             better = judge.prefers(after(chain, proposal), chain.members)
-            step = Step(
+            step = ChainStep(
                 asked_id=asked_id,
                 number=len(steps),
                 slot=proposal.slot,

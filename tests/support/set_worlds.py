@@ -4,7 +4,7 @@ from itertools import product
 
 import pandas as pd
 
-from popalign_core.attributes.filtering import judge
+from popalign_core.attributes.filtering import filter_readings
 from popalign_core.attributes.reader import FaceReading
 from popalign_core.config import AttributesConfig, Axis, PreferencesConfig, PromptsConfig
 from popalign_core.identities.augment import augment_prompts
@@ -62,7 +62,7 @@ class World:
     def tables(self):
         images = pd.DataFrame([row[:2] for row in self.rows], columns=["image_id", "prompt_id"])
         readings = [reading(cell, self.axes) for _, _, cell in self.rows]
-        return images, judge(readings, images["image_id"].tolist(), self.axes, AttributesConfig(), "fake@1")
+        return images, filter_readings(readings, images["image_id"].tolist(), self.axes, AttributesConfig(), "fake@1")
 
     def cells(self):
         return {image_id: cell for image_id, _, cell in self.rows}

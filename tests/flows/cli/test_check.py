@@ -13,7 +13,7 @@ from flows.plan.check import check_model, find_model
 from flows.plan.graph import call_directly
 from popalign_core.config import Axis, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError
-from popalign_core.evaluation.gate import Bar
+from popalign_core.evaluation.gate import Threshold
 from tasks.common.stage_object import open_store
 
 
@@ -24,7 +24,7 @@ def no_call(node: Any, runtime: Any) -> Any:
 def test_a_model_is_evaluated_once_and_judged_by_its_leaderboard_rows(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
-    model, bars = tiny_config.model.name, [Bar("max-discrepancy", 0.8), Bar("min-recall", 0.99, "gender")]
+    model, bars = tiny_config.model.name, [Threshold("max-discrepancy", 0.8), Threshold("min-recall", 0.99, "gender")]
     found = check_model(model, bars, tiny_config, tiny_runtime, call=call_directly())
     # a discrepancy of two classes is .707 at most; the reader guesses, so that nobody's recall is .99
     assert [(each.subject, each.verdict) for each in found] == [("gender", "met"), ("gender", "missed")]
@@ -43,7 +43,7 @@ def test_a_bar_on_what_is_not_there_is_refused_before_anything_runs(
         ("min-recall", "race", "gender, all"),
     ):
         with pytest.raises(ConfigError, match=f"--{kind} names '{axis}'; choose from {known}$"):
-            check_model("portraits", [Bar(kind, 0.2, axis)], config, tiny_runtime, call=no_call)
+            check_model("portraits", [Threshold(kind, 0.2, axis)], config, tiny_runtime, call=no_call)
 
 
 def test_a_run_stands_for_the_model_it_trained(

@@ -52,7 +52,7 @@ def raiser(error: BaseException) -> Any:
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows.plan.graph, "plan", lambda *args, **kwargs: NODES)
+    monkeypatch.setattr(flows.plan.graph, "plan_run", lambda *args, **kwargs: NODES)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from picture_files import Named, write_csv, write_parquet
 from typer.testing import CliRunner, Result
 
 from flows.cli.app import app
-from flows.plan.graph import PROMPT_STEPS, plan
+from flows.plan.graph import PROMPT_STEPS, plan_run
 from flows.terminal.options import build_config
 from storage.store import ArtifactRef, Store
 from tasks.stages.imported import find_imported
@@ -38,7 +38,7 @@ def test_a_key_comes_out_alone_and_the_rest_is_said_beside_it(tmp_path: Path, op
     assert store.is_published(ArtifactRef("imported", key))
 
     config, runtime = build_config("smoke", None, [], store.root)
-    prompts = plan(config, runtime, PROMPT_STEPS).refs["benchmarks"]
+    prompts = plan_run(config, runtime, PROMPT_STEPS).refs["benchmarks"]
     assert find_imported(store, key, prompts, config).key == key
 
     again = invoke("import", "images", *map(str, reversed(paths)), *options)

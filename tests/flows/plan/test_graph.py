@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.plan.graph import PIPELINE, Step, call_directly, needed_for, plan, run_steps
+from flows.plan.graph import PIPELINE, Step, call_directly, needed_for, plan_run, run_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
 from popalign_core.errors import ConfigError, StoreError
 from tasks.common.stage_object import open_store
@@ -24,14 +24,14 @@ NODES = [
 
 
 def test_the_plan_lists_every_node_in_order(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
-    nodes = plan(tiny_config, tiny_runtime)
+    nodes = plan_run(tiny_config, tiny_runtime)
     assert [node.node for node in nodes] == NODES
     assert not any(node.is_hit for node in nodes)
     assert len({node.ref for node in nodes}) == len(nodes)
 
 
 def test_the_work_is_estimated(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
-    work = {node.node: (node.n_images, node.n_steps) for node in plan(tiny_config, tiny_runtime)}
+    work = {node.node: (node.n_images, node.n_steps) for node in plan_run(tiny_config, tiny_runtime)}
     assert work["prompts"] == (0, 0)
     assert work["attributes"] == (2 * (6 + 2 * 6), 0)
     assert work["sample"] == (2 * (6 + 2 * 6) + 1 * 4, 0)
@@ -47,7 +47,7 @@ def test_prompts_of_lists_are_counted_too(
     more = {"eval_lists": ("couples",), "generic_lists": (str(tmp_path / "things.txt"),), "one_person": False}
     listed = tiny_config.model_copy(update={"prompts": tiny_config.prompts.model_copy(update=more)})
     images = [
-        {node.node: node.n_images for node in plan(config, tiny_runtime)}["sample-eval:base"]
+        {node.node: node.n_images for node in plan_run(config, tiny_runtime)}["sample-eval:base"]
         for config in (tiny_config, listed)
     ]
     counts = tiny_config.evaluation
@@ -63,7 +63,7 @@ def test_images_of_benchmarks_are_counted_too(tiny_config: PipelineConfig, tiny_
     document = tiny_config.model_dump(exclude_none=True)
     document["prompts"]["benchmarks"] = benchmarks
     more = PipelineConfig.model_validate(document)
-    images = [{node.node: node.n_images for node in plan(config, tiny_runtime)} for config in (tiny_config, more)]
+    images = [{node.node: node.n_images for node in plan_run(config, tiny_runtime)} for config in (tiny_config, more)]
     named = 40 * 2 + 5 * 2 * tiny_config.evaluation.n_specific
     assert images[1]["sample"] == images[0]["sample"]
     assert images[1]["sample-eval:base"] - images[0]["sample-eval:base"] == named + 40
@@ -82,7 +82,7 @@ def test_another_benchmark_changes_nothing_that_is_trained(
     document["axes"] = [*document["axes"], "age"]
     document["prompts"]["benchmarks"] = {"age": {}}
     more = PipelineConfig.model_validate(document)
-    refs = [{node.node: node.ref for node in plan(config, tiny_runtime)} for config in (tiny_config, more)]
+    refs = [{node.node: node.ref for node in plan_run(config, tiny_runtime)} for config in (tiny_config, more)]
     assert "benchmarks" not in refs[0]
     assert refs[1]["benchmarks"].stage == "benchmarks"
     trained = ("prompts", "identities", "sample", "attributes", "calibration", "preferences", "train")
@@ -91,11 +91,11 @@ def test_another_benchmark_changes_nothing_that_is_trained(
 
 
 def test_planned_keys_are_the_ones_a_run_publishes(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
-    planned = {node.node: node.ref for node in plan(tiny_config, tiny_runtime)}
+    planned = {node.node: node.ref for node in plan_run(tiny_config, tiny_runtime)}
     refs = run_steps(needed_for("preferences"), tiny_config, tiny_runtime, call_directly())
     made = ["prompts", "identities", "sample", "attributes", "preferences"]
     assert refs == {node: planned[node] for node in made}
-    assert [node.node for node in plan(tiny_config, tiny_runtime) if node.is_hit] == made
+    assert [node.node for node in plan_run(tiny_config, tiny_runtime) if node.is_hit] == made
 
 
 def test_a_node_brings_what_it_needs_and_nothing_else() -> None:
@@ -141,7 +141,7 @@ def test_steps_of_equal_outcome_become_one(tiny_config: PipelineConfig, tiny_run
         Step("unread", read_attributes, {"prompts": "identities", "sample": "other"}),
         Step("all", compare_statistics, taken, options),
     )
-    merged = plan(tiny_config, tiny_runtime, steps, target="all")
+    merged = plan_run(tiny_config, tiny_runtime, steps, target="all")
     assert [node.node for node in merged] == ["prompts", "identities", "sample", "other", "read", "all"]
     assert dict(merged[3].step.inputs) == {"prompts": "identities"}
     assert dict(merged[5].step.inputs) == taken | {"prompts": "identities", "sample:b@0": "sample"}
@@ -163,14 +163,14 @@ def test_what_a_target_does_not_need_is_neither_looked_at_nor_checked(
     refused = tiny_config.training.model_copy(update={"min_timestep": 1000})
     config = tiny_config.model_copy(update={"training": refused})
     with pytest.raises(ConfigError, match="min_timestep reaches 1000"):
-        plan(config, tiny_runtime)
-    assert "train" not in {node.node for node in plan(config, tiny_runtime, target="evaluate:base")}
-    ref = {node.node: node.ref for node in plan(tiny_config, tiny_runtime)}["calibration"]
+        plan_run(config, tiny_runtime)
+    assert "train" not in {node.node for node in plan_run(config, tiny_runtime, target="evaluate:base")}
+    ref = {node.node: node.ref for node in plan_run(tiny_config, tiny_runtime)}["calibration"]
     damaged = Path(tiny_runtime.root) / ref.stage / ref.key
     damaged.mkdir(parents=True)
     (damaged / "manifest.json").write_text("{")
     with pytest.raises(StoreError, match="manifest"):
-        plan(tiny_config, tiny_runtime)
-    assert "calibration" not in {node.node for node in plan(tiny_config, tiny_runtime, target="train")}
-    anew = plan(tiny_config, tiny_runtime, forced="calibration")
+        plan_run(tiny_config, tiny_runtime)
+    assert "calibration" not in {node.node for node in plan_run(tiny_config, tiny_runtime, target="train")}
+    anew = plan_run(tiny_config, tiny_runtime, forced="calibration")
     assert {node.node: node.ref for node in anew}["calibration"] != ref

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from flows.plan.graph import PIPELINE, call_directly, plan
+from flows.plan.graph import PIPELINE, call_directly, plan_run
 from flows.plan.runs import run_pipeline, run_stage
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import StoreError
@@ -41,7 +41,7 @@ def test_a_run_ends_with_its_folder_and_the_next_is_all_hits(
     seen.clear()
     assert run_pipeline(tiny_config, tiny_runtime, "first", call=call) == refs
     assert seen == []
-    assert all(node.is_hit for node in plan(tiny_config, tiny_runtime))
+    assert all(node.is_hit for node in plan_run(tiny_config, tiny_runtime))
 
 
 def test_an_adapter_lies_beside_the_model_until_a_run_without_one(
@@ -73,7 +73,7 @@ def test_a_forced_stage_gets_a_new_version_and_the_old_one_stays(
 def test_force_on_a_stage_that_was_never_run_just_runs_it(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
-    planned = plan(tiny_config, tiny_runtime)[0].ref
+    planned = plan_run(tiny_config, tiny_runtime)[0].ref
     assert run_stage("prompts", tiny_config, tiny_runtime, call=call_directly(), force=True) == planned
 
 
@@ -81,7 +81,7 @@ def test_only_the_node_and_what_it_needs_is_run(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_stage("sample-eval:base", tiny_config, tiny_runtime, call=call_directly())
-    hits = {node.node for node in plan(tiny_config, tiny_runtime) if node.is_hit}
+    hits = {node.node for node in plan_run(tiny_config, tiny_runtime) if node.is_hit}
     assert hits == {"prompts", "identities", "sample-eval:base"}
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from flows.cli.app import app
 from flows.plan.graph import PlannedNode, call_directly, run_plan
 from flows.plan.runs import import_pictures
-from flows.plan.systems_run import compare_systems, line_up
+from flows.plan.systems_run import line_up, run_comparison
 from flows.terminal.terminal_tables import systems_lines
 from popalign_core.config import AttributesConfig, PipelineConfig, RuntimeConfig, SystemConfig
 from popalign_core.errors import ConfigError, InputError
@@ -56,7 +56,7 @@ def test_every_kind_of_system_is_measured_once(config: PipelineConfig, tiny_runt
         calls.append(node.node)
         return direct(node, runtime)
 
-    ref = compare_systems(NAMES, config, tiny_runtime, "four", call=call)
+    ref = run_comparison(NAMES, config, tiny_runtime, "four", call=call)
     store = open_store(tiny_runtime)
     metrics = store.read_table(ref, "metrics")
     assert list(metrics["system"].unique()) == NAMES
@@ -86,7 +86,7 @@ def test_every_kind_of_system_is_measured_once(config: PipelineConfig, tiny_runt
     before = set(store.list_artifacts())
     store.collect_garbage(dry_run=False)
     assert set(store.list_artifacts()) == before
-    assert compare_systems(NAMES, config, tiny_runtime, "four", call=direct) == ref
+    assert run_comparison(NAMES, config, tiny_runtime, "four", call=direct) == ref
     assert set(store.list_artifacts()) == before
     assert all(node.is_hit for node in line_up(NAMES, config, tiny_runtime).planned)
 
@@ -149,7 +149,7 @@ def test_what_a_system_changes_of_its_preferences_is_drawn_for_it_alone(
 
 @pytest.mark.usefixtures("finished")
 def test_the_table_has_a_line_a_system_with_its_interval(config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
-    ref = compare_systems(["base", "elsewhere"], config, tiny_runtime, "two", call=call_directly())
+    ref = run_comparison(["base", "elsewhere"], config, tiny_runtime, "two", call=call_directly())
     metrics = open_store(tiny_runtime).read_table(ref, "metrics")
     lines = systems_lines(metrics.to_dict("records"), ["base", "elsewhere"])
     row = metrics[(metrics["metric"] == "discrepancy_pooled") & (metrics["system"] == "base")].iloc[0]
@@ -166,16 +166,16 @@ def test_mistakes_are_found_before_anything_is_run(config: PipelineConfig, tiny_
         raise AssertionError(f"{node.node} was run")
 
     with pytest.raises(ConfigError, match=r"scale is 1\.5; give a share of the evaluation images, above 0 and up to 1"):
-        compare_systems(["cads"], config, tiny_runtime, "x", call=no_call, scale=1.5)
+        run_comparison(["cads"], config, tiny_runtime, "x", call=no_call, scale=1.5)
     with pytest.raises(ConfigError, match="0 seeds are too few"):
-        compare_systems(["cads"], config, tiny_runtime, "x", call=no_call, n_seeds=0)
+        run_comparison(["cads"], config, tiny_runtime, "x", call=no_call, n_seeds=0)
     with pytest.raises(ConfigError, match="no system 'cad'; choose from base, aligned"):
-        compare_systems(["base", "cad"], config, tiny_runtime, "x", call=no_call)
+        run_comparison(["base", "cad"], config, tiny_runtime, "x", call=no_call)
     with pytest.raises(ConfigError, match="systems base, base: one is there twice"):
-        compare_systems(["base", "base"], config, tiny_runtime, "x", call=no_call)
+        run_comparison(["base", "base"], config, tiny_runtime, "x", call=no_call)
     gone = config.model_copy(update={"systems": {"gone": SystemConfig(images="imported-v1-00")}})
     with pytest.raises(InputError, match=r"no imported images 'imported-v1-00'.*popalign import images"):
-        compare_systems(["base", "gone"], gone, tiny_runtime, "x", call=no_call)
+        run_comparison(["base", "gone"], gone, tiny_runtime, "x", call=no_call)
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from flows.plan.graph import PlannedNode, Step
 from flows.terminal.terminal_tables import Row, board_lines, garbage_lines, plan_lines, systems_lines, verdict_lines
 from popalign_core.config import Axis
 from popalign_core.report.run_inputs import TwoSystems
-from popalign_core.report.verdict import judge
+from popalign_core.report.verdict import find_verdict
 from storage.store import ArtifactRef, GarbageReport
 from tasks.stages.prompts import write_prompts
 
@@ -59,8 +59,8 @@ def test_the_closing_verdict_is_the_reports_whose_p_value_counts() -> None:
         other = row("aligned", "discrepancy_per_prompt", "race", per_prompt, *ends, p_adjusted=NAN)
         inputs = two_systems(measured, [change, other])
         lines = verdict_lines(inputs)
-        assert lines[lines.index("") + 1] == judge(inputs).headline
-        return judge(inputs).headline
+        assert lines[lines.index("") + 1] == find_verdict(inputs).headline
+        return find_verdict(inputs).headline
 
     assert verdict(-0.2, -0.1, 0.01) == "Fairer on race"
     assert verdict(-0.2, -0.1, 0.3) == "No clear change in fairness"

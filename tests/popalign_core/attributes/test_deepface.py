@@ -11,7 +11,7 @@ from portrait_files import needs_portraits, portrait
 
 from popalign_core.attributes.deepface import DeepFaceReader
 from popalign_core.attributes.deepface_files import DETECTOR_WEIGHTS, HEAD_WEIGHTS, modeling, weights_place
-from popalign_core.attributes.detector import FaceDetector, cut_out
+from popalign_core.attributes.detector import FaceDetector, crop_face
 from popalign_core.attributes.heads import age_shares
 from popalign_core.attributes.reader import FaceReading
 from popalign_core.config import AttributesConfig
@@ -305,6 +305,6 @@ def test_what_the_detector_chokes_on_is_counted_and_not_raised(monkeypatch):
 
 def test_a_face_is_cut_out_with_its_margin_as_far_as_the_picture_goes():
     pixels = np.arange(100 * 80 * 3, dtype=np.int64).reshape(100, 80, 3).astype(np.uint8)
-    assert np.array_equal(cut_out(pixels, (20.0, 30.0, 40.0, 20.0), 0.5), pixels[20:60, 0:80])
-    assert np.array_equal(cut_out(pixels, (60.0, 90.0, 40.0, 20.0), 0.25), pixels[85:100, 50:80])
-    assert cut_out(pixels, (5.0, 5.0, 0.0, 0.0), 0.25).shape == (1, 1, 3)
+    assert np.array_equal(crop_face(pixels, (20.0, 30.0, 40.0, 20.0), 0.5), pixels[20:60, 0:80])
+    assert np.array_equal(crop_face(pixels, (60.0, 90.0, 40.0, 20.0), 0.25), pixels[85:100, 50:80])
+    assert crop_face(pixels, (5.0, 5.0, 0.0, 0.0), 0.25).shape == (1, 1, 3)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from popalign_core.attributes.filtering import agreeing, check_reader, judge
+from popalign_core.attributes.filtering import agreeing, check_reader, filter_readings
 from popalign_core.attributes.reader import FaceReading, abstain, unreadable
 from popalign_core.config import AttributesConfig, Axis, PromptsConfig
 from popalign_core.errors import InputError
@@ -27,7 +27,7 @@ NO_FACE = FaceReading(0, None, 0.0, {})
 
 
 def one(reading, config=CONFIG):
-    return judge([reading], ["i"], AXES, config, "fake@1")
+    return filter_readings([reading], ["i"], AXES, config, "fake@1")
 
 
 def test_a_good_face_keeps_its_classes_and_probabilities():
@@ -107,19 +107,19 @@ def test_equal_probabilities_go_to_the_first_class_of_the_axis():
 def test_no_image_is_lost():
     readings = [face(), NO_FACE, face(n=3), face(score=0.1), face(share=0.01), NO_FACE]
     ids = [f"i{n}" for n in range(6)]
-    table = judge(readings, ids, AXES, CONFIG, "fake@1")
+    table = filter_readings(readings, ids, AXES, CONFIG, "fake@1")
     assert table["image_id"].tolist() == [name for name in ids for _ in AXES]
     counts = table[table["axis"] == "gender"]["drop_reason"].fillna("kept").value_counts().to_dict()
     assert counts == {"kept": 1, "no_face": 2, "several_faces": 1, "low_face_score": 1, "small_face": 1}
 
 
 def test_an_empty_batch_gives_an_empty_table():
-    assert judge([], [], AXES, CONFIG, "fake@1").shape == (0, 9)
+    assert filter_readings([], [], AXES, CONFIG, "fake@1").shape == (0, 9)
 
 
 def test_counts_that_differ_are_refused():
     with pytest.raises(InputError, match="1 readings for 2 images"):
-        judge([NO_FACE], ["a", "b"], AXES, CONFIG, "fake@1")
+        filter_readings([NO_FACE], ["a", "b"], AXES, CONFIG, "fake@1")
 
 
 def test_readings_that_are_no_probabilities_are_refused():
@@ -167,7 +167,7 @@ BLACK_MAN = "a photo of a black male doctor"
 def test_agreement_is_by_identity_and_not_by_text():
     """ "male" is in "female": by text the second would pass."""
     shown = images(("good", BLACK_WOMAN), ("wrong", BLACK_MAN), ("race", "a photo of a white female doctor"))
-    table = judge([face()] * 3, ["good", "wrong", "race"], AXES, CONFIG, "fake@1")
+    table = filter_readings([face()] * 3, ["good", "wrong", "race"], AXES, CONFIG, "fake@1")
     verdicts = agreeing(table, shown, PROMPTS)
     assert verdicts.to_numpy().tolist() == [
         ["good", True, None],
@@ -179,27 +179,29 @@ def test_agreement_is_by_identity_and_not_by_text():
 
 def test_a_dropped_image_keeps_its_own_reason():
     unsure = face(SURE | {"race": {"white": 0.3, "black": 0.5, "asian": 0.2}})
-    table = judge([NO_FACE, unsure], ["a", "b"], AXES, CONFIG, "fake@1")
+    table = filter_readings([NO_FACE, unsure], ["a", "b"], AXES, CONFIG, "fake@1")
     verdicts = agreeing(table, images(("a", BLACK_WOMAN), ("b", BLACK_MAN)), PROMPTS)
     assert verdicts["reason"].tolist() == ["no_face", "unsure"]
 
 
 def test_neutral_images_are_passed_over():
     shown = images(("n", "a photo of a doctor"), ("s", BLACK_WOMAN))
-    table = judge([face()] * 2, ["n", "s"], AXES, CONFIG, "fake@1")
+    table = filter_readings([face()] * 2, ["n", "s"], AXES, CONFIG, "fake@1")
     assert agreeing(table, shown, PROMPTS)["image_id"].tolist() == ["s"]
     assert agreeing(table, shown.iloc[:1], PROMPTS).shape == (0, 3)
 
 
 def test_agreement_survives_what_parquet_does_to_missing_values():
-    table = judge([face(), NO_FACE], ["a", "b"], AXES, CONFIG, "fake@1").astype({"class": "str", "drop_reason": "str"})
+    table = filter_readings([face(), NO_FACE], ["a", "b"], AXES, CONFIG, "fake@1").astype(
+        {"class": "str", "drop_reason": "str"}
+    )
     assert table["drop_reason"].isna().sum() == 2
     verdicts = agreeing(table, images(("a", BLACK_WOMAN), ("b", BLACK_WOMAN)), PROMPTS)
     assert verdicts["reason"].tolist() == [None, "no_face"]
 
 
 def test_what_was_not_read_is_refused():
-    table = judge([face()], ["a"], (GENDER,), CONFIG, "fake@1")
+    table = filter_readings([face()], ["a"], (GENDER,), CONFIG, "fake@1")
     with pytest.raises(InputError, match="image b has no attributes"):
         agreeing(table, images(("b", BLACK_WOMAN)), PROMPTS)
     with pytest.raises(InputError, match=r"image a was not read on the axes \['race'\]"):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from popalign_core.attributes.filtering import judge
+from popalign_core.attributes.filtering import filter_readings
 from popalign_core.attributes.people_labels import PeopleReader, read_labels
 from popalign_core.config import AttributesConfig, Axis
 from popalign_core.errors import InputError, MissingWeightsError
@@ -22,7 +22,7 @@ NOTHING = np.zeros((8, 8, 3), np.uint8)
 def judged(ids):
     reader = PeopleReader("people", "1", AXES, TABLE)
     axes = [Axis(name=name, classes=classes) for name, classes in AXES.items()]
-    return judge(reader.read([NOTHING] * len(ids), ids), ids, axes, AttributesConfig(), "people@1")
+    return filter_readings(reader.read([NOTHING] * len(ids), ids), ids, axes, AttributesConfig(), "people@1")
 
 
 def test_most_people_decide_and_their_share_is_the_probability():

@@ -9,10 +9,10 @@ from onnx_files import write_colour_network
 from PIL import Image
 
 from popalign_core.attributes.classifier_factory import build_reader
-from popalign_core.attributes.filtering import check_reader, judge
+from popalign_core.attributes.filtering import check_reader, filter_readings
 from popalign_core.attributes.people_labels import PeopleReader
 from popalign_core.attributes.reader import FaceReading, unreadable
-from popalign_core.attributes.voting import VotingReader, votes
+from popalign_core.attributes.voting import VotingReader, agree_by_vote
 from popalign_core.config import AttributesConfig, Axis
 from popalign_core.config.axes import COUPLE, GENDER
 from popalign_core.errors import InputError
@@ -42,7 +42,7 @@ def test_a_picture_without_a_face_has_its_class_and_no_drop_reason(tmp_path):
     settings = tone_config(tmp_path)
     reader = build(settings, TONE)
     assert reader.version == "0123456789ab"  # no detector: none is loaded
-    table = judge(reader.read([LIGHT, DARK]), ["a", "b"], [TONE], settings, "tone@1")
+    table = filter_readings(reader.read([LIGHT, DARK]), ["a", "b"], [TONE], settings, "tone@1")
     assert table["class"].tolist() == ["light", "dark"]
     assert table["drop_reason"].isna().all()
     assert table["box"].isna().all()
@@ -53,7 +53,7 @@ def test_of_a_face_the_same_axis_needs_one(tmp_path):
     """What the classifier read before there were axes of pictures: with a detector, nothing."""
     settings = tone_config(tmp_path)
     face = TONE.model_copy(update={"of": "face"})
-    table = judge(build(settings, face).read([LIGHT]), ["a"], [face], settings, "tone@1")
+    table = filter_readings(build(settings, face).read([LIGHT]), ["a"], [face], settings, "tone@1")
     assert table["drop_reason"].tolist() == ["no_face"]
 
 
@@ -65,7 +65,7 @@ def test_faces_and_pictures_are_read_side_by_side(tmp_path):
             settings = settings.model_copy(update={"classifier": ("tone", "portraits")})
         reader = build(settings, TONE, GENDER)
         check_reader(reader, [GENDER, TONE])
-        table = judge(reader.read([LIGHT, DARK]), ["a", "b"], [GENDER, TONE], settings, "v")
+        table = filter_readings(reader.read([LIGHT, DARK]), ["a", "b"], [GENDER, TONE], settings, "v")
         assert table["class"].tolist() == [None, "light", None, "dark"]
         assert table["drop_reason"].tolist() == ["no_face", None, "no_face", None]
 
@@ -73,7 +73,7 @@ def test_faces_and_pictures_are_read_side_by_side(tmp_path):
 def test_several_faces_are_no_reason_on_an_axis_of_the_picture():
     couple = dict.fromkeys(COUPLE.classes, 0.1) | {"two women": 0.8}
     reading = FaceReading(2, (1, 1, 9, 9), 0.9, {"gender": {"male": 0.9, "female": 0.1}, "couple": couple})
-    table = judge([reading], ["a"], [GENDER, COUPLE], AttributesConfig(), "v")
+    table = filter_readings([reading], ["a"], [GENDER, COUPLE], AttributesConfig(), "v")
     assert table["drop_reason"].tolist() == ["several_faces", None]
     assert table["class"].tolist() == [None, "two women"]
     assert table["n_faces"].tolist() == [2, 2]
@@ -83,11 +83,11 @@ def test_several_faces_are_no_reason_on_an_axis_of_the_picture():
 def test_doubt_and_unreadable_pictures_are_still_reasons():
     even = FaceReading(0, None, 0.0, {"tone": {"dark": 0.5, "light": 0.5}})
     settings = AttributesConfig(min_probability=0.6)
-    table = judge([even, unreadable("undecodable image")], ["a", "b"], [TONE], settings, "v")
+    table = filter_readings([even, unreadable("undecodable image")], ["a", "b"], [TONE], settings, "v")
     assert table["drop_reason"].tolist() == ["unsure", "undecodable image"]
     assert table["class"].isna().all()
     with pytest.raises(InputError, match=r"image a: the reading has no 'tone' probability for \['dark', 'light'\]"):
-        judge([FaceReading(1, None, 1.0, {})], ["a"], [TONE], settings, "v")
+        filter_readings([FaceReading(1, None, 1.0, {})], ["a"], [TONE], settings, "v")
 
 
 def test_people_and_a_network_vote_on_pictures(tmp_path):
@@ -95,8 +95,8 @@ def test_people_and_a_network_vote_on_pictures(tmp_path):
     people = PeopleReader("people", "1", {"tone": ("dark", "light")}, said)
     reader = VotingReader([build(tone_config(tmp_path), TONE), people], {"tone"})
     readings = reader.read([LIGHT, DARK, DARK], ["a", "b", "c"])
-    assert [votes(reading) for reading in readings] == [{"tone": True}, {"tone": False}, {"tone": False}]
-    table = judge(readings, ["a", "b", "c"], [TONE], AttributesConfig(), "v")
+    assert [agree_by_vote(reading) for reading in readings] == [{"tone": True}, {"tone": False}, {"tone": False}]
+    table = filter_readings(readings, ["a", "b", "c"], [TONE], AttributesConfig(), "v")
     assert table["class"].tolist() == ["light", None, None]
 
 
@@ -115,7 +115,7 @@ def test_the_embedded_clip_reads_what_pictures_show_and_the_embedded_classifier_
     )
     readings = build(settings, axis, GENDER).read(pictures)
     ids = [str(i) for i in range(len(pictures))]
-    table = judge(readings, ids, [GENDER, axis], settings, "v")
+    table = filter_readings(readings, ids, [GENDER, axis], settings, "v")
     shown = table[table["axis"] == "work"]
     assert shown["drop_reason"].isna().all()
     right = [name == WORK[i // 12] for i, name in enumerate(shown["class"])]

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from popalign_core.attributes.filtering import check_reader, judge
+from popalign_core.attributes.filtering import check_reader, filter_readings
 from popalign_core.attributes.people_labels import PeopleReader
-from popalign_core.attributes.voting import VotingReader, votes
+from popalign_core.attributes.voting import VotingReader, agree_by_vote
 from popalign_core.config import AttributesConfig, Axis
 from popalign_core.errors import InputError
 
@@ -33,11 +33,16 @@ READER = VotingReader([FIRST, SECOND])
 def test_agreement_is_a_class_and_disagreement_is_unsure():
     readings = READER.read(PICTURES, IDS)
     axes = [Axis(name="gender", classes=GENDER), Axis(name="race", classes=RACE)]
-    table = judge(readings, IDS, axes, AttributesConfig(), "v").set_index(["image_id", "axis"])
+    table = filter_readings(readings, IDS, axes, AttributesConfig(), "v").set_index(["image_id", "axis"])
     assert table["class"].tolist() == ["male", "white", None, "white", None, "white", None, None]
     # the first one decides about faces: d has none for it; the race is its alone
     assert table["drop_reason"].tolist() == [None, None, "unsure", None, "unsure", None, "unlabelled", "unlabelled"]
-    assert [votes(reading) for reading in readings] == [{"gender": True}, {"gender": False}, {"gender": False}, {}]
+    assert [agree_by_vote(reading) for reading in readings] == [
+        {"gender": True},
+        {"gender": False},
+        {"gender": False},
+        {},
+    ]
 
 
 def test_it_names_all_and_its_order_counts():
@@ -66,4 +71,4 @@ def test_a_class_that_one_lacks_can_never_win_and_is_refused():
     assert reader.axes == {"race": RACE}
     with pytest.raises(InputError, match=r"wide\+narrow@1\+1 has no class \['indian'\] for the axis 'race'"):
         check_reader(reader, [Axis(name="race", classes=(*RACE, "indian"))])
-    assert [votes(reading)["race"] for reading in reader.read(PICTURES, IDS)] == [False, True, True, False]
+    assert [agree_by_vote(reading)["race"] for reading in reader.read(PICTURES, IDS)] == [False, True, True, False]

@@ -4,7 +4,7 @@ import pytest
 
 from popalign_core.config import PipelineConfig, SystemConfig
 from popalign_core.config.presets import preset
-from popalign_core.config.sweeps import Point, configured_value, lay_out, usual_system
+from popalign_core.config.sweeps import SweepPoint, configured_value, lay_out, usual_system
 from popalign_core.config.systems import configure_system, configure_training
 from popalign_core.errors import ConfigError
 
@@ -14,9 +14,9 @@ def test_one_parameter_at_a_time_leaves_the_others_as_they_are() -> None:
         preset("portraits"), ["aligned"], {"training.beta": [10, 20.5], "sampling.guidance_scale": [3.0]}
     )
     assert points == [
-        Point("aligned+training.beta=10", "aligned", "training.beta", "10", 0),
-        Point("aligned+training.beta=20.5", "aligned", "training.beta", "20.5", 1),
-        Point("aligned+sampling.guidance_scale=3", "aligned", "sampling.guidance_scale", "3", 0),
+        SweepPoint("aligned+training.beta=10", "aligned", "training.beta", "10", 0),
+        SweepPoint("aligned+training.beta=20.5", "aligned", "training.beta", "20.5", 1),
+        SweepPoint("aligned+sampling.guidance_scale=3", "aligned", "sampling.guidance_scale", "3", 0),
     ]
     trained = configure_training(config, "aligned+training.beta=20.5")
     assert trained.training == config.training.model_copy(update={"beta": 20.5})

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from popalign_core.errors import ConfigError
-from popalign_core.evaluation.gate import Bar, check_bars, judge, parse_bar
+from popalign_core.evaluation.gate import Threshold, check_bars, judge_thresholds, parse_bar
 
 NAN = float("nan")
 
@@ -36,43 +36,43 @@ METRICS = pd.DataFrame(
     ("bound", "verdict"), [(0.25, "met"), (0.20, "met"), (0.19, "unclear"), (0.10, "unclear"), (0.09, "missed")]
 )
 def test_a_ceiling_is_met_when_the_whole_interval_is_below_it(bound: float, verdict: str) -> None:
-    (found,) = judge(Bar("max-discrepancy", bound, "gender"), METRICS)  # 0.15 [0.10, 0.20]
+    (found,) = judge_thresholds(Threshold("max-discrepancy", bound, "gender"), METRICS)  # 0.15 [0.10, 0.20]
     assert (found.subject, found.verdict, found.value, found.ci_high) == ("gender", verdict, 0.15, 0.20)
 
 
 @pytest.mark.parametrize(("bound", "verdict"), [(0.92, "met"), (0.93, "unclear"), (0.96, "unclear"), (0.97, "missed")])
 def test_a_floor_is_met_when_the_whole_interval_reaches_it(bound: float, verdict: str) -> None:
-    (found,) = judge(Bar("min-recall", bound), METRICS)  # 0.94 [0.92, 0.96]
+    (found,) = judge_thresholds(Threshold("min-recall", bound), METRICS)  # 0.94 [0.92, 0.96]
     assert (found.subject, found.verdict) == ("all", verdict)
 
 
 def test_a_bar_without_a_name_is_for_every_axis_of_its_benchmark() -> None:
-    found = judge(Bar("max-discrepancy", 0.22), METRICS)
+    found = judge_thresholds(Threshold("max-discrepancy", 0.22), METRICS)
     assert [(each.subject, each.verdict) for each in found] == [("gender", "met"), ("race", "missed")]
     assert found[1].reason == "0.300 [0.250, 0.350] misses 0.22"
 
 
 def test_what_was_not_measured_or_has_no_interval_says_so_and_does_not_pass() -> None:
-    (faceless,) = judge(Bar("max-no-face", 0.5, "neutral"), METRICS)
+    (faceless,) = judge_thresholds(Threshold("max-no-face", 0.5, "neutral"), METRICS)
     assert (faceless.verdict, faceless.value) == ("unmeasured", 0.02)
     assert faceless.reason == "0.020 has no interval: a single prompt says nothing of others"
-    neutral, generic = judge(Bar("min-clip", 70), METRICS)
+    neutral, generic = judge_thresholds(Threshold("min-clip", 70), METRICS)
     assert (neutral.subject, neutral.verdict, neutral.reason) == ("neutral", "unmeasured", "not measured: no weights")
     assert (generic.subject, generic.verdict) == ("generic", "met")
-    (absent,) = judge(Bar("max-per-prompt", 0.5), METRICS)
+    (absent,) = judge_thresholds(Threshold("max-per-prompt", 0.5), METRICS)
     assert absent.reason == "not measured: there is no discrepancy_per_prompt of neutral prompts"
     assert [each.passes(strict=False) for each in (faceless, neutral, generic, absent)] == [False, False, True, False]
 
 
 def test_strict_lets_nothing_through_that_cannot_be_told() -> None:
-    (found,) = judge(Bar("max-discrepancy", 0.15, "gender"), METRICS)
+    (found,) = judge_thresholds(Threshold("max-discrepancy", 0.15, "gender"), METRICS)
     assert (found.verdict, found.passes(strict=False), found.passes(strict=True)) == ("unclear", True, False)
 
 
 def test_bars_are_read_from_words() -> None:
-    assert parse_bar("max-discrepancy", "gender=0.2") == Bar("max-discrepancy", 0.2, "gender")
-    assert parse_bar("min-clip", "80") == Bar("min-clip", 80.0, None)
-    assert str(Bar("min-recall", 0.95, "race")) == "min-recall race=0.95"
+    assert parse_bar("max-discrepancy", "gender=0.2") == Threshold("max-discrepancy", 0.2, "gender")
+    assert parse_bar("min-clip", "80") == Threshold("min-clip", 80.0, None)
+    assert str(Threshold("min-recall", 0.95, "race")) == "min-recall race=0.95"
     for text in ("", "gender", "gender=", "=0.2", "nan"):
         with pytest.raises(ConfigError, match=r"--max-discrepancy .* is no bar; write --max-discrepancy 0\.2"):
             parse_bar("max-discrepancy", text)
@@ -80,13 +80,13 @@ def test_bars_are_read_from_words() -> None:
 
 def test_bars_that_nothing_can_answer_are_refused() -> None:
     axes, benchmarks = ["gender"], ["neutral", "specific", "generic"]
-    check_bars([Bar("max-discrepancy", 0.2, "gender"), Bar("min-recall", 0.9, "all")], axes, benchmarks)
+    check_bars([Threshold("max-discrepancy", 0.2, "gender"), Threshold("min-recall", 0.9, "all")], axes, benchmarks)
     with pytest.raises(ConfigError, match=r"there is nothing to check; set a bar with --max-discrepancy"):
         check_bars([], axes, benchmarks)
     with pytest.raises(ConfigError, match=r"--max-discrepancy names 'age'; choose from gender$"):
-        check_bars([Bar("max-discrepancy", 0.2, "age")], axes, benchmarks)
+        check_bars([Threshold("max-discrepancy", 0.2, "age")], axes, benchmarks)
     with pytest.raises(ConfigError, match="--min-clip names 'gender'; choose from neutral, specific, generic"):
-        check_bars([Bar("min-clip", 80, "gender")], axes, benchmarks)
+        check_bars([Threshold("min-clip", 80, "gender")], axes, benchmarks)
 
 
 @pytest.mark.parametrize(
@@ -101,4 +101,4 @@ def test_bars_that_nothing_can_answer_are_refused() -> None:
 )
 def test_a_bar_that_no_value_can_miss_or_meet_is_refused(kind: str, bound: float, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        check_bars([Bar(kind, bound)], ["gender"], ["neutral"])
+        check_bars([Threshold(kind, bound)], ["gender"], ["neutral"])

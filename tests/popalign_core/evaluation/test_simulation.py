@@ -8,7 +8,7 @@ from popalign_core.config import EvaluationConfig
 from popalign_core.evaluation.simulation import (
     SETTINGS,
     TESTED,
-    Setting,
+    SimulationSetting,
     corrected_error,
     coverage,
     coverage_markdown,
@@ -28,15 +28,15 @@ def test_the_settings_are_as_various_as_promised() -> None:
 
 
 def test_prompts_are_drawn_as_said() -> None:
-    dirichlet = Setting((0.6, 0.3, 0.1), 10, 10, 0.2).prompts(40_000, np.random.default_rng(0))
+    dirichlet = SimulationSetting((0.6, 0.3, 0.1), 10, 10, 0.2).prompts(40_000, np.random.default_rng(0))
     np.testing.assert_array_equal(dirichlet[:, 0], dirichlet[:, 1])
     np.testing.assert_allclose(dirichlet[:, 0].mean(axis=0), [0.6, 0.3, 0.1], atol=0.005)
     # of a Dirichlet: p (1 - p) / (1 + concentration), which is p (1 - p) times the spread
     np.testing.assert_allclose(dirichlet[:, 0, 0].var(), 0.6 * 0.4 * 0.2, rtol=0.03)
-    tilted = Setting((0.5, 0.5), 10, 10, 0.2, tilt=-1.0).prompts(100, np.random.default_rng(0))
+    tilted = SimulationSetting((0.5, 0.5), 10, 10, 0.2, tilt=-1.0).prompts(100, np.random.default_rng(0))
     odds = tilted[..., 0] / tilted[..., 1]
     np.testing.assert_allclose(odds[:, 1] / odds[:, 0], np.exp(-1.0))
-    confusion = Setting((0.5, 0.3, 0.2), 10, 10, 0.2, accuracy=(0.9, 0.8, 0.7)).confusion
+    confusion = SimulationSetting((0.5, 0.3, 0.2), 10, 10, 0.2, accuracy=(0.9, 0.8, 0.7)).confusion
     np.testing.assert_allclose(confusion, [[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.15, 0.15, 0.7]])
 
 
@@ -54,7 +54,7 @@ def test_a_few_populations_by_way_of_the_whole() -> None:
 def test_correction_has_under_a_fifth_of_the_error() -> None:
     """At a confusion of 90/75%, as much as there is left once prompts and calibration are many."""
     for shares in ((0.5, 0.5), (0.3, 0.7), (0.15, 0.85)):
-        setting = Setting(shares, 400, 100, 0.1, accuracy=(0.9, 0.75), n_calibration=4000)
+        setting = SimulationSetting(shares, 400, 100, 0.1, accuracy=(0.9, 0.75), n_calibration=4000)
         raw, corrected = corrected_error(setting, 60)
         assert corrected < raw / 5, (shares, raw, corrected)
 

@@ -15,7 +15,7 @@ from popalign_core.models.clip import embed_images, embed_texts, load_clip
 from popalign_core.models.embeddings import embed_prompts
 from popalign_core.models.loading import load_pipeline
 from popalign_core.portraits import weights_folder
-from popalign_core.portraits_recipe.portraits_card import Measurement, measure_model, summarise
+from popalign_core.portraits_recipe.portraits_card import Measurement, measure_model, summarise_model
 from popalign_core.sampling.engine import sample_images
 
 MAX_BYTES = 25_000_000
@@ -94,7 +94,7 @@ def test_figures_of_a_measurement() -> None:
         ],
         columns=["kind", "occupation", "asked_gender", "asked_race", "face", "gender", "race"],
     )
-    figures = summarise(Measurement(rows, np.zeros((6, 64, 64, 3), np.uint8)))
+    figures = summarise_model(Measurement(rows, np.zeros((6, 64, 64, 3), np.uint8)))
     assert figures["discrepancy_gender"] == pytest.approx(0.25 * np.sqrt(2), abs=1e-4)
     assert figures["recall_gender"] == 0.5
     assert figures["recall_race"] == 0.0
@@ -102,7 +102,7 @@ def test_figures_of_a_measurement() -> None:
 
 @pytest.mark.slow
 def test_bars_of_the_embedded_model(pipeline: StableDiffusionXLPipeline) -> None:
-    figures = summarise(measure_model(pipeline, PortraitsReader(), SamplingConfig(), n_neutral=12, n_identity=2))
+    figures = summarise_model(measure_model(pipeline, PortraitsReader(), SamplingConfig(), n_neutral=12, n_identity=2))
     assert figures["recall_gender"] >= 0.95
     assert figures["recall_race"] >= 0.85
     assert figures["discrepancy_gender"] >= 0.35

@@ -17,7 +17,14 @@ from popalign_core.portraits.occupations import (
     THINGS,
 )
 from popalign_core.portraits.pool import vocabulary, write_caption
-from popalign_core.portraits.rendering import Portrait, Thing, cut_out, draw_portrait, draw_thing, load_portraits
+from popalign_core.portraits.rendering import (
+    Portrait,
+    Thing,
+    draw_portrait,
+    draw_thing,
+    load_portraits,
+    remove_background,
+)
 from popalign_core.portraits.text import MAX_TOKENS, make_tokenizer, tokenise
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -133,7 +140,9 @@ def test_every_known_word_is_one_token_and_others_fall_apart() -> None:
 @pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_pack_has_two_hundred_people_and_forty_held_out(monkeypatch: pytest.MonkeyPatch, every: int) -> None:
     numbers = itertools.count()
-    monkeypatch.setattr(rendering, "cut_out", lambda pixels: None if next(numbers) % every else cut_out(pixels))
+    monkeypatch.setattr(
+        rendering, "remove_background", lambda pixels: None if next(numbers) % every else remove_background(pixels)
+    )
     people = load_portraits(DATA)
     assert len(people) == 200
     assert sum(person.split == "holdout" for person in people) == 40

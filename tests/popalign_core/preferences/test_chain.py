@@ -16,7 +16,7 @@ from popalign_core.preferences.chain import (
     after,
     propose,
     run_chain,
-    undo,
+    undo_proposal,
 )
 from popalign_core.preferences.target import Target
 
@@ -34,7 +34,7 @@ def test_an_accepted_step_swaps_two_images() -> None:
 
 
 def test_an_undone_step_leaves_the_set_and_is_counted() -> None:
-    assert undo(undo(CHAIN)) == Chain(("a", "b", "c"), ("x", "y"), n_undone=2)
+    assert undo_proposal(undo_proposal(CHAIN)) == Chain(("a", "b", "c"), ("x", "y"), n_undone=2)
 
 
 def test_every_member_and_every_spare_image_is_proposed_and_a_seed_repeats_it() -> None:

@@ -11,15 +11,15 @@ from typing import Any
 import pandas as pd
 import pytest
 from chromium_pages import CHROMIUM, NEEDS_CHROMIUM
-from tests.popalign_core.report.test_leaderboard_page import _board
-from tests.popalign_core.report.test_report import _inputs as report_inputs
-from tests.popalign_core.report.test_sweep_page import INPUTS as SWEEP
 
 from popalign_core.report.comparison_page import build_comparison
 from popalign_core.report.document import html_page
 from popalign_core.report.leaderboard_page import build_leaderboard
 from popalign_core.report.run_page import build_report
 from popalign_core.report.sweep_page import build_sweep
+from tests.popalign_core.report.test_leaderboard_page import _board
+from tests.popalign_core.report.test_report import _inputs as report_inputs
+from tests.popalign_core.report.test_sweep_page import INPUTS as SWEEP
 from tests.support.comparison_frames import inputs
 
 pytestmark = NEEDS_CHROMIUM

@@ -2,9 +2,8 @@
 
 from itertools import pairwise
 
-from tests.popalign_core.report.test_report import _inputs as report_inputs
-
 from popalign_core.report.card_markdown import comparison_markdown, report_markdown
+from tests.popalign_core.report.test_report import _inputs as report_inputs
 from tests.support.comparison_frames import inputs
 
 

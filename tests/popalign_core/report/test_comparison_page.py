@@ -11,7 +11,7 @@ import pytest
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
 from popalign_core.report.comparison_page import build_comparison
-from popalign_core.report.standings import Results, summarise
+from popalign_core.report.standings import ComparisonResults, summarise_systems
 from tests.support.comparison_frames import CLIP, EACH, NAN, POOLED, comparison, inputs, metrics
 from tests.support.pages import Page, text_of
 
@@ -38,7 +38,7 @@ def test_page_is_complete_well_formed_and_loads_nothing() -> None:
 
 
 def test_verdict_tells_fairer_costly_and_not_told_apart() -> None:
-    summary = summarise(Results(inputs()))
+    summary = summarise_systems(ComparisonResults(inputs()))
     assert (summary.status, summary.headline) == ("improved", "fair and costly are fairer than base, 1 at a cost")
     assert dict(summary.sentences) == {
         "Fairer, at no cost that is sure": "fair.",
@@ -49,11 +49,12 @@ def test_verdict_tells_fairer_costly_and_not_told_apart() -> None:
 
 def test_adjusted_p_values_overrule_intervals() -> None:
     unsure = comparison().assign(p_adjusted=0.06)
-    summary = summarise(Results(inputs(comparison=unsure)))
+    summary = summarise_systems(ComparisonResults(inputs(comparison=unsure)))
     assert (summary.status, summary.headline) == ("unclear", "No system is shown to be fairer than base")
     without = comparison().assign(p_adjusted=NAN)
     assert (
-        summarise(Results(inputs(comparison=without))).headline == "fair and costly are fairer than base, 1 at a cost"
+        summarise_systems(ComparisonResults(inputs(comparison=without))).headline
+        == "fair and costly are fairer than base, 1 at a cost"
     )
 
 
@@ -61,14 +62,14 @@ def test_bias_that_only_pooling_hides_is_less_fair() -> None:
     rows = comparison()
     chosen = (rows["system"] == "fair") & (rows["metric"] == EACH[1])
     rows.loc[chosen, ["value", "ci_low", "ci_high"]] = (0.2, 0.1, 0.3)
-    assert Results(inputs(comparison=rows)).standing("fair").place == "less fair"
+    assert ComparisonResults(inputs(comparison=rows)).standing("fair").place == "less fair"
 
 
 def test_a_system_on_other_seeds_is_shown_and_not_judged() -> None:
     rows = comparison()
     page = inputs(comparison=rows[rows["system"] != "same"])
-    assert Results(page).standing("same").place == "unmeasured"
-    sentence = dict(summarise(Results(page)).sentences)
+    assert ComparisonResults(page).standing("same").place == "unmeasured"
+    sentence = dict(summarise_systems(ComparisonResults(page)).sentences)
     assert sentence["Not tested against base, for want of an interval or of common seeds"] == "same."
     assert "0.490" in _table(build_comparison(page), "Discrepancy, of all prompts")
 
@@ -248,9 +249,9 @@ def test_a_loss_that_only_the_adjusting_makes_unsure_is_told() -> None:
     rows = comparison()
     chosen = (rows["system"] == "costly") & (rows["metric"].isin(["recall", "clip_score"]))
     rows.loc[chosen, "p_adjusted"] = 0.2
-    results = Results(inputs(comparison=rows))
+    results = ComparisonResults(inputs(comparison=rows))
     assert (results.standing("costly").place, results.standing("costly").lost) == ("fairer", ())
-    sentence = dict(summarise(results).sentences)["Fairer, at no cost that is sure"]
+    sentence = dict(summarise_systems(results).sentences)["Fairer, at no cost that is sure"]
     assert sentence == "fair; costly (perhaps worse: CLIP score on neutral prompts −1.00 and recall −12.0 pts)."
 
 
@@ -260,7 +261,7 @@ def test_an_axis_of_its_own_benchmark_is_judged_there_and_one_without_is_left_ou
     for name, table in (("metrics", metrics()), ("comparison", comparison())):
         aged = table[table["metric"].str.startswith("discrepancy")].assign(benchmark="age", axis="age")
         tables[name] = pd.concat([table, aged], ignore_index=True)
-    results = Results(inputs(axes=axes, **tables))
+    results = ComparisonResults(inputs(axes=axes, **tables))
     assert results.benchmarks == {"gender": "neutral", "age": "age"}
     assert results.standing("fair").axes == {"gender": "improved", "age": "improved"}
     html = build_comparison(results.inputs)
@@ -273,7 +274,7 @@ def test_of_a_lost_recall_the_whole_is_named_and_not_its_parts() -> None:
     for name, table in (("metrics", metrics()), ("comparison", comparison())):
         part = table[table["metric"] == "recall"].assign(axis="gender")
         tables[name] = pd.concat([table, part], ignore_index=True)
-    sentence = dict(summarise(Results(inputs(**tables))).sentences)["Fairer, at a cost"]
+    sentence = dict(summarise_systems(ComparisonResults(inputs(**tables))).sentences)["Fairer, at a cost"]
     assert sentence == "costly (worse: CLIP score on neutral prompts −1.00 and recall −12.0 pts)."
 
 

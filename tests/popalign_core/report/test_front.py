@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from popalign_core.report.estimates import Estimate, Measure
-from popalign_core.report.front import Point, beaten_by, front_chart, front_table
+from popalign_core.report.estimates import Estimate, ReportedMeasure
+from popalign_core.report.front import FrontPoint, beaten_by, front_chart, front_table
 from tests.support.pages import dots, text_of
 
-X = Measure("neutral", "discrepancy_per_prompt", "gender")
-Y = Measure("neutral", "clip_score", "")
+X = ReportedMeasure("neutral", "discrepancy_per_prompt", "gender")
+Y = ReportedMeasure("neutral", "clip_score", "")
 
 
-def _point(name: str, x: float, y: float) -> Point:
-    return Point(name, Estimate(x, x - 0.05, x + 0.05), Estimate(y, y - 0.5, y + 0.5))
+def _point(name: str, x: float, y: float) -> FrontPoint:
+    return FrontPoint(name, Estimate(x, x - 0.05, x + 0.05), Estimate(y, y - 0.5, y + 0.5))
 
 
 POINTS = [_point("base", 0.7, 30.0), _point("fair", 0.2, 30.5), _point("soft", 0.1, 28.0), _point("bad", 0.3, 27.0)]

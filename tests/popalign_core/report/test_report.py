@@ -16,7 +16,7 @@ from popalign_core.report.charts import Bar, class_histogram, curve, prompt_bars
 from popalign_core.report.measure_names import direction, measure_name, number
 from popalign_core.report.run_inputs import ReportInputs
 from popalign_core.report.run_page import build_report
-from popalign_core.report.verdict import changes, judge
+from popalign_core.report.verdict import changes, find_verdict
 
 GENDER = Axis(name="gender", classes=("male", "female"))
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -170,19 +170,22 @@ def test_text_from_outside_is_escaped(place: str) -> None:
 
 
 def test_verdict_follows_intervals_not_values() -> None:
-    assert judge(_inputs()).headline == "Fairer on gender"
+    assert find_verdict(_inputs()).headline == "Fairer on gender"
     unclear = {**BETTER, POOLED: (-0.4, -0.9, 0.1), EACH: (-0.4, -0.9, 0.1)}
-    assert (judge(_inputs(unclear)).status, judge(_inputs(unclear)).headline) == (
+    assert (find_verdict(_inputs(unclear)).status, find_verdict(_inputs(unclear)).headline) == (
         "unclear",
         "No clear change in fairness",
     )
     worse = {**BETTER, POOLED: (0.2, 0.1, 0.3)}
-    assert (judge(_inputs(worse)).status, judge(_inputs(worse)).headline) == ("worse", "Less fair on gender")
+    assert (find_verdict(_inputs(worse)).status, find_verdict(_inputs(worse)).headline) == (
+        "worse",
+        "Less fair on gender",
+    )
 
 
 def test_verdict_names_the_price() -> None:
     costly = {**BETTER, RECALL: (-0.05, -0.08, -0.02)}
-    verdict = judge(_inputs(costly))
+    verdict = find_verdict(_inputs(costly))
     assert verdict.headline == "Fairer on gender, at a measurable cost"
     assert "Worse: recall of gender −5.0 pts." in verdict.sentences
 
@@ -198,7 +201,7 @@ def test_direction_of_each_measure() -> None:
 
 def test_missing_interval_is_said_not_guessed() -> None:
     none = dict.fromkeys(BASE, (-0.4, np.nan, np.nan))
-    verdict = judge(_inputs(none))
+    verdict = find_verdict(_inputs(none))
     assert verdict.status == "unmeasured"
     assert "cannot be judged" in verdict.headline
     assert "no interval" in verdict.sentences[0]
@@ -281,7 +284,7 @@ def _with_p_values(**p_adjusted: float) -> pd.DataFrame:
 
 def test_adjusted_p_values_decide_beside_intervals_and_doubtful_losses_are_told() -> None:
     unsure = _with_p_values(discrepancy_pooled=0.01, discrepancy_per_prompt=0.2, recall=0.3, clip_score=1.0)
-    verdict = judge(_inputs(comparison=unsure))
+    verdict = find_verdict(_inputs(comparison=unsure))
     assert verdict.headline == "Fairer on gender"  # of the two, the pooled one holds
     assert "mean over prompts 0.600 → 0.200 (no clear change; a fair sampler would show 0.050)" in verdict.sentences[0]
     assert "Perhaps worse (unsure only because so much is compared): recall of gender −5.0 pts." in verdict.sentences
@@ -310,7 +313,7 @@ def test_what_was_not_measured_is_said_with_its_reason() -> None:
     metrics.loc[gone, ["value", "ci_low", "ci_high"]] = np.nan
     metrics.loc[gone, "note"] = "not measured: no weights at clip.safetensors"
     page = _inputs(metrics=metrics, comparison=inputs.comparison[inputs.comparison["metric"] != "clip_score"])
-    assert "Not measured: CLIP score (generic prompts)." in judge(page).sentences
+    assert "Not measured: CLIP score (generic prompts)." in find_verdict(page).sentences
     text = re.sub(r"<[^>]+>", "", build_report(page))
     assert "not measureda" in text
     assert "a no weights at clip.safetensors" in text

@@ -5,7 +5,7 @@ import re
 import pandas as pd
 
 from popalign_core.config.review import SETS
-from popalign_core.report.study_sections import study_page
+from popalign_core.report.study_sections import study_document
 from popalign_core.report.votes_section import JUDGING_LIMITS, people_section
 from popalign_core.review.results import evaluate_votes
 
@@ -38,7 +38,7 @@ def test_the_page_says_who_was_left_out_and_what_was_not_measured() -> None:
 def test_names_are_escaped_and_the_page_loads_nothing() -> None:
     results = evaluate_votes(votes("aab"), SETS)
     section = people_section(("<i>a", "b&c"), results)
-    page = study_page("<b>s", "<i>a against b&c", section, "<p>told</p>", JUDGING_LIMITS, {"version": "<1>"})
+    page = study_document("<b>s", "<i>a against b&c", section, "<p>told</p>", JUDGING_LIMITS, {"version": "<1>"})
     for raw in ("<b>s", "<i>a", "b&c<", "<1>"):
         assert raw not in page
     assert "<p>told</p>" in page

@@ -9,7 +9,7 @@ from PIL import Image
 
 from popalign_core.config.review import IMAGES, SETS, StudyConfig
 from popalign_core.errors import InputError
-from popalign_core.review.pairing import Pair, make_checks, pair_sets
+from popalign_core.review.pairing import ImagePair, make_checks, pair_sets
 from popalign_core.review.plan import plan_rater
 from popalign_core.review.screen import encode_for_screen, spoil
 
@@ -88,8 +88,8 @@ def test_a_study_that_cannot_be_is_refused(change: dict[str, object], message: s
         StudyConfig.model_validate(SETS.model_dump() | change)
 
 
-def many(n: int = 40) -> list[Pair]:
-    pairs = [Pair(f"{number:02}", "p", ("x", "y"), ("z", "w")) for number in range(n)]
+def many(n: int = 40) -> list[ImagePair]:
+    pairs = [ImagePair(f"{number:02}", "p", ("x", "y"), ("z", "w")) for number in range(n)]
     return [*pairs, *make_checks(pairs, SETS)]
 
 

@@ -12,7 +12,7 @@ import pytest
 from picture_files import Named, write_csv, write_files, write_jsonl, write_parquet, write_subfolders
 
 from popalign_core.errors import InputError
-from storage.formats.external_images import PictureLabel, iter_pictures, open_pictures
+from storage.formats.external_images import PictureLabel, iter_external_images, open_pictures
 
 ROWS: list[Named] = [(f"a {letter}", b"%d" % number) for number, letter in enumerate("bca" * 3)]
 
@@ -24,7 +24,7 @@ def sha(data: bytes) -> str:
 def everything(*paths: Path) -> list[tuple[PictureLabel, bytes]]:
     sources = open_pictures(paths)
     labels = [label for source in sources for label in source.labels]
-    return list(zip(labels, iter_pictures(sources, range(len(labels))), strict=True))
+    return list(zip(labels, iter_external_images(sources, range(len(labels))), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_only_what_is_wanted_is_read(tmp_path: Path) -> None:
             with path.open("r+b") as stream:
                 stream.seek(column.dictionary_page_offset or column.data_page_offset)
                 stream.write(b"\xff" * 32)
-        found = [sha(data) for data in iter_pictures([source], {5, 6})]
+        found = [sha(data) for data in iter_external_images([source], {5, 6})]
         assert found == [label.sha256 for label in source.labels[5:7]]
 
 
@@ -111,7 +111,7 @@ def test_a_large_row_group_is_never_in_memory(tmp_path: Path) -> None:
         tmp_path / "rows.parquet", [("a cat", random.Random(n).randbytes(4096)) for n in range(4096)], group=4096
     )
     before, held = pa.total_allocated_bytes(), 0
-    for _ in iter_pictures(open_pictures([path]), range(4096)):
+    for _ in iter_external_images(open_pictures([path]), range(4096)):
         held = max(held, pa.total_allocated_bytes() - before)
     assert held < 10_000_000
 
@@ -127,10 +127,10 @@ def test_a_source_that_changes_is_refused(tmp_path: Path) -> None:
     sources = open_pictures([folder])
     (folder / "0000.png").write_bytes(b"2")
     with pytest.raises(InputError, match="pictures changed while it was read; run the same command again"):
-        list(iter_pictures(sources, {0}))
+        list(iter_external_images(sources, {0}))
     (folder / "0000.png").unlink()
     with pytest.raises(InputError, match=r"0000\.png cannot be read \(No such file or directory\)"):
-        list(iter_pictures(sources, {0}))
+        list(iter_external_images(sources, {0}))
 
 
 def test_metadata_that_does_not_fit_is_refused(tmp_path: Path) -> None:

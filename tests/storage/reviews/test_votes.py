@@ -15,7 +15,7 @@ from curation_worlds import make_curation
 from study_worlds import SMALL, answer_all, make_study
 
 from popalign_core.errors import InputError, StoreError
-from storage.reviews.review_tables import DONE, Step
+from storage.reviews.review_tables import DONE, ChainStep
 from storage.reviews.steps import add_step, end_chain, read_steps
 from storage.reviews.votes import ReviewDatabase
 from tasks.studies.pairwise import invite
@@ -245,7 +245,7 @@ def steps_at_once(database: ReviewDatabase) -> int:
     asked_id, kept = turn.asked.asked_id, list[bool]()
 
     def take(is_accepted: bool) -> None:
-        step = Step(asked_id=asked_id, number=0, slot=0, replacement=0, is_accepted=is_accepted, seconds=1.0)
+        step = ChainStep(asked_id=asked_id, number=0, slot=0, replacement=0, is_accepted=is_accepted, seconds=1.0)
         kept.append(add_step(database, rater.rater_id, step))
 
     threads = [threading.Thread(target=take, args=(n % 2 == 0,)) for n in range(40)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flows.plan.graph import PROMPT_STEPS, call_directly, evaluation_steps, plan
+from flows.plan.graph import PROMPT_STEPS, call_directly, evaluation_steps, plan_run
 from flows.plan.runs import run_stage
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.config.presets import preset
@@ -177,8 +177,8 @@ def test_float8_is_refused_before_a_run_draws_what_it_cannot_train_on(
 ) -> None:
     stored = changed(tiny_config, model__storage="float8")
     with pytest.raises(ConfigError, match=r"model\.storage is 'float8', which is for sampling alone; leave it out to"):
-        plan(stored, tiny_runtime)
-    measured = plan(stored, tiny_runtime, (*PROMPT_STEPS, *evaluation_steps("base")))
+        plan_run(stored, tiny_runtime)
+    measured = plan_run(stored, tiny_runtime, (*PROMPT_STEPS, *evaluation_steps("base")))
     assert measured[-1].node == "evaluate:base"
 
 
@@ -200,11 +200,11 @@ def test_settings_that_training_refuses_are_refused_before_a_run_draws_its_image
 ) -> None:
     asked, here = changed(tiny_config, **fields), tiny_runtime.model_copy(update=runtime)
     with pytest.raises(ConfigError, match=message):
-        plan(asked, here)
+        plan_run(asked, here)
     with pytest.raises(ConfigError, match=message):
         run_stage("train", asked, here, call=call_directly())
     assert not list(Path(tiny_runtime.root).glob("*/*"))
-    measured = plan(asked, here, (*PROMPT_STEPS, *evaluation_steps("base")))
+    measured = plan_run(asked, here, (*PROMPT_STEPS, *evaluation_steps("base")))
     assert measured[-1].node == "evaluate:base"
 
 
@@ -212,12 +212,12 @@ def test_anchors_are_asked_for_before_a_run_draws_what_has_none(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     anchored = changed(tiny_config, training__objective="popalign", training__normaliser="anchor")
-    assert "train" in {node.node for node in plan(anchored, tiny_runtime)}
+    assert "train" in {node.node for node in plan_run(anchored, tiny_runtime)}
     bare = changed(anchored, prompts__retained_subjects=())
     with pytest.raises(ConfigError, match=r"normaliser is 'anchor', and there is no prompt .*retained_subjects or"):
-        plan(bare, tiny_runtime)
+        plan_run(bare, tiny_runtime)
     zero = changed(bare, training__normaliser="zero")
-    assert "train" in {node.node for node in plan(zero, tiny_runtime)}
+    assert "train" in {node.node for node in plan_run(zero, tiny_runtime)}
 
 
 def test_where_the_language_model_answers_does_not_matter() -> None:

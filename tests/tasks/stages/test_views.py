@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from leaves import changes, differing, dotted, leaves
 
-from flows.plan.graph import call_directly, plan
+from flows.plan.graph import call_directly, plan_run
 from flows.plan.runs import run_pipeline
 from popalign_core.config import Frozen, PipelineConfig, RuntimeConfig, SamplingConfig, merge_documents, parse_config
-from popalign_core.config.sweeps import Point
+from popalign_core.config.sweeps import SweepPoint
 from popalign_core.errors import PopAlignError
 from storage.store import ArtifactRef, Build
 from tasks.common.stage_object import Inputs, Progress, Request, Stage, keep_fields
@@ -67,7 +67,7 @@ ASKED: dict[str, Ask] = {
     "imported": lambda c: import_images.ask(ImportedView(sources=(), sampling=size_of(c)), {"prompts": NAMED}),
 }
 """Every stage, and those that see other parts of the configuration with other inputs once more."""
-POINT = Point("a", "base", "training.beta", "20", 0)
+POINT = SweepPoint("a", "base", "training.beta", "20", 0)
 NOT_CHANGED = {
     "*.kind": "says which other fields there are",
     "attributes.classifiers": "empty: the other configuration has some, as with the next three",
@@ -376,7 +376,7 @@ def test_a_run_reads_what_is_in_its_views_and_nothing_else(
             strays.add(f"{request.stage.name} reads {name}")
 
     config = laid_over(tiny_config, training={"probe": {"every": 2}})
-    planned = plan(config, tiny_runtime)
+    planned = plan_run(config, tiny_runtime)
     with watching(monkeypatch, on_read):
         run_pipeline(config, tiny_runtime, "watched", call=call_directly(), planned=planned)
     views = [node.request.view for node in planned if node.request is not None]

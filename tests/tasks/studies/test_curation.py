@@ -12,7 +12,7 @@ from flows.plan.runs import run_stage
 from popalign_core.config import PipelineConfig, PreferencesConfig, RuntimeConfig
 from popalign_core.config.presets import preset
 from popalign_core.errors import InputError
-from storage.reviews.review_tables import DONE, Step
+from storage.reviews.review_tables import DONE, ChainStep
 from storage.reviews.steps import add_step, drop_step, end_chain, read_classes, read_steps
 from storage.reviews.votes import ReviewDatabase
 from storage.store import Store
@@ -22,8 +22,8 @@ from tasks.studies.pairwise import invite
 from tasks.studies.study_results import add_to_report, curation_results, export_study, results_section
 
 
-def step(asked_id: int, number: int, *, taken: bool = True, slot: int = 0) -> Step:
-    return Step(asked_id=asked_id, number=number, slot=slot, replacement=0, is_accepted=taken, seconds=1.0)
+def step(asked_id: int, number: int, *, taken: bool = True, slot: int = 0) -> ChainStep:
+    return ChainStep(asked_id=asked_id, number=number, slot=slot, replacement=0, is_accepted=taken, seconds=1.0)
 
 
 @pytest.mark.parametrize(("set_size", "most"), [(10, 5), (5, 3)])
