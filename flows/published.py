@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from flows.plan.graph import PlannedNode
+from flows.plan.planning import PlannedNode
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.config.presets import preset as find_preset
 from popalign_core.report.markdown import escape_markdown, markdown_table

@@ -163,7 +163,7 @@ def tiny_run(make_once: MakeOnce, tiny_weights: Path) -> Path:
     """The store of a whole run of `tiny_config` by the name "run", for reading."""
 
     def fill(folder: Path) -> None:
-        from flows.plan.graph import call_directly
+        from flows.plan.running import call_directly
         from flows.plan.runs import run_pipeline
 
         with pytest.MonkeyPatch.context() as patch:

@@ -15,7 +15,7 @@ from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreEr
 from popalign_core.models.quiet import be_quiet
 
 if TYPE_CHECKING:
-    from flows.plan.graph import Plan
+    from flows.plan.planning import Plan
     from popalign_core.config import PipelineConfig, RuntimeConfig
     from storage.store import ArtifactRef, Store
 
@@ -65,7 +65,7 @@ def run(
     prefect: Annotated[bool, typer.Option("--prefect", help="As a flow run on the server at PREFECT_API_URL.")] = False,
 ) -> None:
     """Run the whole pipeline; stages already in the store are not run again."""
-    from flows.plan.graph import plan_run as plan_nodes
+    from flows.plan.planning import plan_run as plan_nodes
     from flows.terminal.options import build_config, run_name
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
@@ -83,7 +83,7 @@ def run(
 @app.command()
 def plan(preset: Preset = None, config: Config = None, root: Root = None, settings: Settings = None) -> None:
     """Show each stage's key, whether it is in the store, and how much work it is."""
-    from flows.plan.graph import plan_run as plan_nodes
+    from flows.plan.planning import plan_run as plan_nodes
     from flows.terminal.options import build_config
     from flows.terminal.terminal_tables import plan_lines
 
@@ -101,7 +101,7 @@ def stage(
     force: Force = False,
 ) -> None:
     """Run one stage, and before it whatever it needs and is not in the store."""
-    from flows.plan.graph import call_directly
+    from flows.plan.running import call_directly
     from flows.plan.runs import run_stage
     from flows.terminal.options import build_config
     from flows.terminal.progress import console_progress
@@ -122,7 +122,7 @@ def report(
     force: Force = False,
 ) -> None:
     """Write the report of a run that is in the store again, without running any other stage."""
-    from flows.plan.graph import plan_run as plan_nodes
+    from flows.plan.planning import plan_run as plan_nodes
     from flows.terminal.options import build_config, run_name
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
@@ -150,7 +150,7 @@ def train_pairs(
     settings: Settings = None,
 ) -> None:
     """Train the base model on imported pairs or sets; the same command again resumes."""
-    from flows.plan.graph import call_directly
+    from flows.plan.running import call_directly
     from flows.plan.runs import train_on_pairs
     from flows.terminal.options import build_config, run_name
     from flows.terminal.progress import console_progress
@@ -173,7 +173,7 @@ def evaluate(
 ) -> None:
     """Evaluate models that the leaderboard does not have yet, and print their rows."""
     from flows.plan.checkpoints import evaluate_checkpoints, evaluation_protocol, named_checkpoints
-    from flows.plan.graph import call_directly
+    from flows.plan.running import call_directly
     from flows.terminal.options import build_config
     from flows.terminal.progress import console_progress
     from flows.terminal.terminal_tables import board_lines
@@ -291,7 +291,7 @@ def _open(root: str | None) -> "Store":
 def _run_here(
     config: "PipelineConfig", runtime: "RuntimeConfig", name: str, planned: "Plan"
 ) -> "dict[str, ArtifactRef]":
-    from flows.plan.graph import call_directly
+    from flows.plan.running import call_directly
     from flows.plan.runs import run_pipeline
     from flows.terminal.progress import console_progress
 

@@ -38,7 +38,7 @@ def compare(
     plan: Plan = False,
 ) -> None:
     """Measure systems side by side, on the same prompts and seeds; what is in the store is not run again."""
-    from flows.plan.graph import call_directly
+    from flows.plan.running import call_directly
     from flows.plan.systems_run import line_up, run_comparison
     from flows.terminal.options import build_config, run_name
     from flows.terminal.progress import console_progress
@@ -80,7 +80,7 @@ def sweep(
     plan: Plan = False,
 ) -> None:
     """Measure what a parameter does to fairness and quality; guidance, beta, set size, any field. Draws the front."""
-    from flows.plan.graph import call_directly
+    from flows.plan.running import call_directly
     from flows.plan.sweep import plan_sweep, sweep_parameters
     from flows.terminal.options import build_config, parse_sweep, run_name
     from flows.terminal.progress import console_progress
@@ -123,7 +123,7 @@ def check(
 ) -> None:
     """Judge a model by bars, for use in CI: exits with 9 when an interval says that one is missed, or there is none."""
     from flows.plan.check import check_model
-    from flows.plan.graph import call_directly
+    from flows.plan.running import call_directly
     from flows.terminal.options import build_config
     from flows.terminal.progress import console_progress
     from flows.terminal.terminal_tables import judgement_lines, judgements_json

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.plan.checkpoints import CandidateModel, evaluate_checkpoints, evaluation_protocol, named_checkpoints
-from flows.plan.graph import Call
+from flows.plan.running import Call
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.evaluation.gate import Judgement, Threshold, check_bars, judge_thresholds
 from storage.store import ArtifactRef

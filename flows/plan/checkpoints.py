@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from flows.plan.graph import PROMPT_STEPS, Call, evaluation_steps, plan_run, run_steps
+from flows.plan.planning import plan_run
+from flows.plan.running import Call, run_steps
+from flows.plan.steps import PROMPT_STEPS, evaluation_steps
 from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError
 from popalign_core.models.loading import local_folder, model_hash

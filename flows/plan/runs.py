@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.plan.graph import PAIRS_STEP, PROMPT_STEPS, Call, Plan, Step, needed_for, plan_run, run_plan, run_steps
+from flows.plan.planning import Plan, plan_run
+from flows.plan.running import Call, run_plan, run_steps
+from flows.plan.steps import PAIRS_STEP, PROMPT_STEPS, Step, needed_for
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.plan.graph import Call, Step, run_plan, run_steps
+from flows.plan.running import Call, run_plan, run_steps
+from flows.plan.steps import Step
 from flows.plan.systems_run import NODE, LineUp, line_up
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.config.sweeps import SweepPoint, lay_out, usual_system

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flows.plan.graph import PlannedNode
+    from flows.plan.planning import PlannedNode
     from popalign_core.evaluation.gate import Judgement
     from popalign_core.report.run_inputs import TwoSystems
     from storage.store import GarbageReport

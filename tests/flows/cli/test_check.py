@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from flows.cli.app import app
 from flows.plan.check import check_model, find_model
-from flows.plan.graph import call_directly
+from flows.plan.running import call_directly
 from popalign_core.config import Axis, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError
 from popalign_core.evaluation.gate import Threshold

@@ -11,11 +11,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import flows.plan.checkpoints
-import flows.plan.graph
+import flows.plan.planning
 import flows.plan.runs
 from flows.cli.app import app
 from flows.plan.checkpoints import evaluation_protocol, named_checkpoints
-from flows.plan.graph import PlannedNode, Step
+from flows.plan.planning import PlannedNode
+from flows.plan.steps import Step
 from flows.terminal.options import build_config
 from popalign_core.errors import ServiceError, TrainingError
 from storage.store import ArtifactRef, Store
@@ -52,7 +53,7 @@ def raiser(error: BaseException) -> Any:
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows.plan.graph, "plan_run", lambda *args, **kwargs: NODES)
+    monkeypatch.setattr(flows.plan.planning, "plan_run", lambda *args, **kwargs: NODES)
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from picture_files import Named, write_csv, write_parquet
 from typer.testing import CliRunner, Result
 
 from flows.cli.app import app
-from flows.plan.graph import PROMPT_STEPS, plan_run
+from flows.plan.planning import plan_run
+from flows.plan.steps import PROMPT_STEPS
 from flows.terminal.options import build_config
 from storage.store import ArtifactRef, Store
 from tasks.stages.imported import find_imported

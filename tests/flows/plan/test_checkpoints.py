@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flows.plan.checkpoints import evaluate_checkpoints, find_checkpoints, named_checkpoints, new_checkpoints
-from flows.plan.graph import call_directly
+from flows.plan.running import call_directly
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError
 from tasks.publishing.leaderboard import read_leaderboard

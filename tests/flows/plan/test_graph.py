@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.plan.graph import PIPELINE, Step, call_directly, needed_for, plan_run, run_steps
+from flows.plan.planning import plan_run
+from flows.plan.running import call_directly, run_steps
+from flows.plan.steps import PIPELINE, Step, needed_for
 from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
 from popalign_core.errors import ConfigError, StoreError
 from tasks.common.stage_object import open_store

@@ -8,8 +8,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from flows.plan.graph import PIPELINE, call_directly, plan_run
+from flows.plan.planning import plan_run
+from flows.plan.running import call_directly
 from flows.plan.runs import run_pipeline, run_stage
+from flows.plan.steps import PIPELINE
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import StoreError
 from tasks.common.stage_object import Stage, open_store

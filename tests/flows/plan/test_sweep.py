@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.app import app
-from flows.plan.graph import PlannedNode, call_directly
+from flows.plan.planning import PlannedNode
+from flows.plan.running import call_directly
 from flows.plan.sweep import plan_sweep, sweep_parameters
 from flows.terminal.options import parse_sweep
 from popalign_core.config import PipelineConfig, RuntimeConfig

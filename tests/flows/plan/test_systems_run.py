@@ -12,7 +12,8 @@ from picture_files import write_csv
 from typer.testing import CliRunner
 
 from flows.cli.app import app
-from flows.plan.graph import PlannedNode, call_directly, run_plan
+from flows.plan.planning import PlannedNode
+from flows.plan.running import call_directly, run_plan
 from flows.plan.runs import import_pictures
 from flows.plan.systems_run import line_up, run_comparison
 from flows.terminal.terminal_tables import systems_lines

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from flows.plan.graph import PlannedNode, Step
+from flows.plan.planning import PlannedNode
+from flows.plan.steps import Step
 from flows.terminal.terminal_tables import Row, board_lines, garbage_lines, plan_lines, systems_lines, verdict_lines
 from popalign_core.config import Axis
 from popalign_core.report.run_inputs import TwoSystems

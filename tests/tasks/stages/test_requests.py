@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from flows.plan.graph import PROMPT_STEPS, call_directly, evaluation_steps, plan_run
+from flows.plan.planning import plan_run
+from flows.plan.running import call_directly
 from flows.plan.runs import run_stage
+from flows.plan.steps import PROMPT_STEPS, evaluation_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.config.presets import preset
 from popalign_core.errors import ConfigError

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.plan.graph import call_directly, needed_for, run_steps
+from flows.plan.running import call_directly, run_steps
+from flows.plan.steps import needed_for
 from popalign_core.config import (
     FairDiffusionConfig,
     ModelConfig,

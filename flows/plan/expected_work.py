@@ -1,0 +1,41 @@
+"""How many images a step will see; an estimate while prompts are still to be written."""
+
+from collections.abc import Mapping
+from math import prod
+
+from flows.plan.steps import Step
+from popalign_core.config import PipelineConfig
+from tasks.common.prompt_lists import count_listed, read_benchmarks
+from tasks.stages import sample
+
+
+def expected_images(step: Step, config: PipelineConfig) -> int:
+    """Images that a step draws, reads or scores; 0 for steps that see none."""
+    name = step.node.partition(":")[0]
+    if name not in ("sample", "attributes", "sample-eval", "attributes-eval", "attributes-second", "scores"):
+        return 0
+    purpose: sample.Purpose = "preferences" if name in ("sample", "attributes") else "evaluation"
+    counts = sample.n_images(config, purpose)
+    written, listed = config.prompts, count_listed(config.prompts)
+    people = len(written.eval_subjects) + listed["eval_lists"]
+    things = len(written.generic_subjects) + listed["generic_lists"]
+    if purpose == "preferences":
+        given = len(written.train_subjects) + listed["train_lists"]
+        people = written.n_train if written.source == "llm" else given
+        things = len(written.retained_subjects) + listed["retained_lists"]
+    people_only = name.startswith("attributes")
+    cells = prod(len(axis.classes) for axis in config.identity_axes)
+    total = people * (counts["neutral"] + cells * counts["specific"]) + (
+        0 if people_only else things * counts["generic"]
+    )
+    return total + (0 if purpose == "preferences" else _expected_of_benchmarks(config, counts, people_only))
+
+
+def _expected_of_benchmarks(config: PipelineConfig, counts: Mapping[str, int], people_only: bool) -> int:
+    """Images of the benchmarks with names of their own."""
+    total = 0
+    for name, part in read_benchmarks(config.prompts.benchmarks).items():
+        kind = config.prompts.benchmarks[name].kind
+        cells = prod(len(axis.classes) for axis in config.measured_axes(name)) if kind == "specific" else 1
+        total += 0 if people_only and kind == "generic" else len(part.texts) * cells * counts[name]
+    return total

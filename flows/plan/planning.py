@@ -1,0 +1,152 @@
+"""The plan: each node's key, hit or miss, and how much work it is. Imports no torch."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
+
+from flows.plan.expected_work import expected_images
+from flows.plan.steps import PIPELINE, Step, needed_for
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.errors import StoreError
+from storage.store import ArtifactRef, Store
+from tasks.common.stage_object import Request, open_store, reference
+from tasks.stages import train
+
+
+@dataclass(frozen=True)
+class PlannedNode:
+    """What a run would do at one node.
+
+    Attributes:
+        step: Stage and place.
+        ref: Stage and key of the node's artifact.
+        is_hit: Whether it is published already.
+        n_images: Images to draw, read or score; an estimate while prompts are still to be written.
+        n_steps: Training steps.
+        request: What is asked of the stage; None where it has nothing to do.
+    """
+
+    step: Step
+    ref: ArtifactRef
+    is_hit: bool
+    n_images: int = 0
+    n_steps: int = 0
+    request: Request[Any] | None = None
+
+    @property
+    def node(self) -> str:
+        """Name of the node."""
+        return self.step.node
+
+
+@dataclass(frozen=True)
+class Plan(Sequence[PlannedNode]):
+    """All that a run does, with its keys: made once, then shown, kept from garbage collection, run and published.
+
+    As a sequence it holds the nodes that have something to do, in the order of execution.
+
+    Attributes:
+        nodes: All of them.
+        given: Artifacts that stand for nodes outside.
+    """
+
+    nodes: tuple[PlannedNode, ...]
+    given: Mapping[str, ArtifactRef] = field(default_factory=dict)
+
+    @overload
+    def __getitem__(self, index: int) -> PlannedNode: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[PlannedNode]: ...
+    def __getitem__(self, index: int | slice) -> PlannedNode | Sequence[PlannedNode]:
+        return self._busy[index]
+
+    def __len__(self) -> int:
+        return len(self._busy)
+
+    @property
+    def refs(self) -> dict[str, ArtifactRef]:
+        """Each node's artifact, those given included."""
+        return {**self.given, **{node.node: node.ref for node in self.nodes}}
+
+    @property
+    def _busy(self) -> list[PlannedNode]:
+        return [node for node in self.nodes if node.request is not None]
+
+
+_Keyed = tuple[Step, Request[Any] | ArtifactRef, ArtifactRef]
+
+
+def plan_run(
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+    steps: Iterable[Step] = PIPELINE,
+    given: Mapping[str, ArtifactRef] | None = None,
+    *,
+    target: str | None = None,
+    forced: str | None = None,
+) -> Plan:
+    """Every node's key, hit or miss and work; runs nothing.
+
+    Args:
+        config: Of the pipeline.
+        runtime: Which store.
+        steps: Which nodes, in the order of execution.
+        given: Artifacts that stand for nodes outside `steps`.
+        target: The only node that is wanted. What it does not need is left out, and there is one node an artifact: of
+            nodes with the same key the first stays, and who takes the others' takes its.
+        forced: Node of which a new version is asked for: what is published, whole or damaged, is superseded.
+
+    Raises:
+        ConfigError: When a stage that is still to be run would refuse its settings.
+        MissingWeightsError: When the base model, whose hash is part of the keys, is not there.
+        StoreError: When the store cannot be opened.
+    """
+    store, refs, wanted = open_store(runtime), dict(given or {}), list[_Keyed]()
+    stands_for, first = dict[str, str](), dict[ArtifactRef, str]()
+    for each in steps:
+        step = replace(each, inputs={name: stands_for.get(node, node) for name, node in each.inputs.items()})
+        request = _request(step, config, refs)
+        ref = _supersede(store, request) if step.node == forced else reference(store, request)
+        stands_for[step.node] = step.node if target is None else first.setdefault(ref, step.node)
+        if stands_for[step.node] == step.node:
+            refs[step.node] = ref
+            wanted.append((step, request, ref))
+    if target is not None:
+        needed = {step.node for step in needed_for(target, tuple(step for step, _, _ in wanted))}
+        wanted = [keyed for keyed in wanted if keyed[0].node in needed]
+    nodes = (_planned(*keyed, store, config, runtime) for keyed in wanted)
+    return Plan(tuple(nodes), dict(given or {}))
+
+
+def _request(step: Step, config: PipelineConfig, refs: Mapping[str, ArtifactRef]) -> Request[Any] | ArtifactRef:
+    inputs = {name: refs[node] for name, node in step.inputs.items()}
+    return step.stage.request(step.config or config, **inputs, **step.options)
+
+
+def _supersede(store: Store, request: Request[Any] | ArtifactRef) -> ArtifactRef:
+    """The next version of an artifact; a damaged one is as good a reason as a whole one."""
+    ref = reference(store, request)
+    try:
+        is_there = store.is_published(ref)
+    except StoreError:
+        is_there = True
+    if is_there:
+        store.bump(ref.stage, ref.key)
+    return reference(store, request)
+
+
+def _planned(
+    step: Step,
+    request: Request[Any] | ArtifactRef,
+    ref: ArtifactRef,
+    store: Store,
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+) -> PlannedNode:
+    if isinstance(request, ArtifactRef):
+        return PlannedNode(step, ref, is_hit=True)
+    own, is_hit = step.config or config, store.is_published(ref)
+    if not is_hit and step.stage.check is not None:
+        step.stage.check(request.view, runtime)
+    n_steps = own.training.n_steps if step.stage is train.train_model else 0
+    return PlannedNode(step, ref, is_hit, expected_images(step, own), n_steps, request)
