@@ -39,7 +39,7 @@ def compare(
 ) -> None:
     """Measure systems side by side, on the same prompts and seeds; what is in the store is not run again."""
     from flows.plan.running import call_directly
-    from flows.plan.systems_run import line_up, run_comparison
+    from flows.plan.systems_run import plan_systems, run_comparison
     from flows.terminal.options import build_config, run_name
     from flows.terminal.progress import console_progress
     from flows.terminal.terminal_tables import plan_lines, systems_lines
@@ -48,8 +48,8 @@ def compare(
     pipeline, runtime = build_config(preset, config, settings or [], root)
     name = run_name(preset, config, name or f"{run_name(preset, config, None)}-comparison")
     if plan:
-        lined = line_up(systems, pipeline, runtime, n_seeds=n_seeds, scale=scale)
-        _say(plan_lines(lined.planned))
+        side_by_side = plan_systems(systems, pipeline, runtime, n_seeds=n_seeds, scale=scale)
+        _say(plan_lines(side_by_side.planned))
         return
     with console_progress() as progress:
         call = call_directly(progress)
@@ -81,7 +81,7 @@ def sweep(
 ) -> None:
     """Measure what a parameter does to fairness and quality; guidance, beta, set size, any field. Draws the front."""
     from flows.plan.running import call_directly
-    from flows.plan.sweep import plan_sweep, sweep_parameters
+    from flows.plan.sweep import plan_sweep, run_sweep
     from flows.terminal.options import build_config, parse_sweep, run_name
     from flows.terminal.progress import console_progress
     from flows.terminal.terminal_tables import plan_lines, point_lines
@@ -91,11 +91,12 @@ def sweep(
     name = run_name(preset, config, name or f"{run_name(preset, config, None)}-sweep")
     fields = parse_sweep(parameters)
     options: dict[str, Any] = {"systems": systems or (), "n_seeds": n_seeds, "scale": scale, "grid": grid}
+    planned = plan_sweep(fields, pipeline, runtime, **options)
     if plan:
-        _say(plan_lines(plan_sweep(fields, pipeline, runtime, **options)[0].planned))
+        _say(plan_lines(planned.systems.planned))
         return
     with console_progress() as progress:
-        ref = sweep_parameters(fields, pipeline, runtime, name, call=call_directly(progress), **options)
+        ref = run_sweep(planned, runtime, name, call=call_directly(progress))
     points, front = (open_store(runtime).read_table(ref, table).to_dict("records") for table in ("points", "front"))
     _say(point_lines(points, front))
     typer.echo(f"\nPages: {runtime.root.rstrip('/')}/runs/{name}/")

@@ -1,18 +1,38 @@
 """A sweep: its points as systems side by side, those whose training diverges told apart and never left out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flows.plan.running import Call, run_plan, run_steps
 from flows.plan.steps import Step
-from flows.plan.systems_run import NODE, LineUp, line_up
+from flows.plan.systems_run import NODE, SystemsPlan, plan_systems
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.config.sweeps import SweepPoint, lay_out, usual_system
+from popalign_core.config.sweeps import SweepPoint, default_system, expand_sweep
 from popalign_core.errors import DivergedError, TrainingError
 from storage.store import ArtifactRef
 from tasks.publishing.finished_run import check_training_name, publish_sweep, read_diverged, reserve_run
 from tasks.stages import sweep
 from tasks.stages.comparison import system_of
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """All that a sweep takes.
+
+    Attributes:
+        points: What is varied, a system each.
+        config: The run's, with the points among its systems, before it is scaled.
+        n_seeds: Replicates of every point.
+        scale: Share of the evaluation images.
+        systems: The points side by side.
+    """
+
+    points: tuple[SweepPoint, ...]
+    config: PipelineConfig
+    n_seeds: int
+    scale: float
+    systems: SystemsPlan
 
 
 def plan_sweep(
@@ -24,7 +44,7 @@ def plan_sweep(
     n_seeds: int = 1,
     scale: float = 1.0,
     grid: bool = False,
-) -> tuple[LineUp, list[SweepPoint]]:
+) -> SweepPlan:
     """What a sweep takes, and its points; runs nothing.
 
     Args:
@@ -37,39 +57,24 @@ def plan_sweep(
         grid: Every combination of values; otherwise one parameter at a time.
 
     Raises:
-        ConfigError: As `sweeps.lay_out` and `comparison.line_up`.
+        ConfigError: As `expand_sweep` and `plan_systems`.
     """
-    laid, points = lay_out(config, systems or [usual_system(parameters)], parameters, grid=grid)
-    return line_up([point.name for point in points], laid, runtime, n_seeds=n_seeds, scale=scale), points
+    expanded, points = expand_sweep(config, systems or [default_system(parameters)], parameters, grid=grid)
+    side_by_side = plan_systems([point.name for point in points], expanded, runtime, n_seeds=n_seeds, scale=scale)
+    return SweepPlan(tuple(points), expanded, n_seeds, scale, side_by_side)
 
 
-def sweep_parameters(
-    parameters: Mapping[str, Sequence[Any]],
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    name: str,
-    *,
-    call: Call,
-    systems: Sequence[str] = (),
-    n_seeds: int = 1,
-    scale: float = 1.0,
-    grid: bool = False,
-) -> ArtifactRef:
+def run_sweep(planned: SweepPlan, runtime: RuntimeConfig, name: str, *, call: Call) -> ArtifactRef:
     """Measure every point and fill `<root>/runs/<name>/`: tables, a page a parameter, run.json.
 
     A point whose training diverges stays in the table, with the reason; a sweep of the same name does not train it
     again.
 
     Args:
-        parameters: As `plan_sweep` takes them, as all that follows.
-        config: What decides the results.
+        planned: The sweep.
         runtime: Store, device, batch size.
         name: Of the run's folder.
         call: How a stage is called.
-        systems: Names of those to vary.
-        n_seeds: Replicates of every point.
-        scale: Share of the evaluation images.
-        grid: Every combination of values.
 
     Returns:
         The artifact of the sweep.
@@ -78,31 +83,30 @@ def sweep_parameters(
         ConfigError: Before anything is run.
         TrainingError: When the training of every point diverges.
     """
-    laid, points = lay_out(config, systems or [usual_system(parameters)], parameters, grid=grid)
-    lined = line_up([point.name for point in points], laid, runtime, n_seeds=n_seeds, scale=scale)
+    systems, points = planned.systems, planned.points
     check_training_name(runtime, name)
-    reserve_run(lined.planned.refs.values(), runtime, name)
-    failed, diverged = _run_apart(lined, runtime, call, read_diverged(runtime, name))
+    reserve_run(systems.planned.refs.values(), runtime, name)
+    failed, diverged = _run_apart(systems, runtime, call, read_diverged(runtime, name))
     left = [point.name for point in points if point.name not in failed]
     if not left:
         raise TrainingError(f"no point of the sweep can be trained; the first: {next(iter(failed.values()))}")
     if failed:
-        lined = line_up(left, laid, runtime, n_seeds=n_seeds, scale=scale)
-    refs = run_plan(lined.planned, runtime, call)
-    told = {"points": points, "failed": failed}
-    step = Step("sweep", sweep.tabulate_sweep, {"comparison": NODE}, told)
-    refs = run_steps([step], lined.config, runtime, call, refs)
-    publish_sweep(refs, lined.config, runtime, name, diverged)
+        systems = plan_systems(left, planned.config, runtime, n_seeds=planned.n_seeds, scale=planned.scale)
+    refs = run_plan(systems.planned, runtime, call)
+    options = {"points": list(points), "failed": failed}
+    step = Step("sweep", sweep.tabulate_sweep, {"comparison": NODE}, options)
+    refs = run_steps([step], systems.config, runtime, call, refs)
+    publish_sweep(refs, systems.config, runtime, name, diverged)
     return refs["sweep"]
 
 
 def _run_apart(
-    lined: LineUp, runtime: RuntimeConfig, call: Call, known: Mapping[str, str]
+    systems: SystemsPlan, runtime: RuntimeConfig, call: Call, known: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Run all but the comparison.
 
     Args:
-        lined: The points.
+        systems: The points.
         runtime: Store, device, batch size.
         call: How a stage is called.
         known: Artifact whose training is known to diverge -> the reason; it is not run.
@@ -112,7 +116,7 @@ def _run_apart(
         the reason.
     """
     reasons, diverged = dict[str, str](), dict[str, str]()
-    *nodes, last = lined.planned
+    *nodes, last = systems.planned
     for node in nodes:
         lost = [reasons[each] for each in node.step.inputs.values() if each in reasons]
         if lost:

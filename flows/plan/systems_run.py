@@ -29,7 +29,7 @@ _SECOND = "attributes-second"
 
 
 @dataclass(frozen=True)
-class LineUp:
+class SystemsPlan:
     """All that comparing some systems takes.
 
     Attributes:
@@ -44,9 +44,9 @@ class LineUp:
     planned: Plan
 
 
-def line_up(
+def plan_systems(
     names: Sequence[str], config: PipelineConfig, runtime: RuntimeConfig, *, n_seeds: int = 1, scale: float = 1.0
-) -> LineUp:
+) -> SystemsPlan:
     """What it takes to compare systems; runs nothing.
 
     Args:
@@ -82,7 +82,7 @@ def line_up(
         inputs["calibration"] = "calibration"  # the images it takes are drawn for the training
     options = {"systems": names, "n_seeds": n_seeds, "scale": scale}
     steps.append(Step(NODE, comparison.compare_statistics, inputs, options))
-    return LineUp(names, config, plan_run(config, runtime, steps, given, target=NODE))
+    return SystemsPlan(names, config, plan_run(config, runtime, steps, given, target=NODE))
 
 
 def system_steps(config: PipelineConfig, name: str, replicate: int = 0) -> tuple[Step, ...]:
@@ -115,7 +115,7 @@ def run_comparison(
     """Measure systems on the same prompts and seeds and fill `<root>/runs/<name>/`: tables, page, run.json.
 
     Args:
-        names: Of systems, as `line_up` takes them; trainings that are not there are run.
+        names: Of systems, as `plan_systems` takes them; trainings that are not there are run.
         config: What decides the results.
         runtime: Store, device, batch size.
         name: Of the run's folder.
@@ -127,13 +127,13 @@ def run_comparison(
         The artifact of the comparison.
 
     Raises:
-        ConfigError: As `line_up`, before anything is run, as all that it raises.
+        ConfigError: As `plan_systems`, before anything is run, as all that it raises.
     """
-    lined = line_up(names, config, runtime, n_seeds=n_seeds, scale=scale)
+    side_by_side = plan_systems(names, config, runtime, n_seeds=n_seeds, scale=scale)
     check_training_name(runtime, name)
-    reserve_run(lined.planned.refs.values(), runtime, name)
-    refs = run_plan(lined.planned, runtime, call)
-    publish_comparison(refs, lined.config, runtime, name)
+    reserve_run(side_by_side.planned.refs.values(), runtime, name)
+    refs = run_plan(side_by_side.planned, runtime, call)
+    publish_comparison(refs, side_by_side.config, runtime, name)
     return refs[NODE]
 
 

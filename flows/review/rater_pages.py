@@ -63,7 +63,7 @@ def judge(request: Request, name: str, session: Session) -> Response:
         f"{config.kind}.html",
         name=name,
         turn=turn,
-        **(_shown(turn, config) if isinstance(config, StudyConfig) else _shown_picture(turn, config)),
+        **(_pair_context(turn, config) if isinstance(config, StudyConfig) else _picture_context(turn, config)),
         token=sign_seen(session, "answer", turn.asked.asked_id, turn.asked.question),
         undo_token=sign(session, "undo", turn.last.asked_id) if turn.last else None,
     )
@@ -121,7 +121,7 @@ def picture(request: Request, name: str, picture_id: str) -> Response:
     return Response(data, media_type=MEDIA_TYPE, headers=headers)
 
 
-def _shown(turn: Turn, config: StudyConfig) -> dict[str, Any]:
+def _pair_context(turn: Turn, config: StudyConfig) -> dict[str, Any]:
     """What of a turn the page shows: nothing that tells the systems apart."""
     sets = [turn.pair.pictures_a, turn.pair.pictures_b]
     if turn.asked.first == "b":
@@ -138,7 +138,7 @@ def _shown(turn: Turn, config: StudyConfig) -> dict[str, Any]:
     }
 
 
-def _shown_picture(turn: Turn, config: LabelConfig) -> dict[str, Any]:
+def _picture_context(turn: Turn, config: LabelConfig) -> dict[str, Any]:
     """What of a turn the page shows: not the prompt, which may say what there is to see."""
     number = config.asks.index(turn.asked.question)
     classes = config.questions[number].answers

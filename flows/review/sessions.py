@@ -76,7 +76,7 @@ def read_token(request: Request, name: str, token: str, purpose: str) -> RaterSe
     """Whom a token was signed for; 404, 401 and 429 as `rater_session`."""
     review = review_of(request)
     try:
-        study = review.database.founded(name)
+        study = review.database.cached_study(name)
     except InputError:
         raise HTTPException(404, _NOTHING) from None
     try:

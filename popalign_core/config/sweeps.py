@@ -41,7 +41,7 @@ class SweepPoint:
     order: int
 
 
-def lay_out(
+def expand_sweep(
     config: PipelineConfig, systems: Sequence[str], parameters: Mapping[str, Sequence[Any]], *, grid: bool = False
 ) -> tuple[PipelineConfig, list[SweepPoint]]:
     """The points of a sweep, and the configuration with a system for each.
@@ -89,11 +89,11 @@ def vary(system: SystemConfig, settings: Sequence[Setting]) -> SystemConfig:
     try:
         return SystemConfig.model_validate(document)
     except ValidationError as error:
-        told = ", ".join(f"{field}={_text(value)}" for field, value in settings)
-        raise ConfigError(f"a system cannot have {told}:\n" + "\n".join(describe_problems(error))) from error
+        listed = ", ".join(f"{field}={_text(value)}" for field, value in settings)
+        raise ConfigError(f"a system cannot have {listed}:\n" + "\n".join(describe_problems(error))) from error
 
 
-def usual_system(parameters: Mapping[str, Sequence[Any]]) -> str:
+def default_system(parameters: Mapping[str, Sequence[Any]]) -> str:
     """Which system a sweep varies when none is named: the base model as long as nothing is trained."""
     return "base" if all(field.startswith(("sampling.", "model.")) for field in parameters) else "aligned"
 
@@ -116,8 +116,8 @@ def _check(config: PipelineConfig, systems: Sequence[str], parameters: Mapping[s
         if section not in SECTIONS or not rest:
             raise ConfigError(f"a sweep cannot vary {field!r}; give a field of {', '.join(SECTIONS)}, as --set has it")
         if len({_text(value) for value in values}) != len(values) or not values:
-            told = ", ".join(map(_text, values)) or "none"
-            raise ConfigError(f"values of {field} are {told}; give each once, and one at least")
+            listed = ", ".join(map(_text, values)) or "none"
+            raise ConfigError(f"values of {field} are {listed}; give each once, and one at least")
     trained = [field for field in parameters if field.startswith(("preferences.", "training."))]
     idle = [name for name in systems if trained and not find_system(config, name).trains]
     if idle:
@@ -131,8 +131,8 @@ def _settings(item: tuple[str, Sequence[Any]]) -> list[Setting]:
 
 def _name(system: str, settings: Sequence[Setting]) -> str:
     """A system's name: letters that node names may hold."""
-    told = ",".join(f"{field}={_text(value)}" for field, value in settings)
-    return re.sub(r"[^A-Za-z0-9.+_=,-]+", "_", f"{system}+{told}")
+    listed = ",".join(f"{field}={_text(value)}" for field, value in settings)
+    return re.sub(r"[^A-Za-z0-9.+_=,-]+", "_", f"{system}+{listed}")
 
 
 def _value(settings: Sequence[Setting]) -> str:

@@ -62,7 +62,7 @@ class ImagePreprocessing:
     def _fit(self, pixels_u8: NDArray[np.uint8]) -> NDArray[np.uint8]:
         image = Image.fromarray(pixels_u8)
         if self.shortest_edge is not None:
-            image = image.resize(_fitted(image.size, self.shortest_edge), Image.Resampling(self.resample))
+            image = image.resize(_resized_sides(image.size, self.shortest_edge), Image.Resampling(self.resample))
         if self.crop is not None:
             height, width = self.crop
             left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -196,7 +196,7 @@ def _batched(texts: list[str], size: int) -> Iterator[list[str]]:
         yield texts[start : start + size]
 
 
-def _fitted(size: tuple[int, int], shortest_edge: int) -> tuple[int, int]:
+def _resized_sides(size: tuple[int, int], shortest_edge: int) -> tuple[int, int]:
     # The longer side is cut to whole pixels, not rounded, as transformers does.
     width, height = size
     if width <= height:

@@ -121,7 +121,7 @@ class Endpoint:
         if self._path(stem).exists():
             return Reply(read_subjects(load_kept(self._path(stem)).answer), [_reject(kept) for kept in failed])
         for _ in range(MAX_UNREADABLE):
-            answer = self._pay(request)
+            answer = self._request_answer(request)
             try:
                 subjects = read_subjects(answer)
             except UnreadableError as fault:
@@ -140,7 +140,7 @@ class Endpoint:
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"
 
-    def _pay(self, request: dict[str, Any]) -> str:
+    def _request_answer(self, request: dict[str, Any]) -> str:
         """The raw answer, because what is paid for is kept as it came, whatever it is."""
         self._budget.open_call()
         answer = None

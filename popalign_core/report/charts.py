@@ -56,11 +56,11 @@ def class_histogram(
             values.append(text(x(max(bar.high, bar.value)) + 5, y + shift + 12, f"{bar.value:.0%}", "start", "value"))
         parts += [line(x(target[place]), y, x(target[place]), y + row, "target"), *values]
     parts.append(line(LEFT, first, LEFT, height - 16, "axis"))
-    spoken = ", ".join(
+    description = ", ".join(
         f"{name} {b.value:.0%} before and {a.value:.0%} after, target {t:.0%}"
         for name, b, a, t in zip(classes, base, aligned, target, strict=True)
     )
-    return svg(height, f"{title}: {spoken}", parts)
+    return svg(height, f"{title}: {description}", parts)
 
 
 def prompt_bars(title: str, rows: Sequence[tuple[str, float, float]], floor: float, largest: float) -> str:
@@ -83,11 +83,13 @@ def prompt_bars(title: str, rows: Sequence[tuple[str, float, float]], floor: flo
             if value == value:
                 parts.append(rect(LEFT, y + shift, max(x(value) - LEFT, 1.0), 11, fill))
             end = x(value) if value == value else LEFT
-            parts.append(text(end + 4, y + shift + 9.5, _spoken(value), "start", "value"))
+            parts.append(text(end + 4, y + shift + 9.5, _in_words(value), "start", "value"))
     parts.append(line(x(floor), first - 3, x(floor), height, "target"))
     parts.append(line(LEFT, first - 3, LEFT, height, "axis"))
-    spoken = ", ".join(f"{name} {_spoken(base)} before, {_spoken(aligned)} after" for name, base, aligned in rows)
-    return svg(height, f"{title}: {spoken}", parts)
+    description = ", ".join(
+        f"{name} {_in_words(base)} before, {_in_words(aligned)} after" for name, base, aligned in rows
+    )
+    return svg(height, f"{title}: {description}", parts)
 
 
 def curve(title: str, steps: Sequence[float], values: Sequence[float]) -> str:
@@ -147,7 +149,7 @@ def lines(title: str, series: Sequence[Line], x_name: str) -> str:
     return svg(height, f"{title}: {ends}" if ends else title, parts)
 
 
-def _spoken(value: float) -> str:
+def _in_words(value: float) -> str:
     return f"{value:.2f}" if value == value else "no face"
 
 

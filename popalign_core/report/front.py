@@ -77,11 +77,11 @@ def front_chart(
         if place[1] > at[1]:  # the number had to move: show whose it is
             parts.append(line(*at, place[0], place[1] - 4, "thin"))
         parts.append(text(*place, short(p.name, 12) if is_named else str(n), "start", "value"))
-    told = "; ".join(
+    description = "; ".join(
         f"{n} {p.name} {'dominated' if beaten[p.name] else 'on the front'}{_PARTIAL * p.is_partial}"
         for n, p in enumerate(points, start=1)
     )
-    return svg(_HEIGHT, f"{title}: {told}", parts)
+    return svg(_HEIGHT, f"{title}: {description}", parts)
 
 
 def front_table(points: Sequence[FrontPoint], x: ReportedMeasure, y: ReportedMeasure, head: str = "System") -> str:

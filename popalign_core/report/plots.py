@@ -48,11 +48,11 @@ def forest(title: str, metric: str, rows: Sequence[tuple[str, Estimate, Status]]
             continue
         parts += _interval(difference, y, x)
         kind = "full" if status in ("improved", "worse") else "hollow"
-        parts.append(dot(x(difference.value), y, kind, _spoken(name, difference, metric, signed=True)))
+        parts.append(dot(x(difference.value), y, kind, _in_words(name, difference, metric, signed=True)))
         value = f"{number(difference.value, metric, signed=True)} {SYMBOLS[status]}"
         parts.append(text(WIDTH, y + 4, value, "end", "value"))
-    told = "; ".join(f"{_spoken(name, e, metric, signed=True)}, {WORDS[status]}" for name, e, status in rows)
-    return svg(height, f"{title}: {told}", parts)
+    description = "; ".join(f"{_in_words(name, e, metric, signed=True)}, {WORDS[status]}" for name, e, status in rows)
+    return svg(height, f"{title}: {description}", parts)
 
 
 def system_bars(
@@ -85,9 +85,9 @@ def system_bars(
         parts.append(line(x(target), first, x(target), height, "target"))
         parts.append(text(x(target), 11, "target", "middle", "soft"))
     parts.append(line(NAMES, first, NAMES, height, "axis"))
-    told = "; ".join(_spoken(name, value, metric) for name, value in rows)
+    description = "; ".join(_in_words(name, value, metric) for name, value in rows)
     aim = f", target {number(target, metric)}" if target is not None else ""
-    return svg(height, f"{title}{aim}: {told}", parts)
+    return svg(height, f"{title}{aim}: {description}", parts)
 
 
 def strips(title: str, rows: Sequence[tuple[str, Sequence[float]]], floor: float, largest: float) -> str:
@@ -96,7 +96,7 @@ def strips(title: str, rows: Sequence[tuple[str, Sequence[float]]], floor: float
     height = 18 + _STEP * len(rows) + 16
     parts = [line(x(floor), 15, x(floor), height - 14, "target"), text(x(floor), 11, "fair", "middle", "soft")]
     parts += [text(x(end), height - 3, f"{end:.2g}", "middle", "soft") for end in (0.0, largest)]
-    told = []
+    description = []
     for place, (name, values) in enumerate(rows):
         y = 18 + _STEP * place + 11
         known = [value for value in values if value == value]
@@ -105,9 +105,9 @@ def strips(title: str, rows: Sequence[tuple[str, Sequence[float]]], floor: float
         if known:
             mean = sum(known) / len(known)
             parts.append(line(x(mean), y - 9, x(mean), y + 9, "mean"))
-            told.append(f"{name} {mean:.2f}, from {min(known):.2f} to {max(known):.2f}")
+            description.append(f"{name} {mean:.2f}, from {min(known):.2f} to {max(known):.2f}")
         parts.append(text(WIDTH, y + 4, f"{mean:.2f}" if known else "no face", "end", "value"))
-    return svg(height, f"{title}: mean {'; '.join(told)}", parts)
+    return svg(height, f"{title}: mean {'; '.join(description)}", parts)
 
 
 def dumbbells(title: str, rows: Sequence[tuple[str, float, float]], floor: float, largest: float) -> str:
@@ -132,15 +132,15 @@ def dumbbells(title: str, rows: Sequence[tuple[str, float, float]], floor: float
             if value == value:
                 parts.append(dot(x(value), y, kind, f"{prompt} {value:.2f}", radius=3.5))
         parts.append(text(WIDTH, y + 4, f"{after:.2f}" if after == after else "no face", "end", "value"))
-    told = ", ".join(f"{name} {_discrepancy(before)} to {_discrepancy(after)}" for name, before, after in rows)
-    return svg(height, f"{title}: {told}", parts)
+    description = ", ".join(f"{name} {_discrepancy(before)} to {_discrepancy(after)}" for name, before, after in rows)
+    return svg(height, f"{title}: {description}", parts)
 
 
 def _interval(estimate: Estimate, y: float, x: Callable[[float], float]) -> list[str]:
     return [whisker(y, x(estimate.low), x(estimate.high))] if estimate.low == estimate.low else []
 
 
-def _spoken(name: str, estimate: Estimate, metric: str, *, signed: bool = False) -> str:
+def _in_words(name: str, estimate: Estimate, metric: str, *, signed: bool = False) -> str:
     if not estimate.is_measured:
         return f"{name} not measured"
     ends = interval_words(estimate, metric, signed=signed)

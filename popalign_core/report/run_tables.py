@@ -53,10 +53,10 @@ def full_table(found: Sequence[Change], inputs: ReportInputs) -> str:
     rows = []
     for change in found:
         notes = "; ".join(dict.fromkeys(e.note for e in (change.base, change.aligned, change.difference) if e.note))
-        told = Footnotes()  # the last column has the notes in full
+        footnotes = Footnotes()  # the last column has the notes in full
         said = mark(change.status) if direction(change.metric) else NOTHING
-        cells = (_floors(change), _shift(change, told), p_cell(change.difference.p_adjusted), said)
-        rows.append(row(heads, _name(change), (*_sides(change, told), *cells, escape(notes) or NOTHING)))
+        cells = (_floors(change), _shift(change, footnotes), p_cell(change.difference.p_adjusted), said)
+        rows.append(row(heads, _name(change), (*_sides(change, footnotes), *cells, escape(notes) or NOTHING)))
     return table(heads, rows, "full")
 
 

@@ -177,19 +177,19 @@ def _sentences(results: ComparisonResults, standings: Sequence[Standing]) -> Ite
     for place, lead in _LEADS:
         chosen = [standing for standing in standings if standing.place == place]
         if chosen:
-            told = "; ".join(standing.system + _losses(results, standing) for standing in chosen)
-            yield lead.format(reference=results.inputs.reference), f"{told}."
+            parts = "; ".join(standing.system + _losses(results, standing) for standing in chosen)
+            yield lead.format(reference=results.inputs.reference), f"{parts}."
 
 
 def _losses(results: ComparisonResults, standing: Standing) -> str:
-    told = []
+    parts = []
     for lead, measures in (("worse", standing.lost), ("perhaps worse", standing.doubtful)):
         is_all = any(m.metric == "recall" and m.axis == "all" for m in measures)  # then its parts need no words
         said = [m for m in measures if not (is_all and m.metric == "recall" and m.axis != "all")]
         shifts = [(m, results.difference(standing.system, m).value) for m in said]
         names = [f"{_short(m)} {number(shift, m.metric, signed=True)}" for m, shift in shifts]
-        told += [f"{lead}: {listed(names)}"] if names else []
-    return f" ({'; '.join(told)})" if told else ""
+        parts += [f"{lead}: {listed(names)}"] if names else []
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _short(measure: ReportedMeasure) -> str:

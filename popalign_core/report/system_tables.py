@@ -65,12 +65,12 @@ def class_recall_tables(results: ComparisonResults, benchmark: str) -> str:
 def systems_table(results: ComparisonResults) -> str:
     """Every number, with the difference to the reference, its adjusted p-value and the notes."""
     heads = ("System", "Value", "Fair sampler", "Images", "Minus reference", "p, adjusted", "Notes")
-    rows, told = [], Footnotes()  # the last column has the notes in full
+    rows, footnotes = [], Footnotes()  # the last column has the notes in full
     for measure in results.measures:
         rows.append(group_row(measure.name, len(heads)))
         for system in results.inputs.systems:
             value, shift = results.value(system, measure), results.difference(system, measure)
-            rows.append(row(heads, system, _full_cells(value, shift, measure.metric, told)))
+            rows.append(row(heads, system, _full_cells(value, shift, measure.metric, footnotes)))
     return table(heads, rows, "full")
 
 
@@ -173,11 +173,11 @@ def _win_cell(group: pd.DataFrame, system: str, inputs: ComparisonInputs) -> str
     return estimate_cell(rate, "win_rate", Footnotes(), said=said, more=more)
 
 
-def _full_cells(value: Estimate, shift: Estimate, metric: str, told: Footnotes) -> tuple[str, ...]:
+def _full_cells(value: Estimate, shift: Estimate, metric: str, footnotes: Footnotes) -> tuple[str, ...]:
     notes = value.note if not shift.is_measured else "; ".join(dict.fromkeys(filter(None, (value.note, shift.note))))
-    change = estimate_cell(shift, metric, told, signed=True) if shift.is_measured else NOTHING
+    change = estimate_cell(shift, metric, footnotes, signed=True) if shift.is_measured else NOTHING
     floor = number(value.floor, metric)
-    cells = (estimate_cell(value, metric, told), floor, f"{value.n:,}", change, p_cell(shift.p_adjusted))
+    cells = (estimate_cell(value, metric, footnotes), floor, f"{value.n:,}", change, p_cell(shift.p_adjusted))
     return (*cells, escape(notes) or NOTHING)
 
 
@@ -198,9 +198,9 @@ def _others(results: ComparisonResults, system: str) -> Iterator[str]:
     for measures in groups.values():
         found = {m: results.status(system, m) for m in measures}
         whole = combined(list(found.values()))
-        told = [m for m, status in found.items() if status == whole and whole in ("improved", "worse")]
+        listed = [m for m, status in found.items() if status == whole and whole in ("improved", "worse")]
         shown = "; ".join(
-            f"{_place(m)} {number(results.difference(system, m).value, m.metric, signed=True)}".strip() for m in told
+            f"{_place(m)} {number(results.difference(system, m).value, m.metric, signed=True)}".strip() for m in listed
         )
         yield mark(whole, _BETTER) + (f" <small>{escape(shown)}</small>" if shown else "")
 

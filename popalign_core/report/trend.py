@@ -39,24 +39,24 @@ def trend_chart(
     if floors:
         parts.append(line(_LEFT, y(floors[0]), right, y(floors[0]), "target"))
         parts.append(text(_LEFT + 3, y(floors[0]) - 4, "fair", "start", "soft"))
-    for n, name in _shown(ticks, right):
+    for n, name in _visible_ticks(ticks, right):
         parts.append(text(x(n), _BOTTOM + 14, name, "middle", "value" if ticks[n] == marked else "soft"))
-    told = []
+    description = []
     for (name, row), kind in zip(series.items(), cycle(_KINDS), strict=False):
         known = [(n, e) for n, e in enumerate(row) if e.is_measured]
         parts.append(path([x(n) for n, _ in known], [y(e.value) for _, e in known], kind))
         for n, e in known:
             if e.low == e.low:
                 parts.append(upright(x(n), y(e.low), y(e.high)))
-            spoken = f"{name} {ticks[n]}: {number(e.value, metric)} ({interval_words(e, metric)})".strip()
-            parts.append(dot(x(n), y(e.value), "full" if ticks[n] == marked else "hollow", spoken))
-            told.append(spoken)
+            in_words = f"{name} {ticks[n]}: {number(e.value, metric)} ({interval_words(e, metric)})".strip()
+            parts.append(dot(x(n), y(e.value), "full" if ticks[n] == marked else "hollow", in_words))
+            description.append(in_words)
         if known and len(series) > 1:
             parts.append(text(right + 2, y(known[-1][1].value) + 4, short(name, 9), "start", "value"))
-    return svg(_HEIGHT, f"{title}: {'; '.join(told)}", parts)
+    return svg(_HEIGHT, f"{title}: {'; '.join(description)}", parts)
 
 
-def _shown(ticks: Sequence[str], right: float) -> list[tuple[int, str]]:
+def _visible_ticks(ticks: Sequence[str], right: float) -> list[tuple[int, str]]:
     """The names below the axis that do not run into each other."""
     room = (right - _LEFT) / max(len(ticks) - 1, 1)
     longest = max(len(tick) for tick in ticks) * _TICK_PX

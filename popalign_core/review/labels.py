@@ -34,8 +34,8 @@ def evaluate_labels(labels: pd.DataFrame, config: LabelConfig, confidence: float
     agreement, counts = [], []
     for question in config.questions:
         given = labels[labels["axis"] == question.axis].rename(columns={"image_id": "pair_id", "class": "answer"})
-        told = given[given["answer"] != CANNOT_TELL]
-        found = agree(told, confidence, question.answers, "nominal")
+        answered = given[given["answer"] != CANNOT_TELL]
+        found = agree(answered, confidence, question.answers, "nominal")
         agreement.append({"axis": question.axis, **found})
         most = _most_said(given)
         for name in (*question.answers, CANNOT_TELL):

@@ -68,7 +68,7 @@ class ReviewDatabase:
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
         # What never changes is read once: a page then asks for a rater's votes, and for nothing else.
         self.picture = lru_cache(_PICTURES_KEPT)(self._read_picture)
-        self.founded = lru_cache(_STUDIES_KEPT)(self.study)
+        self.cached_study = lru_cache(_STUDIES_KEPT)(self.study)
         self._plan = lru_cache(_PLANS_KEPT)(self._read_plan)
         self._pair = lru_cache(_PAIRS_KEPT)(self._read_pair)
 

@@ -58,8 +58,8 @@ def base_model(model: ModelConfig) -> ModelConfig:
 
 def sampling_told(config: PipelineConfig) -> SamplingConfig:
     """What a model is told of the sampling when it trains: the size, and the guidance scale where it reads that."""
-    told = ("width", "height", "guidance_scale") if reads_guidance(config.model) else ("width", "height")
-    return keep_fields(config.sampling, *told)
+    fields = ("width", "height", "guidance_scale") if reads_guidance(config.model) else ("width", "height")
+    return keep_fields(config.sampling, *fields)
 
 
 def content_digest(path: Path) -> str:

@@ -156,7 +156,7 @@ def _encode(
     batch: list[NDArray[np.uint8]] = []
     for row in rows:
         fault = fault_of(row)
-        pictures = [] if fault else _fitted(row, sampling)
+        pictures = [] if fault else _resized_pictures(row, sampling)
         if len(pictures) < len(row.pictures):
             drops[fault or UNDECODABLE] += 1
             continue
@@ -170,7 +170,7 @@ def _encode(
     return kept, latents, drops
 
 
-def _fitted(row: Row, sampling: SamplingConfig) -> list[NDArray[np.uint8]]:
+def _resized_pictures(row: Row, sampling: SamplingConfig) -> list[NDArray[np.uint8]]:
     """The pictures in the configured size; fewer where one cannot be decoded."""
     from popalign_core.models.pixels import fit_picture
 

@@ -138,11 +138,11 @@ def _follow(command: list[str], work: Path, n_steps: int, on_progress: Progress,
         reader = threading.Thread(target=read)
         reader.start()
         try:
-            told = False
+            is_passed_on = False
             while process.poll() is None:
-                if preemption.requested and not told:
+                if preemption.requested and not is_passed_on:
                     process.send_signal(signal.SIGTERM)
-                    told = True
+                    is_passed_on = True
                 reader.join(0.2)
         finally:
             if process.poll() is None:

@@ -42,8 +42,8 @@ def main(job: Path) -> int:
         )
     except PopAlignError as error:
         if is_first:
-            told = json.dumps({"type": type(error).__name__, "message": str(error)})
-            write_atomic(Path(said["work"]) / ERROR_FILE, told.encode())
+            failure = json.dumps({"type": type(error).__name__, "message": str(error)})
+            write_atomic(Path(said["work"]) / ERROR_FILE, failure.encode())
         return error.exit_code
     return 0
 

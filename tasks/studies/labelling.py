@@ -85,8 +85,8 @@ def label_table(database: "ReviewDatabase", name: str, *, known_only: bool = Fal
     free = {(question.axis, each) for question in parse_kind(study, LabelConfig).questions for each in question.free}
 
     def said(axis: str, choice: str) -> str:
-        told = choice.removeprefix(SAID)
-        return CANNOT_TELL if known_only and (axis, told) in free else told
+        answer = choice.removeprefix(SAID)
+        return CANNOT_TELL if known_only and (axis, answer) in free else answer
 
     rows = [
         {

@@ -57,7 +57,7 @@ def load_open_clip_vit(state: Mapping[str, Tensor], path: Path, *, n_heads: int,
     model, report = CLIPModel.from_pretrained(
         None,
         config=_configuration(state, n_heads, activation),
-        state_dict=dict(_placed(state)),
+        state_dict=dict(_renamed_tensors(state)),
         output_loading_info=True,
     )
     if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
@@ -67,7 +67,7 @@ def load_open_clip_vit(state: Mapping[str, Tensor], path: Path, *, n_heads: int,
     return model.float()
 
 
-def _placed(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _renamed_tensors(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in state.items():
         block = _BLOCK.fullmatch(name)
         if block is None:

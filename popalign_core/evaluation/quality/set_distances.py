@@ -140,7 +140,7 @@ def _estimates(
     metric: str, sort: str, reference: FeaturedSystem, system: FeaturedSystem, prompt_ids: set[str]
 ) -> Iterator[_Estimate]:
     """One a replicate, on the prompts that both have pictures of."""
-    sides = [_placed(one, sort, prompt_ids) for one in (system, reference)]
+    sides = [_comparable_features(one, sort, prompt_ids) for one in (system, reference)]
     for replicate in sorted(set(sides[0]["replicate"]) & set(sides[1]["replicate"])):
         chosen = [side[side["replicate"] == replicate] for side in sides]
         both = sorted(set(chosen[0]["prompt_id"]) & set(chosen[1]["prompt_id"]))
@@ -162,7 +162,7 @@ def _estimates(
         yield _Estimate(value, expected_if_equal(sums) if metric == CMMD else 0.0, without_one, len(x))
 
 
-def _placed(one: FeaturedSystem, sort: str, prompt_ids: set[str]) -> pd.DataFrame:
+def _comparable_features(one: FeaturedSystem, sort: str, prompt_ids: set[str]) -> pd.DataFrame:
     """Row in the features, prompt and replicate of each picture of some prompts that has features."""
     features = one.features[sort]
     images = one.images if "replicate" in one.images else one.images.assign(replicate=0)

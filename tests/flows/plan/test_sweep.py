@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from flows.cli.app import app
 from flows.plan.planning import PlannedNode
 from flows.plan.running import call_directly
-from flows.plan.sweep import plan_sweep, sweep_parameters
+from flows.plan.sweep import plan_sweep, run_sweep
 from flows.terminal.options import parse_sweep
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, DivergedError, TrainingError
@@ -26,7 +26,7 @@ def test_sampling_is_swept_without_training_and_read_from_the_store_again(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     parameters = {"sampling.guidance_scale": [1.0, 2.5, 6.5], "sampling.n_steps": [3]}
-    ref = sweep_parameters(parameters, tiny_config, tiny_runtime, "swept", call=call_directly())
+    ref = run_sweep(plan_sweep(parameters, tiny_config, tiny_runtime), tiny_runtime, "swept", call=call_directly())
     points = read(tiny_runtime, ref, "points")
     pooled = points[points["metric"] == "discrepancy_pooled"]
     assert list(zip(pooled["parameter"], pooled["value"], pooled["order"], strict=True)) == [
@@ -50,14 +50,16 @@ def test_sampling_is_swept_without_training_and_read_from_the_store_again(
         assert node.is_hit
         return call_directly()(node, runtime)
 
-    assert sweep_parameters(parameters, tiny_config, tiny_runtime, "swept", call=no_sampling) == ref
+    assert run_sweep(plan_sweep(parameters, tiny_config, tiny_runtime), tiny_runtime, "swept", call=no_sampling) == ref
 
 
 @pytest.mark.usefixtures("finished")
 def test_a_quick_look_says_so(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     parameters = {"sampling.n_steps": [2]}
     for scale, said in ((1.0, False), (0.5, True)):
-        sweep_parameters(parameters, tiny_config, tiny_runtime, "quick", call=call_directly(), scale=scale)
+        run_sweep(
+            plan_sweep(parameters, tiny_config, tiny_runtime, scale=scale), tiny_runtime, "quick", call=call_directly()
+        )
         page = (Path(tiny_runtime.root) / "runs" / "quick" / "sampling.n_steps.html").read_text(encoding="utf-8")
         assert ("A quick look: 50% of the images configured" in page) == said
 
@@ -76,7 +78,7 @@ def test_a_point_that_diverges_stays_in_the_table_with_the_reason(
         return direct(node, runtime)
 
     parameters = {"training.alpha": [0.25, 0.5]}
-    ref = sweep_parameters(parameters, tiny_config, tiny_runtime, "alpha", call=call)
+    ref = run_sweep(plan_sweep(parameters, tiny_config, tiny_runtime), tiny_runtime, "alpha", call=call)
     points = read(tiny_runtime, ref, "points")
     lost, kept = (points[points["value"] == value] for value in ("0.25", "0.5"))
     assert len(lost) == len(kept) > 10
@@ -85,23 +87,23 @@ def test_a_point_that_diverges_stays_in_the_table_with_the_reason(
     assert kept.loc[kept["metric"] == "recall", "estimate"].notna().all()
     page = (Path(tiny_runtime.root) / "runs" / "alpha" / "training.alpha.html").read_text(encoding="utf-8")
     assert "the preferred error runs away at step 3" in page
-    assert sweep_parameters(parameters, tiny_config, tiny_runtime, "alpha", call=call) == ref
+    assert run_sweep(plan_sweep(parameters, tiny_config, tiny_runtime), tiny_runtime, "alpha", call=call) == ref
     assert n_diverged == 1
     with pytest.raises(TrainingError, match="no point of the sweep can be trained; the first: the preferred error"):
-        sweep_parameters({"training.alpha": [0.25]}, tiny_config, tiny_runtime, "x", call=call)
+        run_sweep(plan_sweep({"training.alpha": [0.25]}, tiny_config, tiny_runtime), tiny_runtime, "x", call=call)
 
 
 def test_several_systems_and_seeds_share_what_they_have_in_common(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
-    lined, points = plan_sweep(
+    planned = plan_sweep(
         {"sampling.n_steps": [2, 3], "sampling.seed": [1]},
         tiny_config,
         tiny_runtime,
         systems=["base", "aligned"],
         n_seeds=2,
     )
-    nodes = [node.node for node in lined.planned]
+    nodes = [node.node for node in planned.systems.planned]
     # two steps and seed 1 are what the configuration has: one system each, under the first name
     assert [node for node in nodes if node.startswith(("sample-eval", "train"))] == [
         *("train", "sample-eval:base+sampling.n_steps=2", "sample-eval:base+sampling.n_steps=3"),
@@ -110,7 +112,7 @@ def test_several_systems_and_seeds_share_what_they_have_in_common(
         "train:aligned+sampling.n_steps=2@1",
         *("sample-eval:aligned+sampling.n_steps=2@1", "sample-eval:aligned+sampling.n_steps=3@1"),
     ]
-    assert len(points) == 6
+    assert len(planned.points) == 6
 
 
 def test_fields_and_values_are_read_from_words() -> None:

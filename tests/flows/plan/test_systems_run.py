@@ -15,7 +15,7 @@ from flows.cli.app import app
 from flows.plan.planning import PlannedNode
 from flows.plan.running import call_directly, run_plan
 from flows.plan.runs import import_pictures
-from flows.plan.systems_run import line_up, run_comparison
+from flows.plan.systems_run import plan_systems, run_comparison
 from flows.terminal.terminal_tables import systems_lines
 from popalign_core.config import AttributesConfig, PipelineConfig, RuntimeConfig, SystemConfig
 from popalign_core.errors import ConfigError, InputError
@@ -89,7 +89,7 @@ def test_every_kind_of_system_is_measured_once(config: PipelineConfig, tiny_runt
     assert set(store.list_artifacts()) == before
     assert run_comparison(NAMES, config, tiny_runtime, "four", call=direct) == ref
     assert set(store.list_artifacts()) == before
-    assert all(node.is_hit for node in line_up(NAMES, config, tiny_runtime).planned)
+    assert all(node.is_hit for node in plan_systems(NAMES, config, tiny_runtime).planned)
 
 
 def metrics_dropped(metrics: Any, system: str) -> int:
@@ -104,8 +104,8 @@ def test_trained_systems_share_the_preference_data_and_one_starts_where_another_
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     names = ["base", "aligned", "popalign", "sft", "dpo+popalign"]
-    lined = line_up(names, tiny_config, tiny_runtime, n_seeds=2, scale=0.5)
-    steps = {node.node: node.step for node in lined.planned}
+    side_by_side = plan_systems(names, tiny_config, tiny_runtime, n_seeds=2, scale=0.5)
+    steps = {node.node: node.step for node in side_by_side.planned}
     # the pipeline's own training is popalign already; dpo is trained for its successor alone
     assert [node for node in steps if node.startswith(("sample", "train")) and "eval" not in node] == [
         *("sample", "train", "train:sft", "train:dpo", "train:dpo+popalign"),
@@ -114,9 +114,9 @@ def test_trained_systems_share_the_preference_data_and_one_starts_where_another_
     assert steps["train:dpo+popalign@1"].inputs["start"] == "train:dpo@1"
     assert steps["comparison"].inputs["sample:popalign@1"] == "sample-eval:aligned@1"
     assert steps["comparison"].inputs["calibration"] == "calibration"
-    ref = run_plan(lined.planned, tiny_runtime, call_directly())["comparison"]
+    ref = run_plan(side_by_side.planned, tiny_runtime, call_directly())["comparison"]
     store = open_store(tiny_runtime)
-    refs = lined.planned.refs
+    refs = side_by_side.planned.refs
     first, second = (
         (store.localize(refs[node], "model") / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
         for node in ("train:dpo", "train:dpo+popalign")
@@ -138,8 +138,8 @@ def test_what_a_system_changes_of_its_preferences_is_drawn_for_it_alone(
         "larger": SystemConfig(training={}, preferences={"set_size": 3}),
         "more": SystemConfig(training={}, preferences={"n_neutral": 8}),
     }
-    lined = line_up(["larger", "more"], tiny_config.model_copy(update={"systems": systems}), tiny_runtime)
-    nodes = [node.node for node in lined.planned]
+    side_by_side = plan_systems(["larger", "more"], tiny_config.model_copy(update={"systems": systems}), tiny_runtime)
+    nodes = [node.node for node in side_by_side.planned]
     assert [node for node in nodes if node.startswith(("sample:", "preferences"))] == [
         "preferences:larger",
         "sample:more",
@@ -243,10 +243,10 @@ def test_a_second_classifier_reads_the_same_images_and_its_agreement_is_told(
     monkeypatch.setitem(CLASSIFIERS, "deepface", reader)
     evaluation = tiny_config.evaluation.model_copy(update={"second_classifier": "deepface"})
     config = tiny_config.model_copy(update={"evaluation": evaluation})
-    lined = line_up(["base", "cads"], config, tiny_runtime)
-    nodes = {node.node: node.n_images for node in lined.planned}
+    side_by_side = plan_systems(["base", "cads"], config, tiny_runtime)
+    nodes = {node.node: node.n_images for node in side_by_side.planned}
     assert nodes["attributes-second:base"] == nodes["attributes-eval:base"]
-    ref = run_plan(lined.planned, tiny_runtime, call_directly())["comparison"]
+    ref = run_plan(side_by_side.planned, tiny_runtime, call_directly())["comparison"]
     metrics = open_store(tiny_runtime).read_table(ref, "metrics")
     agreed = metrics[metrics["metric"] == "agreement"]
     assert set(agreed["scorer"]) == {"pixel-sum@1|second@1"}
@@ -254,4 +254,4 @@ def test_a_second_classifier_reads_the_same_images_and_its_agreement_is_told(
     assert ((agreed["value"] > 0) & (agreed["value"] < 1)).any()
     eyes = tiny_config.model_copy(update={"evaluation": evaluation.model_copy(update={"second_classifier": "eyes"})})
     with pytest.raises(ConfigError, match=r"(?s)evaluation\.second_classifier does not fit.*\['eyes'\] is not known"):
-        line_up(["cads"], eyes, tiny_runtime)
+        plan_systems(["cads"], eyes, tiny_runtime)

@@ -4,13 +4,13 @@ import pytest
 
 from popalign_core.config import PipelineConfig, SystemConfig
 from popalign_core.config.presets import preset
-from popalign_core.config.sweeps import SweepPoint, configured_value, lay_out, usual_system
+from popalign_core.config.sweeps import SweepPoint, configured_value, default_system, expand_sweep
 from popalign_core.config.systems import configure_system, configure_training
 from popalign_core.errors import ConfigError
 
 
 def test_one_parameter_at_a_time_leaves_the_others_as_they_are() -> None:
-    config, points = lay_out(
+    config, points = expand_sweep(
         preset("portraits"), ["aligned"], {"training.beta": [10, 20.5], "sampling.guidance_scale": [3.0]}
     )
     assert points == [
@@ -29,7 +29,7 @@ def test_one_parameter_at_a_time_leaves_the_others_as_they_are() -> None:
 
 
 def test_a_grid_is_every_combination() -> None:
-    config, points = lay_out(
+    config, points = expand_sweep(
         preset("portraits"), ["sft"], {"sampling.n_steps": [6, 12], "sampling.guidance_scale": [1, 2]}, grid=True
     )
     assert [(point.parameter, point.value, point.order) for point in points] == [
@@ -43,7 +43,9 @@ def test_a_grid_is_every_combination() -> None:
 
 def test_several_systems_are_varied_alike() -> None:
     """The paper's Figure 6: guidance, for the base model and what SFT and PopAlign make of it."""
-    config, points = lay_out(preset("portraits"), ["base", "sft", "popalign"], {"sampling.guidance_scale": [1, 6.5]})
+    config, points = expand_sweep(
+        preset("portraits"), ["base", "sft", "popalign"], {"sampling.guidance_scale": [1, 6.5]}
+    )
     assert [(point.system, point.value) for point in points] == [
         (system, value) for system in ("base", "sft", "popalign") for value in ("1", "6.5")
     ]
@@ -53,7 +55,7 @@ def test_several_systems_are_varied_alike() -> None:
 def test_a_system_keeps_what_it_changes_already() -> None:
     own = SystemConfig(aligned=True, sampling={"cads": {"noise_scale": 0.1}})
     config = preset("portraits").model_copy(update={"systems": {"mine": own}})
-    config, points = lay_out(config, ["mine"], {"preferences.set_size": [4], "sampling.cads.noise_scale": [0.3]})
+    config, points = expand_sweep(config, ["mine"], {"preferences.set_size": [4], "sampling.cads.noise_scale": [0.3]})
     size, noise = (config.systems[point.name] for point in points)
     assert (size.training, size.preferences, size.sampling) == ({}, {"set_size": 4}, own.sampling)
     assert noise.sampling == {"cads": {"noise_scale": 0.3}}
@@ -61,7 +63,7 @@ def test_a_system_keeps_what_it_changes_already() -> None:
 
 
 def test_names_hold_what_nodes_may_be_called() -> None:
-    _, points = lay_out(preset("portraits"), ["base"], {"sampling.guidance_interval": [[0.28, 5.42]]})
+    _, points = expand_sweep(preset("portraits"), ["base"], {"sampling.guidance_interval": [[0.28, 5.42]]})
     assert points[0].name == "base+sampling.guidance_interval=_0.28,_5.42_"
     assert points[0].value == "[0.28, 5.42]"
 
@@ -76,9 +78,9 @@ def test_what_the_configuration_has_is_known() -> None:
 
 
 def test_only_training_needs_a_trained_system() -> None:
-    assert usual_system({"sampling.n_steps": [4], "model.storage": ["float8"]}) == "base"
-    assert usual_system({"sampling.n_steps": [4], "training.beta": [4]}) == "aligned"
-    assert usual_system({"preferences.set_size": [4]}) == "aligned"
+    assert default_system({"sampling.n_steps": [4], "model.storage": ["float8"]}) == "base"
+    assert default_system({"sampling.n_steps": [4], "training.beta": [4]}) == "aligned"
+    assert default_system({"preferences.set_size": [4]}) == "aligned"
 
 
 def test_sweeps_that_say_nothing_are_refused() -> None:
@@ -91,10 +93,10 @@ def test_sweeps_that_say_nothing_are_refused() -> None:
         ({"training.beta": []}, "values of training.beta are none"),
     ):
         with pytest.raises(ConfigError, match=message):
-            lay_out(config, ["aligned"], parameters)
+            expand_sweep(config, ["aligned"], parameters)
     with pytest.raises(ConfigError, match=r"training\.beta is of a training, and system 'base' has none"):
-        lay_out(config, ["base"], {"training.beta": [20]})
-    broken, points = lay_out(config, ["base"], {"sampling.guidance": [2]})
+        expand_sweep(config, ["base"], {"training.beta": [20]})
+    broken, points = expand_sweep(config, ["base"], {"sampling.guidance": [2]})
     with pytest.raises(ConfigError, match=r"(?s)system 'base\+sampling.guidance=2' does not fit.*sampling\.guidance"):
         configure_system(broken, points[0].name)
 
@@ -102,10 +104,10 @@ def test_sweeps_that_say_nothing_are_refused() -> None:
 def test_points_that_would_share_a_name_are_refused() -> None:
     config = preset("portraits")
     with pytest.raises(ConfigError, match=r"both called 'base\+sampling\.n_steps=3'; give each system and value once"):
-        lay_out(config, ["base", "base"], {"sampling.n_steps": [3]})
+        expand_sweep(config, ["base", "base"], {"sampling.n_steps": [3]})
     # both are written with an underscore, and one would have stood for the other
     with pytest.raises(ConfigError, match=r"both called 'base\+model\.lora=a_b'"):
-        lay_out(config, ["base"], {"model.lora": ["a/b", "a_b"]})
+        expand_sweep(config, ["base"], {"model.lora": ["a/b", "a_b"]})
 
 
 def test_pictures_made_elsewhere_cannot_be_varied() -> None:
@@ -113,11 +115,11 @@ def test_pictures_made_elsewhere_cannot_be_varied() -> None:
     with pytest.raises(
         ConfigError, match=r"(?s)cannot have sampling\.n_steps=3:.*are drawn already: leave .*sampling out"
     ):
-        lay_out(config, ["theirs"], {"sampling.n_steps": [3]})
+        expand_sweep(config, ["theirs"], {"sampling.n_steps": [3]})
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_value_that_is_not_finite_is_left_to_the_configuration(value: float) -> None:
-    config, points = lay_out(preset("portraits"), ["base"], {"sampling.guidance_scale": [value]})
+    config, points = expand_sweep(preset("portraits"), ["base"], {"sampling.guidance_scale": [value]})
     with pytest.raises(ConfigError, match=r"sampling\.guidance_scale: Input should be"):
         configure_system(config, points[0].name)
