@@ -121,7 +121,7 @@ def create_curation(
 
 def iter_curated(database: "ReviewDatabase", name: str) -> Iterator[Curated]:
     """All chains of a study that were begun, by curator and place."""
-    from storage.reviews.steps import read_all_steps, read_asked
+    from storage.reviews.chain_steps import read_all_steps, read_asked
 
     steps, votes = read_all_steps(database, name), {vote.asked_id: vote for vote, _, _ in database.votes(name)}
     for asked, pair in read_asked(database, name):

@@ -71,8 +71,8 @@ def table_csv(frame: pd.DataFrame) -> str:
 def curation_results(database: "ReviewDatabase", name: str) -> "CurationResults":
     """How far the sets of a study are."""
     from popalign_core.review.curated import ENDS, Course, evaluate_courses
+    from storage.reviews.chain_steps import read_all_classes
     from storage.reviews.review_tables import DONE, GIVEN_UP
-    from storage.reviews.steps import read_all_classes
 
     ends, seen = dict(zip((DONE, GIVEN_UP, ""), ENDS, strict=True)), read_all_classes(database, name)
     courses = [

@@ -16,8 +16,8 @@ from popalign_core.preferences.target import Target
 from popalign_core.prompts.grammar import write_prompts
 from popalign_core.review.curating import next_proposal, replay
 from storage.formats.images import encode_png, image_column
+from storage.reviews.chain_steps import add_step, end_chain, read_classes, read_steps
 from storage.reviews.review_tables import DONE, ChainStep, Rater
-from storage.reviews.steps import add_step, end_chain, read_classes, read_steps
 from storage.reviews.votes import ReviewDatabase
 from storage.store import ArtifactRef, Store
 from tasks.studies.curation import create_curation

@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 from flows.review.app import make_app
 from flows.review.server_settings import ReviewSettings
 from flows.review.sessions import invitation
+from storage.reviews.chain_steps import read_all_steps, read_steps
 from storage.reviews.review_tables import DONE, GIVEN_UP, Rater
-from storage.reviews.steps import read_all_steps, read_steps
 from storage.reviews.votes import ReviewDatabase
 from tasks.studies.pairwise import invite
 

@@ -10,8 +10,8 @@ from curation_worlds import make_curation, make_labelling
 from review_server import ReviewServer
 
 from flows.review.sessions import invitation
+from storage.reviews.chain_steps import read_all_steps
 from storage.reviews.review_tables import DONE, SAID
-from storage.reviews.steps import read_all_steps
 from storage.reviews.votes import ReviewDatabase
 from tasks.studies.curation import curated_table
 from tasks.studies.pairwise import invite

@@ -15,8 +15,8 @@ from curation_worlds import make_curation
 from study_worlds import SMALL, answer_all, make_study
 
 from popalign_core.errors import InputError, StoreError
+from storage.reviews.chain_steps import add_step, end_chain, read_steps
 from storage.reviews.review_tables import DONE, ChainStep
-from storage.reviews.steps import add_step, end_chain, read_steps
 from storage.reviews.votes import ReviewDatabase
 from tasks.studies.pairwise import invite
 

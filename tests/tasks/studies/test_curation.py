@@ -12,8 +12,8 @@ from flows.plan.runs import run_stage
 from popalign_core.config import PipelineConfig, PreferencesConfig, RuntimeConfig
 from popalign_core.config.presets import preset
 from popalign_core.errors import InputError
+from storage.reviews.chain_steps import add_step, drop_step, end_chain, read_classes, read_steps
 from storage.reviews.review_tables import DONE, ChainStep
-from storage.reviews.steps import add_step, drop_step, end_chain, read_classes, read_steps
 from storage.reviews.votes import ReviewDatabase
 from storage.store import Store
 from tasks.common.stage_object import open_store
@@ -50,7 +50,7 @@ def test_a_simulated_judge_reaches_the_target_from_nine_men_in_ten(tmp_path: Pat
 
 
 def _pairs(database: ReviewDatabase) -> list[tuple[str, str]]:
-    from storage.reviews.steps import read_asked
+    from storage.reviews.chain_steps import read_asked
 
     return [(pair.prompt_id, pair.pair_id) for _, pair in read_asked(database, "sets")]
 

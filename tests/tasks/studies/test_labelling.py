@@ -36,7 +36,7 @@ def say(database: ReviewDatabase, words: dict[str, list[str]], n_raters: int = 3
 
 
 def images_of(database: ReviewDatabase) -> list[str]:
-    from storage.reviews.steps import read_asked
+    from storage.reviews.chain_steps import read_asked
 
     invite(database, database.study("labels"))
     found = sorted({pair.images_a[0] for _, pair in read_asked(database, "labels")})
