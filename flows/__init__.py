@@ -1,1 +1,3 @@
 """Flows that chain the stages, and the command line."""
+
+__all__ = ["cli", "compare", "evaluate", "pipeline", "plan", "published", "review", "stage", "terminal"]

@@ -1,1 +1,20 @@
 """The science of PopAlign: prompts, identities, sampling, attributes, preferences, training, evaluation."""
+
+__all__ = [
+    "attributes",
+    "config",
+    "errors",
+    "evaluation",
+    "identities",
+    "ids",
+    "models",
+    "portraits",
+    "portraits_recipe",
+    "preferences",
+    "prompts",
+    "report",
+    "review",
+    "sampling",
+    "synthetic",
+    "training",
+]

@@ -3,3 +3,5 @@
 from popalign_core.models.quiet import be_quiet
 
 be_quiet()  # whoever works on a stage, a worker or a flow, imports this package first
+
+__all__ = ["common", "publishing", "registered", "stages", "studies", "workers"]

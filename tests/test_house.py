@@ -134,3 +134,28 @@ def test_no_file_is_long(package: str) -> None:
         if name.split(".")[0] == package
     }
     assert {path: n for path, n in lines.items() if n > MAX_FILE} == {}
+
+
+def test_every_package_says_what_is_in_it() -> None:
+    """Its modules and folders, or names that it imports itself."""
+    wrong = []
+    for name, path in sources().items():
+        if path.name != "__init__.py":
+            continue
+        lists = [
+            node.value
+            for node in tree(name).body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        ]
+        listed = set(ast.literal_eval(lists[0])) if lists else set()
+        inside = {each.removeprefix(f"{name}.") for each in sources() if each.rpartition(".")[0] == name}
+        bound = {
+            alias.asname or alias.name
+            for node in ast.walk(tree(name))
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        defined = {node.name for node in tree(name).body if isinstance(node, ast.FunctionDef)}
+        if not listed <= inside | bound | defined | {"PARTS"} or not (inside <= listed or bound):
+            wrong.append((name, sorted(inside ^ listed)))
+    assert wrong == []

@@ -1,1 +1,25 @@
 """Evaluation: images' statistics in, metrics with intervals out."""
+
+__all__ = [
+    "agreement",
+    "clip_score",
+    "confusion",
+    "correction",
+    "counts",
+    "distance",
+    "divergence",
+    "fairness",
+    "frames",
+    "gate",
+    "intervals",
+    "measures",
+    "metrics",
+    "paired",
+    "pareto",
+    "prevalence",
+    "quality",
+    "recall",
+    "simulation",
+    "units",
+    "wins",
+]

@@ -1,1 +1,3 @@
 """Models: which weights a name means, how they are loaded, and their parts."""
+
+__all__ = ["clip", "denoisers", "embeddings", "float8", "loading", "lora", "pixels", "quiet", "vae"]

@@ -21,3 +21,19 @@ def weights_folder() -> Path:
             f"or train it: popalign portraits train --data DIR --out {folder}"
         )
     return folder
+
+
+__all__ = [
+    "PARTS",
+    "autoencoder",
+    "classifier",
+    "decoder",
+    "denoiser",
+    "loop",
+    "occupations",
+    "pool",
+    "rendering",
+    "small_clip",
+    "text",
+    "weights_folder",
+]

@@ -1,1 +1,16 @@
 """Prompts: where neutral and generic ones come from, and what makes one acceptable."""
+
+__all__ = [
+    "answers",
+    "benchmarks",
+    "checks",
+    "endpoint",
+    "grammar",
+    "lists",
+    "matching",
+    "pacing",
+    "sifting",
+    "similar",
+    "synthesis",
+    "words",
+]

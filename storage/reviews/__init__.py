@@ -1,1 +1,3 @@
 """The review database: studies, raters, votes, chains."""
+
+__all__ = ["chain_steps", "review_engine", "review_tables", "votes"]
