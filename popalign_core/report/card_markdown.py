@@ -56,7 +56,7 @@ def report_markdown(inputs: ReportInputs) -> str:
     check_report_inputs(inputs)
     verdict = find_verdict(inputs)
     sentences = [(lead, rest) for lead, _, rest in (text.partition(": ") for text in verdict.sentences)]
-    heads = ["ReportedMeasure", inputs.base, inputs.aligned, "Change", "Verdict"]
+    heads = ["Measure", inputs.base, inputs.aligned, "Change", "Verdict"]
     notes, rows = _Notes(), []
     for change in changes(inputs):
         if is_shown(change.metric):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli.app import doctor
+from flows.cli import doctor
 from flows.cli.doctor import Finding
 
 
