@@ -44,15 +44,13 @@ def create(
     config = _build_config(kind, settings or [])
     text = None if instructions is None else read_text(instructions)
     store = Store(root or DEFAULT_ROOT)
-    found, samples = find_samples(store, run, systems)
+    source = find_samples(store, run, systems)
     n_pairs = create_study(
         open_database(database, root),
         store,
         _check_name(name),
-        dict(zip(systems, samples, strict=True)),
-        found,
+        source,
         config=config,
-        run=run,
         benchmark=benchmark,
         instructions=text,
     )

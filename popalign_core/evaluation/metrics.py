@@ -40,11 +40,8 @@ PER_PROMPT_COLUMNS = (
 
 
 def compute_metrics(
-    system: str,
     prompts: pd.DataFrame,
-    images: pd.DataFrame,
-    attributes: pd.DataFrame,
-    scores: pd.DataFrame,
+    frames: SystemFrames,
     axes: Sequence[Axis],
     config: EvaluationConfig,
     calibration: pd.DataFrame | None = None,
@@ -53,11 +50,9 @@ def compute_metrics(
     """Fairness on neutral prompts, recall on specific ones, scores on all, each with its interval.
 
     Args:
-        system: Name of the system.
         prompts: Prompts table; the prompts that have images are evaluated, by `benchmark` (by kind without it).
-        images: image_id, prompt_id, index, seed; `replicate`, if there are several.
-        attributes: Attributes table.
-        scores: Scores table; every scorer is averaged on every benchmark that it has scored.
+        frames: The system's images, what was read off them, and their scores; every scorer is averaged on every
+            benchmark that it has scored.
         axes: The axes, with their targets.
         config: Confidence; size and seed of the draws behind intervals of distances.
         calibration: Table `calibration` of the classifier; adds `discrepancy_corrected`, `share_corrected:CLASS` and
@@ -72,15 +67,14 @@ def compute_metrics(
         InputError: When the tables do not fit together, a score is NaN or missing for some images, a scorer has two
             versions, or the calibration is of another classifier.
     """
-    frames = SystemFrames(system, images, attributes, scores)
-    labels = label_images(prompts, images, attributes, axes)
+    labels = label_images(prompts, frames.images, frames.attributes, axes)
     if not len(labels):
         raise InputError("there is no image to evaluate; sample the evaluation prompts first")
-    readers = attributes["classifier"].unique()
+    readers = frames.attributes["classifier"].unique()
     known = calibrated_axes(calibration, str(readers[0]), axes, config.confidence) if len(readers) else {}
     protocol = Protocol(axes, known, benchmark_axes or {})
     rows = [
-        measure_row(system, benchmark, measured.scorer, measured.measure, config)
+        measure_row(frames.name, benchmark, measured.scorer, measured.measure, config)
         for benchmark in benchmarks(labels)
         for measured in measure_benchmark(labels[labels["benchmark"] == benchmark], None, frames, protocol)
     ]

@@ -119,16 +119,16 @@ def write_caption(row: dict[str, object], rng: np.random.Generator) -> str:
     if rng.random() < EMPTY_CAPTION_RATE:
         return ""
     if row["draw"] == "thing":
-        return template.format(with_article(str(row["thing"])))
+        return template.format(plain_article(str(row["thing"])))
     # Identity draws are spread evenly over the identities, so they may only be called "person" when named in full.
     noun = str(row["occupation"])
     if row["draw"] == "neutral":
-        return template.format(with_article(noun))
+        return template.format(plain_article(noun))
     words = [str(row["race"]), str(row["gender"]), noun]
-    return template.format(with_article(" ".join(words)))
+    return template.format(plain_article(" ".join(words)))
 
 
-def with_article(phrase: str) -> str:
+def plain_article(phrase: str) -> str:
     """The phrase behind "a" or "an"."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 

@@ -16,7 +16,7 @@ from popalign_core.config import SamplingConfig
 from popalign_core.ids import image_seed
 from popalign_core.models.embeddings import embed_prompts
 from popalign_core.portraits.occupations import GENDERS, IDENTITIES, OCCUPATIONS, RACES
-from popalign_core.portraits.pool import with_article
+from popalign_core.portraits.pool import plain_article
 from popalign_core.report.markdown import markdown_table
 from popalign_core.sampling.engine import sample_images
 
@@ -83,7 +83,7 @@ def _likeliest(probabilities: Mapping[str, float]) -> str:
 
 def _prompt(ask: tuple[str, str, str | None, str | None]) -> str:
     words = [word for word in (ask[3], ask[2], ask[1]) if word]
-    return CARRIER.format(with_article(" ".join(words)))
+    return CARRIER.format(plain_article(" ".join(words)))
 
 
 def summarise_model(measurement: Measurement) -> dict[str, float]:

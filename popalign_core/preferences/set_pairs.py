@@ -69,7 +69,7 @@ def build_sets(
     """
     drops: Counter[str] = Counter()
     tables = list(iter_sets(prompts, [(images, attributes)], axes, config, drops))
-    return pd.concat(tables, ignore_index=True), count_drops(drops)
+    return pd.concat(tables, ignore_index=True), tabulate_set_drops(drops)
 
 
 def iter_sets(
@@ -86,7 +86,7 @@ def iter_sets(
         pieces: Of `images` and `attributes`; a piece's attributes cover its images. The cut changes no result.
         axes: The attributes with their targets.
         config: Strategy, sizes and the seed.
-        drops: Counts as the table `drops` does, complete at the end; see `count_drops`.
+        drops: Counts as the table `drops` does, complete at the end; see `tabulate_set_drops`.
 
     Yields:
         Parts of the `preferences` table.
@@ -110,7 +110,7 @@ def iter_sets(
         )
 
 
-def count_drops(drops: Counter[str]) -> pd.DataFrame:
+def tabulate_set_drops(drops: Counter[str]) -> pd.DataFrame:
     """Table `drops` of what `iter_sets` counted."""
     counted = sorted((reason, n) for reason, n in drops.items() if n)
     return pd.DataFrame(

@@ -15,8 +15,8 @@ from popalign_core.report.run_inputs import ReportInputs, check_report_inputs
 from popalign_core.report.run_tables import (
     agreement_table,
     by_prompt_table,
-    drops_table,
     full_table,
+    left_out_table,
     main_table,
     recall_table,
 )
@@ -52,7 +52,7 @@ def _sections(inputs: ReportInputs, found: Sequence[Change]) -> Iterator[tuple[s
     yield "Prompt by prompt", _prompts(inputs)
     yield "Training", _training(inputs.training_log)
     yield "Two classifiers on the same images", agreement_table(inputs.metrics)
-    yield "Left out, and why", drops_table(inputs.attributes, inputs.drops)
+    yield "Left out, and why", left_out_table(inputs.attributes, inputs.drops)
     yield "What it costs", cost_table(inputs.costs)
     yield "What this report cannot say", bullets((*limits(inputs.metrics, inputs.comparison), *inputs.notes))
     yield "To repeat it", definitions(inputs.reproducibility)

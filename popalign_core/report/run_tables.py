@@ -85,7 +85,7 @@ def by_prompt_table(per_prompt: pd.DataFrame, axis: Axis, inputs: ReportInputs) 
     return table(heads, rows)
 
 
-def drops_table(attributes: Mapping[str, pd.DataFrame], drops: pd.DataFrame) -> str:
+def left_out_table(attributes: Mapping[str, pd.DataFrame], drops: pd.DataFrame) -> str:
     """What was left out, where and why."""
     heads = ("Where", "Reason", "Count")
     counted = zip(drops["stage"], drops["reason"], drops["n"], strict=True)

@@ -83,12 +83,12 @@ def _fill(view: AttributesView, inputs: Inputs, build: Build, runtime: RuntimeCo
         MissingWeightsError: When the classifier's weights are absent.
     """
     look_at_shards(build, read_shard, inputs, view, runtime, on_progress)
-    build.write_table("drops", count_drops(build.read_table("attributes")))
+    build.write_table("drops", tabulate_image_drops(build.read_table("attributes")))
     if len(view.attributes.names) > 1:
         build.write_table("agreement", _agreement(build.sum_counts(), [axis.name for axis in view.axes]))
 
 
-def count_drops(attributes: pd.DataFrame) -> pd.DataFrame:
+def tabulate_image_drops(attributes: pd.DataFrame) -> pd.DataFrame:
     """Distinct images by drop reason: table `drops`."""
     dropped = attributes.dropna(subset=["drop_reason"])
     return drops_table(read_attributes.name, dropped.groupby("drop_reason")["image_id"].nunique().to_dict())

@@ -122,7 +122,7 @@ def gather_comparison_inputs(
         wins=tables["wins"],
         per_prompt=tables["per_prompt"],
         grids=read_grids(store, table, {name: refs[0] for name, refs in samples.items()}, N_PROMPTS),
-        drops=pd.concat([count_drops(each) for each in frames], ignore_index=True),
+        drops=pd.concat([tabulate_system_drops(each) for each in frames], ignore_index=True),
         costs=pd.concat([count_costs(store, name, refs) for name, refs in samples.items()], ignore_index=True),
         scale=view.scale,
         n_seeds=n_seeds,
@@ -147,7 +147,7 @@ def measure_systems(
     how = (config.axes, config.evaluation, calibration, config.benchmark_axes)
     metrics, by_prompt = [], []
     for number, each in enumerate(frames, 1):
-        metrics.append(compute_metrics(each.name, prompts, each.images, each.attributes, each.scores, *how))
+        metrics.append(compute_metrics(prompts, each, *how))
         by_prompt.append(
             per_prompt_table(each.name, prompts, each.images, each.attributes, config.axes, config.benchmark_axes)
         )
@@ -176,7 +176,7 @@ def _agreement(
     )
 
 
-def count_drops(frames: "SystemFrames") -> pd.DataFrame:
+def tabulate_system_drops(frames: "SystemFrames") -> pd.DataFrame:
     """Evaluation images of a system that no class was read off, by reason, and how many images were read in all."""
     read = frames.attributes
     dropped = read.dropna(subset=["drop_reason"]).groupby("drop_reason")["image_id"].nunique()

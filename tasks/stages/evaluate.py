@@ -56,18 +56,18 @@ def _fill(view: EvaluateView, inputs: Inputs, build: Build, runtime: RuntimeConf
     """
     import pandas as pd
 
+    from popalign_core.evaluation.frames import SystemFrames
     from popalign_core.evaluation.metrics import compute_metrics
     from popalign_core.evaluation.quality.set_distances import unmeasured_rows
     from tasks.common.image_tables import read_images
     from tasks.stages.scores import read_unmeasured
 
     table, images = inputs.read_table("prompts", "prompts"), read_images(inputs.store, inputs["sample"])
+    read, scored = inputs.read_table("attributes", "attributes"), inputs.read_table("scores", "scores")
+    frames = SystemFrames(view.system, images, read, scored)
     metrics = compute_metrics(
-        view.system,
         table,
-        images,
-        inputs.read_table("attributes", "attributes"),
-        inputs.read_table("scores", "scores"),
+        frames,
         view.axes,
         view.evaluation,
         inputs.read_table("calibration", "calibration") if "calibration" in inputs else None,

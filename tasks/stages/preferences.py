@@ -53,7 +53,7 @@ def _fill(view: PreferencesView, inputs: Inputs, build: Build, runtime: RuntimeC
         InputError: When no prompt has images enough for a pair of sets, or there are no curated sets of the key.
     """
     from popalign_core.preferences.retained import retained_images
-    from popalign_core.preferences.set_pairs import count_drops, iter_sets
+    from popalign_core.preferences.set_pairs import iter_sets, tabulate_set_drops
 
     table, drops = inputs.read_table("prompts", "prompts"), Counter[str]()
     pieces = _pieces(inputs.store, inputs["sample"], inputs["attributes"], on_progress)
@@ -66,7 +66,7 @@ def _fill(view: PreferencesView, inputs: Inputs, build: Build, runtime: RuntimeC
     chosen = build.read_table("preferences", columns=["image_id", "role"])
     images = inputs.store.iter_table(inputs["sample"], "images", _IMAGE_COLUMNS)
     build.write_table("retained", retained_images(table, images, chosen))
-    build.write_table("drops", count_drops(drops))
+    build.write_table("drops", tabulate_set_drops(drops))
 
 
 def _human_sets(

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,8 +29,23 @@ _OF_KIND = {StudyConfig: "studies of two systems", LabelConfig: "labels", Curate
 SHIPPED = Path(__file__).parents[2] / "popalign_core" / "review"
 
 
-def find_samples(store: Store, run: str, systems: Sequence[str]) -> tuple[ArtifactRef, list[ArtifactRef]]:
-    """The prompts of a run, and what systems drew for its evaluation.
+@dataclass(frozen=True)
+class StudySource:
+    """The images that a study of two systems is made of.
+
+    Attributes:
+        run: That sampled them; `popalign study report` puts the results into its folder. Empty for none.
+        prompts: Of both systems.
+        systems: Two names and their images.
+    """
+
+    run: str
+    prompts: ArtifactRef
+    systems: Mapping[str, ArtifactRef]
+
+
+def find_samples(store: Store, run: str, systems: Sequence[str]) -> StudySource:
+    """The prompts of a run, and what systems sampled for its evaluation.
 
     Args:
         store: Of the run.
@@ -45,7 +60,7 @@ def find_samples(store: Store, run: str, systems: Sequence[str]) -> tuple[Artifa
     missing = [system for system in systems if system not in drawn]
     if missing:
         raise InputError(f"run {run!r} has no images of {', '.join(missing)}; it has: {', '.join(sorted(drawn))}")
-    return nodes["identities"], [drawn[system] for system in systems]
+    return StudySource(run, nodes["identities"], {system: drawn[system] for system in systems})
 
 
 def read_nodes(store: Store, run: str) -> dict[str, ArtifactRef]:
@@ -64,11 +79,9 @@ def create_study(
     database: "ReviewDatabase",
     store: Store,
     name: str,
-    systems: Mapping[str, ArtifactRef],
-    prompts: ArtifactRef,
+    source: StudySource,
     *,
     config: StudyConfig,
-    run: str = "",
     benchmark: str = "neutral",
     instructions: str | None = None,
 ) -> int:
@@ -78,10 +91,8 @@ def create_study(
         database: Takes it.
         store: Has the images.
         name: Of the study.
-        systems: Two names and their images.
-        prompts: Of both.
+        source: Its images.
         config: Questions, sizes, raters.
-        run: That drew them; `popalign study report` puts the results into its folder.
         benchmark: Of the evaluation prompts that are used.
         instructions: Markdown; the shipped ones when not given.
 
@@ -91,7 +102,7 @@ def create_study(
     Raises:
         InputError: When the systems have too little in common, or there is a study of that name.
     """
-    text_of = _read_prompts(store, prompts, benchmark)
+    systems, text_of = source.systems, _read_prompts(store, source.prompts, benchmark)
     (a, b), shipped = systems, "instructions.md" if config.set_size > 1 else "instructions_pictures.md"
     frames = [_shown_images(store, ref, text_of) for ref in systems.values()]
     pairs = pair_sets(frames[0], frames[1], config)
@@ -101,7 +112,7 @@ def create_study(
         "system_a": a,
         "system_b": b,
         "config": config.model_dump(mode="json"),
-        "source": {"run": run, "prompts": str(prompts), a: str(systems[a]), b: str(systems[b])},
+        "source": {"run": source.run, "prompts": str(source.prompts), a: str(systems[a]), b: str(systems[b])},
         "instructions": instructions or (SHIPPED / shipped).read_text(encoding="utf-8"),
     }
     rows = [_pair_row(name, pair, text_of) for pair in (*pairs, *checks)]

@@ -1,6 +1,7 @@
 """A small store with two systems' pictures of the same prompts and seeds, and studies made of them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,8 @@ def make_study(
     """A database with one study and invited raters."""
     store = make_store(root / "store", n_prompts=n_prompts, n_images=config.set_size * config.sets_per_prompt)
     database = ReviewDatabase(url or f"sqlite:///{root / 'reviews.sqlite'}")
-    prompts, samples = find_samples(store, RUN, SYSTEMS)
-    create_study(database, store, name, dict(zip(SYSTEMS, samples, strict=True)), prompts, config=config)
+    source = replace(find_samples(store, RUN, SYSTEMS), run="")
+    create_study(database, store, name, source, config=config)
     study = database.study(name)
     return database, study, [invite(database, study) for _ in range(n_raters)]
 

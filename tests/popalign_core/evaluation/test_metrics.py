@@ -1,5 +1,6 @@
 import resource
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,9 +96,9 @@ def _frames(name: str, read: dict[str, list[Any]], clip: float = 30.0) -> System
 
 
 def _metrics(frames: SystemFrames, axes: Any = (GENDER,), **change: Any) -> pd.DataFrame:
-    tables = {"images": frames.images, "attributes": frames.attributes, "scores": frames.scores, **change}
-    prompts = tables.pop("prompts", PROMPTS)
-    return compute_metrics(frames.name, prompts, axes=axes, config=CONFIG, **tables)
+    tables = {name: change.pop(name) for name in ("images", "attributes", "scores") if name in change}
+    prompts = change.pop("prompts", PROMPTS)
+    return compute_metrics(prompts, replace(frames, **tables), axes=axes, config=CONFIG, **change)
 
 
 def test_nurse_and_engineer_pool_to_zero_but_not_per_prompt() -> None:
@@ -205,7 +206,9 @@ def test_joint_of_two_axes_sees_what_each_hides() -> None:
     images = _images("base", {"nurse": 4, "engineer": 4})
     read: dict[str, list[Any]] = {p: [("male", "white"), ("female", "asian")] * 2 for p in ("nurse", "engineer")}
     axes = (GENDER, RACE)
-    metrics = compute_metrics("base", prompts, images, _attributes(images, read, axes), NO_SCORES, axes, CONFIG)
+    metrics = compute_metrics(
+        prompts, SystemFrames("base", images, _attributes(images, read, axes), NO_SCORES), axes, CONFIG
+    )
     assert _value(metrics, "neutral", "discrepancy_pooled", "gender")["value"] == 0.0
     assert _value(metrics, "neutral", "discrepancy_pooled", "race")["value"] == pytest.approx(np.sqrt(1 / 6))
     assert _value(metrics, "neutral", "discrepancy_joint", "all")["value"] == pytest.approx(np.sqrt(1 / 2 - 1 / 6))
@@ -410,7 +413,7 @@ def test_a_million_images_in_seconds_and_little_memory() -> None:
     ).assign(drop_reason=None)
     scores = pd.DataFrame({"image_id": ids, "scorer": "clip_score", "version": "1", "value": generator.random(n)})
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    metrics = compute_metrics("big", prompts, images, attributes, scores, (GENDER,), EvaluationConfig())
+    metrics = compute_metrics(prompts, SystemFrames("big", images, attributes, scores), (GENDER,), EvaluationConfig())
     seconds = time.process_time() - started
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     share = _value(metrics, "neutral", "share:male", "gender")

@@ -11,7 +11,7 @@ from set_worlds import GENDER, RACE, World, prompts, reasons
 
 from popalign_core.config import PreferencesConfig
 from popalign_core.errors import InputError
-from popalign_core.preferences.set_pairs import count_drops, iter_sets
+from popalign_core.preferences.set_pairs import iter_sets, tabulate_set_drops
 from popalign_core.preferences.set_selection import draw_at_random, draw_to_target
 from popalign_core.preferences.target import Target, set_discrepancy
 
@@ -113,7 +113,7 @@ def test_neither_the_order_of_rows_nor_the_cut_into_pieces_matters(world, config
         pieces.append((images.iloc[part], shuffled))
     again = pd.concat(iter_sets(world.table, pieces, world.axes, config, counted), ignore_index=True)
     pd.testing.assert_frame_equal(preferences, again)
-    pd.testing.assert_frame_equal(drops, count_drops(counted))
+    pd.testing.assert_frame_equal(drops, tabulate_set_drops(counted))
 
 
 @st.composite

@@ -23,7 +23,7 @@ from popalign_core.errors import InputError
 from storage.store import ArtifactRef
 from tasks.common import measuring
 from tasks.common.stage_object import open_store, reference
-from tasks.stages.attributes import count_drops, read_attributes
+from tasks.stages.attributes import read_attributes, tabulate_image_drops
 from tasks.stages.benchmarks import add_benchmarks
 from tasks.stages.evaluate import evaluate_system
 from tasks.stages.identities import add_identities
@@ -116,7 +116,7 @@ def test_an_image_counts_once_for_a_reason() -> None:
             "drop_reason": ["no_face", "no_face", None, "unsure", None, None],
         }
     )
-    assert count_drops(table).values.tolist() == [["attributes", "no_face", 1], ["attributes", "unsure", 1]]
+    assert tabulate_image_drops(table).values.tolist() == [["attributes", "no_face", 1], ["attributes", "unsure", 1]]
 
 
 def test_a_class_the_classifier_lacks_is_refused(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:

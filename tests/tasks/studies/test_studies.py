@@ -135,8 +135,7 @@ def test_a_run_without_the_system_is_refused(tmp_path: Path) -> None:
 
 def test_a_failed_creation_leaves_nothing_behind(tmp_path: Path) -> None:
     store, database = make_store(tmp_path / "store"), ReviewDatabase(f"sqlite:///{tmp_path / 'x.sqlite'}")
-    prompts, samples = find_samples(store, RUN, SYSTEMS)
-    systems = dict(zip(SYSTEMS, samples, strict=True))
+    source = find_samples(store, RUN, SYSTEMS)
     with pytest.raises(InputError, match=r"0 pair\(s\) of 9 images"):
-        create_study(database, store, "study", systems, prompts, config=SMALL.model_copy(update={"set_size": 9}))
+        create_study(database, store, "study", source, config=SMALL.model_copy(update={"set_size": 9}))
     assert database.studies() == []
