@@ -16,9 +16,9 @@ from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig, Sam
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from storage.store import ArtifactRef, Build, Store
-from tasks.common.image_tables import drops_table
+from tasks.common.image_tables import NO_SEED, drops_table
 from tasks.common.measuring import base_model, sampling_told
-from tasks.common.stage_object import Progress, View, counted, drop_fields, find_published
+from tasks.common.stage_object import Progress, View, counted, drop_fields, find_published, set_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,20 +45,25 @@ class Encoder(Generic[RowT]):
     """How the rows of one sort of files become latents.
 
     Attributes:
-        n_rows: In all files.
+        files: Hold the rows.
         n_pictures: A row.
         unit: What a row is, in the plural; its shards count them by this name.
-        chunks: Rows a chunk and the numbers of the chunks wanted, to each chunk's number and its rows.
+        chunks: Files, rows a chunk and the numbers of the chunks wanted, to each chunk's number and its rows.
         fault: Why a row cannot be used, as far as can be told without decoding its pictures.
         tables: The tables of a shard by name, of the rows that are kept; of `images` without size and latents.
     """
 
-    n_rows: int
+    files: "Sequence[RowFile]"
     n_pictures: int
     unit: str
-    chunks: Callable[[int, Set[int]], Iterator[tuple[int, Iterator[RowT]]]]
+    chunks: "Callable[[Sequence[RowFile], int, Set[int]], Iterator[tuple[int, Iterator[RowT]]]]"
     fault: Callable[[RowT], str | None]
     tables: Callable[[Sequence[RowT]], Mapping[str, pd.DataFrame]]
+
+    @property
+    def n_rows(self) -> int:
+        """In all files."""
+        return sum(file.n_rows for file in self.files)
 
 
 class EncodingView(View):
@@ -111,7 +116,25 @@ def find_encoded(store: Store, stage: str, key: str, config: PipelineConfig, *, 
     return ref
 
 
-def encode_shards(
+def encode_files(
+    view: EncodingView, build: Build, encoder: Encoder[RowT], runtime: RuntimeConfig, on_progress: Progress
+) -> tuple[Any, Counter[str]]:
+    """Write the latents and the tables of all shards that are not there yet.
+
+    Returns:
+        The pipeline of the view's model, and how many rows of all shards were dropped, by reason.
+
+    Raises:
+        MissingWeightsError: When the model's weights are absent.
+    """
+    from popalign_core.models.loading import load_pipeline, resolve_device
+
+    set_threads(runtime)
+    pipeline = load_pipeline(view.model, device=resolve_device(runtime.device))
+    return pipeline, _encode_shards(build, encoder, pipeline.vae, view.sampling, runtime, on_progress)
+
+
+def _encode_shards(
     build: Build,
     encoder: Encoder[RowT],
     vae: Any,
@@ -119,18 +142,13 @@ def encode_shards(
     runtime: RuntimeConfig,
     on_progress: Progress,
 ) -> Counter[str]:
-    """Write the latents and the tables of all shards that are not there yet.
-
-    Returns:
-        How many rows of all shards were dropped, by reason.
-    """
     size, n_rows = max(1, runtime.shard_size // encoder.n_pictures), encoder.n_rows
     build.use_shard_size(size)
     lengths = [min(size, n_rows - start) for start in range(0, n_rows, size)]
     todo = {number for number in range(len(lengths)) if not build.shard_done(number)}
     done = sum(length for number, length in enumerate(lengths) if number not in todo)
     on_progress(done, n_rows)
-    for number, rows in encoder.chunks(size, todo):
+    for number, rows in encoder.chunks(encoder.files, size, todo):
         read = counted(rows, on_progress, done, n_rows)
         kept, latents, drops = _encode(read, encoder.fault, vae, sampling, runtime.batch_size)
         _write_shard(build, number, encoder.tables(kept), latents, sampling)
@@ -203,9 +221,23 @@ def caption_id(caption: str) -> str:
     return content_id("prompt", caption, "neutral", "train")
 
 
+def imported_image_id(ref: ArtifactRef, *place: int) -> str:
+    """Id of the image that a picture becomes: the key stands for the files' content, the place is the one in that."""
+    return content_id("image", ref.key, *place)
+
+
+def image_table(rows: Iterable[tuple[str, str, int]]) -> pd.DataFrame:
+    """Table `images` without size and latents, of `image_id`, `prompt_id` and `index`."""
+    return pd.DataFrame([(*row, NO_SEED) for row in rows], columns=["image_id", "prompt_id", "index", "seed"])
+
+
+def nothing_used(n_rows: int, unit: str, dropped: Mapping[str, int], needs: str) -> InputError:
+    """What to raise when no row of an import can be used."""
+    return InputError(f"none of the {n_rows} {unit} can be used: {dict(sorted(dropped.items()))}; {needs}")
+
+
 def write_rest(
     build: Build,
-    stage: str,
     pipeline: Any,
     captions: Iterable[str | None],
     used: Set[str],
@@ -216,17 +248,16 @@ def write_rest(
 
     Args:
         build: Of the import.
-        stage: Its name.
         pipeline: Its text encoders embed.
         captions: Of all rows, in order.
         used: Ids of those that become prompts.
-        dropped: From `encode_shards`.
+        dropped: From `encode_files`.
         batch_size: Captions embedded at once.
     """
-    prompts = _caption_prompts(captions, used, stage)
+    prompts = _caption_prompts(captions, used, build.ref.stage)
     build.write_table("prompts", prompts)
     build.write_table("retained", pd.DataFrame(columns=["image_id", "prompt_id", "kind"]))
-    build.write_table("drops", drops_table(stage, dropped))
+    build.write_table("drops", drops_table(build.ref.stage, dropped))
     _write_embeddings(build, pipeline, prompts, batch_size)
 
 

@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from storage.store import ArtifactRef, Build, Store
-from tasks.common.image_tables import NO_SEED
-from tasks.common.stage_object import Inputs, Progress, Stage, set_threads
-from tasks.stages.encoding import Encoder, EncodingView, caption_id, encode_shards, find_encoded, write_rest
+from tasks.common.stage_object import Inputs, Progress, Stage
+from tasks.stages.encoding import (
+    Encoder,
+    EncodingView,
+    caption_id,
+    encode_files,
+    find_encoded,
+    image_table,
+    imported_image_id,
+    nothing_used,
+    write_rest,
+)
 
 if TYPE_CHECKING:
     from storage.formats.external_files import RowFile
@@ -54,20 +62,14 @@ def _fill(view: EncodingView, inputs: Inputs, build: Build, runtime: RuntimeConf
         InputError: When no comparison in the files can be used.
         MissingWeightsError: When the model's weights are absent.
     """
-    from popalign_core.models.loading import load_pipeline, resolve_device
     from storage.formats.pick_a_pic import iter_captions
 
-    set_threads(runtime)
-    pipeline = load_pipeline(view.model, device=resolve_device(runtime.device))
     encoder = _encoder(build.ref, view.files)
-    dropped = encode_shards(build, encoder, pipeline.vae, view.sampling, runtime, on_progress)
+    pipeline, dropped = encode_files(view, build, encoder, runtime, on_progress)
     if dropped.total() == encoder.n_rows:
-        reasons = dict(sorted(dropped.items()))
-        raise InputError(
-            f"none of the {encoder.n_rows} comparison(s) can be used: {reasons}; a preference needs label_0 0 or 1"
-        )
+        raise nothing_used(encoder.n_rows, "comparison(s)", dropped, "a preference needs label_0 0 or 1")
     used = set(build.read_table("preferences")["prompt_id"])
-    write_rest(build, build.ref.stage, pipeline, iter_captions(view.files), used, dropped, runtime.batch_size)
+    write_rest(build, pipeline, iter_captions(view.files), used, dropped, runtime.batch_size)
 
 
 def _encoder(ref: ArtifactRef, files: "Sequence[RowFile]") -> "Encoder[PairRow]":
@@ -75,20 +77,17 @@ def _encoder(ref: ArtifactRef, files: "Sequence[RowFile]") -> "Encoder[PairRow]"
     from storage.formats.pick_a_pic import iter_pairs
 
     return Encoder(
-        n_rows=sum(file.n_rows for file in files),
+        files=files,
         n_pictures=2,
         unit="pairs",
-        chunks=lambda n_rows, wanted: iter_pairs(files, n_rows, wanted),
+        chunks=iter_pairs,
         fault=lambda row: pair_fault(row.caption, row.label, row.pictures),
         tables=lambda rows: dict(zip(("images", "preferences"), _records(ref, rows), strict=True)),
     )
 
 
 def _records(ref: ArtifactRef, rows: "Sequence[PairRow]") -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Table `images` without size and latents, and table `preferences`; two lines a row, picture 0 first.
-
-    The key stands for the files' content and the row's number for its place in that: ids of content.
-    """
+    """Table `images` without size and latents, and table `preferences`; two lines a row, picture 0 first."""
     from popalign_core.preferences.image_pairs import PREFERRED_SIDE
 
     images, members = [], []
@@ -97,17 +96,15 @@ def _records(ref: ArtifactRef, rows: "Sequence[PairRow]") -> tuple[pd.DataFrame,
         assert row.label is not None
         prompt_id, preferred = caption_id(row.caption), PREFERRED_SIDE[row.label]
         for side in (0, 1):
-            image_id = content_id("image", ref.key, row.number, side)
-            index = 2 * row.number + side
-            images.append({"image_id": image_id, "prompt_id": prompt_id, "index": index, "seed": NO_SEED})
+            image_id = imported_image_id(ref, row.number, side)
+            images.append((image_id, prompt_id, 2 * row.number + side))
             role = "preferred" if side == preferred else "dispreferred"
             pair = {"set_id": content_id("set-pair", ref.key, row.number), "prompt_id": prompt_id, "role": role}
             members.append(pair | {"image_id": image_id, "slot": 0})
-    ids = ["image_id", "prompt_id", "index", "seed"]
     sets = pd.DataFrame(members, columns=["set_id", "prompt_id", "role", "image_id", "slot"])
     # one picture aims at no distribution
     target = pd.Series([{} for _ in members], index=sets.index, dtype=object)
-    return pd.DataFrame(images, columns=ids), sets.assign(target=target, discrepancy=0.0, balance=0.0)
+    return image_table(images), sets.assign(target=target, discrepancy=0.0, balance=0.0)
 
 
 import_pairs = Stage("pairs", "1", _view, _fill)
