@@ -35,8 +35,9 @@ from popalign_core.portraits.rendering import to_unit_range
 from popalign_core.sampling.engine import sample_images, time_ids
 from popalign_core.training.batch import Batch, draw_batch
 from popalign_core.training.data import PreferenceData
+from popalign_core.training.job import TrainingSubject
 from popalign_core.training.objective import Running, compute_loss
-from popalign_core.training.trainer import _Run
+from popalign_core.training.trainer import TrainingRun
 
 BETA = 20.0
 CAPTIONS = ("a photo of a doctor", "a photo of a nurse", "a photo of a florist", "a photo of an engineer")
@@ -189,10 +190,11 @@ def peer_step(
 
 def our_run(
     pipeline: Any, work: Work, config: TrainingConfig, clock: Clock, device: torch.device, folder: Path
-) -> _Run:
+) -> TrainingRun:
     """This trainer, its forwards and backwards timed."""
     runtime = RuntimeConfig(device=str(device), trackers=())
-    run = _Run(pipeline.unet, pipeline.scheduler, work.data, config, folder, work.time_ids, runtime, None, None)
+    subject = TrainingSubject(pipeline.unet, pipeline.scheduler, work.data, work.time_ids)
+    run = TrainingRun(subject, config, folder, runtime)
     measure, backward = run.gradient.measure, run.accelerator.backward
     # the UNet itself is the peer's too: this trainer's own calls of it are timed
     object.__setattr__(run.gradient, "measure", lambda *inputs: clock.measure("unet", lambda: measure(*inputs)))

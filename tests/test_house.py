@@ -24,14 +24,10 @@ SAME_MODULE_NAME = {
 }
 SAME_NAME = {
     "annealing_gamma": "overloads of one function",
+    "curate": "the command that makes a study of sets, and its page",
+    "export_preferences": "the command, and what it calls",
     "main": "where a process starts",
-    **dict.fromkeys(
-        ("curate", "undo", "study_page", "votes", "judge", "label", "about"),
-        "a page or a command of the review app, beside what it shows",
-    ),
-    **dict.fromkeys(
-        ("plan", "report", "train", "publish", "export_preferences"), "a command, beside what it calls or another's"
-    ),
+    "report": "the commands `popalign report` and `popalign study report`",
 }
 
 

@@ -1,13 +1,15 @@
 """Which weights train: an adapter, all of the model's own, or those that read the caption."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from popalign_core.config import TrainingConfig
 from popalign_core.errors import ConfigError, InputError
 from popalign_core.models.denoisers import family_of
+from popalign_core.training.processes import shard_like
 
 ADAPTER_NAME = "popalign"
 
@@ -63,3 +65,42 @@ def _add_adapter(model: Any, config: TrainingConfig) -> None:
         model.add_adapter(lora, adapter_name=ADAPTER_NAME)
     for weight in trained_weights(model).values():
         weight.data = weight.data.float()
+
+
+class MovingWeights:
+    """The weights that train and, where it is asked for, their moving mean, which is then what training leaves.
+
+    Attributes:
+        current: Name -> parameter, changed in place by the optimiser.
+        mean: Name -> moving mean; empty without one.
+    """
+
+    def __init__(self, current: dict[str, Any], decay: float) -> None:
+        """Begin with the weights as they are; a decay of 0 is no mean."""
+        self.current, self._decay = current, decay
+        self.mean: dict[str, Tensor] = self.copy() if decay > 0 else {}
+
+    def copy(self) -> dict[str, Tensor]:
+        """The weights of now."""
+        return {name: weight.detach().clone() for name, weight in self.current.items()}
+
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace weights by others of the same names; whole tensors may go into shards."""
+        with torch.no_grad():
+            for name, weight in weights.items():
+                self.current[name].copy_(shard_like(weight, self.current[name]))
+
+    def average(self, step: int) -> None:
+        """Move the mean after a step, its decay growing from 0.1 so that the first weights are soon forgotten."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, mean in self.mean.items():
+                mean.lerp_(self.current[name], 1 - decay)
+
+    def restore_mean(self, mean: Mapping[str, Tensor]) -> None:
+        """The mean of a checkpoint, whole tensors."""
+        self.mean = {name: shard_like(one, self.current[name]).clone() for name, one in mean.items()}
+
+    def final(self) -> dict[str, Tensor]:
+        """What training leaves: the mean, or else the weights."""
+        return self.mean or {name: weight.detach() for name, weight in self.current.items()}

@@ -69,6 +69,7 @@ def run_training(
     from popalign_core.models.denoisers import find_denoiser
     from popalign_core.models.loading import load_pipeline, resolve_device
     from popalign_core.sampling.engine import time_ids
+    from popalign_core.training.job import Observers, TrainingSubject
     from popalign_core.training.trainer import train_preferences
 
     parts = (*DENOISER_PARTS, "vae") if view.training.probe else DENOISER_PARTS
@@ -76,20 +77,14 @@ def run_training(
     pipeline = load_pipeline(view.model, device=resolve_device(runtime.device), folder=folder, components=parts)
     data = replace(read_preferences(store, refs, view.axes), guidance_scale=view.sampling.guidance_scale)
     denoiser = find_denoiser(pipeline)
-    log = train_preferences(
-        denoiser,
-        pipeline.scheduler,
-        data,
-        view.training,
-        work,
-        time_ids=time_ids(view.sampling),
-        runtime=runtime,
+    observers = Observers(
         on_step=lambda step, *_: on_progress(step, view.training.n_steps),
         probe=_make_probe(store, refs, pipeline, data, view, runtime),
         is_orphaned=is_orphaned,
         log_folder=log_folder,
     )
-    return denoiser, log
+    subject = TrainingSubject(denoiser, pipeline.scheduler, data, time_ids(view.sampling))
+    return denoiser, train_preferences(subject, view.training, work, runtime, observers)
 
 
 def read_preferences(store: Store, refs: TrainingRefs, axes: Sequence[Axis]) -> "PreferenceData":

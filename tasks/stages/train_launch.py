@@ -42,8 +42,8 @@ def launch_training(
     """
     from popalign_core.models.denoisers import find_denoiser
     from popalign_core.models.loading import load_pipeline, resolve_device
+    from popalign_core.training.finishing import load_trained
     from popalign_core.training.preemption import watch_preemption
-    from popalign_core.training.trainer import load_trained
 
     work.mkdir(parents=True, exist_ok=True)
     (work / ERROR_FILE).unlink(missing_ok=True)

@@ -10,10 +10,11 @@ from popalign_core.config import ProbeConfig, RuntimeConfig, TrainingConfig
 from popalign_core.models.denoisers import family_of, find_denoiser
 from popalign_core.training.batch import Batch, draw_batch
 from popalign_core.training.data import PreferenceData
+from popalign_core.training.job import Observers, OnStep, Probe, TrainingSubject
 from popalign_core.training.losses import mean_squared_error
 from popalign_core.training.noising import forward_process
 from popalign_core.training.objective import forward
-from popalign_core.training.trainer import OnStep, Probe, train_preferences
+from popalign_core.training.trainer import train_preferences
 
 TIME_IDS = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
 RUNTIME = RuntimeConfig(device="cpu", trackers=())
@@ -45,17 +46,8 @@ def run(
     **changes: Any,
 ) -> list[dict[str, Any]]:
     """Train a pipeline's denoiser on the CPU; `look` says when the probe looks. Returns the log."""
-    return train_preferences(
-        find_denoiser(pipeline),
-        pipeline.scheduler,
-        data,
-        changed(probe=look, **changes),
-        folder,
-        time_ids=TIME_IDS,
-        runtime=runtime,
-        on_step=on_step,
-        probe=probe,
-    )
+    subject = TrainingSubject(find_denoiser(pipeline), pipeline.scheduler, data, TIME_IDS)
+    return train_preferences(subject, changed(probe=look, **changes), folder, runtime, Observers(on_step, probe))
 
 
 def draw(pipeline: Any, data: PreferenceData, **changes: Any) -> Batch:

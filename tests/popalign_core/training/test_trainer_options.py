@@ -15,6 +15,7 @@ from popalign_core.config import ProbeConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, InputError
 from popalign_core.training import trainer
 from popalign_core.training.data import PreferenceData
+from popalign_core.training.job import TrainingSubject
 from popalign_core.training.objective import Running
 from popalign_core.training.optimizers import learning_rate
 
@@ -22,13 +23,14 @@ from popalign_core.training.optimizers import learning_rate
 def gradients(pipeline: Any, data: PreferenceData, folder: Path, runtime: RuntimeConfig, **changes: Any) -> Any:
     """Of the first step's global loss, with its terms."""
     config = changed(**changes)
-    made = trainer._Run(pipeline.unet, pipeline.scheduler, data, config, folder, TIME_IDS, runtime, None, None)
+    subject = TrainingSubject(pipeline.unet, pipeline.scheduler, data, TIME_IDS)
+    made = trainer.TrainingRun(subject, config, folder, runtime)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for weight in made.trained.values():
+        for weight in made.weights.current.values():
             weight.add_(0.02 * torch.randn(weight.shape, generator=generator))
     terms, _ = made.gradient.take(made._draw(1), config, Running())
-    return {name: weight.grad.clone() for name, weight in made.trained.items()}, terms
+    return {name: weight.grad.clone() for name, weight in made.weights.current.items()}, terms
 
 
 def with_classes(data: PreferenceData) -> PreferenceData:

@@ -1,0 +1,52 @@
+"""What a training is given: its subject, and who looks on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from popalign_core.training.data import PreferenceData
+
+OnStep = Callable[[int, dict[str, float]], None]
+Probe = Callable[[], dict[str, float]]
+"""Looks at the population that the model draws now: `discrepancy/AXIS` for each axis, and `clip_score`."""
+
+
+@dataclass(frozen=True)
+class TrainingSubject:
+    """What is trained, and on what.
+
+    Attributes:
+        model: The base denoiser: SDXL's or SD 1/2's `UNet2DConditionModel`, an `SD3Transformer2DModel` or a
+            `FluxTransformer2DModel`.
+        noise_scheduler: Any diffusers scheduler of the model; its noise schedule and prediction type are read.
+        data: Latents in the model's scaled space, and who is preferred.
+        time_ids: [1, 6] micro-conditioning that the latents were sampled with; only SDXL reads it.
+    """
+
+    model: Any
+    noise_scheduler: Any
+    data: PreferenceData
+    time_ids: Tensor
+
+
+@dataclass(frozen=True)
+class Observers:
+    """Who looks on while a model trains.
+
+    Attributes:
+        on_step: Called after each step with its number (from 1), its logged terms, `samples_per_s` and `eta_s`.
+        probe: Called every `config.probe.every` steps, and once before the first.
+        is_orphaned: Asked after each step; True ends the training as SIGTERM does.
+        log_folder: Where the trackers write; the folder of the checkpoints when not given.
+    """
+
+    on_step: OnStep | None = None
+    probe: Probe | None = None
+    is_orphaned: Callable[[], bool] | None = None
+    log_folder: Path | None = None
+
+
+NO_OBSERVERS = Observers()
