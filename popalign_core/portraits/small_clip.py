@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
@@ -14,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 from popalign_core.portraits.classifier import augment
 from popalign_core.portraits.loop import LoopConfig, fit
 from popalign_core.portraits.pool import PicturePool, write_caption
-from popalign_core.portraits.rendering import SIZE, to_unit_range
+from popalign_core.portraits.rendering import SIZE
 from popalign_core.portraits.text import text_config, tokenise
 
 BATCH_SIZE = 96
@@ -125,14 +124,3 @@ def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
         "do_convert_rgb": True,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
-
-
-@torch.no_grad()
-def image_text_cosine(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels_u8: NDArray[np.uint8], texts: list[str]
-) -> Tensor:
-    """Cosine of every picture with every text, `[N, T]` float32."""
-    images = to_unit_range(pixels_u8, channels_last=False)
-    logits = clip(input_ids=tokenise(tokenizer, texts), pixel_values=images).logits_per_image
-    cosine: Tensor = logits / clip.logit_scale.exp()
-    return cosine
