@@ -98,8 +98,10 @@ class MovingWeights:
                 mean.lerp_(self.current[name], 1 - decay)
 
     def restore_mean(self, mean: Mapping[str, Tensor]) -> None:
-        """The mean of a checkpoint, whole tensors."""
-        self.mean = {name: shard_like(one, self.current[name]).clone() for name, one in mean.items()}
+        """The mean of a checkpoint, whole tensors on any device."""
+        for name, one in mean.items():
+            weight = self.current[name]
+            self.mean[name] = shard_like(one, weight).to(weight.device).clone()
 
     def final(self) -> dict[str, Tensor]:
         """What training leaves: the mean, or else the weights."""
