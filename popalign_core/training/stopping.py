@@ -21,7 +21,8 @@ def next_error_ratio(before: float, terms: Mapping[str, float]) -> float:
     reference = terms.get("reference_mse_preferred", 0.0)
     if reference <= 0:
         return before
-    return ERROR_DECAY * before + (1 - ERROR_DECAY) * terms["policy_mse_preferred"] / reference
+    ratio = terms["policy_mse_preferred"] / reference
+    return ERROR_DECAY * before + (1 - ERROR_DECAY) * ratio
 
 
 def is_worth_keeping(error_ratio: float, config: TrainingConfig) -> bool:
