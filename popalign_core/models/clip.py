@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from popalign_core.errors import InputError, MissingWeightsError
+from popalign_core.models.weights_check import PartFolder, load_module, load_tokenizer
 
 _TEXT_BATCH = 256
 
@@ -110,8 +110,9 @@ def load_clip(folder: Path, device: torch.device | str = "cpu", processor: Path 
         processor: Holds tokenizer and preprocessor_config.json instead.
 
     Raises:
-        MissingWeightsError: When the folder or one of the files is missing.
-        InputError: When the weights are cut off or of another model, or the preprocessing is not CLIP's.
+        MissingWeightsError: When the folder, one of the files, one of the tensors or the vocabulary is missing, cut off
+            or of another model.
+        InputError: When the preprocessing is not CLIP's.
     """
     words = processor or folder
     files = [folder / "config.json", folder / "model.safetensors", words / "preprocessor_config.json"]
@@ -121,24 +122,15 @@ def load_clip(folder: Path, device: torch.device | str = "cpu", processor: Path 
                 f"the CLIP folder {file.parent} has no {file.name}; give a folder saved by CLIPModel.save_pretrained, "
                 "with its tokenizer and preprocessor_config.json"
             )
-    model = _read_model(folder).train(False).requires_grad_(False).to(torch.device(device))
+    what, fix = "the CLIP", "get its files again"
+    model = load_module(CLIPModel, PartFolder(what, folder, fix), torch.float32)
+    model = model.train(False).requires_grad_(False).to(torch.device(device))
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
-    tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True)
+    place = PartFolder(f"the tokenizer of {what}", words, fix)
+    tokenizer = load_tokenizer(AutoTokenizer, place, model.text_model.config.vocab_size)
     return ClipScorer(model, tokenizer, read_preprocessing(words), digest.hexdigest()[:12])
-
-
-def _read_model(folder: Path) -> CLIPModel:
-    try:
-        model, report = CLIPModel.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder} holds no CLIP that can be read ({error}); get its files again") from error
-    if lacking := sorted(report["missing_keys"]):
-        raise InputError(f"{folder}/model.safetensors lacks {len(lacking)} tensors of a CLIP, such as {lacking[0]}")
-    return model
 
 
 @torch.inference_mode()
