@@ -24,6 +24,7 @@ from popalign_core.errors import InputError, MissingWeightsError
 from popalign_core.models.weights_check import PartFolder, load_module, load_tokenizer
 
 _TEXT_BATCH = 256
+_PROCESSOR_FILE = "processor_config.json"
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def load_clip(folder: Path, device: torch.device | str = "cpu", processor: Path 
         InputError: When the preprocessing is not CLIP's.
     """
     words = processor or folder
-    files = [folder / "config.json", folder / "model.safetensors", words / "preprocessor_config.json"]
+    files = [folder / "config.json", folder / "model.safetensors", _preprocessing_file(words)]
     for file in files:
         if not file.is_file():
             raise MissingWeightsError(
@@ -197,14 +198,16 @@ def _resized_sides(size: tuple[int, int], shortest_edge: int) -> tuple[int, int]
 
 
 def read_preprocessing(folder: Path) -> ImagePreprocessing:
-    """The image processor of a folder, from its `preprocessor_config.json`.
+    """The image processor of a folder, from its `preprocessor_config.json` or `processor_config.json`.
 
     Raises:
         InputError: When it is not one of CLIP's kind.
     """
-    path = folder / "preprocessor_config.json"
+    path = _preprocessing_file(folder)
     try:
         document = json.loads(path.read_text())
+        if path.name == _PROCESSOR_FILE:
+            document = document["image_processor"]
         edge, crop = document.get("size"), document.get("crop_size")
         return ImagePreprocessing(
             shortest_edge=_edge(edge) if document.get("do_resize", True) else None,
@@ -219,6 +222,12 @@ def read_preprocessing(folder: Path) -> ImagePreprocessing:
             f"{path} is not a CLIP preprocessing ({type(error).__name__}: {error}); it needs size.shortest_edge, "
             "crop_size, image_mean and image_std"
         ) from error
+
+
+def _preprocessing_file(folder: Path) -> Path:
+    """Where transformers 5 saves tokenizer and image processor at once, there is one file for both."""
+    path, shared = folder / "preprocessor_config.json", folder / _PROCESSOR_FILE
+    return shared if shared.is_file() and not path.is_file() else path
 
 
 def _edge(size: Any) -> int:

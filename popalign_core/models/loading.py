@@ -238,8 +238,9 @@ def _load_parts(model: ModelConfig, source: Path | str, components: Collection[s
     root = PartFolder(f"the pipeline {what}", folder, fix)
     index = root.read_settings(MODEL_INDEX)
     given: dict[str, Any] = _left_out(index, components)
-    given |= _load_denoiser(model, source, index, components)
-    check_index(index, root, given)
+    denoiser = _load_denoiser(model, source, index, components)
+    check_index(index, root, denoiser, components)
+    given |= denoiser
     dtype = getattr(torch, model.dtype)
     given |= load_pipeline_parts(index, root, dtype=dtype, wanted=components, given=given)
     try:

@@ -1,10 +1,11 @@
 """A pipeline's parts read one by one, each checked: networks, tokenizers, and the noise schedule of its scheduler."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from popalign_core.models.weights_check import PartFolder, load_module, load_tokenizer
+from popalign_core.models.weights_check import UNREADABLE, PartFolder, load_module, load_tokenizer
 
 # Schedulers whose noise is that of the betas in their configuration; the samplers here start from these.
 _OF_BETAS = frozenset(
@@ -16,21 +17,30 @@ _OF_BETAS = frozenset(
     )
 )
 _OF_FLOWS = frozenset(f"FlowMatch{name}Scheduler" for name in ("EulerDiscrete", "HeunDiscrete", "LCM"))
-_BETA_SETTINGS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
-_FLOW_SETTINGS = ("shift", "num_train_timesteps")
+_BETA_SETTINGS = ("beta_start", "beta_end", "beta_schedule")
+_FLOW_SETTINGS = ("shift",)
 _SHIFT_SETTINGS = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
-_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")  # those that all samplers know
-_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+# What all samplers know; what stands first is what a file without the setting means.
+_KNOWN_WORDS = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+    "timestep_type": ("discrete",),
+}
+_SCHEDULE_FILE = "scheduler_config.json"
 _FLOW_PIPELINES = ("StableDiffusion3", "Flux")
 
 
-def check_index(index: dict[str, Any], root: PartFolder, given: Collection[str]) -> None:
-    """Whether a `model_index.json` names a pipeline of diffusers, and all the parts that this one has.
+def check_index(
+    index: dict[str, Any], root: PartFolder, given: Collection[str], wanted: Collection[str] | None
+) -> None:
+    """Whether a `model_index.json` names a pipeline of diffusers, and the parts of it that are wanted.
 
     Args:
         index: The file's content.
         root: The pipeline's folder.
         given: Parts that come from elsewhere.
+        wanted: Names of parts; None is all.
 
     Raises:
         DamagedWeightsError: When it does not.
@@ -38,13 +48,16 @@ def check_index(index: dict[str, Any], root: PartFolder, given: Collection[str])
     import diffusers
 
     name = index.get("_class_name")
-    kind: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
+    found: object = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
         raise root.refusal(f"model_index.json has the pipeline {name!r}, which diffusers does not know")
+    kind: Any = found
     expected, _ = kind._get_signature_keys(kind)
     for part in sorted(set(expected) - set(given)):
         entry, is_optional = index.get(part), part in kind._optional_components or part.endswith("_3")
         if part not in index and part in kind._optional_components:
+            continue
+        if part in index and wanted is not None and part not in wanted:
             continue
         words = entry if isinstance(entry, list) and len(entry) == 2 else [0]
         if not all(isinstance(word, str) or (word is None and is_optional) for word in words):
@@ -116,43 +129,55 @@ def _load_scheduler(kind: Any, part: PartFolder, is_flow: bool) -> Any:
     Raises:
         DamagedWeightsError: When it is of another kind, or a setting is missing or unknown.
     """
-    settings = part.read_settings("scheduler_config.json")
-    _check_schedule(kind.__name__, settings, part, is_flow)
-    try:
-        return kind.from_pretrained(str(part.path), local_files_only=True)
-    except (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        raise part.refusal(str(error) or type(error).__name__) from error
-
-
-def _check_schedule(name: str, settings: dict[str, Any], part: PartFolder, is_flow: bool) -> None:
-    file = "scheduler_config.json"
+    settings, name = part.read_settings(_SCHEDULE_FILE), kind.__name__
     if name not in (_OF_FLOWS if is_flow else _OF_FLOWS | _OF_BETAS):
         sort = "a flow" if is_flow else "betas"
-        raise part.refusal(f"its noise levels are those of {name}, but the samplers here draw from those of {sort}")
-    said = settings.get("_class_name", name)
-    if said != name:
-        raise part.refusal(f"{file} is of {said}, but model_index.json has {name}")
-    needed: tuple[str, ...] = _FLOW_SETTINGS if name in _OF_FLOWS else _BETA_SETTINGS
-    if settings.get("trained_betas") is not None:
-        needed = ("num_train_timesteps",)
-    if settings.get("use_dynamic_shifting"):
-        needed += _SHIFT_SETTINGS if name in _OF_FLOWS else ()
+        other = replace(part, fix=f"give a model whose noise levels are those of {sort}")
+        raise other.refusal(f"the samplers here know no noise levels as those of {name} for this model")
+    if problem := _wrong_setting(name, settings):
+        raise part.refusal(f"{_SCHEDULE_FILE} {problem}")
+    try:
+        return kind.from_pretrained(str(part.path), local_files_only=True)
+    except UNREADABLE as error:
+        raise part.refusal(error) from error
+
+
+def _wrong_setting(name: str, settings: dict[str, Any]) -> str | None:
+    """What is wrong with a scheduler's settings, of those that the samplers read; None if nothing is."""
+    is_flow, betas = name in _OF_FLOWS, settings.get("trained_betas")
+    if (said := settings.get("_class_name", name)) != name:
+        return f"is of {said}, but model_index.json has {name}"
+    needed: tuple[str, ...] = _FLOW_SETTINGS if is_flow else () if betas is not None else _BETA_SETTINGS
+    if is_flow and settings.get("use_dynamic_shifting"):
+        needed += _SHIFT_SETTINGS
+    needed = ("num_train_timesteps", *needed)
     if lacking := [setting for setting in needed if settings.get(setting) is None]:
-        raise part.refusal(f"{file} lacks {lacking[0]}")
-    if wrong := [setting for setting in needed if setting != "beta_schedule" and not _is_number(settings[setting])]:
-        raise part.refusal(f"{file} has {wrong[0]} {settings[wrong[0]]!r}, which is no positive number")
-    if name in _OF_FLOWS:
-        return
-    for setting, known in (("beta_schedule", _BETA_SCHEDULES), ("prediction_type", _PREDICTIONS)):
-        if settings.get(setting, known[0]) not in known:
-            raise part.refusal(f"{file} has {setting} {settings[setting]!r}; known are {', '.join(known)}")
-    if settings.get("use_flow_sigmas") or settings.get("timestep_type", "discrete") != "discrete":
-        odd = "use_flow_sigmas" if settings.get("use_flow_sigmas") else "timestep_type"
-        raise part.refusal(f"{file} has {odd} {settings[odd]!r}: its noise levels are not those of its betas")
+        return f"lacks {lacking[0]}"
+    for setting in needed:
+        value = settings[setting]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+        if setting != "beta_schedule" and not is_number:
+            return f"has {setting} {value!r}, which is no positive number"
+    if not isinstance(settings["num_train_timesteps"], int):
+        return f"has num_train_timesteps {settings['num_train_timesteps']!r}, which is no whole number"
+    return None if is_flow else _wrong_betas(settings, betas)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+def _wrong_betas(settings: dict[str, Any], betas: object) -> str | None:
+    n_steps, offset = settings["num_train_timesteps"], settings.get("steps_offset", 0)
+    if betas is not None and not (isinstance(betas, list) and len(betas) == n_steps):
+        return f"has trained_betas that are no list of num_train_timesteps {n_steps}"
+    if betas is None and not settings["beta_start"] <= settings["beta_end"] < 1:
+        return f"has beta_end {settings['beta_end']!r}, which is not between beta_start and 1"
+    if not isinstance(offset, int) or not 0 <= offset < n_steps:
+        return f"has steps_offset {offset!r}, which is no number of steps"
+    for setting, known in _KNOWN_WORDS.items():
+        value = settings.get(setting, known[0])
+        if value not in known and not (setting == "beta_schedule" and betas is not None):
+            return f"has {setting} {value!r}; known are {', '.join(known)}"
+    if settings.get("use_flow_sigmas"):
+        return "has use_flow_sigmas: its noise levels are not those of its betas"
+    return None
 
 
 def snapshot(source: Path | str, revision: str | None, name: str) -> Path | None:

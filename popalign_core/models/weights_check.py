@@ -23,8 +23,8 @@ _LEAST_SHARE = 0.9
 """Embeddings are padded to round numbers: T5's 32,100 words to 32,128. Less than this share is a vocabulary cut off."""
 _UNREACHABLE_SHARE = 0.01
 _LONGEST_REASON = 300  # the libraries list every tensor
-# What the libraries raise for files that they did not write; memory and interrupts are not among them.
-_UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ImportError, ArithmeticError)
+UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ImportError, ArithmeticError)
+"""What the libraries raise for files that they did not write; memory and interrupts are not among them."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class PartFolder:
     def refusal(self, problem: object) -> DamagedWeightsError:
         """The error that says what is wrong with it."""
         reason = " ".join(str(problem).split())
+        if not reason or isinstance(problem, LookupError):
+            reason = f"{type(problem).__name__} {reason}"
         if len(reason) > _LONGEST_REASON:
             reason = f"{reason[:_LONGEST_REASON]}..."
         return DamagedWeightsError(f"cannot load {self.what} in {self.path}: {reason}; {self.fix}")
@@ -99,8 +101,8 @@ def load_module(kind: Any, part: PartFolder, dtype: Any) -> Any:
             ignore_mismatched_sizes=True,  # refused below, by name
             **options,
         )
-    except (*_UNREADABLE, StrictDataclassError, SafetensorError) as error:
-        raise part.refusal(str(error) or type(error).__name__) from error
+    except (*UNREADABLE, StrictDataclassError, SafetensorError) as error:
+        raise part.refusal(error) from error
     if wrong := sorted(report["mismatched_keys"]):
         name, found, expected = wrong[0]
         raise part.refusal(f"{name} has shape {list(found)}, expected shape {list(expected)}")
@@ -125,8 +127,10 @@ def load_tokenizer(kind: Any, part: PartFolder, n_embeddings: int | None = None,
     """
     if not part.path.is_dir():
         raise part.refusal("there is no such folder")
+    # a tokenizer keeps the option and saves it, which would change the files of trained pipelines
+    options = {"local_files_only": True} if kind.__name__.startswith("Auto") else {}
     try:
-        tokenizer = kind.from_pretrained(str(part.path), local_files_only=True)
+        tokenizer = kind.from_pretrained(str(part.path), **options)
     except Exception as error:  # the tokenizers' own errors have no other root
         raise part.refusal(error) from error
     names = type(tokenizer).vocab_files_names
@@ -136,9 +140,11 @@ def load_tokenizer(kind: Any, part: PartFolder, n_embeddings: int | None = None,
         raise part.refusal(f"it has neither {whole} nor {' and '.join(lacking)}")
     if n_embeddings is not None:
         _check_vocabulary(tokenizer, part, n_embeddings)
-    if max_length is not None and tokenizer.model_max_length > max_length:
-        given = f"model_max_length {tokenizer.model_max_length}, but the text encoder reads {max_length}"
-        raise part.refusal(f"tokenizer_config.json has {given}")
+    length = tokenizer.model_max_length
+    if not isinstance(length, int | float) or (max_length is not None and length > max_length):
+        raise part.refusal(
+            f"tokenizer_config.json has model_max_length {length!r}; the text encoder reads {max_length}"
+        )
     _check_merges(tokenizer, part)
     return tokenizer
 
@@ -212,7 +218,7 @@ def _variant(part: PartFolder, is_diffusers: bool) -> str | None:
     problem = f"it has no file named {stem}.safetensors"
     if pickled := sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt", ".pth", ".msgpack", ".h5"))):
         problem += (
-            f", only {pickled[0]}, which is not read here; save it again with "
+            f", only {pickled[0]}, which is not read here: save it again with "
             "`save_pretrained(..., safe_serialization=True)`"
         )
     elif others := sorted(name for name in names if name.endswith(".safetensors")):

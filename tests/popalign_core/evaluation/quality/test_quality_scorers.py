@@ -222,7 +222,7 @@ def test_a_torn_clip_folder_is_refused(tmp_path: Path) -> None:
     save_clip_folder(tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DamagedWeightsError, match="cannot load the CLIP in .*get its files again"):
+    with pytest.raises(DamagedWeightsError, match=r"cannot load the CLIP in .*get its files again"):
         judges_of(tmp_path, clip_score=ClipScoreConfig(kind="clip"))
 
 
