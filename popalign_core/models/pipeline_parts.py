@@ -27,6 +27,8 @@ _KNOWN_WORDS = {
     "timestep_spacing": ("leading", "trailing", "linspace"),
     "timestep_type": ("discrete",),
 }
+# Some pipelines do without these when they are given embeddings or latents, but here none is.
+_NEEDED = ("text_encoder", "tokenizer", "unet", "transformer", "vae", "scheduler")
 _SCHEDULE_FILE = "scheduler_config.json"
 _FLOW_PIPELINES = ("StableDiffusion3", "Flux")
 
@@ -54,13 +56,12 @@ def check_index(
     kind: Any = found
     expected, _ = kind._get_signature_keys(kind)
     for part in sorted(set(expected) - set(given)):
-        entry, is_optional = index.get(part), part in kind._optional_components or part.endswith("_3")
-        if part not in index and part in kind._optional_components:
+        is_optional = part in kind._optional_components and not part.startswith(_NEEDED)
+        if (part not in index and is_optional) or (wanted is not None and part not in wanted):
             continue
-        if part in index and wanted is not None and part not in wanted:
-            continue
+        entry, may_be_none = index.get(part), is_optional or part.endswith("_3")
         words = entry if isinstance(entry, list) and len(entry) == 2 else [0]
-        if not all(isinstance(word, str) or (word is None and is_optional) for word in words):
+        if not all(isinstance(word, str) or (word is None and may_be_none) for word in words):
             raise root.refusal(f"model_index.json has {entry!r} as {part}, not its library and class")
 
 

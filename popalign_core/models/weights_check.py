@@ -127,17 +127,15 @@ def load_tokenizer(kind: Any, part: PartFolder, n_embeddings: int | None = None,
     """
     if not part.path.is_dir():
         raise part.refusal("there is no such folder")
+    if hasattr(kind, "vocab_files_names"):
+        _check_files(kind, part)
     # a tokenizer keeps the option and saves it, which would change the files of trained pipelines
     options = {"local_files_only": True} if kind.__name__.startswith("Auto") else {}
     try:
         tokenizer = kind.from_pretrained(str(part.path), **options)
     except Exception as error:  # the tokenizers' own errors have no other root
         raise part.refusal(error) from error
-    names = type(tokenizer).vocab_files_names
-    whole = names.get("tokenizer_file", "tokenizer.json")
-    lacking = [name for key, name in names.items() if key != "tokenizer_file" and not (part.path / name).is_file()]
-    if lacking and not (part.path / whole).is_file():
-        raise part.refusal(f"it has neither {whole} nor {' and '.join(lacking)}")
+    _check_files(type(tokenizer), part)
     if n_embeddings is not None:
         _check_vocabulary(tokenizer, part, n_embeddings)
     length = tokenizer.model_max_length
@@ -147,6 +145,14 @@ def load_tokenizer(kind: Any, part: PartFolder, n_embeddings: int | None = None,
         )
     _check_merges(tokenizer, part)
     return tokenizer
+
+
+def _check_files(kind: Any, part: PartFolder) -> None:
+    names = kind.vocab_files_names
+    whole = names.get("tokenizer_file", "tokenizer.json")
+    lacking = [name for key, name in names.items() if key != "tokenizer_file" and not (part.path / name).is_file()]
+    if lacking and not (part.path / whole).is_file():
+        raise part.refusal(f"it has neither {whole} nor {' and '.join(lacking)}")
 
 
 def _check_vocabulary(tokenizer: Any, part: PartFolder, n_embeddings: int) -> None:
