@@ -35,6 +35,10 @@ class MissingWeightsError(PopAlignError):
     exit_code = 4
 
 
+class DamagedWeightsError(MissingWeightsError):
+    """Weights, a configuration or a vocabulary are there, but not whole, or do not fit each other."""
+
+
 class StoreError(PopAlignError):
     """The artifact store cannot be read or written, or an artifact is damaged."""
 

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import ResNetForImageClassification
 
 from popalign_core.attributes.reader import FaceReading, Pictures
+from popalign_core.models.weights_check import PartFolder, load_module
 from popalign_core.portraits import weights_folder
 from popalign_core.portraits.classifier import HEADS, predict_logits, split_heads
 from popalign_core.portraits.rendering import SIZE
@@ -35,7 +36,8 @@ class PortraitsReader:
         self.axes: dict[str, tuple[str, ...]] = {head: classes for head, classes in HEADS.items() if head != "face"}
         folder = folder or weights_folder() / "classifier"
         self._device = torch.device(device)
-        self._model = ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32).to(self._device).eval()
+        part = PartFolder("the embedded classifier", folder, "run `popalign portraits train --data DIR`, or restore it")
+        self._model = load_module(ResNetForImageClassification, part, torch.float32).to(self._device).eval()
         self._temperatures = json.loads((folder / "calibration.json").read_text())["temperatures"]
 
     def read(self, pictures: Pictures, image_ids: Sequence[str] = ()) -> list[FaceReading]:

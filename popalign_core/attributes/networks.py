@@ -87,20 +87,20 @@ def load_transformers(settings: NetworkConfig, device: str) -> Network:
     """A folder that `save_pretrained` wrote, with preprocessor_config.json; nothing is downloaded.
 
     Raises:
-        MissingWeightsError: When a file is absent.
-        InputError: When the folder holds another sort of model.
+        MissingWeightsError: When a file or a tensor is absent, or the folder holds another sort of model.
+        InputError: When the preprocessing is another than those known here.
     """
     from transformers import AutoModelForImageClassification
+
+    from popalign_core.models.weights_check import PartFolder, load_module
 
     folder = Path(settings.path)
     for name in ("config.json", "preprocessor_config.json"):
         if not (folder / name).is_file():
             raise MissingWeightsError(f"the image classifier {folder} has no {name}; give a folder with all its files")
     prepare = _read_preparation(folder / "preprocessor_config.json")
-    try:
-        model = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is no image classifier of transformers ({str(error).splitlines()[0]})") from error
+    part = PartFolder("the image classifier", folder, "give a folder with all its files")
+    model = load_module(AutoModelForImageClassification, part, torch.float32)
     model = model.to(torch.device(device)).eval()
 
     @torch.inference_mode()

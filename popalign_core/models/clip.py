@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from popalign_core.errors import InputError, MissingWeightsError
+from popalign_core.models.weights_check import PartFolder, load_module, load_tokenizer
 
 _TEXT_BATCH = 256
+_PROCESSOR_FILE = "processor_config.json"
 
 
 @dataclass(frozen=True)
@@ -110,35 +111,27 @@ def load_clip(folder: Path, device: torch.device | str = "cpu", processor: Path 
         processor: Holds tokenizer and preprocessor_config.json instead.
 
     Raises:
-        MissingWeightsError: When the folder or one of the files is missing.
-        InputError: When the weights are cut off or of another model, or the preprocessing is not CLIP's.
+        MissingWeightsError: When the folder, one of the files, one of the tensors or the vocabulary is missing, cut off
+            or of another model.
+        InputError: When the preprocessing is not CLIP's.
     """
     words = processor or folder
-    files = [folder / "config.json", folder / "model.safetensors", words / "preprocessor_config.json"]
+    files = [folder / "config.json", folder / "model.safetensors", _preprocessing_file(words)]
     for file in files:
         if not file.is_file():
             raise MissingWeightsError(
                 f"the CLIP folder {file.parent} has no {file.name}; give a folder saved by CLIPModel.save_pretrained, "
                 "with its tokenizer and preprocessor_config.json"
             )
-    model = _read_model(folder).train(False).requires_grad_(False).to(torch.device(device))
+    what, fix = "the CLIP", "get its files again"
+    model = load_module(CLIPModel, PartFolder(what, folder, fix), torch.float32)
+    model = model.train(False).requires_grad_(False).to(torch.device(device))
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
-    tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True)
+    place = PartFolder(f"the tokenizer of {what}", words, fix)
+    tokenizer = load_tokenizer(AutoTokenizer, place, model.text_model.config.vocab_size)
     return ClipScorer(model, tokenizer, read_preprocessing(words), digest.hexdigest()[:12])
-
-
-def _read_model(folder: Path) -> CLIPModel:
-    try:
-        model, report = CLIPModel.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder} holds no CLIP that can be read ({error}); get its files again") from error
-    if lacking := sorted(report["missing_keys"]):
-        raise InputError(f"{folder}/model.safetensors lacks {len(lacking)} tensors of a CLIP, such as {lacking[0]}")
-    return model
 
 
 @torch.inference_mode()
@@ -205,14 +198,16 @@ def _resized_sides(size: tuple[int, int], shortest_edge: int) -> tuple[int, int]
 
 
 def read_preprocessing(folder: Path) -> ImagePreprocessing:
-    """The image processor of a folder, from its `preprocessor_config.json`.
+    """The image processor of a folder, from its `preprocessor_config.json` or `processor_config.json`.
 
     Raises:
         InputError: When it is not one of CLIP's kind.
     """
-    path = folder / "preprocessor_config.json"
+    path = _preprocessing_file(folder)
     try:
         document = json.loads(path.read_text())
+        if path.name == _PROCESSOR_FILE:
+            document = document["image_processor"]
         edge, crop = document.get("size"), document.get("crop_size")
         return ImagePreprocessing(
             shortest_edge=_edge(edge) if document.get("do_resize", True) else None,
@@ -227,6 +222,12 @@ def read_preprocessing(folder: Path) -> ImagePreprocessing:
             f"{path} is not a CLIP preprocessing ({type(error).__name__}: {error}); it needs size.shortest_edge, "
             "crop_size, image_mean and image_std"
         ) from error
+
+
+def _preprocessing_file(folder: Path) -> Path:
+    """Where transformers 5 saves tokenizer and image processor at once, there is one file for both."""
+    path, shared = folder / "preprocessor_config.json", folder / _PROCESSOR_FILE
+    return shared if shared.is_file() and not path.is_file() else path
 
 
 def _edge(size: Any) -> int:

@@ -226,23 +226,34 @@ def _load_parts(model: ModelConfig, source: Path | str, components: Collection[s
     import torch
     from diffusers import DiffusionPipeline
 
+    from popalign_core.models.pipeline_parts import check_index, load_pipeline_parts, snapshot
+    from popalign_core.models.weights_check import PartFolder
+
     is_local = isinstance(source, Path)
+    what = str(source) if is_local else f"{model.name}@{model.revision}"
+    fix = "restore its files" if is_local else f"run `hf download {model.name} --revision {model.revision}`"
+    folder = snapshot(source, model.revision, MODEL_INDEX)
+    if folder is None:
+        raise MissingWeightsError(f"cannot load the pipeline {what}: it is not in the local hub cache; {fix}")
+    root = PartFolder(f"the pipeline {what}", folder, fix)
+    index = root.read_settings(MODEL_INDEX)
+    given: dict[str, Any] = _left_out(index, components)
+    denoiser = _load_denoiser(model, source, index, components)
+    check_index(index, root, denoiser, components)
+    given |= denoiser
+    dtype = getattr(torch, model.dtype)
+    given |= load_pipeline_parts(index, root, dtype=dtype, wanted=components, given=given)
     try:
-        index = _read_json(source, model.revision, MODEL_INDEX)
-        given: dict[str, Any] = _left_out(index, components)
-        given |= _load_denoiser(model, source, index, components)
         return DiffusionPipeline.from_pretrained(
             source,
             revision=None if is_local else model.revision,
-            dtype=getattr(torch, model.dtype),
+            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             **given,
         )
-    except (OSError, json.JSONDecodeError) as error:
-        what = str(source) if is_local else f"{model.name}@{model.revision}"
-        fix = "restore its files" if is_local else f"run `hf download {model.name} --revision {model.revision}`"
-        raise MissingWeightsError(f"cannot load the pipeline {what}: {error}; {fix}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise root.refusal(error) from error
 
 
 def _left_out(index: dict[str, Any], components: Collection[str] | None) -> dict[str, None]:
@@ -263,34 +274,26 @@ def _load_denoiser(
     import diffusers
     import torch
 
+    from popalign_core.models.weights_check import PartFolder, load_module
+
     folder = denoiser_folder(model)
     component = next((name for name in DENOISERS if name in index), None)
     if folder is None or component is None or (components is not None and component not in components):
         return {}
     own = {"_class_name": index[component][1]} | _read_json(source, model.revision, f"{component}/config.json")
-    try:
-        config = _read_json(folder, None, "config.json")
-        differing = {
-            name: (config.get(name), own.get(name)) for name in ("_class_name", *DENOISER_SHAPE) if name in own
-        }
-        wrong = [f"{name} {new}, not {old}" for name, (new, old) in differing.items() if new != old]
-        if wrong:
-            raise ConfigError(
-                f"model.denoiser {folder} does not fit {model.name}: its config.json has {'; '.join(wrong)}; "
-                "give a denoiser that was trained from this model"
-            )
-        module, report = getattr(diffusers, own["_class_name"]).from_pretrained(
-            folder,
-            dtype=getattr(torch, model.dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
+    part = PartFolder("model.denoiser", folder, "restore its files")
+    config = part.read_settings()
+    differing = {name: (config.get(name), own.get(name)) for name in ("_class_name", *DENOISER_SHAPE) if name in own}
+    wrong = [f"{name} {new}, not {old}" for name, (new, old) in differing.items() if new != old]
+    if wrong:
+        raise ConfigError(
+            f"model.denoiser {folder} does not fit {model.name}: its config.json has {'; '.join(wrong)}; "
+            "give a denoiser that was trained from this model"
         )
-    except (OSError, ValueError) as error:
-        raise MissingWeightsError(f"cannot load model.denoiser {folder}: {error}; restore its files") from error
-    if lacking := report["missing_keys"]:
-        raise MissingWeightsError(f"model.denoiser {folder} lacks {len(lacking)} weights, such as {lacking[0]}")
-    return {component: module}
+    kind = getattr(diffusers, str(own["_class_name"]), None)
+    if kind is None:
+        raise part.refusal(f"diffusers has no class {own['_class_name']!r}")
+    return {component: load_module(kind, part, getattr(torch, model.dtype))}
 
 
 def _read_json(source: Path | str, revision: str | None, name: str) -> dict[str, Any]:

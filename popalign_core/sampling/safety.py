@@ -42,21 +42,20 @@ def load_safety_checker(folder: str, device: "torch.device | str" = "cpu") -> Sa
     import torch
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from diffusers.utils import logging
-    from safetensors import SafetensorError
 
     # by its own name: what goes by CLIPImageProcessor computes with torchvision where that is installed
     from transformers import CLIPImageProcessorPil
 
+    from popalign_core.models.weights_check import PartFolder, load_module
+
     _check_folder(folder)
+    part = PartFolder("the safety checker", Path(folder), _fix(folder))
+    model = load_module(StableDiffusionSafetyChecker, part, torch.float32)
+    part.read_settings("preprocessor_config.json")
     try:
-        model, report = StableDiffusionSafetyChecker.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
         processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise MissingWeightsError(f"cannot load the safety checker {folder}: {error}; {_fix(folder)}") from error
-    if lacking := sorted(report["missing_keys"]):
-        raise MissingWeightsError(f"the safety checker {folder} lacks {lacking[0]} and more; {_fix(folder)}")
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise part.refusal(error) from error
     # it says that it returns black pictures, which is not so here
     logging.get_logger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
     return SafetyChecker(model.eval().requires_grad_(False).to(torch.device(device)), processor)

@@ -20,6 +20,7 @@ from popalign_core.evaluation.quality.open_clip_files import load_open_clip_vit
 from popalign_core.evaluation.quality.scorer import Pictures
 from popalign_core.evaluation.quality.scorer_files import CLIP_MEAN, CLIP_STD, read_checkpoint, require
 from popalign_core.models.clip import ClipScorer
+from popalign_core.models.weights_check import PartFolder, load_tokenizer
 
 N_HEADS = 16
 """Of ViT-H-14, in both towers."""
@@ -66,10 +67,8 @@ def load_hps(path: Path, tokenizer: Path, device: torch.device | str = "cpu") ->
     """
     model = load_open_clip_vit(read_checkpoint(path), path, n_heads=N_HEADS, activation="gelu")
     model.train(False).requires_grad_(False).to(torch.device(device))
-    try:
-        words = AutoTokenizer.from_pretrained(require(tokenizer), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{tokenizer} holds no tokenizer ({error}); give a folder with that of CLIP") from error
+    part = PartFolder("the tokenizer", require(tokenizer), "give a folder with that of CLIP")
+    words = load_tokenizer(AutoTokenizer, part)
     if len(words) != model.text_model.config.vocab_size:
         raise InputError(
             f"the tokenizer in {tokenizer} knows {len(words)} tokens, {path} {model.text_model.config.vocab_size}; "

@@ -28,6 +28,7 @@ from popalign_core.evaluation.quality.aesthetics import head_of
 from popalign_core.evaluation.quality.scorer import Pictures, checked
 from popalign_core.evaluation.quality.scorer_files import CLIP_MEAN, CLIP_STD, read_checkpoint, require, wrong_keys
 from popalign_core.models.clip import ImagePreprocessing
+from popalign_core.models.weights_check import PartFolder, load_tokenizer
 
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072
 _MAX_TOKENS = 35
@@ -105,10 +106,8 @@ def load_image_reward(
     text_state.pop("embeddings.position_ids", None)  # 0, 1, 2, ...
     text = _load(BlipTextModel(_text_config(state), add_pooling_layer=False), text_state, path)
     head = head_of(_part(state, "mlp."), path, _WHAT)
-    try:
-        words = AutoTokenizer.from_pretrained(require(tokenizer), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{tokenizer} holds no tokenizer ({error}); give that of bert-base-uncased") from error
+    part = PartFolder("the tokenizer", require(tokenizer), "give that of bert-base-uncased")
+    words = load_tokenizer(AutoTokenizer, part)
     if len(words) > text.config.vocab_size:
         raise InputError(f"the tokenizer in {tokenizer} knows {len(words)} tokens, {path} {text.config.vocab_size}")
     return ImageRewardScorer(name, version, vision.to(place), text.to(place), head.to(place), words)

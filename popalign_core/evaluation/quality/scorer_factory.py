@@ -16,7 +16,7 @@ from popalign_core.config import (
     ScorerConfig,
 )
 from popalign_core.config.evaluation import CMMD, DIVERSITY, FID, KID, SUBJECT_ACCURACY
-from popalign_core.errors import MissingWeightsError
+from popalign_core.errors import DamagedWeightsError, MissingWeightsError
 from popalign_core.evaluation.quality.features import CLIP, INCEPTION, Extractor, load_inception
 from popalign_core.evaluation.quality.scorer import CosineScorer, Embedder, Scorer
 from popalign_core.evaluation.units import COSINE, PICK
@@ -58,12 +58,15 @@ def build_judges(
 
     Raises:
         ConfigError: When a package is absent.
+        DamagedWeightsError: When weights are there but not whole.
         InputError: When weights are not what they should be.
     """
     judges, clips = Judges(), _Clips(device)
     for name, settings in scorers.items():
         try:
             _add(judges, name, settings, clips, contents.get(name, "")[:_VERSION_DIGITS], shipped)
+        except DamagedWeightsError:
+            raise
         except MissingWeightsError as error:
             judges.unmeasured |= dict.fromkeys(_metrics_of(name, settings), f"not measured: {error}")
     if judges.subjects is not None:  # another CLIP stands in

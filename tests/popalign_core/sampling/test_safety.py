@@ -104,7 +104,10 @@ def _drop_the_thresholds(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "problem"),
-    [(_truncate, "cannot load the safety checker"), (_drop_the_thresholds, "lacks concept_embeds_weights")],
+    [
+        (_truncate, "cannot load the safety checker"),
+        (_drop_the_thresholds, "lacks 1 weights, such as concept_embeds_weights"),
+    ],
 )
 def test_a_damaged_checker(damage: Callable[[Path], None], problem: str, folder: Path, tmp_path: Path) -> None:
     for path in folder.iterdir():

@@ -29,7 +29,7 @@ from popalign_core.config import (
     OpenClipConfig,
     PickScoreConfig,
 )
-from popalign_core.errors import ConfigError, InputError, MissingWeightsError
+from popalign_core.errors import ConfigError, DamagedWeightsError, InputError, MissingWeightsError
 from popalign_core.evaluation.quality.aesthetics import load_head
 from popalign_core.evaluation.quality.image_reward import load_image_reward
 from popalign_core.evaluation.quality.scorer import Embedder
@@ -222,7 +222,7 @@ def test_a_torn_clip_folder_is_refused(tmp_path: Path) -> None:
     save_clip_folder(tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="holds no CLIP that can be read"):
+    with pytest.raises(DamagedWeightsError, match=r"cannot load the CLIP in .*get its files again"):
         judges_of(tmp_path, clip_score=ClipScoreConfig(kind="clip"))
 
 
