@@ -1,3 +1,15 @@
 """Models: which weights a name means, how they are loaded, and their parts."""
 
-__all__ = ["clip", "denoisers", "embeddings", "float8", "loading", "lora", "pixels", "quiet", "vae"]
+__all__ = [
+    "clip",
+    "denoisers",
+    "embeddings",
+    "float8",
+    "loading",
+    "lora",
+    "pipeline_parts",
+    "pixels",
+    "quiet",
+    "vae",
+    "weights_check",
+]
