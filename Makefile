@@ -64,7 +64,7 @@ endif
 	@touch $(RUNTIME)
 
 $(DEV): $(RUNTIME)
-	@echo "Installing what tests and checks need into .venv, 1 GB: one to two minutes the first time."
+	@echo "Installing what tests and checks need into .venv, 0.5 GB: a minute the first time."
 	@rm -f $(DEV) $(SLOW)
 	@echo "  1/2 $(STORES)"
 	@$(PIP) $(STORES)
