@@ -1,13 +1,12 @@
 """The fan-out on real runners: the same results, each handed over once, whatever dies."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,23 +32,6 @@ CLUSTERS = [
     )
     for name in ("ray", "dask")
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def home(prefect_database: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # Ray writes a token there
-        yield
-
-
-@pytest.fixture
-def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pool's workers are forked off a process that has imported Prefect, which takes a spawned one seconds."""
-    multiprocessing.set_forkserver_preload(["prefect.task_runners"])
-    original = multiprocessing.get_context
-    monkeypatch.setattr(
-        multiprocessing, "get_context", lambda how=None: original("forkserver" if how == "spawn" else how)
-    )
 
 
 def runtime(runner: str, n_workers: int = 2, **changes: Any) -> RuntimeConfig:

@@ -1,12 +1,11 @@
 """Stages made by workers: the bytes of one process, whoever works and whoever dies."""
 
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,35 +36,13 @@ from tasks.stages.prompts import write_prompts
 from tasks.stages.sample import sample_images
 from tasks.stages.scores import read_unmeasured, score_images
 
+pytestmark = pytest.mark.usefixtures("forked_workers")  # test_fanout has spawned ones
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 CLUSTERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("ray", "dask")]
 WORKERS = {"processes": "multiprocessing.forkserver", "ray": "ray::", "dask": "multiprocessing.spawn"}
 """What the command line of a worker has in it."""
-IMPORTED = [
-    "prefect.task_runners",
-    "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl",
-    "transformers.models.clip.modeling_clip",
-]
 STAGES: dict[str, Callable[..., ArtifactRef]] = {"attributes": read_attributes, "scores": score_images}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def home(prefect_database: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # Ray writes a token there
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forked_workers() -> Iterator[None]:
-    """A pool's workers are forked off a process that has imported what they need; test_fanout has spawned ones."""
-    multiprocessing.set_forkserver_preload(IMPORTED)
-    original = multiprocessing.get_context
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            multiprocessing, "get_context", lambda how=None: original("forkserver" if how == "spawn" else how)
-        )
-        yield
 
 
 @pytest.fixture
