@@ -1,6 +1,5 @@
 """The embedded model's own classifier as an attribute reader."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +37,7 @@ class PortraitsReader:
         self._device = torch.device(device)
         part = PartFolder("the embedded classifier", folder, "run `popalign portraits train --data DIR`, or restore it")
         self._model = load_module(ResNetForImageClassification, part, torch.float32).to(self._device).eval()
-        self._temperatures = json.loads((folder / "calibration.json").read_text())["temperatures"]
+        self._temperatures = _read_temperatures(part)
 
     def read(self, pictures: Pictures, image_ids: Sequence[str] = ()) -> list[FaceReading]:
         """One reading a picture, in order. Pictures of other sizes are scaled to 64 px."""
@@ -58,6 +57,14 @@ class PortraitsReader:
             }
             readings.append(FaceReading(1, _face_box(*pixels.shape[:2]), float(score), probabilities))
         return readings
+
+
+def _read_temperatures(part: PartFolder) -> dict[str, float]:
+    found = part.read_settings("calibration.json").get("temperatures")
+    known = found if isinstance(found, dict) else {}
+    if not all(isinstance(known.get(head), float) and known[head] > 0 for head in HEADS):
+        raise part.refusal(f"calibration.json has the temperatures {found}, not one a head above 0")
+    return known
 
 
 def _face_box(height: int, width: int) -> tuple[float, float, float, float]:

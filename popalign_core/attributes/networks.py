@@ -1,6 +1,5 @@
 """Image classifiers with labels: any folder of transformers, or an ONNX file."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +63,8 @@ class LabelClassifier:
         """Probabilities of each axis's labels, added up to classes."""
         parts = [self._network.run(pictures[i : i + _BATCH]) for i in range(0, len(pictures), _BATCH)]
         outputs = np.concatenate(parts) if parts else np.empty((0, len(self._network.labels)))
+        if not np.isfinite(outputs).all():
+            raise InputError(f"classifier {self.name}: its outputs are not finite; its weights or its input are broken")
         return [{axis: self._read_axis(axis, row) for axis in self.axes} for row in outputs]
 
     def _read_axis(self, axis: str, row: FloatArray) -> dict[str, float]:
@@ -84,32 +85,38 @@ class LabelClassifier:
 
 
 def load_transformers(settings: NetworkConfig, device: str) -> Network:
-    """A folder that `save_pretrained` wrote, with preprocessor_config.json; nothing is downloaded.
+    """A folder that `save_pretrained` wrote, with its image processor; nothing is downloaded.
 
     Raises:
-        MissingWeightsError: When a file or a tensor is absent, or the folder holds another sort of model.
-        InputError: When the preprocessing is another than those known here.
+        MissingWeightsError: When a file is absent.
+        DamagedWeightsError: When a tensor is absent, the folder holds another sort of model, or its image processor is
+            not understood.
     """
     from transformers import AutoModelForImageClassification
 
+    from popalign_core.models.image_processors import load_preprocessing, preprocessing_file
     from popalign_core.models.weights_check import PartFolder, load_module
 
     folder = Path(settings.path)
-    for name in ("config.json", "preprocessor_config.json"):
-        if not (folder / name).is_file():
-            raise MissingWeightsError(f"the image classifier {folder} has no {name}; give a folder with all its files")
-    prepare = _read_preparation(folder / "preprocessor_config.json")
+    for file in (folder / "config.json", preprocessing_file(folder)):
+        if not file.is_file():
+            raise MissingWeightsError(
+                f"the image classifier {folder} has no {file.name}; give a folder with all its files"
+            )
     part = PartFolder("the image classifier", folder, "give a folder with all its files")
+    preprocessing = load_preprocessing(part)
     model = load_module(AutoModelForImageClassification, part, torch.float32)
     model = model.to(torch.device(device)).eval()
 
     @torch.inference_mode()
     def run(pictures: Sequence[NDArray[np.uint8]]) -> FloatArray:
-        values = torch.from_numpy(np.stack([prepare(pixels) for pixels in pictures]))
+        values = preprocessing.apply_all(pictures)
         outputs: FloatArray = model(pixel_values=values.to(model.device)).logits.double().cpu().numpy()
         return outputs
 
     labels = model.config.id2label
+    if sorted(labels) != list(range(len(labels))):
+        raise part.refusal(f"id2label of config.json has the numbers {sorted(labels)}; they count from 0")
     return Network(tuple(str(labels[i]) for i in range(len(labels))), run, is_logits=True)
 
 
@@ -157,29 +164,6 @@ def _session_options(onnxruntime: Any) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return options
-
-
-def _read_preparation(path: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """What transformers' image processors do, by their file: resize to a size, or as CLIP's do."""
-    from popalign_core.models.clip import read_preprocessing
-
-    try:
-        document = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); save the image processor again") from error
-    size = document.get("size")
-    sides = (size, size) if isinstance(size, int) else tuple(size[k] for k in ("height", "width") if k in (size or {}))
-    if len(sides) == 2 and not document.get("do_center_crop", False):
-        is_normalised = document.get("do_normalize", True)
-        return _resizing(
-            sides,
-            document.get("resample", int(Image.Resampling.BILINEAR)),
-            document.get("rescale_factor", 1 / 255),
-            document.get("image_mean", (0.5,) * 3) if is_normalised else (0.0,) * 3,
-            document.get("image_std", (0.5,) * 3) if is_normalised else (1.0,) * 3,
-        )
-    steps = read_preprocessing(path.parent)
-    return lambda pixels: steps.apply(pixels).numpy()
 
 
 def _resizing(

@@ -55,6 +55,8 @@ class ZeroShotClassifier:
         found: list[Probabilities] = []
         for start in range(0, len(pictures), _BATCH):
             embeds = self._space.embed_pictures(pictures[start : start + _BATCH])
+            if not embeds.isfinite().all():
+                raise InputError(f"classifier {self.name}: its embeddings are not finite; its weights are broken")
             shares = {
                 axis: (self._space.scale * embeds @ classes.T).double().softmax(1).tolist()
                 for axis, classes in self._classes.items()

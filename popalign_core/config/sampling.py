@@ -20,7 +20,7 @@ class ModelConfig(Frozen):
         default=None, description="folder of a UNet or transformer alone, in place of the model's own"
     )
     lora: Text | None = Field(
-        default=None, description="a .safetensors file, or a folder that training wrote; fused into the model"
+        default=None, description="a .safetensors file, or a folder that training or peft wrote; fused into the model"
     )
     lora_scale: float = Field(default=1.0, description="how much of the LoRA is fused in")
 

@@ -1,88 +1,23 @@
-"""CLIP: loading any `CLIPModel` folder in transformers' format, and embedding images and texts with it.
-
-transformers 5's own CLIP image processor needs torchvision; the four steps it does are done here with PIL.
-"""
+"""CLIP: loading any `CLIPModel` folder in transformers' format, and embedding images and texts with it."""
 
 import hashlib
-import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from popalign_core.errors import InputError, MissingWeightsError
-from popalign_core.models.weights_check import PartFolder, load_module, load_tokenizer
+from popalign_core.errors import MissingWeightsError
+from popalign_core.models.image_processors import Preprocessing, load_preprocessing, preprocessing_file
+from popalign_core.models.weights_check import PartFolder, load_module, load_tokenizer, weight_files
 
 _TEXT_BATCH = 256
-_PROCESSOR_FILE = "processor_config.json"
-
-
-@dataclass(frozen=True)
-class ImagePreprocessing:
-    """What `preprocessor_config.json` says; a step that is None is not done.
-
-    Attributes:
-        shortest_edge: Bicubic (unless `resample` says otherwise) resize so that the shorter side has this, px.
-        crop: Height and width of the centre crop, px.
-        resample: PIL's number of the filter.
-        scale: Factor from 0..255.
-        mean: Per channel.
-        std: Per channel.
-    """
-
-    shortest_edge: int | None
-    crop: tuple[int, int] | None
-    resample: int
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def apply(self, pixels_u8: NDArray[np.uint8]) -> Tensor:
-        """`[H, W, 3]` uint8 to `[3, h, w]` float32."""
-        return self.apply_all([pixels_u8])[0]
-
-    def apply_all(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """B of `[H, W, 3]` uint8 to `[B, 3, h, w]` float32; resized side by side, as PIL lets go of the interpreter."""
-        n_threads = torch.get_num_threads()
-        fit_all = map if n_threads == 1 else _resizing_threads(n_threads, os.getpid()).map
-        fitted = torch.from_numpy(np.stack(list(fit_all(self._fit, pictures))))
-        # channels first while they are bytes: a quarter of what would be moved as floats
-        values = fitted.permute(0, 3, 1, 2).contiguous().float().mul_(self.scale)
-        return values.sub_(torch.tensor(self.mean)[:, None, None]).div_(torch.tensor(self.std)[:, None, None])
-
-    def _fit(self, pixels_u8: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        image = Image.fromarray(pixels_u8)
-        if self.shortest_edge is not None:
-            image = image.resize(_resized_sides(image.size, self.shortest_edge), Image.Resampling(self.resample))
-        if self.crop is not None:
-            height, width = self.crop
-            left, top = (image.width - width) // 2, (image.height - height) // 2
-            image = image.crop((left, top, left + width, top + height))
-        return np.asarray(image)
-
-
-@lru_cache(maxsize=1)
-def _resizing_threads(n: int, process: int) -> ThreadPoolExecutor:
-    """Kept, since new threads share a core at first; a fork has none of the threads of the process it came from."""
-    return ThreadPoolExecutor(n)
-
-
-class Preprocessing(Protocol):
-    """Makes pictures of any size what an image tower takes."""
-
-    def apply_all(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """B of `[H, W, 3]` uint8 to `[B, 3, h, w]` float32."""
-        ...
+_CHUNK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -106,32 +41,38 @@ def load_clip(folder: Path, device: torch.device | str = "cpu", processor: Path 
     """Load a CLIP from a folder; nothing is downloaded.
 
     Args:
-        folder: Holds config.json, model.safetensors, the tokenizer's files and preprocessor_config.json.
+        folder: Holds config.json, model.safetensors (or shards, or a half-precision variant), the tokenizer's files
+            and preprocessor_config.json.
         device: Where the model goes.
         processor: Holds tokenizer and preprocessor_config.json instead.
 
     Raises:
-        MissingWeightsError: When the folder, one of the files, one of the tensors or the vocabulary is missing, cut off
-            or of another model.
-        InputError: When the preprocessing is not CLIP's.
+        MissingWeightsError: When the folder or one of its files is missing.
+        DamagedWeightsError: When one of the tensors or the vocabulary is missing, cut off or of another model, or the
+            preprocessing is not understood.
     """
-    words = processor or folder
-    files = [folder / "config.json", folder / "model.safetensors", _preprocessing_file(words)]
-    for file in files:
-        if not file.is_file():
-            raise MissingWeightsError(
-                f"the CLIP folder {file.parent} has no {file.name}; give a folder saved by CLIPModel.save_pretrained, "
-                "with its tokenizer and preprocessor_config.json"
-            )
-    what, fix = "the CLIP", "get its files again"
+    words, what, fix = processor or folder, "the CLIP", "get its files again"
+    needed = (folder / "config.json", preprocessing_file(words))
+    weights = weight_files(folder)
+    if lacking := [file for file in needed if not file.is_file()] or (
+        [] if weights else [folder / "model.safetensors"]
+    ):
+        raise MissingWeightsError(
+            f"the CLIP folder {lacking[0].parent} has no {lacking[0].name}; give a folder saved by "
+            "CLIPModel.save_pretrained, with its tokenizer and preprocessor_config.json"
+        )
     model = load_module(CLIPModel, PartFolder(what, folder, fix), torch.float32)
     model = model.train(False).requires_grad_(False).to(torch.device(device))
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    place = PartFolder(f"the tokenizer of {what}", words, fix)
-    tokenizer = load_tokenizer(AutoTokenizer, place, model.text_model.config.vocab_size)
-    return ClipScorer(model, tokenizer, read_preprocessing(words), digest.hexdigest()[:12])
+    for path in (needed[0], *weights, needed[1]):
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    tokenizer = load_tokenizer(
+        AutoTokenizer, PartFolder(f"the tokenizer of {what}", words, fix), model.text_model.config.vocab_size
+    )
+    preprocessing = load_preprocessing(PartFolder(f"the image processor of {what}", words, fix))
+    return ClipScorer(model, tokenizer, preprocessing, digest.hexdigest()[:12])
 
 
 @torch.inference_mode()
@@ -187,52 +128,3 @@ def _unit(features: Tensor) -> Tensor:
 def _batched(texts: list[str], size: int) -> Iterator[list[str]]:
     for start in range(0, len(texts), size):
         yield texts[start : start + size]
-
-
-def _resized_sides(size: tuple[int, int], shortest_edge: int) -> tuple[int, int]:
-    # The longer side is cut to whole pixels, not rounded, as transformers does.
-    width, height = size
-    if width <= height:
-        return shortest_edge, int(shortest_edge * height / width)
-    return int(shortest_edge * width / height), shortest_edge
-
-
-def read_preprocessing(folder: Path) -> ImagePreprocessing:
-    """The image processor of a folder, from its `preprocessor_config.json` or `processor_config.json`.
-
-    Raises:
-        InputError: When it is not one of CLIP's kind.
-    """
-    path = _preprocessing_file(folder)
-    try:
-        document = json.loads(path.read_text())
-        if path.name == _PROCESSOR_FILE:
-            document = document["image_processor"]
-        edge, crop = document.get("size"), document.get("crop_size")
-        return ImagePreprocessing(
-            shortest_edge=_edge(edge) if document.get("do_resize", True) else None,
-            crop=_sides(crop) if document.get("do_center_crop", True) else None,
-            resample=document.get("resample", int(Image.Resampling.BICUBIC)),
-            scale=document.get("rescale_factor", 1 / 255) if document.get("do_rescale", True) else 1.0,
-            mean=tuple(document["image_mean"]) if document.get("do_normalize", True) else (0.0, 0.0, 0.0),
-            std=tuple(document["image_std"]) if document.get("do_normalize", True) else (1.0, 1.0, 1.0),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} is not a CLIP preprocessing ({type(error).__name__}: {error}); it needs size.shortest_edge, "
-            "crop_size, image_mean and image_std"
-        ) from error
-
-
-def _preprocessing_file(folder: Path) -> Path:
-    """Where transformers 5 saves tokenizer and image processor at once, there is one file for both."""
-    path, shared = folder / "preprocessor_config.json", folder / _PROCESSOR_FILE
-    return shared if shared.is_file() and not path.is_file() else path
-
-
-def _edge(size: Any) -> int:
-    return int(size["shortest_edge"] if isinstance(size, dict) else size)
-
-
-def _sides(size: Any) -> tuple[int, int]:
-    return (int(size["height"]), int(size["width"])) if isinstance(size, dict) else (int(size), int(size))

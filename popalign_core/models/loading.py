@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from popalign_core.config import ModelConfig
 from popalign_core.errors import ConfigError, MissingWeightsError
+from popalign_core.models.lora_files import ADAPTER_FILE, adapter_settings
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,8 @@ DENOISER_SHAPE = (
     *("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type"),
     *("projection_class_embeddings_input_dim", "joint_attention_dim", "pooled_projection_dim"),
 )
+# Goes up when the same LoRA file comes to mean other weights; "lora" left out tensors whose names it did not know.
+_LORA_TAG = "lora-2"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 # Public LoRA files that a message can say how to get.
 PUBLIC_LORAS = {f"sdxl_lightning_{steps}step_lora.safetensors": "ByteDance/SDXL-Lightning" for steps in (2, 4, 8)}
@@ -82,9 +85,13 @@ def lora_file(model: ModelConfig) -> Path | None:
     if model.lora is None:
         return None
     path = Path(model.lora)
-    file = path / LORA_FILE if path.is_dir() else path
+    names = [name for name in (LORA_FILE, ADAPTER_FILE) if (path / name).is_file()] if path.is_dir() else []
+    file = path / (names or [LORA_FILE])[0] if path.is_dir() else path
     if not file.is_file():
-        fix = f"give a .safetensors file, or a folder with {LORA_FILE}, as training leaves in runs/NAME/lora"
+        fix = (
+            f"give a .safetensors file, or a folder with {LORA_FILE}, as training leaves in runs/NAME/lora, or with "
+            f"{ADAPTER_FILE} and adapter_config.json, as peft saves"
+        )
         if file.name in PUBLIC_LORAS:
             fix = f"run `hf download {PUBLIC_LORAS[file.name]} {file.name} --local-dir {file.parent}`"
         raise MissingWeightsError(f"model.lora {model.lora!r}: there is no {file}; {fix}")
@@ -107,7 +114,9 @@ def model_hash(model: ModelConfig) -> str:
     if (denoiser := denoiser_folder(model)) is not None:
         parts.append(f"denoiser:{hash_folder(denoiser)}")
     if (lora := lora_file(model)) is not None:
-        parts.append(f"lora:{hash_file(lora)}*{model.lora_scale!r}")
+        settings = adapter_settings(lora)
+        beside = f"&{hash_file(settings)}" if settings is not None else ""
+        parts.append(f"{_LORA_TAG}:{hash_file(lora)}{beside}*{model.lora_scale!r}")
     return "+".join(parts)
 
 

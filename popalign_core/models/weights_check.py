@@ -113,6 +113,21 @@ def load_module(kind: Any, part: PartFolder, dtype: Any) -> Any:
     return module
 
 
+def weight_files(folder: Path, stem: str = "model") -> list[Path]:
+    """The files with weights that `load_module` reads: one, or an index and its shards; none where there are none.
+
+    Of a damaged index nothing but the index is named; `load_module` refuses it.
+    """
+    for variant in (None, *_VARIANTS):
+        whole = f"{stem}.safetensors" if variant is None else f"{stem}.{variant}.safetensors"
+        index = f"{stem}.safetensors.index{'' if variant is None else f'.{variant}'}.json"
+        if (folder / whole).is_file():
+            return [folder / whole]
+        if (folder / index).is_file():
+            return [folder / index, *sorted(folder.glob(f"{stem}*-of-*.safetensors"))]
+    return []
+
+
 def load_tokenizer(kind: Any, part: PartFolder, n_embeddings: int | None = None, max_length: int | None = None) -> Any:
     """A tokenizer that knows its words.
 
@@ -216,11 +231,8 @@ def _variant(part: PartFolder, is_diffusers: bool) -> str | None:
         DamagedWeightsError: When there is neither.
     """
     stem, names = _stem(is_diffusers), {path.name for path in part.path.iterdir()}
-    if names & {f"{stem}.safetensors", f"{stem}.safetensors.index.json"}:
-        return None
-    for variant in _VARIANTS:
-        if names & {f"{stem}.{variant}.safetensors", f"{stem}.safetensors.index.{variant}.json"}:
-            return variant
+    if found := weight_files(part.path, stem):
+        return next((variant for variant in _VARIANTS if f".{variant}." in found[0].name), None)
     problem = f"it has no file named {stem}.safetensors"
     if pickled := sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt", ".pth", ".msgpack", ".h5"))):
         problem += (

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from popalign_core.models.image_processors import LibraryPreprocessing
+
 UNSAFE = "unsafe"
 """Why an image has no picture: the safety checker flagged it."""
 
@@ -26,11 +28,11 @@ class SafetyChecker:
 
     Attributes:
         model: diffusers' `StableDiffusionSafetyChecker`, on its device.
-        processor: From pixels to what the model reads.
+        preprocessing: From pixels to what the model reads.
     """
 
     model: Any
-    processor: Any
+    preprocessing: "LibraryPreprocessing"
 
 
 def load_safety_checker(folder: str, device: "torch.device | str" = "cpu") -> SafetyChecker:
@@ -43,22 +45,16 @@ def load_safety_checker(folder: str, device: "torch.device | str" = "cpu") -> Sa
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from diffusers.utils import logging
 
-    # by its own name: what goes by CLIPImageProcessor computes with torchvision where that is installed
-    from transformers import CLIPImageProcessorPil
-
+    from popalign_core.models.image_processors import load_library_preprocessing
     from popalign_core.models.weights_check import PartFolder, load_module
 
     _check_folder(folder)
     part = PartFolder("the safety checker", Path(folder), _fix(folder))
     model = load_module(StableDiffusionSafetyChecker, part, torch.float32)
-    part.read_settings("preprocessor_config.json")
-    try:
-        processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise part.refusal(error) from error
+    preprocessing = load_library_preprocessing(part)
     # it says that it returns black pictures, which is not so here
     logging.get_logger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
-    return SafetyChecker(model.eval().requires_grad_(False).to(torch.device(device)), processor)
+    return SafetyChecker(model.eval().requires_grad_(False).to(torch.device(device)), preprocessing)
 
 
 def safety_hash(folder: str) -> str:
@@ -86,9 +82,9 @@ def unsafe_images(checker: SafetyChecker, pixels_u8: "NDArray[np.uint8]") -> "ND
     verdicts: list[bool] = []
     for start in range(0, len(pixels_u8), _CHECKED_AT_ONCE):
         batch = pixels_u8[start : start + _CHECKED_AT_ONCE]
-        inputs = checker.processor(list(batch), input_data_format="channels_last", return_tensors="pt")
+        values = checker.preprocessing.apply_all(list(batch))
         # it blacks out what it gets: one pixel each, which nobody wants back
-        _, flagged = checker.model(inputs["pixel_values"].to(checker.model.device), np.zeros((len(batch), 1)))
+        _, flagged = checker.model(values.to(checker.model.device), np.zeros((len(batch), 1)))
         verdicts += flagged
     return np.array(verdicts, dtype=np.bool_)
 

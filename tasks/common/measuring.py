@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from popalign_core.attributes.reader import AttributeReader
     from popalign_core.evaluation.quality.scorer_factory import Judges
 
+_PREPROCESSING = 2
+"""Goes up when the same folder of an image classifier is given other pixels."""
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -111,7 +114,8 @@ def _identity(name: str, config: AttributesConfig) -> Any:
     if name in CLASSIFIERS:
         return CLASSIFIERS[name].identity()
     settings = config.classifiers[name]
-    return settings.model_dump(mode="json", exclude={"path"}) | {"content": content_digest(Path(settings.path))}
+    identity = settings.model_dump(mode="json", exclude={"path"}) | {"content": content_digest(Path(settings.path))}
+    return identity | ({"preprocessing": _PREPROCESSING} if settings.kind == "image-classifier" else {})
 
 
 def _isolate(load: "Callable[[str], AttributeReader]", device: str) -> "AttributeReader":

@@ -41,7 +41,7 @@ PREPROCESSOR = {
 
 def checker_inputs(checker: SafetyChecker, pictures: Pixels) -> torch.Tensor:
     """As the stock pipeline makes them, from PIL pictures."""
-    values: torch.Tensor = checker.processor([Image.fromarray(p) for p in pictures], return_tensors="pt")[
+    values: torch.Tensor = checker.preprocessing.processor([Image.fromarray(p) for p in pictures], return_tensors="pt")[
         "pixel_values"
     ]
     return values

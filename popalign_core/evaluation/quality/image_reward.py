@@ -27,7 +27,7 @@ from popalign_core.errors import InputError
 from popalign_core.evaluation.quality.aesthetics import head_of
 from popalign_core.evaluation.quality.scorer import Pictures, checked
 from popalign_core.evaluation.quality.scorer_files import CLIP_MEAN, CLIP_STD, read_checkpoint, require, wrong_keys
-from popalign_core.models.clip import ImagePreprocessing
+from popalign_core.models.image_processors import ImagePreprocessing
 from popalign_core.models.weights_check import PartFolder, load_tokenizer
 
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072

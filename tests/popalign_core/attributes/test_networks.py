@@ -10,7 +10,7 @@ from onnx_files import write_colour_network
 
 from popalign_core.attributes.networks import LabelClassifier, load_onnx, load_transformers
 from popalign_core.config import NetworkConfig
-from popalign_core.errors import InputError, MissingWeightsError
+from popalign_core.errors import DamagedWeightsError, InputError, MissingWeightsError
 
 RED, GREEN = (np.zeros((20, 30, 3), np.uint8) for _ in range(2))
 RED[:, :, 0] = 255
@@ -150,5 +150,5 @@ def test_a_folder_that_is_none_is_named(tmp_path):
         classifier_of(tmp_path)
     write_vit(tmp_path, SQUASH)
     (tmp_path / "preprocessor_config.json").write_text("{")
-    with pytest.raises(InputError, match="is not JSON"):
+    with pytest.raises(DamagedWeightsError, match="is not JSON"):
         classifier_of(tmp_path)

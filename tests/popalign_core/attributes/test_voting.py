@@ -1,11 +1,14 @@
 """Several readers vote: agreement is a class, disagreement is unsure, and both are counted."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from popalign_core.attributes.filtering import check_reader, filter_readings
 from popalign_core.attributes.people_labels import PeopleReader
+from popalign_core.attributes.reader import FaceReading, unreadable
 from popalign_core.attributes.voting import VotingReader, agree_by_vote
 from popalign_core.config import AttributesConfig, Axis
 from popalign_core.errors import InputError
@@ -72,3 +75,63 @@ def test_a_class_that_one_lacks_can_never_win_and_is_refused():
     with pytest.raises(InputError, match=r"wide\+narrow@1\+1 has no class \['indian'\] for the axis 'race'"):
         check_reader(reader, [Axis(name="race", classes=(*RACE, "indian"))])
     assert [agree_by_vote(reading)["race"] for reading in reader.read(PICTURES, IDS)] == [False, True, True, False]
+
+
+def seeing(name, axes, *readings):
+    """A classifier with its own eyes: what it says of each image."""
+    return SimpleNamespace(name=name, version="1", axes=axes, read=lambda pictures, ids=(): list(readings))
+
+
+def face(**probabilities):
+    return FaceReading(1, (0.0, 0.0, 4.0, 4.0), 0.9, probabilities)
+
+
+SEEN_GENDER = face(gender={"male": 0.9, "female": 0.1})
+SEEN_RACE = face(race={"white": 0.2, "black": 0.8})
+NOTHING = FaceReading(0, None, 0.0, {})
+
+
+@pytest.mark.parametrize("blind", [NOTHING, unreadable("detector_failed"), face(), face(race={})])
+def test_the_only_classifier_of_an_axis_may_see_no_face(blind):
+    """It abstains on that axis; what the others read stays."""
+    reader = VotingReader(
+        [
+            seeing("one", {"gender": GENDER}, SEEN_GENDER, SEEN_GENDER, NOTHING),
+            seeing("two", {"race": RACE}, SEEN_RACE, blind, SEEN_RACE),
+        ]
+    )
+    axes = [Axis(name="gender", classes=GENDER), Axis(name="race", classes=RACE)]
+    table = filter_readings(reader.read(PICTURES[:3]), IDS[:3], axes, AttributesConfig(), "v")
+    assert table["class"].tolist() == ["male", "black", "male", None, None, None]
+    assert table["drop_reason"].tolist() == [None, None, None, "unsure", "no_face", "no_face"]
+
+
+def test_of_three_the_one_that_sees_nothing_makes_a_disagreement():
+    reader = VotingReader(
+        [
+            seeing(name, {"gender": GENDER}, seen)
+            for name, seen in zip("abc", (SEEN_GENDER, NOTHING, SEEN_GENDER), strict=True)
+        ]
+    )
+    axes = [Axis(name="gender", classes=GENDER)]
+    reading = reader.read(PICTURES[:1])[0]
+    assert filter_readings([reading], IDS[:1], axes, AttributesConfig(), "v")["drop_reason"].tolist() == ["unsure"]
+    assert agree_by_vote(reading) == {"gender": False}
+
+
+def test_an_axis_of_the_whole_picture_that_only_one_could_read():
+    readers = [
+        seeing("one", {"place": ("in", "out")}, FaceReading(0, None, 0.0, {"place": {"in": 1.0, "out": 0.0}})),
+        seeing("two", {"place": ("in", "out"), "gender": GENDER}, unreadable("reader_died")),
+    ]
+    reading = VotingReader(readers, frozenset({"place"})).read(PICTURES[:1])[0]
+    axes = [Axis(name="place", classes=("in", "out"), of="picture"), Axis(name="gender", classes=GENDER)]
+    table = filter_readings([reading], IDS[:1], axes, AttributesConfig(), "v")
+    assert table["drop_reason"].tolist() == ["unsure", "reader_died"]
+
+
+def test_classifiers_that_can_never_agree_are_refused():
+    with pytest.raises(
+        InputError, match=r"'gender' have no class in common: .*'two': \['man', 'woman'\].*map them alike"
+    ):
+        VotingReader([seeing("one", {"gender": GENDER}), seeing("two", {"gender": ("man", "woman")})])

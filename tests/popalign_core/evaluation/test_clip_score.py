@@ -12,9 +12,10 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
 
-from popalign_core.errors import InputError, MissingWeightsError
+from popalign_core.errors import DamagedWeightsError, InputError, MissingWeightsError
 from popalign_core.evaluation.clip_score import clip_scores, score_images, subject_accuracy
-from popalign_core.models.clip import ClipScorer, ImagePreprocessing, embed_images, embed_texts, load_clip
+from popalign_core.models.clip import ClipScorer, embed_images, embed_texts, load_clip
+from popalign_core.models.image_processors import ImagePreprocessing
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "photo", "of", "cat", "dog", "apple"]
@@ -173,8 +174,8 @@ def test_missing_file_is_named(folder: Path, tmp_path: Path, name: str) -> None:
 def test_foreign_preprocessing_is_refused(folder: Path, tmp_path: Path) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    _write_preprocessing(tmp_path, {"image_mean": None})
-    with pytest.raises(InputError, match="image_mean"):
+    _write_preprocessing(tmp_path, {"image_processor_type": "CLIPImageProcessor", "sharpen": 2})
+    with pytest.raises(DamagedWeightsError, match="has 'sharpen'"):
         load_clip(tmp_path)
 
 

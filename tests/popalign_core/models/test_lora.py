@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from popalign_core.config import ModelConfig, TrainingConfig, parse_config
-from popalign_core.errors import ConfigError, MissingWeightsError
+from popalign_core.errors import ConfigError, DamagedWeightsError, MissingWeightsError
 from popalign_core.models.denoisers import find_denoiser
 from popalign_core.models.loading import load_pipeline, model_hash
 from popalign_core.models.lora import fuse_lora
@@ -192,6 +193,115 @@ def test_alpha_of_diffusers_metadata_counts(load_family: Callable[[str], Any], t
     torch.testing.assert_close(weight(fused, "unet", TO_K), expected)
 
 
+@pytest.mark.parametrize("ends", [("lora_A", "lora_B"), ("lora_A.default", "lora_B.default"), ("lora_down", "lora_up")])
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux-dev"])
+def test_alphas_beside_dotted_names(
+    family: str, ends: tuple[str, str], load_family: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """Of public FLUX LoRAs; a layer without an alpha is as strong as its rank."""
+    base, fused = load_family(family), load_family(family)
+    part, names = next(iter(PARTS[family].items()))
+    layers, content = draw_layers(base, {part: names}), {}
+    for (_, name), (a, b) in layers.items():
+        content |= {f"{part}.{name}.{ends[0]}.weight": a, f"{part}.{name}.{ends[1]}.weight": b}
+    content[f"{part}.{names[0]}.alpha"] = torch.tensor([8.0])
+    save_file(content, tmp_path / "lora.safetensors")
+    fuse_lora(fused, tmp_path / "lora.safetensors", 1.0)
+    for (_, name), (a, b) in layers.items():
+        share = 8 / len(a) if name == names[0] else 1
+        expected = weight(base, part, name) + share * product(a, b)
+        torch.testing.assert_close(weight(fused, part, name), expected)
+
+
+def write_adapter(module: Any, folder: Path, names: tuple[str, ...], **options: Any) -> dict[str, Tensor]:
+    """With peft itself; what it adds to each layer's weights."""
+    settings = peft.LoraConfig(target_modules=list(names), **options)
+    adapted = peft.get_peft_model(module, settings)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(folder)
+    layers = {name: adapted.base_model.model.get_submodule(name) for name in names}
+    return {name: layer.get_delta_weight("default").detach() for name, layer in layers.items()}
+
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "one scale": {"r": 3, "lora_alpha": 6},
+    "patterns": {"r": 4, "lora_alpha": 4, "rank_pattern": {"to_k": 2}, "alpha_pattern": {"to_k": 5, "conv1": 1}},
+    "rank-stabilised": {"r": 4, "lora_alpha": 4, "use_rslora": True},
+}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_an_adapter_folder_of_peft(
+    adapter: str, load_family: Callable[[str], Any], family_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = load_family("sdxl")
+    added = write_adapter(load_family("sdxl").unet, tmp_path / "adapter", UNET, **ADAPTERS[adapter])
+    name = str(family_folder("sdxl"))
+    for path in (tmp_path / "adapter", tmp_path / "adapter" / "adapter_model.safetensors"):
+        fused = load_pipeline(ModelConfig(name=name, lora=str(path), lora_scale=0.5), device=CPU)
+        for layer, delta in added.items():
+            torch.testing.assert_close(weight(fused, "unet", layer), weight(base, "unet", layer) + 0.5 * delta)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft reads it
+def test_an_adapter_of_a_text_encoder(load_family: Callable[[str], Any], tmp_path: Path) -> None:
+    base, fused, adapted = (load_family("sdxl") for _ in range(3))
+    name = next(name for name, _ in adapted.text_encoder.named_modules() if name.endswith("layers.0.self_attn.k_proj"))
+    added = write_adapter(adapted.text_encoder, tmp_path, (name,), r=2, lora_alpha=3)
+    document = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert document["auto_mapping"]["base_model_class"] == "CLIPTextModel"
+    fuse_lora(fused, tmp_path / "adapter_model.safetensors", 1.0)
+    before = base.text_encoder.get_submodule(name).weight
+    torch.testing.assert_close(fused.text_encoder.get_submodule(name).weight, before + added[name])
+
+
+def test_the_hash_follows_an_adapters_settings(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    model = ModelConfig(name=str(tiny_pipeline_folder), lora=str(tmp_path))
+    save_file({"weight": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    hashes = {model_hash(model)}
+    for alpha in (1, 2):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha}))
+        hashes.add(model_hash(model))
+    assert len(hashes) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "problem"),
+    [
+        ({"use_dora": True}, ConfigError, "has use_dora True, which is not supported"),
+        ({"bias": "lora_only"}, ConfigError, "has bias 'lora_only'"),
+        ({"peft_type": "IA3"}, ConfigError, "has peft_type 'IA3', not LORA"),
+        ({"init_lora_weights": "pissa_niter_16"}, ConfigError, "which changed the base"),
+        ({"r": 5}, ConfigError, "has rank 3, adapter_config.json says 5"),
+        ({"lora_alpha": None}, DamagedWeightsError, "has lora_alpha None, not a number above 0"),
+        ({"alpha_pattern": {"(": 2}}, DamagedWeightsError, r"has '\(' in alpha_pattern"),
+        ({"rank_pattern": [2]}, DamagedWeightsError, r"has rank_pattern \[2\], not an object"),
+    ],
+)
+def test_an_adapter_that_cannot_be_fused(
+    change: dict[str, Any], error: type[Exception], problem: str, load_family: Callable[[str], Any], tmp_path: Path
+) -> None:
+    write_adapter(load_family("sdxl").unet, tmp_path, UNET[:1], r=3, lora_alpha=6)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | change))
+    with pytest.raises(error, match=problem):
+        fuse_lora(load_family("sdxl"), tmp_path / "adapter_model.safetensors", 1.0)
+
+
+def test_an_adapter_without_its_settings(load_family: Callable[[str], Any], tmp_path: Path) -> None:
+    pipeline = load_family("sdxl")
+    write_adapter(load_family("sdxl").unet, tmp_path, UNET[:1], r=3, lora_alpha=6)
+    (tmp_path / "adapter_config.json").rename(tmp_path / "settings.json")
+    with pytest.raises(ConfigError, match=r"adapter_config\.json has; put that beside adapter_model\.safetensors"):
+        fuse_lora(pipeline, tmp_path / "adapter_model.safetensors", 1.0)
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(DamagedWeightsError, match=r"adapter_config\.json is not JSON"):
+        fuse_lora(pipeline, tmp_path / "adapter_model.safetensors", 1.0)
+
+
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 def test_half_precision(form: str, family_folder: Callable[[str], Path], tmp_path: Path) -> None:
     model = ModelConfig(name=str(family_folder("sdxl")), dtype="bfloat16")
@@ -225,7 +335,7 @@ def test_hash_follows_bytes_and_scale(tiny_pipeline_folder: Path, tmp_path: Path
     first = model_hash(ModelConfig(name=name, lora=str(files[0])))
     # of the same bytes elsewhere, named as a file or as its folder
     assert {model_hash(ModelConfig(name=name, lora=str(path))) for path in (files[1], tmp_path)} == {first}
-    assert first.startswith(f"{plain}+lora:")
+    assert first.startswith(f"{plain}+lora-2:")
     assert model_hash(ModelConfig(name=name, lora=str(files[0]), lora_scale=0.5)) not in (first, plain)
     save_file({"weight": torch.zeros(1)}, files[0])
     assert model_hash(ModelConfig(name=name, lora=str(files[0]))) not in (first, plain)
@@ -282,11 +392,15 @@ MISFITS: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]]
     "a DoRA": (lambda weights: weights | {"unet.mid.dora_scale": torch.ones(1)}, "it is a DoRA"),
     "a LoKr": (
         lambda weights: {f"lora_unet_mid.{end}": torch.ones(1) for end in ("alpha", "lokr_w1", "lokr_w2")},
-        "lora_unet_mid has no lora_down: it is a LoKr",
+        "lora_unet_mid has no lora_down or lora_A: it is a LoKr",
     ),
     "not a number": (
         lambda weights: {name: weight * torch.nan for name, weight in weights.items()},
-        "NaNs detected in the merged weights",
+        "has values that are not finite",
+    ),
+    "names that diffusers drops": (
+        lambda weights: _changed(weights, "lora_A.weight", "lora_A.other.weight"),
+        "of its 6 tensors for unet have a place",
     ),
 }
 

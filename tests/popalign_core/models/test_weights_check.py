@@ -250,3 +250,22 @@ def test_a_clip_saved_by_transformers_5(copy_clip: Path) -> None:
     (copy_clip / "processor_config.json").unlink()
     with pytest.raises(MissingWeightsError, match=r"has no preprocessor_config\.json"):
         load_clip(copy_clip)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (None, "it has no file named calibration.json"),
+        ("{", "calibration.json is not JSON"),
+        ("{}", "calibration.json has no settings"),
+        ('{"temperatures": {"face": 1.0}}', "calibration.json has the temperatures"),
+        ('{"temperatures": [1.0]}', "calibration.json has the temperatures"),
+    ],
+)
+def test_the_embedded_classifiers_temperatures(text: str | None, problem: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(weights_folder() / "classifier", tmp_path / "classifier")
+    (folder / "calibration.json").unlink()
+    if text is not None:
+        (folder / "calibration.json").write_text(text)
+    with pytest.raises(DamagedWeightsError, match=f"the embedded classifier .*{problem}"):
+        PortraitsReader(folder=folder)
