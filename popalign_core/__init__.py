@@ -3,6 +3,7 @@
 __all__ = [
     "attributes",
     "config",
+    "documents",
     "errors",
     "evaluation",
     "identities",

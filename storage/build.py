@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from popalign_core.documents import read_json
 from popalign_core.errors import StoreError
 from storage.keys import ArtifactRef
 from storage.manifest import MANIFEST, FileRecord
@@ -220,7 +221,7 @@ class Build:
 def _read_json(path: Path) -> object:
     """The content of a small file of ours; None when it is absent or torn."""
     try:
-        content: object = json.loads(path.read_bytes())
+        content: object = read_json(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
     return content

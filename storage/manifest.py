@@ -9,6 +9,7 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
+from popalign_core.documents import read_json
 from popalign_core.errors import StoreError
 from storage.keys import canonical_json
 
@@ -89,17 +90,25 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         StoreError: When it is torn or altered, or another version of the program wrote it.
     """
     try:
-        body = json.loads(data)
+        body = read_json(data)
         checksum, version = body.pop("checksum"), body["format"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{where} is damaged: it is not a manifest ({error!r}); {_advice(where)}") from error
+        raise StoreError(f"{where} is damaged: it is not a manifest ({error!r:.200}); {_advice(where)}") from error
+    # before the checksum, which another format may make otherwise
+    if version != FORMAT:
+        raise StoreError(
+            f"{where} has format {version!r:.20}, this version reads {FORMAT}; use the version that wrote it"
+        )
     if checksum != _checksum(body):
         raise StoreError(f"{where} is damaged: its content does not match its own checksum; {_advice(where)}")
-    if version != FORMAT:
-        raise StoreError(f"{where} has format {version}, this version reads {FORMAT}; use the version that wrote it")
     del body["format"]
-    files = {path: FileRecord(**record) for path, record in body.pop("files").items()}
-    return Manifest(files=files, **body)
+    try:
+        files = {path: FileRecord(**record) for path, record in body.pop("files").items()}
+        return Manifest(files=files, **body)
+    except (TypeError, AttributeError, KeyError) as error:
+        raise StoreError(
+            f"{where} is whole, but has other fields than this version knows ({error}); use the version that wrote it"
+        ) from error
 
 
 def library_versions() -> dict[str, str]:

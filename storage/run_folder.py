@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from popalign_core.documents import read_json
 from popalign_core.errors import StoreError
 from storage.keys import ArtifactRef, check_name, plain
 from storage.roots import PARTIAL, Root, storage_errors
@@ -45,7 +46,10 @@ class RunFolder:
     def read_text(self, file: str) -> str | None:
         """A file that was written as UTF-8; None when there is none."""
         data = self._root.read(f"{self._path}/{file}")
-        return None if data is None else data.decode()
+        try:
+            return None if data is None else data.decode()
+        except UnicodeDecodeError as error:
+            raise self._damaged(file) from error
 
     def write_table(self, name: str, frame: "pd.DataFrame") -> None:
         """Write NAME.parquet, checked against the table's schema.
@@ -127,7 +131,7 @@ class RunFolder:
         if data is None:
             return None
         try:
-            content = json.loads(data)
+            content = read_json(data)
         except ValueError as error:
             raise self._damaged(file) from error
         if not isinstance(content, dict):

@@ -1,6 +1,6 @@
 """The command line. Everything heavy is imported inside the commands, so that `--help` answers at once."""
 
-import os
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +24,9 @@ EXIT_CODES = """Exit codes: 0 done; 1 unexpected error (with its traceback); 2 w
 7 a service does not answer; 8 memory or workers run out; 9 a bar of `popalign check` is missed;
 130 interrupted (the same command again resumes)."""
 
+_PATH_FAULTS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ENXIO)
+"""What a path of the user may be that was not looked at before: too long, a loop of links, a socket, another's."""
+
 
 class Commands(TyperGroup):
     """Turns the project's errors into one message and an exit code; other errors keep their traceback."""
@@ -36,6 +39,11 @@ class Commands(TyperGroup):
             # a note says whose error it is, where several checkpoints are evaluated
             typer.echo("\n  ".join([f"popalign: {error}", *getattr(error, "__notes__", ())]), err=True)
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            if error.errno not in _PATH_FAULTS or error.filename is None:
+                raise
+            typer.echo(f"popalign: cannot use {error.filename!r:.200}: {error.strerror}; give another path", err=True)
+            raise typer.Exit(InputError.exit_code) from error
 
 
 app = typer.Typer(
@@ -300,11 +308,15 @@ def _run_here(
 
 
 def _run_as_flow(config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> "dict[str, ArtifactRef]":
-    if not os.environ.get("PREFECT_API_URL"):
+    from tasks.workers.prefect_server import check_server, server_errors, server_url
+
+    if not server_url():
         raise ConfigError("--prefect needs a server; set PREFECT_API_URL, for example http://127.0.0.1:4200/api")
+    check_server()
     from flows.pipeline import popalign
 
-    return popalign(config=config, runtime=runtime, name=name)
+    with server_errors():
+        return popalign(config=config, runtime=runtime, name=name)
 
 
 def _conclude(refs: "dict[str, ArtifactRef]", config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> None:

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 from popalign_core.errors import MissingWeightsError, ServiceError, StoreError
 
@@ -105,15 +103,13 @@ def _store(root: str) -> Finding:
 
 
 def _prefect() -> Finding:
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
+    from tasks.workers.prefect_server import check_server, server_url
+
+    url = server_url()
+    if url is None:
         return Finding("prefect server", "PREFECT_API_URL is not set; `popalign run` needs no server")
     try:
-        with urlopen(f"{url.rstrip('/')}/health", timeout=5):
-            return Finding("prefect server", f"{url} answers")
-    except (URLError, OSError, ValueError) as error:
-        return Finding(
-            "prefect server",
-            f"{url} does not answer ({error}); start it or unset PREFECT_API_URL",
-            ServiceError.exit_code,
-        )
+        check_server()
+    except ServiceError as error:
+        return Finding("prefect server", str(error), error.exit_code)
+    return Finding("prefect server", f"{url} answers")

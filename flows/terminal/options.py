@@ -1,18 +1,20 @@
 """From command-line words to a configuration."""
 
 import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from popalign_core.config import PipelineConfig, RuntimeConfig, describe_problems, load_config, parse_config
 from popalign_core.config.presets import preset as find_preset
+from popalign_core.documents import read_toml
 from popalign_core.errors import ConfigError
 
 DEFAULT_PRESET = "portraits"
 DEFAULT_ROOT = "artifacts"
 RUNTIME_PREFIX = "runtime."
+_MOST_DOTS = 16
+_LONGEST_NAME = 200
 
 
 def build_config(
@@ -52,9 +54,10 @@ def run_name(preset: str | None, config: Path | None, name: str | None) -> str:
         ConfigError: When it is not a plain folder name.
     """
     chosen = name or (config.stem if config else preset or DEFAULT_PRESET)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", chosen):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", chosen) or len(chosen) > _LONGEST_NAME:
         raise ConfigError(
-            f"run name {chosen!r} is not a folder name; use letters, digits, '.', '-' and '_', see --name"
+            f"run name {chosen[:_LONGEST_NAME]!r} is not a folder name; use letters, digits, '.', '-' and '_', at most "
+            f"{_LONGEST_NAME}, see --name"
         )
     return chosen
 
@@ -71,8 +74,8 @@ def parse_sweep(words: Sequence[str]) -> dict[str, list[Any]]:
         if not equals or not text.strip() or field.strip() in found:
             raise ConfigError(f"{word!r} is no sweep; write each field once, with its values: training.beta=10,20,40")
         try:
-            found[field.strip()] = tomllib.loads(f"values = [{text}]")["values"]
-        except tomllib.TOMLDecodeError:
+            found[field.strip()] = read_toml(f"values = [{text}]")["values"]
+        except ValueError:
             found[field.strip()] = [part.strip() for part in text.split(",")]  # bare words are strings
     return found
 
@@ -85,11 +88,11 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     """
     field, equals, text = setting.partition("=")
     field = field.strip()
-    if not equals or not all(field.split(".")):
-        raise ConfigError(f"--set {setting!r} is not field=value; write for example --set training.beta=30")
+    if not equals or not all(field.split(".")) or field.count(".") > _MOST_DOTS:
+        raise ConfigError(f"--set {setting[:200]!r} is not field=value; write for example --set training.beta=30")
     try:
-        return field, tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return field, read_toml(f"value = {text}")["value"]
+    except ValueError:
         return field, text  # bare words are strings: --set training.objective=sft
 
 

@@ -1,12 +1,16 @@
 """Configurations from files."""
 
-import json
-import tomllib
 from pathlib import Path
+from typing import Any
 
 from popalign_core.config.pipeline import PipelineConfig, merge_documents, parse_config
 from popalign_core.config.presets import preset
+from popalign_core.documents import check_depth, read_json, read_toml
 from popalign_core.errors import ConfigError
+
+_PIPES = (Path("/dev"), Path("/proc"))
+"""Where a shell leaves what another command writes: `--config <(sed ... popalign.toml)`, `/dev/stdin`."""
+_DEEPEST = 32
 
 
 def load_config(path: Path) -> PipelineConfig:
@@ -15,16 +19,12 @@ def load_config(path: Path) -> PipelineConfig:
     Raises:
         ConfigError: When the file is missing, is not TOML (JSON) in UTF-8, or does not fit.
     """
-    kind, read = ("JSON", json.loads) if path.suffix.lower() == ".json" else ("TOML", tomllib.loads)
+    is_json = path.suffix.lower() == ".json"
+    kind, text = "JSON" if is_json else "TOML", _read_text(path)
     try:
-        document = read(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read configuration {path}: {error.strerror}; give an existing TOML or .json file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not {kind}: {error}; save it as UTF-8") from error
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        document: Any = read_json(text) if is_json else read_toml(text)
+        check_depth(document, _DEEPEST)
+    except ValueError as error:
         raise ConfigError(f"{path} is not {kind}: {error}; see README.md for an example") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path} is not one JSON object but {document!r:.60}; give it as a report prints it")
@@ -32,3 +32,18 @@ def load_config(path: Path) -> PipelineConfig:
     if base is not None:
         document = merge_documents(preset(base).model_dump(exclude_none=True), document)
     return parse_config(document, origin=str(path))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.is_fifo() and not any(path.is_relative_to(place) for place in _PIPES):
+            raise ConfigError(f"cannot read configuration {path}: it is a pipe; give an existing TOML or .json file")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read configuration {path}: {error.strerror}; give an existing TOML or .json file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text: {error}; save it as UTF-8") from error
+    except ValueError as error:  # a NUL in the path
+        raise ConfigError(f"cannot read configuration {str(path)!r}: {error}; give an existing file") from error

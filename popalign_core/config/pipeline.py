@@ -172,11 +172,27 @@ def parse_config(document: dict[str, Any], origin: str = "configuration") -> Pip
     Raises:
         ConfigError: With one line for every problem, naming the field and the value.
     """
+    if found := _nul_in(document):
+        raise ConfigError(f"{origin}: {found} holds a NUL character, which no path and no prompt has; take it out")
     try:
         return PipelineConfig.model_validate(document)
     except ValidationError as error:
         problems = describe_problems(error)
         raise ConfigError(f"{origin} does not fit, {len(problems)} problem(s):\n" + "\n".join(problems)) from error
+
+
+def _nul_in(document: dict[str, Any]) -> str | None:
+    """The first field that holds a NUL."""
+    left: list[tuple[str, Any]] = [("", document)]
+    while left:
+        where, value = left.pop()
+        if "\0" in where or (isinstance(value, str) and "\0" in value):
+            return repr(where)
+        inner = (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+        )
+        left += [(f"{where}.{name}" if where else str(name), each) for name, each in inner]
+    return None
 
 
 def merge_documents(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

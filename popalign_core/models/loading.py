@@ -1,7 +1,6 @@
 """Which weights a model name means, their hash, and how they are loaded. Imports torch only to load."""
 
 import hashlib
-import json
 import re
 from collections.abc import Collection
 from functools import lru_cache
@@ -9,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from popalign_core.config import ModelConfig
-from popalign_core.errors import ConfigError, MissingWeightsError
+from popalign_core.documents import read_json
+from popalign_core.errors import ConfigError, DamagedWeightsError, MissingWeightsError
 from popalign_core.models.lora_files import ADAPTER_FILE, adapter_settings
 
 if TYPE_CHECKING:
@@ -312,7 +312,12 @@ def _read_json(source: Path | str, revision: str | None, name: str) -> dict[str,
     path = source / name if isinstance(source, Path) else try_to_load_from_cache(source, name, revision=revision)
     if not isinstance(path, str | Path) or not Path(path).is_file():
         return {}  # from_pretrained says what is missing
-    document: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        document = read_json(Path(path).read_bytes())
+    except ValueError as error:
+        raise DamagedWeightsError(f"{path} is not JSON ({error}); get the model's files again") from error
+    if not isinstance(document, dict):
+        raise DamagedWeightsError(f"{path} is no JSON object but {document!r:.60}; get the model's files again")
     return document
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from popalign_core.documents import read_json
 from popalign_core.errors import DamagedWeightsError
 
 # What does not count at inference: counters, numbers 0, 1, 2, ..., what masks patches in pre-training.
@@ -60,7 +61,7 @@ class PartFolder:
         if not file.is_file():
             raise self.refusal(f"it has no file named {name}")
         try:
-            settings: Any = json.loads(file.read_text(encoding="utf-8"))
+            settings: Any = read_json(file.read_bytes())
         except (OSError, ValueError) as error:
             raise self.refusal(f"{name} is not JSON ({error})") from error
         if not isinstance(settings, dict) or not [key for key in settings if not key.startswith("_")]:

@@ -1,6 +1,5 @@
 """Stage `train`: population DPO on the sampler's own latents; a killed run goes on from its last checkpoint."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +11,8 @@ from tasks.common.stage_object import Inputs, Progress, Stage, set_threads
 from tasks.stages.train_inputs import TrainingRefs
 from tasks.stages.train_view import TrainView
 
+_SCHEDULER_FILE = "scheduler_config.json"
+
 
 def check_settings(view: TrainView, runtime: RuntimeConfig) -> None:
     """Refuse settings that training would refuse, before a run draws the images that it trains on.
@@ -20,6 +21,7 @@ def check_settings(view: TrainView, runtime: RuntimeConfig) -> None:
         ConfigError: Naming the setting.
     """
     from popalign_core.models.loading import local_folder
+    from popalign_core.models.weights_check import PartFolder
     from popalign_core.training.settings import check_timesteps, check_trackers, count_micro_batches
 
     count_micro_batches(view.training, runtime, runtime.n_processes)
@@ -29,8 +31,12 @@ def check_settings(view: TrainView, runtime: RuntimeConfig) -> None:
 
         accelerate_file(runtime.accelerate_config)
     folder = None if view.has_start else local_folder(view.model)
-    if folder is not None and (scheduler := folder / "scheduler" / "scheduler_config.json").is_file():
-        check_timesteps(view.training, json.loads(scheduler.read_text("utf-8")).get("num_train_timesteps", 1000))
+    if folder is not None and (folder / "scheduler" / _SCHEDULER_FILE).is_file():
+        scheduler = PartFolder("the scheduler", folder / "scheduler", "get the model's files again")
+        n_timesteps = scheduler.read_settings(_SCHEDULER_FILE).get("num_train_timesteps", 1000)
+        if not isinstance(n_timesteps, int):
+            raise scheduler.refusal(f"{_SCHEDULER_FILE} has num_train_timesteps {n_timesteps!r}")
+        check_timesteps(view.training, n_timesteps)
 
 
 def _fill(view: TrainView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:

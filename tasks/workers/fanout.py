@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from popalign_core.config import RuntimeConfig
 from popalign_core.errors import ResourceError
 from popalign_core.models.quiet import hide_prefects_console
+from tasks.workers.prefect_server import server_errors
 from tasks.workers.runners import MAX_DEATHS, death_signs, job_options, make_runner, server_for_workers, start_server
 from tasks.workers.shard_worker import Place, run_job
 
@@ -128,7 +129,8 @@ class _Round:
         with temporary_settings(set_defaults=defaults):
             start_server()
             try:
-                flow()
+                with server_errors():
+                    flow()
             finally:
                 if self.error is not None:
                     raise self.error  # as it is, even where Prefect could not tell its server and raises that

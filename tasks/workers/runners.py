@@ -12,6 +12,7 @@ from typing import Any
 
 from popalign_core.config import RuntimeConfig
 from popalign_core.errors import ConfigError
+from tasks.workers.prefect_server import check_server, server_url
 from tasks.workers.shard_worker import Place, watch_coordinator
 
 MAX_DEATHS = 3
@@ -77,19 +78,24 @@ def _local_dask(n_workers: int) -> dict[str, Any]:
 
 
 def start_server() -> None:
-    """Start Prefect's own server where none is configured, so that Ctrl-C spares it: the flow run has to tell it."""
+    """Start Prefect's own server where none is configured, so that Ctrl-C spares it: the flow run has to tell it.
+
+    Raises:
+        ServiceError: When one is configured and does not answer.
+    """
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL
 
     def start() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the server inherits it from this thread
         with suppress(RuntimeError):  # the flow run tries again and says why
             get_client(sync_client=True)
 
-    if not PREFECT_API_URL.value():
-        thread = threading.Thread(target=copy_context().run, args=(start,), daemon=True)
-        thread.start()
-        thread.join()
+    if server_url():
+        check_server()
+        return
+    thread = threading.Thread(target=copy_context().run, args=(start,), daemon=True)
+    thread.start()
+    thread.join()
 
 
 @contextmanager

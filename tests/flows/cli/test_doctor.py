@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cli import doctor
 from flows.cli.doctor import Finding
@@ -28,9 +29,9 @@ def test_an_unwritable_root_is_a_store_error(tmp_path: Path) -> None:
     assert str(tmp_path / "file") in finding.detail
 
 
-def test_a_silent_server_is_a_service_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    finding = findings(str(tmp_path))["prefect server"]
+def test_a_silent_server_is_a_service_error(tmp_path: Path) -> None:
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        finding = findings(str(tmp_path))["prefect server"]
     assert finding.exit_code == 7
     assert "http://127.0.0.1:9/api does not answer" in finding.detail
 

@@ -1,0 +1,75 @@
+"""JSON and TOML from files that others wrote: whatever is wrong with a text is a ValueError that says it in words.
+
+The standard library's readers also raise `RecursionError`, take half of a character pair for text, and need the square
+of a dotted key's length.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Callable
+from typing import Any
+
+_MOST_DOTS = 64
+_LONG_KEY = re.compile(
+    rf"(?:[\w-]+|\"[^\"\n]*\"|'[^'\n]*')(?:\s*\.\s*(?:[\w-]+|\"[^\"\n]*\"|'[^'\n]*')){{{_MOST_DOTS},}}"
+)
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def read_json(text: str | bytes) -> Any:
+    """What a JSON document holds.
+
+    Args:
+        text: Of the document; as bytes it is UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: When it is no JSON, is nested too deep, or has half a character pair or an integer of thousands of
+            digits.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8-sig")
+    document = _read(json.loads, text)
+    if _HALF_PAIR.search(text):
+        json.dumps(document, ensure_ascii=False).encode()
+    return document
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """What a TOML document holds.
+
+    Raises:
+        ValueError: As `read_json`, and for a key of more than 64 dots.
+    """
+    if long := _LONG_KEY.search(text):
+        raise ValueError(f"the key {long[0][:20]}... has more than {_MOST_DOTS} dots")
+    document: dict[str, Any] = _read(tomllib.loads, text)
+    return document
+
+
+def check_depth(document: Any, most: int) -> None:
+    """Refuse objects and lists in each other more than `most` deep.
+
+    Raises:
+        ValueError: When there are.
+    """
+    level = [document]
+    for _ in range(most + 1):
+        inner = [
+            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list)
+        ]
+        level = [value for values in inner for value in values]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {most} deep")
+
+
+def _read(read: Callable[[str], Any], text: str) -> Any:
+    try:
+        return read(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except ValueError as error:
+        if "integer string conversion" in str(error):
+            raise ValueError("it has an integer of thousands of digits") from None
+        raise
