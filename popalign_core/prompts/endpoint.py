@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from popalign_core.config import LLMConfig
-from popalign_core.errors import PopAlignError, ServiceError
+from popalign_core.errors import ConfigError, PopAlignError, ServiceError
 from popalign_core.ids import content_id
 from popalign_core.prompts.answers import (
     Completion,
@@ -71,6 +72,7 @@ class Endpoint:
             self._budget.record(load_kept(path).n_tokens)
         self._form = 0
         self._client: openai.OpenAI | None = None
+        self._connecting = Lock()
 
     def close(self) -> None:
         """Close the connections, if any were opened."""
@@ -93,11 +95,10 @@ class Endpoint:
             ServiceError: When the endpoint is down, or still refuses after the retries, or keeps answering something
                 else than the JSON asked for.
             SpentError: When the budget does not hold another call.
+            ConfigError: When the key can be none.
             InputError: When a kept answer was damaged.
         """
         stems = [f"call-{first_call + i:04d}-{content_id(request)}" for i, request in enumerate(requests)]
-        if not all(self._path(stem).exists() for stem in stems):
-            self._connect()
         with ThreadPoolExecutor(self._llm.n_parallel) as pool:
             futures = [
                 pool.submit(self._ask_or_stop, stem, request) for stem, request in zip(stems, requests, strict=True)
@@ -108,15 +109,19 @@ class Endpoint:
                 if not all(future.done() for future in futures):  # interrupted
                     self._pace.stop()
 
-    def _connect(self) -> None:
+    def _connect(self) -> "openai.OpenAI":
+        """The client, which is not even imported when all answers are on disk."""
         import openai
 
-        if self._client is None:
-            # Local servers want no key, but the client insists on one; a service that needs it answers 401.
-            key = os.environ.get(self._llm.api_key_env) or "none"
-            self._client = openai.OpenAI(
-                base_url=self._llm.base_url, api_key=key, max_retries=0, timeout=self._llm.timeout_s
-            )
+        with self._connecting:
+            if self._client is None:
+                self._client = openai.OpenAI(
+                    base_url=self._llm.base_url,
+                    api_key=_api_key(self._llm.api_key_env),
+                    max_retries=0,
+                    timeout=self._llm.timeout_s,
+                )
+            return self._client
 
     def _ask_or_stop(self, stem: str, request: dict[str, Any]) -> Reply:
         try:
@@ -193,8 +198,7 @@ class Endpoint:
 
     def _send(self, request: dict[str, Any]) -> str:
         """The body of the response; JSON is UTF-8 whatever the header says, and what is not is no reason to lose it."""
-        assert self._client is not None
-        return _text(self._client.chat.completions.with_raw_response.create(**request))
+        return _text(self._connect().chat.completions.with_raw_response.create(**request))
 
     def _rest(self, error: "openai.OpenAIError", n_tries: int) -> None:
         asked = _asked_wait(error)
@@ -202,6 +206,14 @@ class Endpoint:
             self._pace.hold(asked)
         else:  # "Retry-After: 0" must not become a storm
             self._pace.rest(backoff_s(n_tries))
+
+
+def _api_key(variable: str) -> str:
+    """Local servers want no key, but the client insists on one; a service that needs it answers 401."""
+    key = os.environ.get(variable, "").strip() or "none"
+    if not key.isascii() or not key.isprintable():  # the client would stumble, and print it
+        raise ConfigError(f"${variable} holds a key with characters that no key has; copy it again")
+    return key
 
 
 def _collect(futures: Sequence["Future[Reply]"]) -> Iterator[tuple[int, Reply]]:
