@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, HttpUrl, ValidationError, field_validator, model_validator
 
 from popalign_core.config.base import Frozen, Text, is_empty
 
@@ -28,6 +28,19 @@ class LLMConfig(Frozen):
     max_tokens_total: int | None = Field(
         default=None, ge=1, description="the same in tokens, as the server counts them"
     )
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        url = url.strip()
+        try:
+            (HttpUrl(url).host or "").encode("idna")
+            problem = None if url.isprintable() else "it holds control characters"
+        except ValueError as error:
+            problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        if problem:
+            raise ValueError(f"{url!r} is no address ({problem}); write for example http://127.0.0.1:8000/v1")
+        return url
 
 
 Kind = Literal["neutral", "specific", "generic"]

@@ -7,6 +7,7 @@ __all__ = [
     "endpoint",
     "grammar",
     "lists",
+    "loose_json",
     "matching",
     "pacing",
     "sifting",

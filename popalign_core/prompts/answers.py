@@ -1,16 +1,29 @@
 """Chat completions as they came: what is in them, what they cost, and how they are kept on disk."""
 
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from popalign_core.errors import InputError
+from popalign_core.prompts.loose_json import find_subjects
 
 _CHARACTERS_A_TOKEN = 3
 """For answers of servers that do not count; English has about four."""
+_MOST_TOKENS = 10**9
+"""Of one answer; a server that counts more has miscounted."""
+
+_TAGS = r"think|thinking|thought|thoughts|reasoning"
+_THOUGHT_ENDS = re.compile(rf"</(?:{_TAGS})>|\[/THINK\]|<\|channel\|>final<\|message\|>", re.IGNORECASE)
+_THOUGHT_BEGINS = re.compile(rf"\s*(?:<(?:{_TAGS})>|\[THINK\]|<\|channel\|>analysis<\|message\|>)", re.IGNORECASE)
+"""As models mark what they think before they answer: most with a tag, Magistral in brackets, gpt-oss by channels."""
+_THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
+"""As servers name it beside `content`."""
 
 
 class Completion(BaseModel):
@@ -21,7 +34,16 @@ class Completion(BaseModel):
 
 
 class UnreadableError(Exception):
-    """An answer that came but holds no subjects; the argument is the reason counted for it."""
+    """An answer that came but holds no subjects.
+
+    Attributes:
+        reason: What it is counted as: `refusal`, `truncated`, `in_reasoning` or `not_json`.
+        explanation: What is wrong with it, and where something helps, what.
+    """
+
+    def __init__(self, reason: str, explanation: str) -> None:
+        super().__init__(reason, explanation)
+        self.reason, self.explanation = reason, explanation
 
 
 @dataclass(frozen=True)
@@ -29,51 +51,128 @@ class Kept:
     """An answer on disk, `call-NNNN-<request>.json`, or `...unreadable-NNNN.json` with a reason.
 
     Attributes:
+        request: What was asked.
         answer: The body of the response, whatever it was.
-        reason: Why it holds no subjects, or None.
-        n_tokens: What it cost.
+        reason: Why it holds no subjects; None when it does, or was not read yet.
     """
 
+    request: dict[str, Any]
     answer: str
     reason: str | None
-    n_tokens: int
+
+    @property
+    def n_tokens(self) -> int:
+        """What it cost."""
+        return count_tokens(self.request, self.answer)
 
 
-def read_subjects(text: str) -> list[str]:
+@dataclass(frozen=True)
+class _Message:
+    """What a model said, apart from where its thoughts are -> what it thought."""
+
+    said: str
+    thoughts: dict[str, str]
+
+
+def read_subjects(answer: str) -> list[str]:
     """Subjects out of a raw chat completion.
 
+    They are read in what the model says, not in what it thinks first, unless it says nothing: several servers put all
+    of an answer among the thoughts.
+
     Raises:
-        UnreadableError: `refusal`, `truncated` or `not_json`.
+        UnreadableError: Whatever else the answer is.
     """
-    try:
-        choice = json.loads(text)["choices"][0]
-        message = choice["message"]
-        refused = bool(message.get("refusal")) or choice.get("finish_reason") == "content_filter"
-        content = message.get("content") or ""
-    except (json.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UnreadableError("not_json") from error
-    if refused:
-        raise UnreadableError("refusal")
-    try:
-        return Completion.model_validate_json(_outermost_object(content)).subjects
-    except (ValidationError, TypeError) as error:
-        raise UnreadableError("truncated" if choice.get("finish_reason") == "length" else "not_json") from error
+    choice, fields = _first_message(answer)
+    parts = _parts(fields.get("content"))
+    refusals = [fields.get("refusal"), *(part.get("refusal") for part in parts)]
+    if any(refusals) or choice.get("finish_reason") == "content_filter":
+        raise UnreadableError("refusal", "the model or the service refuses")
+    message = _split(fields, parts)
+    thoughts = (text for thought in message.thoughts.values() for text in (_after_thoughts(thought), thought))
+    for text in [message.said] if message.said.strip() else thoughts:
+        if (subjects := find_subjects(text)) is not None:
+            return subjects
+    raise _fault(choice, fields, message)
 
 
-def _outermost_object(content: str) -> str:
-    """Without the thoughts, the code fence or the courtesies that servers without structured output let through."""
-    content = content.rpartition("</think>")[2]
-    start, end = content.find("{"), content.rfind("}")
-    return content[start : end + 1] if 0 <= start < end else content
+def _first_message(answer: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The first choice, and the fields of its message."""
+    try:
+        document = json.loads(answer)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableError("not_json", f"the answer cannot be read as JSON: {error}") from error
+    choices = document.get("choices") if isinstance(document, dict) else None
+    if not isinstance(choices, list) or not choices:
+        raise UnreadableError("not_json", "the answer has no choices, so it is no chat completion")
+    fields = choices[0].get("message") if isinstance(choices[0], dict) else None
+    if not isinstance(fields, dict):
+        raise UnreadableError("not_json", "the first choice of the answer has no message")
+    return choices[0], fields
+
+
+def _parts(content: Any) -> list[dict[str, Any]]:
+    """A content as a list of parts, which is what some servers send; what is neither text nor part is nothing."""
+    items = content if isinstance(content, list) else [content]
+    return [{"text": item} if isinstance(item, str) else item for item in items if isinstance(item, str | dict)]
+
+
+def _split(fields: dict[str, Any], parts: list[dict[str, Any]]) -> _Message:
+    written = _join(part for part in parts if not _is_thought(part))
+    thoughts = {name: _join(_parts(fields.get(name))) for name in _THOUGHT_FIELDS}
+    thinking = [_parts(part.get("thinking", part)) for part in parts if _is_thought(part)]
+    thoughts["a part of thinking"] = "".join(map(_join, thinking))
+    thoughts["tags of thinking"] = written
+    return _Message(_after_thoughts(written), {where: text for where, text in thoughts.items() if text.strip()})
+
+
+def _after_thoughts(text: str) -> str:
+    """What stands behind the last mark that thoughts end; nothing where they begin and never end."""
+    ends = [end.end() for end in _THOUGHT_ENDS.finditer(text)]
+    said = text[ends[-1] if ends else 0 :]
+    return "" if _THOUGHT_BEGINS.match(said) else said
+
+
+def _is_thought(part: dict[str, Any]) -> bool:
+    kind = part.get("type")
+    return isinstance(kind, str) and kind.startswith(("thinking", "reasoning"))
+
+
+def _join(parts: Iterable[dict[str, Any]]) -> str:
+    return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+
+
+def _fault(choice: dict[str, Any], fields: dict[str, Any], message: _Message) -> UnreadableError:
+    """What is wrong with a message without subjects."""
+    is_silent = not message.said.strip()
+    if choice.get("finish_reason") == "length":
+        when = " while the model still thinks" if is_silent and message.thoughts else ""
+        return UnreadableError(
+            "truncated", f"the answer breaks off at the limit of tokens{when}; raise max_tokens on the server"
+        )
+    if is_silent and message.thoughts:
+        return UnreadableError(
+            "in_reasoning",
+            f"content is empty, the server put the text into {' and '.join(message.thoughts)}; "
+            "turn off its reasoning parser or the model's thinking",
+        )
+    if is_silent and (fields.get("tool_calls") or fields.get("function_call")):
+        return UnreadableError("not_json", "the model calls tools in place of giving a content")
+    content = fields.get("content")
+    if content is not None and not isinstance(content, str | list):
+        return UnreadableError("not_json", f"content is of type {type(content).__name__}, not text")
+    if is_silent:
+        return UnreadableError("not_json", "content is empty")
+    return UnreadableError("not_json", 'content holds no {"subjects": ["...", "..."]}')
 
 
 def count_tokens(request: dict[str, Any], answer: str) -> int:
     """What an answer cost, by the server's count or, without one, by its length and the request's."""
     try:
         counted = json.loads(answer)["usage"]["total_tokens"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         counted = None
-    if isinstance(counted, int) and counted > 0:
+    if isinstance(counted, int) and 0 < counted <= _MOST_TOKENS:
         return counted
     return (len(json.dumps(request, ensure_ascii=False)) + len(answer)) // _CHARACTERS_A_TOKEN
 
@@ -87,16 +186,59 @@ def keep(path: Path, request: dict[str, Any], answer: str, reason: str | None = 
 
 
 def load_kept(path: Path) -> Kept:
-    """An answer from disk.
+    """An answer from disk, whether it can be read or not.
 
     Raises:
         InputError: When the file is damaged.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        answer, reason = document["answer"], document.get("reason")
-        if reason is None:
-            read_subjects(answer)
-        return Kept(answer, reason, count_tokens(document["request"], answer))
-    except (UnreadableError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"the kept answer {path} is damaged; delete that file and run again to ask anew") from error
+        request, answer, reason = document["request"], document["answer"], document.get("reason")
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path) from error
+    if not isinstance(request, dict) or not isinstance(answer, str) or not isinstance(reason, str | None):
+        raise _damaged(path)
+    return Kept(request, answer, reason)
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"the kept answer {path} is damaged; delete that file and run again to ask anew")
+
+
+def set_aside(path: Path, reason: str) -> Kept:
+    """Note on a kept answer why it cannot be read, and give it the name of an unreadable one, so that another may come.
+
+    Both steps are whole or not at all: a kill between them leaves the answer to be set aside by the next run.
+    """
+    kept = replace(load_kept(path), reason=reason)
+    keep(path, kept.request, kept.answer, reason)
+    names = (path.with_name(f"{path.stem}.unreadable-{number:04d}.json") for number in count())
+    path.rename(next(name for name in names if not name.exists()))
+    return kept
+
+
+def load_set_aside(path: Path) -> list[Kept]:
+    """The unreadable answers beside a kept one, in the order in which they came.
+
+    Where the readable one is missing, the first of them that can be read by now takes its place: it was paid for, and
+    what was unreadable to an earlier version need not be to this one.
+
+    Raises:
+        InputError: When a file is damaged.
+    """
+    unreadable = []
+    for each in sorted(path.parent.glob(f"{path.stem}.unreadable-*.json")):
+        kept = load_kept(each)
+        if not path.exists() and _is_readable(kept.answer):
+            each.rename(path)
+        else:
+            unreadable.append(kept)
+    return unreadable
+
+
+def _is_readable(answer: str) -> bool:
+    try:
+        read_subjects(answer)
+    except UnreadableError:
+        return False
+    return True

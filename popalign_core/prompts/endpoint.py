@@ -5,14 +5,16 @@ asks one for patience the others go on. So its retries are off, and they are her
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from popalign_core.config import LLMConfig
-from popalign_core.errors import PopAlignError, ServiceError
+from popalign_core.errors import ConfigError, PopAlignError, ServiceError
 from popalign_core.ids import content_id
 from popalign_core.prompts.answers import (
     Completion,
@@ -21,7 +23,9 @@ from popalign_core.prompts.answers import (
     count_tokens,
     keep,
     load_kept,
+    load_set_aside,
     read_subjects,
+    set_aside,
 )
 from popalign_core.prompts.pacing import Budget, Pace, SpentError, StoppedError, backoff_s, retry_after_s
 
@@ -40,7 +44,13 @@ _FORMS: tuple[dict[str, Any], ...] = (
     {},
 )
 """From the strictest: servers differ in which they accept, and the request itself describes the JSON too."""
+_PLAIN = len(_FORMS) - 1
 _REFUSING = (400, 422, 501)
+"""Status codes that refuse the form, or something else that no patience helps."""
+_OF_FORMS = re.compile(r"response.?format|json.?(schema|object|mode)|schema|grammar|guided|structured", re.IGNORECASE)
+"""Words by which servers refuse a form under other codes; llama.cpp: 500, "failed to parse grammar"."""
+_OF_KEYS = re.compile(r"api.?key", re.IGNORECASE)
+"""Words by which services refuse a key with 400; Gemini: "API key not valid"."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,7 @@ class Endpoint:
             self._budget.record(load_kept(path).n_tokens)
         self._form = 0
         self._client: openai.OpenAI | None = None
+        self._connecting = Lock()
 
     def close(self) -> None:
         """Close the connections, if any were opened."""
@@ -84,11 +95,10 @@ class Endpoint:
             ServiceError: When the endpoint is down, or still refuses after the retries, or keeps answering something
                 else than the JSON asked for.
             SpentError: When the budget does not hold another call.
+            ConfigError: When the key can be none.
             InputError: When a kept answer was damaged.
         """
         stems = [f"call-{first_call + i:04d}-{content_id(request)}" for i, request in enumerate(requests)]
-        if not all(self._path(stem).exists() for stem in stems):
-            self._connect()
         with ThreadPoolExecutor(self._llm.n_parallel) as pool:
             futures = [
                 pool.submit(self._ask_or_stop, stem, request) for stem, request in zip(stems, requests, strict=True)
@@ -99,15 +109,19 @@ class Endpoint:
                 if not all(future.done() for future in futures):  # interrupted
                     self._pace.stop()
 
-    def _connect(self) -> None:
+    def _connect(self) -> "openai.OpenAI":
+        """The client, which is not even imported when all answers are on disk."""
         import openai
 
-        if self._client is None:
-            # Local servers want no key, but the client insists on one; a service that needs it answers 401.
-            key = os.environ.get(self._llm.api_key_env) or "none"
-            self._client = openai.OpenAI(
-                base_url=self._llm.base_url, api_key=key, max_retries=0, timeout=self._llm.timeout_s
-            )
+        with self._connecting:
+            if self._client is None:
+                self._client = openai.OpenAI(
+                    base_url=self._llm.base_url,
+                    api_key=_api_key(self._llm.api_key_env),
+                    max_retries=0,
+                    timeout=self._llm.timeout_s,
+                )
+            return self._client
 
     def _ask_or_stop(self, stem: str, request: dict[str, Any]) -> Reply:
         try:
@@ -117,24 +131,27 @@ class Endpoint:
             raise
 
     def _ask(self, stem: str, request: dict[str, Any]) -> Reply:
-        failed = [load_kept(path) for path in sorted(self._folder.glob(f"{stem}.unreadable-*.json"))]
-        if self._path(stem).exists():
-            return Reply(read_subjects(load_kept(self._path(stem)).answer), [_reject(kept) for kept in failed])
-        for _ in range(MAX_UNREADABLE):
-            answer = self._request_answer(request)
+        """Ask until an answer can be read; each is on disk before anybody looks into it."""
+        path = self._path(stem)
+        rejected = [_reject(kept) for kept in load_set_aside(path)]
+        n_asked = 0
+        while True:
+            if not path.exists():
+                n_asked += 1
+                keep(path, request, self._request_answer(request))
             try:
-                subjects = read_subjects(answer)
+                return Reply(read_subjects(load_kept(path).answer), rejected)
             except UnreadableError as fault:
-                failed.append(Kept(answer, str(fault), count_tokens(request, answer)))
-                keep(self._path(f"{stem}.unreadable-{len(failed) - 1:04d}"), request, answer, reason=str(fault))
-                continue
-            keep(self._path(stem), request, answer)
-            return Reply(subjects, [_reject(kept) for kept in failed])
-        start, reason = _reject(failed[-1])
-        raise ServiceError(
+                rejected.append(_reject(set_aside(path, fault.reason)))
+                if n_asked == MAX_UNREADABLE:
+                    raise self._unreadable(fault, rejected[-1]) from fault
+
+    def _unreadable(self, fault: UnreadableError, last: tuple[str, str]) -> ServiceError:
+        start, reason = last
+        return ServiceError(
             f"{self._llm.base_url}: model {self._llm.model!r} gave {MAX_UNREADABLE} answers in a row that are not the "
-            f"JSON asked for (last: {reason}, {start!r}); use a model and server with structured output. "
-            f"The raw answers are in {self._folder}"
+            f"JSON asked for (last: {reason}, {start!r}): {fault.explanation}. Use a model and server with structured "
+            f"output; the raw answers are in {self._folder}"
         )
 
     def _path(self, name: str) -> Path:
@@ -151,32 +168,37 @@ class Endpoint:
             self._budget.close_call(None if answer is None else count_tokens(request, answer))
 
     def _call(self, request: dict[str, Any]) -> str:
+        """In the strictest form that this server takes, patiently.
+
+        A server that fails on the form may say so in words or by nothing but an error of its own, 500, as in an outage:
+        so the last try after such an error is in the plain form, and what helped is remembered.
+        """
         import openai
 
+        form, n_tries = self._form, 0
         while True:
-            form = self._form
-            try:
-                return self._call_patiently(request | _FORMS[form])
-            except openai.OpenAIError as error:
-                if form + 1 < len(_FORMS) and _refuses_form(error):
-                    self._form = max(self._form, form + 1)
-                    continue
-                raise ServiceError(f"{self._llm.base_url}: {_explain(error, self._llm)}") from error
-
-    def _call_patiently(self, request: dict[str, Any]) -> str:
-        import openai
-
-        assert self._client is not None
-        n_tries = 0
-        while True:
+            form = max(form, self._form)  # what another call found out meanwhile
             self._pace.wait()
             n_tries += 1
             try:
-                return str(self._client.chat.completions.with_raw_response.create(**request).text)
+                answer = self._send(request | _FORMS[form])
             except openai.OpenAIError as error:
-                if n_tries > self._llm.max_retries or not _may_pass(error):
-                    raise
+                if form < _PLAIN and _refuses_form(error):
+                    form, n_tries = form + 1, 0
+                    self._form = max(self._form, form)
+                    continue
+                may_be_form = form < _PLAIN and _status(error) == 500 and n_tries >= max(self._llm.max_retries, 1)
+                if not _may_pass(error) or (n_tries > self._llm.max_retries and not may_be_form):
+                    raise ServiceError(f"{self._llm.base_url}: {_explain(error, self._llm, n_tries)}") from error
+                form = _PLAIN if may_be_form else form
                 self._rest(error, n_tries)
+            else:
+                self._form = max(self._form, form)
+                return answer
+
+    def _send(self, request: dict[str, Any]) -> str:
+        """The body of the response; JSON is UTF-8 whatever the header says, and what is not is no reason to lose it."""
+        return _text(self._connect().chat.completions.with_raw_response.create(**request))
 
     def _rest(self, error: "openai.OpenAIError", n_tries: int) -> None:
         asked = _asked_wait(error)
@@ -184,6 +206,14 @@ class Endpoint:
             self._pace.hold(asked)
         else:  # "Retry-After: 0" must not become a storm
             self._pace.rest(backoff_s(n_tries))
+
+
+def _api_key(variable: str) -> str:
+    """Local servers want no key, but the client insists on one; a service that needs it answers 401."""
+    key = os.environ.get(variable, "").strip() or "none"
+    if not key.isascii() or not key.isprintable():  # the client would stumble, and print it
+        raise ConfigError(f"${variable} holds a key with characters that no key has; copy it again")
+    return key
 
 
 def _collect(futures: Sequence["Future[Reply]"]) -> Iterator[tuple[int, Reply]]:
@@ -201,6 +231,16 @@ def _reject(kept: Kept) -> tuple[str, str]:
     return kept.answer[:200], str(kept.reason)
 
 
+def _text(response: Any) -> str:
+    return bytes(response.content).decode("utf-8-sig", errors="replace")
+
+
+def _status(error: Exception) -> int | None:
+    import openai
+
+    return error.status_code if isinstance(error, openai.APIStatusError) else None
+
+
 def _asked_wait(error: Exception) -> float | None:
     import openai
 
@@ -213,11 +253,11 @@ def _may_pass(error: Exception) -> bool:
 
     if isinstance(error, openai.APIConnectionError):
         return True
-    if not isinstance(error, openai.APIStatusError) or _has_no_quota(error) or _refuses_form(error):
+    if not isinstance(error, openai.APIStatusError) or _has_no_quota(error):
         return False
     if (_asked_wait(error) or 0.0) > MAX_RETRY_AFTER_S:
         return False
-    return error.status_code in (408, 409, 429) or error.status_code >= 500
+    return error.status_code in (408, 409, 429) or (error.status_code >= 500 and error.status_code not in _REFUSING)
 
 
 def _has_no_quota(error: "openai.APIStatusError") -> bool:
@@ -228,16 +268,21 @@ def _refuses_form(error: Exception) -> bool:
     """Whether the response format may be what is wrong; some servers call it an error of their own, 500."""
     import openai
 
-    if not isinstance(error, openai.APIStatusError):
+    if not isinstance(error, openai.APIStatusError) or _refuses_key(error) or error.status_code in (408, 429):
         return False
-    named = any(word in error.response.text for word in ("response_format", "json_schema", "json_object"))
-    return error.status_code in _REFUSING or (error.status_code == 500 and named)
+    return error.status_code in _REFUSING or bool(_OF_FORMS.search(_text(error.response)))
 
 
-def _explain(error: Exception, llm: LLMConfig) -> str:
+def _refuses_key(error: "openai.APIStatusError") -> bool:
+    return error.status_code in (401, 403) or (
+        error.status_code == 400 and bool(_OF_KEYS.search(_text(error.response)))
+    )
+
+
+def _explain(error: Exception, llm: LLMConfig, n_tries: int) -> str:
     import openai
 
-    tries = f"after {llm.max_retries + 1} tries" if _may_pass(error) else "at once"
+    tries = f"after {n_tries} tries" if _may_pass(error) else "at once"
     if isinstance(error, openai.APITimeoutError):
         return f"no answer within {llm.timeout_s:g} s {tries}; raise prompts.llm.timeout_s or look at the server"
     if isinstance(error, openai.APIConnectionError):
@@ -254,8 +299,8 @@ def _explain(error: Exception, llm: LLMConfig) -> str:
             f"still answers 429 (too many requests) {tries}; lower prompts.llm.requests_per_minute or n_parallel, "
             "wait, raise max_retries, or check the quota"
         )
-    if error.status_code in (401, 403):
+    if _refuses_key(error):
         return f"refuses the key (HTTP {error.status_code}); put a valid one into ${llm.api_key_env}"
     if error.status_code == 404:
         return f"has no such address or model (404, model {llm.model!r}); correct prompts.llm.base_url or .model"
-    return f"answers HTTP {error.status_code} {tries}: {error.response.text[:200]!r}; look at the server's log"
+    return f"answers HTTP {error.status_code} {tries}: {_text(error.response)[:200]!r}; look at the server's log"

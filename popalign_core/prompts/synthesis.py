@@ -85,10 +85,10 @@ def synthesise_prompts(
 
     Returns:
         A `prompts` table, and the rejects: `text` (the subject, or the start of an unreadable answer) and `reason`
-        (see `checks.subject_fault`; also `surplus`, `refusal`, `truncated`, `not_json`).
+        (see `checks.subject_fault`; also `surplus`, `refusal`, `truncated`, `in_reasoning`, `not_json`).
 
     Raises:
-        ConfigError: When there is no endpoint configured.
+        ConfigError: When there is no endpoint configured, or the key can be none.
         ServiceError: When the endpoint is down, still refuses after the retries, keeps answering something else
             than the JSON asked for, or the budget was not enough.
         InputError: When a kept answer was damaged.

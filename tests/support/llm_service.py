@@ -14,7 +14,7 @@ AT_ONCE = {"retry-after-ms": "1"}  # the back-off would be half a second and mor
 @dataclass
 class Reply:
     status: int = 200
-    body: str = ""
+    body: str | bytes = ""
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
     is_cut: bool = False  # the connection ends in the middle of the body
@@ -25,18 +25,18 @@ def answer(*subjects: str, **options: object) -> Reply:
 
 
 def completion(
-    content: str | None,
+    content: object,
     finish_reason: str = "stop",
-    refusal: str | None = None,
     n_tokens: int | None = None,
-    **options: object,
+    delay_s: float = 0.0,
+    **fields: object,  # of the message
 ) -> Reply:
-    message = {"role": "assistant", "content": content, "refusal": refusal}
+    message = {"role": "assistant", "content": content, "refusal": None} | fields
     choice = {"index": 0, "finish_reason": finish_reason, "message": message}
     document = {"id": "c", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
     if n_tokens is not None:
         document["usage"] = {"prompt_tokens": 1, "completion_tokens": n_tokens - 1, "total_tokens": n_tokens}
-    return Reply(body=json.dumps(document), headers={"Content-Type": "application/json"}, **options)
+    return Reply(body=json.dumps(document), headers={"Content-Type": "application/json"}, delay_s=delay_s)
 
 
 class Service(ThreadingHTTPServer):
@@ -89,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         reply = self.server.receive(request | {"path": self.path}, self.headers["Authorization"])
         time.sleep(reply.delay_s)
-        payload = reply.body.encode()
+        payload = reply.body if isinstance(reply.body, bytes) else reply.body.encode()
         try:
             self.send_response(reply.status)
             for name, value in ({"Content-Type": "application/json"} | reply.headers).items():

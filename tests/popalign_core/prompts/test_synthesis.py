@@ -232,11 +232,16 @@ UNREADABLE = [
     (Reply(body='{"choices": []}'), "not_json"),
     (Reply(body="[1]"), "not_json"),
     (completion("Sure! Here are some: baker, welder"), "not_json"),
-    (completion('{"occupations": ["baker"]}'), "not_json"),
+    (completion('{"occupations": ["baker"], "hobbies": ["diver"]}'), "not_json"),
     (completion('{"subjects": "baker"}'), "not_json"),
     (completion('{"subjects": ["baker", "wel', finish_reason="length"), "truncated"),
     (completion(None, refusal="I cannot help with that."), "refusal"),
     (completion(None, finish_reason="content_filter"), "refusal"),
+    (completion(None, reasoning_content="I would say baker."), "in_reasoning"),
+    (completion('{"subjects": ["ba\ud800ker"]}'), "not_json"),
+    (Reply(body='{"choices": null}'), "not_json"),
+    (Reply(body='{"created": ' + "9" * 5000 + "}"), "not_json"),
+    (Reply(body="[" * 100_000), "not_json"),
 ]
 
 

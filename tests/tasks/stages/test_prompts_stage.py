@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from llm_service import Service, answer, serving
+from llm_service import Service, answer, completion, serving
 
 from popalign_core.config import LLMConfig, PipelineConfig, PromptsConfig, RuntimeConfig
 from popalign_core.config.presets import preset
@@ -162,3 +162,18 @@ def test_a_raised_budget_goes_on_with_what_was_paid(service: Service, runtime: R
     assert found["rejected"].to_numpy().tolist() == [["judge", "held_out"]] * 2
     files = [name for name in open_store(runtime).manifest(ref).files if name.startswith("answers/")]
     assert len(files) == 2
+
+
+def test_answers_without_subjects_are_kept_and_counted(service: Service, runtime: RuntimeConfig) -> None:
+    thought = completion(None, reasoning_content="I would say baker.", finish_reason="stop")
+    parts = [{"type": "thinking", "thinking": "Well."}, {"type": "text", "text": '{"subjects": ["baker", "judge"]}'}]
+    service.play(thought, completion("\ud800"), completion(parts))
+    llm = LLMConfig(base_url=service.url, themes=())
+    made = config(source="llm", n_train=1, eval_subjects=["judge"], llm=llm)
+    ref = write_prompts(config=made, runtime=runtime)
+    found = tables(ref, runtime)
+    assert found["prompts"]["subject"].tolist() == ["baker", "judge"]
+    assert dict(zip(found["drops"]["reason"], found["drops"]["n"], strict=True)) == {
+        "in_reasoning": 1, "not_json": 1, "held_out": 1,
+    }  # fmt: skip
+    assert len([name for name in open_store(runtime).manifest(ref).files if name.startswith("answers/")]) == 3
