@@ -96,7 +96,7 @@ class Root:
             self.path = str(path).rstrip("/") or "/"
             self.local = isinstance(filesystem, LocalFileSystem)
             self._refusal = self._probe()
-            if self._refusal and not self.exists(""):
+            if self._refusal and not (Path(self.path).is_dir() if self.local else self.exists("")):
                 raise self._refusal
 
     def _probe(self) -> StoreError | None:
