@@ -17,11 +17,15 @@ BY_AXIS: Mapping[str, str] = {"age": "age"}
 # "fireman", "saleswomen", "paperboy", but not "human": words that end so without naming a gender are listed.
 _GENDERED_ENDING = re.compile(r"[a-z]{3,}m[ae]n|[a-z]{2,}(?:wom[ae]n|boys?|girls?|lad(?:y|ies)|fathers?|mothers?)")
 
+_MONOCHROME = re.compile(
+    r"\bblack[ -]and[ -]white (?=(?:[\w-]+ ){0,2}(?:photo|picture|image|portrait|film|drawing|sketch|shot|print))", re.I
+)
+
 
 def identity_words_in(text: str, axes: Sequence[Axis]) -> list[str]:
     """The words of a text that name an identity: the axes' own, with gendered English, names, origins, religions.
 
-    Whole words only, so "female" is not "male" and "blacksmith" is not "black"; in any number and case, but for
+    A black and white photo names nobody. Whole words only, so "female" is not "male" and "blacksmith" is not "black"; in any number and case, but for
     listed words with a capital: "Polish" is an origin, "nail polish" is not.
 
     Args:
@@ -31,6 +35,7 @@ def identity_words_in(text: str, axes: Sequence[Axis]) -> list[str]:
     Returns:
         The words found, as listed in the axis or as in the text in lower case, without repeats.
     """
+    text = _MONOCHROME.sub("", text)
     phrases = {phrase for axis in axes for name in axis.classes for phrase in (name, axis.word(name)) if phrase.strip()}
     found = sorted(phrase for phrase in phrases if _phrase(phrase).search(text))
     text = _harmless().sub(" ", text)

@@ -19,7 +19,7 @@ PROMPTS = write_prompts(
 
 
 def test_every_cell_of_the_product_gets_one_child_of_each_neutral_prompt():
-    table = augment_prompts(PROMPTS, (GENDER, RACE), "a photo of {}")
+    table = augment_prompts(PROMPTS, (GENDER, RACE))
     assert len(table) == 3 + 2 * 6
     assert table.iloc[:3].equals(PROMPTS)
     children = table.iloc[3:]
@@ -40,7 +40,7 @@ def test_every_cell_of_the_product_gets_one_child_of_each_neutral_prompt():
 
 
 def test_ids_are_those_of_the_content_and_unique():
-    table = augment_prompts(PROMPTS, (GENDER, RACE), "a photo of {}")
+    table = augment_prompts(PROMPTS, (GENDER, RACE))
     assert table["prompt_id"].is_unique
     assert table["prompt_id"][3] == content_id("prompt", "a photo of a black male doctor", "specific", "train")
 
@@ -48,7 +48,7 @@ def test_ids_are_those_of_the_content_and_unique():
 def test_three_axes_keep_the_order_with_the_first_axis_next_to_the_noun():
     carrier = "{}, studio light"
     prompts = write_prompts(PromptsConfig(train_subjects=("engineer",), carrier=carrier))
-    table = augment_prompts(prompts, (GENDER, RACE, AGE), carrier)
+    table = augment_prompts(prompts, (GENDER, RACE, AGE))
     assert len(table) == 1 + 12
     assert table["text"].iloc[-1] == "an old latino female engineer, studio light"
     assert list(table["identity"].iloc[-1]) == ["gender", "race", "age"]
@@ -58,21 +58,21 @@ def test_another_carrier_is_refused():
     with pytest.raises(
         InputError, match=r"template 'a photo of \{\}', the specific ones would be with 'a realistic photo"
     ):
-        augment_prompts(PROMPTS, (GENDER,), "a realistic photo of {}")
+        augment_prompts(PROMPTS, (GENDER,))
 
 
 def test_cells_that_read_the_same_are_refused():
     same = Axis(name="race", classes=("a", "b"), words={"a": "asian", "b": "asian"})
     with pytest.raises(InputError, match=r"\('b',\) gives 'a photo of an asian doctor' a second time"):
-        augment_prompts(PROMPTS, (same,), "a photo of {}")
+        augment_prompts(PROMPTS, (same,))
     silent = Axis(name="race", classes=("a", "b"), words={"a": ""})
     with pytest.raises(InputError, match=r"\('a',\) gives 'a photo of a doctor' a second time"):
-        augment_prompts(PROMPTS, (silent,), "a photo of {}")
+        augment_prompts(PROMPTS, (silent,))
 
 
 def test_no_axis_is_refused():
     with pytest.raises(InputError, match="no axis to augment"):
-        augment_prompts(PROMPTS, (), "a photo of {}")
+        augment_prompts(PROMPTS, ())
 
 
 NURSE = write_prompts(PromptsConfig(train_subjects=("nurse",)))
@@ -108,7 +108,7 @@ def test_each_axis_may_say_where_its_words_stand(phrases, texts):
         axis if phrase is None else axis.model_copy(update={"phrase": phrase})
         for axis, phrase in zip(plain, phrases, strict=True)
     ]
-    children = augment_prompts(NURSE, axes, "a photo of {}").iloc[1:]
+    children = augment_prompts(NURSE, axes).iloc[1:]
     assert children["text"].tolist() == [f"a photo of {text}" for text in texts]
     assert children["identity"].tolist()[1] == {"gender": "male", "race": "asian"}
     assert Counter(tuple(identity.values()) for identity in children["identity"]) == {
@@ -119,7 +119,7 @@ def test_each_axis_may_say_where_its_words_stand(phrases, texts):
 def test_an_identity_takes_the_place_of_a_subjects_article_and_braces_mean_nothing():
     axes = (Axis(name="mood", classes=("{subject}", "calm"), phrase="{word}, {subject}"),)
     prompts = write_prompts(PromptsConfig(train_subjects=("the {word} mayor",)))
-    assert augment_prompts(prompts, axes, "a photo of {}")["text"].tolist() == [
+    assert augment_prompts(prompts, axes)["text"].tolist() == [
         "a photo of the {word} mayor",
         "a photo of a {subject}, {word} mayor",
         "a photo of a calm, {word} mayor",
@@ -128,7 +128,7 @@ def test_an_identity_takes_the_place_of_a_subjects_article_and_braces_mean_nothi
 
 def test_a_class_without_words_leaves_the_rest_of_the_identity():
     axes = (GENDER, Axis(name="sight", classes=("none", "glasses"), words={"none": ""}, phrase="{subject} with {word}"))
-    assert augment_prompts(NURSE, axes, "a photo of {}")["text"].tolist()[1:] == [
+    assert augment_prompts(NURSE, axes)["text"].tolist()[1:] == [
         "a photo of a male nurse",
         "a photo of a male nurse with glasses",
         "a photo of a female nurse",
@@ -158,7 +158,7 @@ def test_couples_are_described_like_anybody():
         ),
     )
     prompts = write_prompts(PromptsConfig(eval_subjects=("couple on a beach",)))
-    assert augment_prompts(prompts, axes, "a photo of {}")["text"].tolist() == [
+    assert augment_prompts(prompts, axes)["text"].tolist() == [
         "a photo of a couple on a beach",
         "a photo of a heterosexual couple on a beach",
         "a photo of a lesbian couple on a beach",
