@@ -21,8 +21,8 @@ _CARRIER = re.compile(
     re.I,
 )
 _FURTHER = (
-    re.compile(r"(?:a |an |the )?(?:[\w-]+ )?(?:face|head|hands?|body|profile|back|bust|figure|likeness|half) of ", re.I),
-    re.compile(r"(?:exactly |just )?(?:one|1|a single|a real)(?: single| real| lone)* (?:person|human|individual)[,:] ", re.I),
+    re.compile(r"(?:an? |the )?(?:[\w-]+ )?(?:face|head|hands?|body|profile|back|bust|figure|likeness|half) of ", re.I),
+    re.compile(r"(?:exactly )?(?:one|1|a single|a real)(?: single| real)* (?:person|human|individual)[,:] ", re.I),
     re.compile(r"(?:a|one) (?:real )?(?:person|human|individual) (?:who is|working as|who works as) ", re.I),
 )  # fmt: skip
 _LAST_IMAGE = re.compile(rf".*\b{_IMAGE}", re.I)
@@ -89,12 +89,12 @@ def is_whole(subject: str) -> bool:
     """Whether a subject is a prompt already: it brings a carrier, or ends as one ("teacher portrait")."""
     if split_prompt(subject)[0] is not None:
         return True
-    words = noun(subject).split()
-    return _LAST_IMAGE.fullmatch(words[-1]) is not None and (len(words) > 1 or " " not in subject.strip())
+    words = noun(subject).split() or [""]
+    return len(words) <= 3 and _LAST_IMAGE.fullmatch(words[-1]) is not None
 
 
 def _describes(before: str) -> bool:
-    """Whether these words say what image it is: no person and nothing that is done, as in "a chef taking a photo of"."""
+    """Whether these words say what image it is: nobody and nothing that is done, unlike "a chef taking a photo of"."""
     words = re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", before.casefold())
     doing = [
         word for word in words if word.endswith("ing") and word not in _NO_DOING and not _LAST_IMAGE.fullmatch(word)

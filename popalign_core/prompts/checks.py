@@ -160,8 +160,8 @@ def _check_neutral(prompts: pd.DataFrame, axes: Sequence[Axis]) -> None:
     whole = [subject for subject in neutral["subject"] if is_whole(subject)]
     if whole:
         raise InputError(
-            f"{len(whole)} neutral subject(s) are whole prompts and would be put into another: {_sample(whole)}; give who "
-            "is shown alone, since prompts.carrier brings the rest, or put them into a list, which keeps its own carrier"
+            f"{len(whole)} neutral subject(s) are whole prompts and would be put into another: {_sample(whole)}; give "
+            "who is shown alone, since prompts.carrier brings the rest, or put them into a list, whose carrier is kept"
         )
     if faults:
         raise InputError(

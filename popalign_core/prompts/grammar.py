@@ -1,7 +1,7 @@
 """Prompts without a language model: subjects from the configuration, put into one carrier template."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -76,7 +76,7 @@ def with_carriers(prompts: pd.DataFrame, carriers: Mapping[str, str]) -> pd.Data
     """
     if not carriers:
         return prompts
-    rows: list[Mapping[Any, Any]] = prompts.to_dict("records")
+    rows: Sequence[Mapping[Any, Any]] = prompts.to_dict("records")
     return prompt_table(
         neutral_or_generic_row(row["subject"], "neutral", row["split"], carriers[row["subject"]], row["source"])
         if row["kind"] == "neutral" and row["subject"] in carriers
@@ -132,10 +132,10 @@ def fill(carrier: str, phrase: str) -> str:
 
 
 def in_sentence(subject: str) -> str:
-    """A subject as it reads within a sentence: "Marine Engineer - Testing a pump" as "marine engineer - testing a pump".
+    """A subject as it reads within a sentence: "Marine Engineer - Testing a pump", "marine engineer - testing a pump".
 
-    Only ordinary words are lowered: not CEO, 3D or iOS, no names of languages and places, and beyond the first word only
-    those of a head that has all its words in capitals.
+    Only ordinary words are lowered: not CEO, 3D or iOS, no names of languages and places, and beyond the first word
+    only those of a head that has a capital at every word.
     """
     head, rest = split_subject(" ".join(subject.split()))
     words = head.split(" ")
@@ -166,7 +166,7 @@ def with_article(phrase: str) -> str:
 
 
 def _starts_with_a_vowel_sound(phrase: str) -> bool:
-    word = re.split(r"[\s-]", phrase, maxsplit=1)[0]
+    word = re.split(r"[\s-]", phrase, maxsplit=1)[0] or phrase
     if len(word) == 1 or (word.isupper() and len(word) <= 4):  # spelt out: "an MRI technician", "a UX designer"
         return word[0].upper() in _LETTERS_NAMED_WITH_A_VOWEL
     if _SILENT_H.match(phrase):

@@ -116,8 +116,8 @@ def _lines(text: str) -> list[str]:
 def _is_quoted(text: str) -> bool:
     """Whether a table with tabs was written with CSV's quoting, as pandas and spreadsheets do.
 
-    Then every cell with quotation marks is quoted as a whole, and a mark within is doubled. A file in which cells merely
-    begin and end with quotation marks, as in PartiPrompts, has no doubled ones and no quoted header.
+    Then every cell with quotation marks is quoted as a whole, and a mark within is doubled. A file in which cells
+    merely begin and end with quotation marks, as in PartiPrompts, has no doubled ones and no quoted header.
     """
     at, is_header, is_certain = 0, True, False
     while at < len(text):
@@ -140,10 +140,10 @@ def _read_table(name: str, text: str, dialect: type[csv.Dialect]) -> list[str]:
         column = find_text_column(name, rows.fieldnames or ())
         found = []
         for row in rows:
-            if any(row.get(None) or ()):  # type: ignore[call-overload]  # where csv puts what is beyond the header
+            if any(row.get(None) or ()):  # where csv puts what is beyond the header
                 raise InputError(
-                    f"prompt list {name} has more cells in line {rows.line_num} than columns ({len(rows.fieldnames or ())}); "
-                    "quote texts that hold the separator"
+                    f"prompt list {name} has more cells in line {rows.line_num} than its {len(rows.fieldnames or ())} "
+                    "columns; quote texts that hold the separator"
                 )
             found.append(row)
     except csv.Error as error:
@@ -160,7 +160,7 @@ def _load_json(name: str, text: str) -> Any:
     except InputError as error:
         raise InputError(f"prompt list {name} {error}") from error
     except (ValueError, RecursionError) as error:  # also numbers of over 4,300 digits, and lists in lists in lists
-        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error).partition(";")[0]
         raise InputError(
             f"prompt list {name} is not JSON that can be read ({reason}); fetch it again or repair it"
         ) from error
@@ -186,7 +186,7 @@ def _read_json(name: str, document: Any) -> list[str]:
     for number, item in enumerate(items, start=1):
         if any("\ud800" <= letter <= "\udfff" for letter in item):
             raise InputError(
-                f"prompt {number} of list {name} has half of a character ({item[:80]!r}): a lone surrogate is no text; repair it"
+                f"prompt {number} of list {name} holds half of a character, a lone surrogate: {item[:80]!r}; repair it"
             )
     return items
 

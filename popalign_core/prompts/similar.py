@@ -67,7 +67,7 @@ def noun(subject: str) -> str:
 
 
 def split_subject(subject: str) -> tuple[str, str]:
-    """The subject up to who is shown, with its article, and the scene behind: ("a botanist", " - cataloging plants")."""
+    """The subject up to who is shown, with its article, and the scene behind: ("a botanist", " - pressing plants")."""
     shown, key = noun(subject), subject.casefold()
     end = key.find(shown) + len(shown)
     if len(key) != len(subject) or end < len(shown):

@@ -25,8 +25,8 @@ _MONOCHROME = re.compile(
 def identity_words_in(text: str, axes: Sequence[Axis]) -> list[str]:
     """The words of a text that name an identity: the axes' own, with gendered English, names, origins, religions.
 
-    A black and white photo names nobody. Whole words only, so "female" is not "male" and "blacksmith" is not "black"; in any number and case, but for
-    listed words with a capital: "Polish" is an origin, "nail polish" is not.
+    Whole words only, so "female" is not "male" and "blacksmith" is not "black"; in any number and case, but for
+    listed words with a capital: "Polish" is an origin, "nail polish" is not. A black and white photo names nobody.
 
     Args:
         text: Any text.
@@ -62,6 +62,18 @@ def _is_gendered(word: str) -> bool:
 def word_list(name: str) -> frozenset[str]:
     """The words and pairs of words of a list; one with a capital is meant with it."""
     text = (resources.files("popalign_core.prompts") / "word_lists" / f"{name}.txt").read_text(encoding="utf-8")
+    return _phrases(text)
+
+
+@cache
+def word_groups(name: str) -> Mapping[str, frozenset[str]]:
+    """The lists of a file that holds several, each below its name in brackets."""
+    text = (resources.files("popalign_core.prompts") / "word_lists" / f"{name}.txt").read_text(encoding="utf-8")
+    parts = [part.partition("]") for part in text.split("\n[")[1:]]
+    return {group: _phrases(words) for group, _, words in parts}
+
+
+def _phrases(text: str) -> frozenset[str]:
     lines = (line.partition("#")[0] for line in text.splitlines())
     return frozenset(phrase.strip() for line in lines for phrase in line.split(",") if phrase.strip())
 

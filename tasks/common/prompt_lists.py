@@ -74,7 +74,7 @@ def _read(name: str) -> PromptList:
         return PromptList(name, _read_file(path, found.st_mtime_ns, found.st_size))
     except (OSError, ValueError) as error:  # a NUL in a path is a ValueError
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"prompt list {name!r} cannot be read ({reason}); {_GIVE}") from error
+        raise InputError(f"prompt list {name} cannot be read ({reason}); {_GIVE}") from error
 
 
 @lru_cache(maxsize=32)  # a plan asks for the key and for the counts of several stages

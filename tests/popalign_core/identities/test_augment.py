@@ -6,9 +6,9 @@ import pytest
 
 from popalign_core.config import Axis, PromptsConfig
 from popalign_core.errors import InputError
-from popalign_core.identities.augment import augment_prompts
+from popalign_core.identities.augment import augment_prompts, identity_phrase
 from popalign_core.ids import content_id
-from popalign_core.prompts.grammar import write_prompts
+from popalign_core.prompts.grammar import fill, with_carriers, write_prompts
 
 GENDER = Axis(name="gender", classes=("male", "female"))
 RACE = Axis(name="race", classes=("black", "asian", "latino hispanic"), words={"latino hispanic": "latino"})
@@ -54,11 +54,38 @@ def test_three_axes_keep_the_order_with_the_first_axis_next_to_the_noun():
     assert list(table["identity"].iloc[-1]) == ["gender", "race", "age"]
 
 
-def test_another_carrier_is_refused():
-    with pytest.raises(
-        InputError, match=r"template 'a photo of \{\}', the specific ones would be with 'a realistic photo"
-    ):
-        augment_prompts(PROMPTS, (GENDER,))
+def test_children_have_their_parents_carrier():
+    listed = with_carriers(PROMPTS, {"engineer": "A realistic photo of {}, 4k"})
+    table = augment_prompts(listed, (GENDER,))
+    assert table["text"].tolist()[3:] == [
+        "a photo of a male doctor",
+        "a photo of a female doctor",
+        "A realistic photo of a male engineer, 4k",
+        "A realistic photo of a female engineer, 4k",
+    ]
+    assert table["template"].tolist()[5:] == ["A realistic photo of {}, 4k"] * 2
+    assert table["parent_id"].tolist()[5:] == [listed["prompt_id"][1]] * 2
+
+
+@pytest.mark.parametrize(
+    ("subject", "before", "behind"),
+    [
+        ("Botanist - Cataloging plants, in a forest", "an asian botanist - cataloging plants, in a forest",
+         "a botanist who is asian - cataloging plants, in a forest"),
+        ("Marine Engineer: Testing GPS units", "an asian marine engineer: testing GPS units",
+         "a marine engineer who is asian: testing GPS units"),
+        ("An Engineer in a hall", "an asian engineer in a hall", "an engineer who is asian in a hall"),
+        ("DJ, at a desk", "an asian DJ, at a desk", "a DJ who is asian, at a desk"),
+        ("3D Artist", "an asian 3D artist", "a 3D artist who is asian"),
+        ("French Horn Player", "an asian French horn player", "a French horn player who is asian"),
+        ("person who is kind", "an asian person who is kind", "a person who is kind who is asian"),
+    ],
+)  # fmt: skip
+def test_an_identity_stands_with_who_is_shown(subject, before, behind):
+    race = Axis(name="race", classes=("asian", "black"))
+    assert fill("{}", identity_phrase(subject, (race,), ("asian",))) == before
+    described = race.model_copy(update={"phrase": "{subject} who is {word}"})
+    assert fill("{}", identity_phrase(subject, (described,), ("asian",))) == behind
 
 
 def test_cells_that_read_the_same_are_refused():
