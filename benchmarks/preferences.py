@@ -58,7 +58,7 @@ def make_config(n_prompts: int, sets: PreferencesConfig) -> PipelineConfig:
 
 def make_prompts(config: PipelineConfig) -> pd.DataFrame:
     """Neutral ones and one for each identity."""
-    return augment_prompts(write_prompts(config.prompts), AXES, config.prompts.carrier)
+    return augment_prompts(write_prompts(config.prompts), AXES)
 
 
 def make_tables(prompts: pd.DataFrame, n_images: int, generator: np.random.Generator) -> Tables:

@@ -10,37 +10,30 @@ import pandas as pd
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
 from popalign_core.prompts.benchmarks import benchmarks_of
-from popalign_core.prompts.grammar import fill, prompt_id, prompt_table, without_determiner
+from popalign_core.prompts.grammar import fill, in_sentence, prompt_id, prompt_table, without_determiner
+from popalign_core.prompts.similar import split_subject
 
 
-def augment_prompts(prompts: pd.DataFrame, axes: Sequence[Axis], carrier: str) -> pd.DataFrame:
+def augment_prompts(prompts: pd.DataFrame, axes: Sequence[Axis]) -> pd.DataFrame:
     """Add identity-specific children to the neutral prompts.
 
-    Parent and child share the carrier, so that preferred and dispreferred images differ in who is shown and not in
+    A child has its parent's carrier, so that preferred and dispreferred images differ in who is shown and not in
     style. The identity stands in a column; nobody has to read it back out of the text.
 
     Args:
         prompts: A `prompts` table with neutral and generic rows.
         axes: The attributes. Unless an axis has a phrase of its own, their words stand before the subject in reversed
             order: the axes (gender, race) give "a black female doctor".
-        carrier: The template that the neutral prompts were written with.
 
     Returns:
         The input rows, then the children (kind `specific`, the parent's split and subject) parent by parent.
 
     Raises:
-        InputError: When there is no axis, a neutral prompt was written with another carrier, or two cells of one
-            prompt read the same.
+        InputError: When there is no axis, or two cells of one prompt read the same.
     """
     if not axes:
         raise InputError("there is no axis to augment the prompts with; configure at least one")
     neutral = prompts[benchmarks_of(prompts) == "neutral"]
-    foreign = sorted(set(neutral["template"]) - {carrier})
-    if foreign:
-        raise InputError(
-            f"neutral prompts were written with the template {foreign[0]!r}, the specific ones would be with "
-            f"{carrier!r}; use one template for both, or its style leaks into the preference"
-        )
     children = [child for parent in neutral.to_dict("records") for child in _children(parent, axes)]
     return pd.concat([prompts, prompt_table(children)], ignore_index=True)
 
@@ -92,16 +85,23 @@ def _children(parent: dict[Any, Any], axes: Sequence[Axis]) -> list[dict[str, An
 def identity_phrase(subject: str, axes: Sequence[Axis], classes: Sequence[str]) -> str:
     """A subject with an identity, by each axis's phrase, without article: "black female doctor".
 
+    It is put to who is shown, not to the scene: "black female botanist - cataloging plants", "botanist who is black -
+    cataloging plants".
+
     Args:
         subject: A determiner of its own gives way to the identity.
         axes: The first one joins the subject first, so its words stand next to it.
         classes: Of each axis; one without words leaves the phrase as it is.
     """
-    bare, phrase = without_determiner(subject), ""
+    subject = in_sentence(subject)
+    shown, scene = split_subject(without_determiner(subject))
+    if scene.startswith((" who ", " that ", " whose ")):  # "person who is kind" is who is shown
+        shown, scene = shown + scene, ""
+    phrase = ""
     for axis, name in zip(axes, classes, strict=True):
         if word := axis.word(name).strip():
-            phrase = _fill_phrase(axis.phrase, {"{word}": word, "{subject}": phrase or bare})
-    return phrase or subject
+            phrase = _fill_phrase(axis.phrase, {"{word}": word, "{subject}": phrase or shown})
+    return phrase + scene if phrase else subject
 
 
 def _fill_phrase(template: str, parts: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 __all__ = [
     "answers",
     "benchmarks",
+    "carriers",
     "checks",
     "endpoint",
     "grammar",
@@ -10,6 +11,7 @@ __all__ = [
     "loose_json",
     "matching",
     "pacing",
+    "people",
     "sifting",
     "similar",
     "synthesis",

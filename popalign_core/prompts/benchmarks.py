@@ -1,6 +1,7 @@
 """Benchmarks: evaluation prompts that are measured apart from each other."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -27,7 +28,13 @@ def evenly(texts: Sequence[str], n_prompts: int | None) -> list[str]:
     return [texts[i * len(texts) // n_prompts] for i in range(n_prompts)]
 
 
-def benchmark_prompts(name: str, benchmark: BenchmarkConfig, texts: Sequence[str], usual_carrier: str) -> pd.DataFrame:
+def benchmark_prompts(
+    name: str,
+    benchmark: BenchmarkConfig,
+    texts: Sequence[str],
+    usual_carrier: str,
+    carriers: Mapping[str, str] = MappingProxyType({}),
+) -> pd.DataFrame:
     """A benchmark's rows of `prompts`; of kind specific the subjects that identities are yet to be added to.
 
     Args:
@@ -35,8 +42,9 @@ def benchmark_prompts(name: str, benchmark: BenchmarkConfig, texts: Sequence[str
         benchmark: Its kind and its carrier.
         texts: Usable ones.
         usual_carrier: Where the benchmark has none.
+        carriers: Subject -> the carrier it was listed with.
     """
     if benchmark.kind == "generic" and benchmark.carrier is None:
         return prompt_table(verbatim_row(text, "eval", name) for text in texts)
     carrier = benchmark.carrier or usual_carrier
-    return prompt_table(benchmark_row(text, benchmark.kind, carrier, name) for text in texts)
+    return prompt_table(benchmark_row(text, benchmark.kind, carriers.get(text, carrier), name) for text in texts)

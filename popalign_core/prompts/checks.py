@@ -9,7 +9,9 @@ import pandas as pd
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
 from popalign_core.prompts.benchmarks import benchmarks_of
-from popalign_core.prompts.similar import SimilarTexts, head, heads, noun, singular
+from popalign_core.prompts.carriers import is_whole
+from popalign_core.prompts.people import shows_several
+from popalign_core.prompts.similar import SimilarTexts, head, heads
 from popalign_core.prompts.words import identity_words_in
 
 MAX_SUBJECT_WORDS = 6
@@ -19,24 +21,9 @@ MAX_SCENE_WORDS = 40
 MAX_PROMPT_CHARACTERS = 2000
 """Of a prompt that is used as it is: several times what any text encoder reads."""
 
-# Only as what is shown: a "family doctor" and a "police officer" are one person.
-_SEVERAL_AS_HEAD = frozenset(
-    ("people", "couple", "pair", "trio", "duo", "team", "crew", "group", "crowd", "family", "staff", "band",
-     "orchestra", "choir", "squad", "children", "police", "audience", "twins", "triplets")
-)  # fmt: skip
-# "and" does it in the noun only: a chef may chop onions and garlic.
-_SEVERAL = frozenset(("two", "three", "four", "five", "six", "several", "many", "both", "together", "another"))
-# Behind the noun, with or for whom something is done.
-_SECOND_PERSON = frozenset(
-    ("people", "person", "patient", "customer", "client", "student", "pupil", "child", "baby", "toddler", "infant",
-     "kid", "friend", "colleague", "coworker", "partner", "crowd", "audience", "team", "family", "class", "group",
-     "guest", "passenger", "visitor", "tourist", "athlete", "witness", "suspect", "bystander", "onlooker", "other",
-     "twin", "couple", "crew", "apprentice", "resident", "neighbour", "neighbor")
-)  # fmt: skip
-_SINGULAR_ENDINGS = ("ss", "us", "is")
 _LETTER = "[A-Za-zÀ-ÖØ-öø-žȘ-țḀ-ỿ]"  # Latin ones: the word lists and the grammar are English
 _PLAIN = re.compile(rf"{_LETTER}+(?:[ '’-]{_LETTER}+)*")
-_PLAIN_SCENE = re.compile(rf"(?:{_LETTER}|[0-9 ,;:.()&/%'’\"“”–-])*{_LETTER}(?:{_LETTER}|[0-9 ,;:.()&/%'’\"“”–-])*")
+_PLAIN_SCENE = re.compile(rf"(?:{_LETTER}|[0-9 ,;:.()&/%'’\"“”–—-])*{_LETTER}(?:{_LETTER}|[0-9 ,;:.()&/%'’\"“”–—-])*")
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffd]")
 
 
@@ -89,17 +76,19 @@ def subject_fault(
         one_person: Whether only one may be shown.
 
     Returns:
-        None when it is fine, else one of `not_plain_words`, `too_long`, `names_identity`, `several_people`,
-        `duplicate`, `held_out`.
+        None when it is fine, else one of `not_plain_words`, `too_long`, `whole_prompt`, `names_identity`,
+        `several_people`, `duplicate`, `held_out`.
     """
     is_scene = max_words > MAX_SUBJECT_WORDS
     if len(subject) > MAX_PROMPT_CHARACTERS or len(subject.split()) > max_words:
         return "too_long"
     if not (_PLAIN_SCENE if is_scene else _PLAIN).fullmatch(subject):
         return "not_plain_words"
+    if is_whole(subject):
+        return "whole_prompt"
     if identity_words_in(subject, axes):
         return "names_identity"
-    if one_person and _names_several_people(canonical(subject)):
+    if one_person and shows_several(subject):
         return "several_people"
     if taken.find(subject) is not None:
         return "duplicate"
@@ -143,17 +132,6 @@ def check_balance(themes: Sequence[str], name: str, largest_ratio: float = 2.0) 
         )
 
 
-def _names_several_people(key: str) -> bool:
-    shown = noun(key)
-    words, rest = shown.split(), key.partition(shown)[2].replace(",", " ").split()
-    if set(words) & (_SEVERAL | {"and"}) or set(rest) & _SEVERAL:
-        return True
-    last = shown.partition(" of ")[0].split()[-1]
-    if last in _SEVERAL_AS_HEAD or (last.endswith("s") and not last.endswith(_SINGULAR_ENDINGS)):
-        return True
-    return any(singular(word.removesuffix("'s")) in _SECOND_PERSON for word in rest)
-
-
 def _check_duplicates(prompts: pd.DataFrame) -> None:
     # a benchmark with a name of its own may ask for what another asks for
     names = benchmarks_of(prompts)
@@ -179,6 +157,12 @@ def _check_neutral(prompts: pd.DataFrame, axes: Sequence[Axis]) -> None:
         words = identity_words_in(template.replace("{}", ""), axes) + identity_words_in(subject, axes)
         if words:
             faults.append(f"{text!r} names {', '.join(map(repr, words))}")
+    whole = [subject for subject in neutral["subject"] if is_whole(subject)]
+    if whole:
+        raise InputError(
+            f"{len(whole)} neutral subject(s) are whole prompts and would be put into another: {_sample(whole)}; give "
+            "who is shown alone, since prompts.carrier brings the rest, or put them into a list, whose carrier is kept"
+        )
     if faults:
         raise InputError(
             f"{len(faults)} neutral prompt(s) already name an identity: {'; '.join(faults[:5])}; "

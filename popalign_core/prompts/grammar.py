@@ -1,13 +1,15 @@
 """Prompts without a language model: subjects from the configuration, put into one carrier template."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from popalign_core.config import PromptsConfig
 from popalign_core.ids import content_id
+from popalign_core.prompts.similar import split_subject
+from popalign_core.prompts.words import word_list
 
 PROMPT_COLUMNS = (
     "prompt_id", "text", "subject", "kind", "split", "identity", "parent_id", "template", "source", "benchmark",
@@ -19,6 +21,9 @@ _SILENT_H = re.compile(r"(?:hour|honest|hono|heir)", re.IGNORECASE)
 _CONSONANT_SOUND = re.compile(
     r"(?:uni(?![nmd])|us[eu]|uti|ubiq|ufo|ugand|ukul|ura|uro|eu|ewe|on(?:e|ce)\b)", re.IGNORECASE
 )
+_ARTICLES = frozenset(("A", "An", "The"))
+_ORDINARY = re.compile(r"[A-ZÀ-ÖØ-Þ][a-zß-öø-ÿ]+(?:['’-][A-Za-zÀ-ÖØ-öø-ÿ]+)*,?")
+_FIRST_IN_SCENE = re.compile(r"^( ?[-–—:;] ?)(A|An|The|In|At|On|With|[A-Z][a-z]+ing)\b")
 _LETTERS_NAMED_WITH_A_VOWEL = "AEFHILMNORSX"
 
 
@@ -46,7 +51,7 @@ def write_prompts(config: PromptsConfig) -> pd.DataFrame:
 
 def neutral_or_generic_row(subject: str, kind: str, split: str, carrier: str, source: str) -> dict[str, Any]:
     """One row of `prompts` that names no identity."""
-    return _row(fill(carrier, subject), subject, kind, split, carrier, source, kind)
+    return _row(_text(carrier, subject, kind), subject, kind, split, carrier, source, kind)
 
 
 def verbatim_row(text: str, split: str, benchmark: str = "generic") -> dict[str, Any]:
@@ -56,7 +61,33 @@ def verbatim_row(text: str, split: str, benchmark: str = "generic") -> dict[str,
 
 def benchmark_row(subject: str, kind: str, carrier: str, benchmark: str) -> dict[str, Any]:
     """One row of `prompts` for a listed subject of a benchmark with a name of its own."""
-    return _row(fill(carrier, subject), subject, kind, "eval", carrier, "list", benchmark)
+    return _row(_text(carrier, subject, kind), subject, kind, "eval", carrier, "list", benchmark)
+
+
+def with_carriers(prompts: pd.DataFrame, carriers: Mapping[str, str]) -> pd.DataFrame:
+    """Put neutral subjects into the carriers that they were listed with.
+
+    Args:
+        prompts: A `prompts` table.
+        carriers: Subject -> its own carrier; the others keep the usual one.
+
+    Returns:
+        The table; texts, ids and templates of those prompts are new.
+    """
+    if not carriers:
+        return prompts
+    rows: Sequence[Mapping[Any, Any]] = prompts.to_dict("records")
+    return prompt_table(
+        neutral_or_generic_row(row["subject"], "neutral", row["split"], carriers[row["subject"]], row["source"])
+        if row["kind"] == "neutral" and row["subject"] in carriers
+        else dict(row)
+        for row in rows
+    )
+
+
+def _text(carrier: str, subject: str, kind: str) -> str:
+    # a thing may be the Eiffel Tower
+    return fill(carrier, subject if kind == "generic" else in_sentence(subject))
 
 
 def prompt_id(text: str, kind: str, split: str, benchmark: str) -> str:
@@ -100,6 +131,28 @@ def fill(carrier: str, phrase: str) -> str:
     return carrier.replace("{}", with_article(" ".join(phrase.split())))
 
 
+def in_sentence(subject: str) -> str:
+    """A subject as it reads within a sentence: "Marine Engineer - Testing a pump", "marine engineer - testing a pump".
+
+    Only ordinary words are lowered: not CEO, 3D or iOS, no names of languages and places, and beyond the first word
+    only those of a head that has a capital at every word.
+    """
+    head, rest = split_subject(" ".join(subject.split()))
+    words = head.split(" ")
+    named = [word for word in words if len(word) > 3 or word[:1].isupper()]
+    is_title = all(word[:1].isupper() or word[:1].isdigit() for word in named if word not in _ARTICLES)
+    head = " ".join(_lowered(word) if at == 0 or is_title else word for at, word in enumerate(words))
+    return head + _FIRST_IN_SCENE.sub(lambda found: found[1] + _lowered(found[2]), rest, count=1)
+
+
+def _lowered(word: str) -> str:
+    if word in _ARTICLES:
+        return word.lower()
+    key = word.lower()
+    is_name = any(key in word_list(name) for name in ("origin", "names", "capitals"))
+    return key if _ORDINARY.fullmatch(word) and not is_name else word
+
+
 def without_determiner(phrase: str) -> str:
     """The phrase without the article or the number that it may begin with."""
     return _DETERMINER.sub("", " ".join(phrase.split()), count=1) if _DETERMINER.match(phrase) else phrase
@@ -113,7 +166,7 @@ def with_article(phrase: str) -> str:
 
 
 def _starts_with_a_vowel_sound(phrase: str) -> bool:
-    word = re.split(r"[\s-]", phrase, maxsplit=1)[0]
+    word = re.split(r"[\s-]", phrase, maxsplit=1)[0] or phrase
     if len(word) == 1 or (word.isupper() and len(word) <= 4):  # spelt out: "an MRI technician", "a UX designer"
         return word[0].upper() in _LETTERS_NAMED_WITH_A_VOWEL
     if _SILENT_H.match(phrase):

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import PurePath
@@ -17,7 +19,7 @@ descriptions that pictures of people are often biased about."""
 TEXT_COLUMNS = ("subject", "prompt", "text", "caption")
 """Columns that hold prompts, whatever their case; the first one there is read."""
 THEME_COLUMN = "theme"
-SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".parquet")
+SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 def shipped_list(name: str) -> tuple[list[str], list[str]]:
@@ -31,8 +33,9 @@ def parse_list(name: str, data: bytes) -> list[str]:
     """The prompts of a file, in order, as they are: empty, repeated and unusable ones too.
 
     Args:
-        name: Of the file; its ending says what it is: .txt (a prompt a line), .csv, .tsv (PartiPrompts), .json
-            (HPS v2: a list of texts, lists of texts by style, or a list of objects).
+        name: Of the file; its ending says what it is: .txt (a prompt a line), .csv, .tsv (PartiPrompts' own, or saved
+            with CSV's quoting), .json (HPS v2: a list of texts, lists of texts by style, or a list of objects), .jsonl
+            (a text or an object a line). Lines end at a newline only.
         data: Its bytes, UTF-8 with or without a byte order mark.
 
     Raises:
@@ -41,13 +44,16 @@ def parse_list(name: str, data: bytes) -> list[str]:
     text = _decode(name, data)
     match PurePath(name).suffix.lower():
         case ".txt":
-            texts = text.splitlines()
+            texts = _lines(text)
         case ".csv":
             texts = _read_table(name, text, csv.excel)
         case ".tsv":
-            texts = _read_table(name, text, _Tabs)
+            texts = _read_table(name, text, csv.excel_tab if _is_quoted(text) else _Tabs)
         case ".json":
-            texts = _read_json(name, text)
+            texts = _read_json(name, _load_json(name, text))
+        case ".jsonl":
+            lines = [line for line in _lines(text) if line.strip()]
+            texts = _read_json(name, [_load_json(f"{name}, line {n},", line) for n, line in enumerate(lines, start=1)])
         case suffix:
             raise InputError(f"prompt list {name} ends in {suffix!r}; give {_known()}")
     if not any(text.strip() for text in texts):
@@ -59,12 +65,14 @@ def find_text_column(name: str, columns: Sequence[str]) -> str:
     """The column of a table that holds the prompts.
 
     Raises:
-        InputError: When there is none.
+        InputError: When there is none, or more than one of that name.
     """
-    known = {column.strip().casefold(): column for column in reversed(columns)}
+    known = [column.strip().casefold() for column in columns]
     for wanted in TEXT_COLUMNS:
+        if known.count(wanted) > 1:
+            raise InputError(f"prompt list {name} has {known.count(wanted)} columns named {wanted!r}; keep one of them")
         if wanted in known:
-            return known[wanted]
+            return columns[known.index(wanted)]
     raise InputError(
         f"prompt list {name} has the columns {', '.join(map(repr, columns)) or '(none)'}; name the one with the "
         f"prompts {', '.join(TEXT_COLUMNS[:-1])} or {TEXT_COLUMNS[-1]}, in the first line"
@@ -95,12 +103,49 @@ class _Tabs(csv.excel_tab):
     quoting = csv.QUOTE_NONE
 
 
+_NEWLINE = re.compile(r"\r\n|\n|\r")
+_FIELD = re.compile(r'(?:"((?:[^"]|"")*)"|([^"\t\r\n]*))(\t|\r\n|\n|\r|\Z)')
+
+
+def _lines(text: str) -> list[str]:
+    """Without `str.splitlines`, which also splits at U+2028, U+0085 and form feeds within a prompt."""
+    lines = _NEWLINE.split(text)
+    return lines if lines[-1] else lines[:-1]
+
+
+def _is_quoted(text: str) -> bool:
+    """Whether a table with tabs was written with CSV's quoting, as pandas and spreadsheets do.
+
+    Then every cell with quotation marks is quoted as a whole, and a mark within is doubled. A file in which cells
+    merely begin and end with quotation marks, as in PartiPrompts, has no doubled ones and no quoted header.
+    """
+    at, is_header, is_certain = 0, True, False
+    while at < len(text):
+        field = _FIELD.match(text, at)
+        if field is None:
+            return False
+        quoted, _, end = field.groups()
+        if quoted is not None:
+            has_newline = _NEWLINE.search(quoted) is not None and "\t" not in quoted and not is_header
+            is_certain |= is_header or '""' in quoted or (has_newline and "\t" in text)
+        is_header &= end == "\t"
+        at = field.end()
+    return is_certain
+
+
 def _read_table(name: str, text: str, dialect: type[csv.Dialect]) -> list[str]:
     """The texts; where the table has a column of themes, they must be balanced."""
     rows = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect, strict=True)
     try:
         column = find_text_column(name, rows.fieldnames or ())
-        found = list(rows)
+        found = []
+        for row in rows:
+            if any(row.get(None) or ()):  # where csv puts what is beyond the header
+                raise InputError(
+                    f"prompt list {name} has more cells in line {rows.line_num} than its {len(rows.fieldnames or ())} "
+                    "columns; quote texts that hold the separator"
+                )
+            found.append(row)
     except csv.Error as error:
         raise InputError(f"prompt list {name} is damaged at line {rows.line_num} ({error}); repair it") from error
     themes = [row[THEME_COLUMN] for row in found if row.get(THEME_COLUMN)]
@@ -109,29 +154,56 @@ def _read_table(name: str, text: str, dialect: type[csv.Dialect]) -> list[str]:
     return [row[column] or "" for row in found]
 
 
-def _read_json(name: str, text: str) -> list[str]:
+def _load_json(name: str, text: str) -> Any:
     try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"prompt list {name} is not JSON ({error}); fetch it again or repair it") from error
-    items = _flatten(document)
+        return json.loads(text, object_pairs_hook=_unrepeated)
+    except InputError as error:
+        raise InputError(f"prompt list {name} {error}") from error
+    except (ValueError, RecursionError) as error:  # also numbers of over 4,300 digits, and lists in lists in lists
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+        raise InputError(
+            f"prompt list {name} is not JSON that can be read ({reason}); fetch it again or repair it"
+        ) from error
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    repeated = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
+    if repeated:
+        raise InputError(f"has an object with {repeated[0][:80]!r} more than once; keep one of them")
+    return dict(pairs)
+
+
+def _read_json(name: str, document: Any) -> list[str]:
+    try:
+        items = _flatten(name, document)
+    except RecursionError as error:
+        raise InputError(f"prompt list {name} is nested too deep; give a list of texts") from error
     if items is None or not all(isinstance(item, str) for item in items):
         raise InputError(
             f"prompt list {name} holds something else than prompts; give a list of texts, an object of such lists, "
             f"or a list of objects with {', '.join(TEXT_COLUMNS[:-1])} or {TEXT_COLUMNS[-1]}"
         )
+    for number, item in enumerate(items, start=1):
+        if any("\ud800" <= letter <= "\udfff" for letter in item):
+            raise InputError(
+                f"prompt {number} of list {name} holds half of a character, a lone surrogate: {item[:80]!r}; repair it"
+            )
     return items
 
 
-def _flatten(document: Any) -> list[Any] | None:
+def _flatten(name: str, document: Any) -> list[Any] | None:
     """The items of a list, or of all lists of an object; of an object as an item, its text."""
     if isinstance(document, dict):
         lists = list(document.values())
-        return [item for part in lists for item in _flatten(part) or [None]] if lists else None
+        return [item for part in lists for item in _flatten(name, part) or [None]] if lists else None
     if not isinstance(document, list):
         return None
-    return [_text_of(item) if isinstance(item, dict) else item for item in document]
+    return [_text_of(name, item) if isinstance(item, dict) else item for item in document]
 
 
-def _text_of(item: dict[str, Any]) -> Any:
-    return next((item[name] for name in TEXT_COLUMNS if name in item), None)
+def _text_of(name: str, item: dict[str, Any]) -> Any:
+    """As of a row of a table: null is an empty text."""
+    if not {key.strip().casefold() for key in item} & {*TEXT_COLUMNS}:
+        return None
+    text = item[find_text_column(name, list(item))]
+    return "" if text is None else text

@@ -13,7 +13,12 @@ SHARE = 4, 5
 software engineer is no software developer."""
 
 _LITTLE = frozenset(("a", "an", "the", "some", "of", "s"))
-_CUT = re.compile(r",| (?:in|for|at|on|with|from|who|that|while|near|inside|during|behind|beside|under) ")
+_DASH = re.compile(r" ?(?:—|(?<= )[–-](?= )|(?<=\w)[:;](?= )) ?")
+_CUT = re.compile(
+    r",| (?:in|for|at|on|with|from|who|that|while|near|inside|during|behind|beside|under|among|amid|before|between|by|"
+    r"over|through|is|are|was) "
+)
+_DOES = re.compile(r"(?<=\w) [a-z]+[^s\W]s(?= (?:a|an|the|some|two|three|several|many) )")
 _DOING = re.compile(r"(?<=\w) [a-z]+ing\b(?! ?$)")
 _DETERMINER = re.compile(r"^(?:a|an|the) ")
 _ANYBODY = frozenset(("person", "someone", "somebody", "individual", "adult", "human", "couple"))
@@ -51,10 +56,23 @@ def noun(subject: str) -> str:
     bare = _DETERMINER.sub("", text, count=1)
     if (first := bare.partition(" ")[0]) in _ANYBODY:
         return first
-    cut = _CUT.split(bare, maxsplit=1)[0] or bare
+    named, *scene = _DASH.split(bare, maxsplit=1)
+    cut = _CUT.split(named, maxsplit=1)[0] or named or bare
+    if scene:
+        return cut
+    cut = _DOES.split(cut, maxsplit=1)[0]
     if bare == text and len(bare.split()) <= 3:
         return cut  # a film editing supervisor edits nothing
     return _DOING.split(f"{cut} ", maxsplit=1)[0].strip() or cut
+
+
+def split_subject(subject: str) -> tuple[str, str]:
+    """The subject up to who is shown, with its article, and the scene behind: ("a botanist", " - pressing plants")."""
+    shown, key = noun(subject), subject.casefold()
+    end = key.find(shown) + len(shown)
+    if len(key) != len(subject) or end < len(shown):
+        return subject, ""
+    return subject[:end], subject[end:]
 
 
 def head(subject: str) -> str:

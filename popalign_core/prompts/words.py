@@ -17,12 +17,16 @@ BY_AXIS: Mapping[str, str] = {"age": "age"}
 # "fireman", "saleswomen", "paperboy", but not "human": words that end so without naming a gender are listed.
 _GENDERED_ENDING = re.compile(r"[a-z]{3,}m[ae]n|[a-z]{2,}(?:wom[ae]n|boys?|girls?|lad(?:y|ies)|fathers?|mothers?)")
 
+_MONOCHROME = re.compile(
+    r"\bblack[ -]and[ -]white (?=(?:[\w-]+ ){0,2}(?:photo|picture|image|portrait|film|drawing|sketch|shot|print))", re.I
+)
+
 
 def identity_words_in(text: str, axes: Sequence[Axis]) -> list[str]:
     """The words of a text that name an identity: the axes' own, with gendered English, names, origins, religions.
 
     Whole words only, so "female" is not "male" and "blacksmith" is not "black"; in any number and case, but for
-    listed words with a capital: "Polish" is an origin, "nail polish" is not.
+    listed words with a capital: "Polish" is an origin, "nail polish" is not. A black and white photo names nobody.
 
     Args:
         text: Any text.
@@ -31,6 +35,7 @@ def identity_words_in(text: str, axes: Sequence[Axis]) -> list[str]:
     Returns:
         The words found, as listed in the axis or as in the text in lower case, without repeats.
     """
+    text = _MONOCHROME.sub("", text)
     phrases = {phrase for axis in axes for name in axis.classes for phrase in (name, axis.word(name)) if phrase.strip()}
     found = sorted(phrase for phrase in phrases if _phrase(phrase).search(text))
     text = _harmless().sub(" ", text)
@@ -57,6 +62,18 @@ def _is_gendered(word: str) -> bool:
 def word_list(name: str) -> frozenset[str]:
     """The words and pairs of words of a list; one with a capital is meant with it."""
     text = (resources.files("popalign_core.prompts") / "word_lists" / f"{name}.txt").read_text(encoding="utf-8")
+    return _phrases(text)
+
+
+@cache
+def word_groups(name: str) -> Mapping[str, frozenset[str]]:
+    """The lists of a file that holds several, each below its name in brackets."""
+    text = (resources.files("popalign_core.prompts") / "word_lists" / f"{name}.txt").read_text(encoding="utf-8")
+    parts = [part.partition("]") for part in text.split("\n[")[1:]]
+    return {group: _phrases(words) for group, _, words in parts}
+
+
+def _phrases(text: str) -> frozenset[str]:
     lines = (line.partition("#")[0] for line in text.splitlines())
     return frozenset(phrase.strip() for line in lines for phrase in line.split(",") if phrase.strip())
 

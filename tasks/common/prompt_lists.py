@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +12,7 @@ from popalign_core.config import BenchmarkConfig, PromptsConfig
 from popalign_core.errors import InputError
 from popalign_core.prompts.lists import SETS, find_text_column, parse_list, shipped_list
 
+_GIVE = f"give an existing file, or one of the shipped sets {', '.join(SETS)}"
 FIELDS = ("train_lists", "eval_lists", "generic_lists", "retained_lists")
 
 
@@ -66,13 +68,13 @@ def _read(name: str) -> PromptList:
         return PromptList(name, tuple(shipped_list(name)[0]))
     path = Path(name)
     try:
-        stat = path.stat()
-        return PromptList(name, _read_file(path, stat.st_mtime_ns, stat.st_size))
-    except OSError as error:
-        raise InputError(
-            f"prompt list {name} cannot be read ({error.strerror}); give an existing file, or one of the shipped sets "
-            f"{', '.join(SETS)}"
-        ) from error
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited on
+            raise InputError(f"prompt list {name!r} is no regular file; {_GIVE}")
+        return PromptList(name, _read_file(path, found.st_mtime_ns, found.st_size))
+    except (OSError, ValueError) as error:  # a NUL in a path is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"prompt list {name} cannot be read ({reason}); {_GIVE}") from error
 
 
 @lru_cache(maxsize=32)  # a plan asks for the key and for the counts of several stages

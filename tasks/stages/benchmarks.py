@@ -79,7 +79,7 @@ def _fill(view: BenchmarksView, inputs: Inputs, build: Build, runtime: RuntimeCo
         # of several people too: a benchmark is what it is
         sieve = Sieve(view.axes[name], one_person=False, rejected=rejected)
         texts = _usable(sieve, part, view.benchmarks[name].kind, prompts)
-        tables.append(benchmark_prompts(name, view.benchmarks[name], texts, view.carrier))
+        tables.append(benchmark_prompts(name, view.benchmarks[name], texts, view.carrier, sieve.carriers))
     table = pd.concat(tables, ignore_index=True)
     check_prompts(table, view.identity_axes)
     build.write_table("prompts", augment_benchmarks(table, view.axes))
@@ -97,4 +97,4 @@ def _usable(sieve: "Sieve", part: PromptList, kind: str, prompts: pd.DataFrame) 
     return sieve.subjects(given, held_out=trained.loc[trained["kind"] == "neutral", "subject"].tolist())
 
 
-add_benchmarks = Stage("benchmarks", "1", BenchmarksView.of, _fill, inputs=("prompts",))
+add_benchmarks = Stage("benchmarks", "2", BenchmarksView.of, _fill, inputs=("prompts",))

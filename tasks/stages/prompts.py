@@ -59,7 +59,7 @@ def _fill(view: PromptsView, inputs: Inputs, build: Build, runtime: RuntimeConfi
         ServiceError: When the language model's endpoint does not answer as it should.
     """
     from popalign_core.prompts.checks import check_prompts
-    from popalign_core.prompts.grammar import prompt_table, verbatim_row
+    from popalign_core.prompts.grammar import prompt_table, verbatim_row, with_carriers
     from popalign_core.prompts.sifting import Sieve
 
     lists, sieve = read_lists(view.prompts), Sieve(view.axes, view.prompts.one_person)
@@ -70,6 +70,7 @@ def _fill(view: PromptsView, inputs: Inputs, build: Build, runtime: RuntimeConfi
         for text in sieve.prompts(_named(lists, field))
     ]
     table, rejected = _write(build, written, view.axes, on_progress)
+    table = with_carriers(table, sieve.carriers)
     if generic:
         table = pd.concat([table, prompt_table(generic)], ignore_index=True)
     check_prompts(table, view.axes)
@@ -107,4 +108,4 @@ def _write(
     return write_offline(written), pd.DataFrame(columns=["text", "reason"])
 
 
-write_prompts = Stage("prompts", "1", PromptsView.of, _fill)
+write_prompts = Stage("prompts", "2", PromptsView.of, _fill)

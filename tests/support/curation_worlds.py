@@ -34,7 +34,7 @@ def make_run(root: Path, n_prompts: int = 2, n_neutral: int = 20, n_specific: in
     """Every picture has the colour of its gender and a grey of its own; a tenth of the neutral ones are women."""
     store = Store(str(root))
     config = PipelineConfig(axes=(GENDER,), prompts=PromptsConfig(train_subjects=_SUBJECTS[:n_prompts]))
-    prompts = augment_prompts(write_prompts(config.prompts), (GENDER,), "a photo of {}").assign(benchmark=None)
+    prompts = augment_prompts(write_prompts(config.prompts), (GENDER,)).assign(benchmark=None)
     prompts = prompts[prompts["split"] == "train"]
     images, seen = _draw(prompts, {"neutral": n_neutral, "specific": n_specific}, side)
     attributes = {"n_faces": 1, "box": None, "detector_score": 0.9, "probability": 0.9, "classifier": "test@1"}

@@ -21,7 +21,7 @@ CONFIG = PreferencesConfig(n_neutral=24, n_specific=6, set_size=12, n_sets=2)
 
 def prompts(*subjects, evaluation=(), axes=AXES):
     config = PromptsConfig(train_subjects=subjects, eval_subjects=evaluation)
-    return augment_prompts(write_prompts(config), axes, "a photo of {}")
+    return augment_prompts(write_prompts(config), axes)
 
 
 def reading(cell, axes):

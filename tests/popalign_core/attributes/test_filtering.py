@@ -149,7 +149,7 @@ def test_a_reader_must_have_every_class_of_every_axis():
         check_reader(Reader({"gender": ("male", "female")}), AXES)
 
 
-PROMPTS = augment_prompts(write_prompts(PromptsConfig(train_subjects=("doctor",))), AXES, "a photo of {}")
+PROMPTS = augment_prompts(write_prompts(PromptsConfig(train_subjects=("doctor",))), AXES)
 
 
 def prompt_id(text):

@@ -24,12 +24,19 @@ def prompts(train=("doctor",), evaluation=("engineer",), generic=("tree",), carr
 def test_good_prompts_pass_before_and_after_augmentation():
     table = prompts()
     check_prompts(table, AXES)
-    check_prompts(augment_prompts(table, AXES, "a photo of {}"), AXES)
+    check_prompts(augment_prompts(table, AXES), AXES)
 
 
 def test_an_empty_list_is_refused():
     with pytest.raises(InputError, match=r"the prompt list is empty \(0 prompts\); give prompts\.train_subjects"):
         check_prompts(prompts((), (), ()), AXES)
+
+
+def test_a_whole_prompt_as_a_subject_is_refused():
+    with pytest.raises(
+        InputError, match=r"1 neutral subject\(s\) are whole prompts.*: 'a photo of a nurse'; .*prompts\.carrier"
+    ):
+        check_prompts(prompts(("doctor", "a photo of a nurse")), AXES)
 
 
 def test_an_empty_subject_is_refused():
@@ -39,7 +46,7 @@ def test_an_empty_subject_is_refused():
 
 def test_duplicates_are_found_whatever_their_case_and_spacing():
     with pytest.raises(
-        InputError, match=r"1 duplicate prompt\(s\), e\.g\. 'a photo of a Doctor'; keep each prompt once"
+        InputError, match=r"1 duplicate prompt\(s\), e\.g\. 'a photo of a doctor'; keep each prompt once"
     ):
         check_prompts(prompts(("doctor", " Doctor")), AXES)
 
@@ -135,6 +142,7 @@ def test_generic_prompts_may_use_the_words():
         ("violin maker", None),
         ("children's book author", None),
         ("family doctor", None),
+        ("photo of a doctor", "whole_prompt"),
         ("police officer", None),
         ("head of sales", None),
         ("tennis coach", None),
@@ -208,7 +216,9 @@ def test_a_capital_counts_only_where_it_says_something():
     assert identity_words_in("Chinese Chef", AXES) == ["chinese"]
 
 
-@pytest.mark.parametrize("name", ["gender", "names", "origin", "religion", "age", "harmless", "not_gendered"])
+@pytest.mark.parametrize(
+    "name", ["gender", "names", "origin", "religion", "age", "harmless", "not_gendered", "capitals"]
+)
 def test_the_word_lists_are_words(name):
     words = word_list(name)
     assert len(words) > 15

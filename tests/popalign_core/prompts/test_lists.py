@@ -1,5 +1,7 @@
 """Prompt lists: the shipped sets pass every check (pitfalls 3, 13); files of others are read or refused clearly."""
 
+import csv
+import io
 import json
 from collections import Counter
 
@@ -65,6 +67,11 @@ The words "Fly" on "it"\tArts\tComplex\tx
         ("plain.txt", "a cat\n\n  a dog\r\nlast", ["a cat", "", "  a dog", "last"]),
         ("table.csv", 'id,Prompt\n1,"a cat, asleep"\n2,"a ""dog""\nhere"\n3\n', ["a cat, asleep", 'a "dog"\nhere', ""]),
         ("both.csv", "text,subject\nx,baker\n", ["baker"]),
+        ("mac.txt", "a cat\ra dog\r", ["a cat", "a dog"]),
+        ("one.txt", "a\u2028b\x85c\x0bd\x0ce\n", ["a\u2028b\x85c\x0bd\x0ce"]),
+        ("mac.csv", "prompt\ra\u2028cat\ra dog\r", ["a\u2028cat", "a dog"]),
+        ("lines.jsonl", '{"Prompt": "a cat"}\n\n"a dog"\n{"text": null}\n', ["a cat", "a dog", ""]),
+        ("case.json", '[{"Caption": "a cat"}, {"prompt": null}]', ["a cat", ""]),
     ],
 )
 def test_formats_are_read_by_their_names(name, text, expected):
@@ -98,6 +105,15 @@ def test_formats_are_read_by_their_names(name, text, expected):
         ("p.json", b'{"n": 3}', "holds something else than prompts"),
         ("p.json", b'"a cat"', "holds something else than prompts"),
         ("p.json", b'["a cat"', "is not JSON"),
+        ("p.json", b"[" * 100_000, r"is not JSON that can be read \(nested too deep\)"),
+        ("p.json", b'{"a":' * 600 + b"[]" + b"}" * 600, "is nested too deep|holds something else"),
+        ("p.json", b"[" + b"1" * 5000 + b"]", r"Exceeds the limit \(4300 digits\)"),
+        ("p.json", b'["a cat", "\\ud800"]', r"prompt 2 of list p\.json holds half of a character, .*'\\ud800'; repair"),
+        ("p.json", b'[{"prompt": "a", "prompt": "b"}]', "has an object with 'prompt' more than once; keep one"),
+        ("p.json", b'[{"prompt": "a", "Prompt": "b"}]', "has 2 columns named 'prompt'; keep one of them"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt"', r"p\.jsonl, line 2, is not JSON"),
+        ("p.csv", b"prompt,Prompt\na,b\n", r"p\.csv has 2 columns named 'prompt'; keep one of them"),
+        ("p.csv", b"prompt,theme\na cat, asleep, alone\n", r"has more cells in line 2 than its 2 columns; quote"),
         (
             "p.docx",
             b"a cat",
@@ -109,6 +125,24 @@ def test_formats_are_read_by_their_names(name, text, expected):
 def test_files_that_are_something_else_are_refused(name, data, message):
     with pytest.raises(InputError, match=message):
         parse_list(name, data)
+
+
+CELLS = ['A lamp that says "Open Late"', "a plain kettle", '"Hi" he said', '5" nails', 'all "quoted"', '"whole"']
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_tsv_saved_again_is_read_without_the_quoting_of_csv(quoting, end):
+    sink = io.StringIO(newline="")
+    rows = [("Prompt", "Category", "n"), *((cell, "Arts", 1) for cell in CELLS)]
+    csv.writer(sink, csv.excel_tab, quoting=quoting, lineterminator=end).writerows(rows)
+    assert parse_list("parti.tsv", sink.getvalue().encode()) == CELLS
+
+
+@pytest.mark.parametrize("cells", [CELLS, CELLS[1:], ['"unbalanced', "a kite", 'and "'], ['"whole"'], ['"a" b'], ['"']])
+def test_a_tsv_without_quoting_keeps_its_quotation_marks(cells):
+    text = "".join(f"{cell}\tArts\n" for cell in ["Prompt", *cells])
+    assert parse_list("parti.tsv", text.encode()) == cells
 
 
 def test_every_listed_prompt_is_kept_or_rejected_with_a_reason():

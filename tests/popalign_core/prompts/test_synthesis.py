@@ -49,7 +49,7 @@ def test_subjects_are_wrapped_in_the_carrier_and_the_rest_comes_from_the_configu
     prompts, rejected = synthesise_prompts(config(service.url), AXES, tmp_path)
     assert prompts[["text", "kind", "split", "source"]].to_numpy().tolist() == [
         ["a photo of a violin maker", "neutral", "train", "llm:m"],
-        ["a photo of an Otter keeper", "neutral", "train", "llm:m"],
+        ["a photo of an otter keeper", "neutral", "train", "llm:m"],
         ["a photo of an engineer", "neutral", "eval", "grammar"],
         ["a photo of a tree", "generic", "eval", "grammar"],
     ]

@@ -130,4 +130,4 @@ def test_benchmarks_count_by_their_prompts(tmp_path: Path) -> None:
     assert key() == key(n_images=9) == key(n_prompts=2)
     others: tuple[dict[str, Any], ...] = ({"n_prompts": 1}, {"carrier": "{}!"}, {"kind": "generic"}, {"axes": ["race"]})
     assert len({key(), *(key(**more) for more in others)}) == 5
-    assert key() == "benchmarks-v1-dc91104835512b32dae9a454fb580585"
+    assert key() == "benchmarks-v2-5f8a6376146e1f255b3e487ae08155fa"

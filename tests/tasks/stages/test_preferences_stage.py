@@ -30,7 +30,7 @@ def config() -> PipelineConfig:
 @pytest.fixture
 def tables(config: PipelineConfig) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """20 images a prompt in the order of the prompts: neutral ones male but one in ten, specific ones obedient."""
-    prompts = augment_prompts(write_prompts(config.prompts), AXES, "a photo of {}")
+    prompts = augment_prompts(write_prompts(config.prompts), AXES)
     images, readings = [], []
     for prompt_id, kind, identity in zip(prompts["prompt_id"], prompts["kind"], prompts["identity"], strict=True):
         for number in range(20):

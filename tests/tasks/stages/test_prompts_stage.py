@@ -1,6 +1,7 @@
 """Stage `prompts` with lists and with a language model: keys, counts, resuming."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from popalign_core.config.presets import preset
 from popalign_core.errors import InputError, ServiceError
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store, reference
+from tasks.stages.benchmarks import add_benchmarks
 from tasks.stages.identities import add_identities
 from tasks.stages.prompts import write_prompts
 
@@ -42,8 +44,8 @@ def tables(ref: ArtifactRef, runtime: RuntimeConfig) -> dict[str, pd.DataFrame]:
 @pytest.mark.parametrize(
     ("name", "prompts_key", "identities_key"),
     [
-        ("portraits", "prompts-v1-f4cb1f9c8caaa8ed17e02571593ea146", "identities-v1-10dcb5c51ff1e7b359efd96aceff313b"),
-        ("smoke", "prompts-v1-4cc22ce0b68a33cc1f8beffcca575c41", "identities-v1-7f63d09e773a53e701c746ca8ce90ea1"),
+        ("portraits", "prompts-v2-8f4e91d49094f8a0272ad3afd705dfa5", "identities-v2-81cc8d3b7cc5fb4471a0d2ad3a35077b"),
+        ("smoke", "prompts-v2-1f60bba2a38d581f7470bb73d9a8052c", "identities-v2-f6e66a499c71171d1abce2c9517d9f30"),
     ],
 )
 def test_the_keys_of_the_embedded_presets_are_pinned(
@@ -108,6 +110,40 @@ def test_a_scene_takes_the_identity_behind_its_article(tmp_path: Path, runtime: 
     ]
 
 
+def test_whole_prompts_keep_their_carrier_and_their_children_share_it(tmp_path: Path, runtime: RuntimeConfig) -> None:
+    (tmp_path / "eval.csv").write_text(
+        'Prompt\n"best quality, a realistic photo of Organ Builder "\n"best quality, a realistic photo of DJ "\n'
+    )
+    (tmp_path / "train.csv").write_text('Prompt\n"Botanist - Pressing plants, in a forest."\n')
+    made = config(train_lists=[str(tmp_path / "train.csv")], eval_lists=[str(tmp_path / "eval.csv")])
+    ref = add_identities(write_prompts(config=made, runtime=runtime), config=made, runtime=runtime)
+    table = tables(ref, runtime)["prompts"]
+    assert table["subject"].tolist()[:3] == ["Botanist - Pressing plants, in a forest", "Organ Builder", "DJ"]
+    assert table["text"].tolist()[:4] == [
+        "a photo of a botanist - pressing plants, in a forest",
+        "best quality, a realistic photo of an organ builder",
+        "best quality, a realistic photo of a DJ",
+        "a photo of a white male botanist - pressing plants, in a forest",
+    ]
+    assert table["text"].iloc[-1].startswith("best quality, a realistic photo of a")
+    assert set(table["template"][table["split"] == "eval"]) == {"best quality, a realistic photo of {}"}
+
+
+def test_a_benchmark_of_whole_prompts_keeps_their_carrier(tmp_path: Path, runtime: RuntimeConfig) -> None:
+    (tmp_path / "faces.txt").write_text("a portrait of the face of a nurse\na portrait of the face of an engineer\n")
+    made = config(train_subjects=["baker"], benchmarks={"faces": {"list": str(tmp_path / "faces.txt")}})
+    ref = add_benchmarks(write_prompts(config=made, runtime=runtime), config=made, runtime=runtime)
+    texts = tables(ref, runtime)["prompts"].query("benchmark == 'faces'")["text"].tolist()
+    assert texts == ["a portrait of the face of a nurse", "a portrait of the face of an engineer"]
+
+
+def test_a_list_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    for name, message in (("pipe.txt", "is no regular file"), (".", "is no regular file"), ("a\0b.txt", "null byte")):
+        with pytest.raises(InputError, match=message):
+            write_prompts.request(config(generic_lists=[str(tmp_path / name)]))
+
+
 def test_a_list_counts_by_what_it_says(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("baker\nroofer\n")
     (tmp_path / "two.csv").write_text("subject,theme\nbaker,food\nroofer,trades\n")
@@ -152,7 +188,7 @@ def test_a_raised_budget_goes_on_with_what_was_paid(service: Service, runtime: R
         return config(source="llm", n_train=2, eval_subjects=["judge"], llm=LLMConfig.model_validate(settings))
 
     service.answer_with(lambda request: answer("judge", "baker" if "field of a" in str(request) else "roofer"))
-    with pytest.raises(ServiceError, match=r"\[prompts/prompts-v1-.*1 of 2 usable prompts after max_calls = 1 calls"):
+    with pytest.raises(ServiceError, match=r"\[prompts/prompts-v2-.*1 of 2 usable prompts after max_calls = 1 calls"):
         write_prompts(config=asking(max_calls=1), runtime=runtime)
     raised = asking(max_calls=9, max_tokens_total=10**6, n_parallel=3, requests_per_minute=6000)
     ref = write_prompts(config=raised, runtime=runtime)

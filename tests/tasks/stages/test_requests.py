@@ -49,14 +49,14 @@ def with_target(config: PipelineConfig) -> PipelineConfig:
 def test_the_key_is_pinned(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     """Another key here means that everybody's artifacts are made again: bump VERSION and say so in CHANGELOG."""
     request = write_prompts.request(tiny_config)
-    assert reference(open_store(tiny_runtime), request).key == "prompts-v1-f2900b5c3df2808114b216f9fa500c3a"
-    assert replace(request, payload={**request.payload, "version": "2"}) != request
+    assert reference(open_store(tiny_runtime), request).key == "prompts-v2-c341203a54ab7f0fe3a7443c5b02cfd3"
+    assert replace(request, payload={**request.payload, "version": "3"}) != request
 
 
 GOLDEN = {
-    "prompts": "prompts-v1-f2900b5c3df2808114b216f9fa500c3a",
-    "identities": "identities-v1-806d7526020a092628452c6e5145a5a6",
-    "benchmarks": "benchmarks-v1-717c493b032da3b1ba831fb0f943e89e",
+    "prompts": "prompts-v2-c341203a54ab7f0fe3a7443c5b02cfd3",
+    "identities": "identities-v2-6df9818b2291abb797f977cbad4efe12",
+    "benchmarks": "benchmarks-v2-e1048bcd711c25f640d8eaf93478f9d0",
     "sample": "sample-v1-280ea88f13e224db5e1df8f81f51a4d1",
     "sample-eval": "sample-v1-2ffa70c715c3f4a33a6d5d70ca8daf5b",
     "attributes": "attributes-v1-e74a046a1b94dde718a3c0735fd6dfd5",
