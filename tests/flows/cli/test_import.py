@@ -106,8 +106,8 @@ def test_mistakes_have_a_message_and_a_code(file: Path, options: list[str], tmp_
     other = write_pairs(tmp_path / "other.parquet", ten_pairs(), without=["label_0"])
     retain = ["--set", "training.retention=1"]
     for words, more, code, message in (
-        (["train", "sets-v1-0"], [], 3, "there are no sets 'sets-v1-0' in"),
-        (["train", "pairs-v1-0"], [], 3, "there are no pairs 'pairs-v1-0' in"),
+        (["train", "sets-v2-0"], [], 3, "there are no sets 'sets-v2-0' in"),
+        (["train", "pairs-v2-0"], [], 3, "there are no pairs 'pairs-v2-0' in"),
         (["import", "pairs", str(other)], [], 3, "lacks the columns ['label_0'], it has ['are_different', 'caption'"),
         (["import", "pairs", "/not/there.parquet"], [], 3, "/not/there.parquet is not there; give a Parquet file"),
         (["import", "pairs"], [], 2, "Missing argument 'FILE...'"),

@@ -52,7 +52,7 @@ def test_a_key_comes_out_alone_and_the_rest_is_said_beside_it(tmp_path: Path, op
 def test_mistakes_have_a_message_and_a_code(tmp_path: Path, options: list[str]) -> None:
     strange = write_csv(tmp_path / "strange", [("a hat", picture(9))])
     for words, code, message in (
-        (["/not/there"], 3, "there is nothing at /not/there; give a folder of pictures or a Parquet file"),
+        (["/not/there"], 3, "there is nothing at /not/there; give a folder of images or a Parquet file"),
         ([str(strange)], 3, "they name 'a hat'; evaluation prompts are 'a photo of a judge', "),
         ([], 2, "Missing argument 'PATH...'"),
     ):
