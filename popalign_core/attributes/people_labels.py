@@ -100,7 +100,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     """Columns as they are, an index among them; whole numbers stay whole beside empty cells."""
-    return pd.read_parquet(path, dtype_backend="numpy_nullable", to_pandas_kwargs={"ignore_metadata": True})
+    return pd.read_parquet(
+        path, engine="pyarrow", dtype_backend="numpy_nullable", to_pandas_kwargs={"ignore_metadata": True}
+    )
 
 
 def _shares(said: Counter[str], classes: Sequence[str]) -> dict[str, float]:

@@ -48,7 +48,7 @@ def linked_file(cell: Any, folder: Path) -> Path | None:
     if not isinstance(cell, dict) or cell["bytes"] or not cell.get("path"):
         return None
     for name in (cell["path"], cell["path"].replace("\\", "/")):
-        path = folder / name
+        path: Path = folder / name
         if os.path.isfile(path):  # also False for what is no path, unlike `Path.is_file`
             return path
     return None

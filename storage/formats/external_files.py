@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from popalign_core.errors import InputError
-from storage.formats.column_kinds import IMAGE, LINK, TEXT, ColumnKind, Columns, read_image
+from storage.formats.column_kinds import IMAGE, LINK, TEXT, ColumnKind, Columns, linked_file, read_image
 from storage.roots import digest_file, storage_errors
 
 _BATCH_ROWS: Final = 16
@@ -149,7 +149,7 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
     """
     try:
         # pre_buffer would hold whole row groups, which are pictures
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as parquet:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True) as parquet:
             yield parquet
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read as Parquet ({error}); fetch it again or leave it out") from error
@@ -172,18 +172,18 @@ def iter_rows(
     Raises:
         InputError: When the file is damaged, or a cell does not hold what it should.
     """
+
+    def said(cells: dict[str, Any], row: int) -> dict[str, Any]:
+        return {name: _take(cells[name], kind, (path, row, name)) for name, kind in found.items()}
+
     with opened(path) as parquet:
         found = {name: kind for name, kind in columns.items() if name in parquet.schema_arrow.names}
         start = first
         for group in range(parquet.num_row_groups):
             numbers = range(start, start + parquet.metadata.row_group(group).num_rows)
             if any(map(is_wanted, numbers)):
-                for number, cells in zip(numbers, _iter_group(parquet, group, list(found)), strict=True):
-                    if is_wanted(number):
-                        yield (
-                            number,
-                            {name: _take(cells[name], found[name], (path, number - first, name)) for name in found},
-                        )
+                rows = zip(numbers, _iter_group(parquet, group, list(found)), strict=True)
+                yield from ((number, said(cells, number - first)) for number, cells in rows if is_wanted(number))
             start = numbers.stop
 
 
@@ -234,21 +234,24 @@ def _open_file(path: Path, columns: Columns, optional: Columns, of: str, form: s
         if missing:
             raise InputError(f"{path} lacks the columns {missing}, it has {schema.names}; rename them as in {form}")
         check_columns(path, schema, {**columns, **{name: optional[name] for name in optional if name in schema.names}})
-        linking = {name: LINK for name, kind in columns.items() if kind is IMAGE and _may_link(parquet, name)}
+        linking = {
+            name: LINK for name, kind in columns.items() if kind is IMAGE and _may_link(parquet, name, path.parent)
+        }
     with storage_errors(f"read {path}"):
         sha256 = digest_file(path).sha256
     return RowFile(path, _with_links(path, sha256, linking), n_rows)
 
 
-def _may_link(parquet: pq.ParquetFile, name: str) -> bool:
-    """Whether a struct of bytes and path may have a path in place of its bytes, by what the footer counts."""
+def _may_link(parquet: pq.ParquetFile, name: str, folder: Path) -> bool:
+    """Whether there is a file at any path of an image column; its bytes are not read, nor the footer's counts of nulls,
+    over which pyarrow ends the process when they are damaged.
+    """
     kind = parquet.schema_arrow.field(name).type
     if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
         return False
-    groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
-    parts = [group.column(number) for group in groups for number in range(group.num_columns)]
-    counts = [part.statistics for part in parts if part.path_in_schema == f"{name}.bytes"]
-    return any(count is None or not count.has_null_count or count.null_count for count in counts)
+    batches = parquet.iter_batches(columns=[f"{name}.path"], use_threads=False)
+    paths = (cell for batch in batches for cell in batch.column(0).to_pylist() if cell)
+    return any(linked_file({"bytes": None} | cell, folder) for cell in paths)
 
 
 def _with_links(path: Path, sha256: str, linking: Columns) -> str:
@@ -271,5 +274,11 @@ def _take(cell: Any, kind: ColumnKind, place: tuple[Path, int, str]) -> Any:
 
 def _iter_group(parquet: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
     # one row group at a time: what iter_batches holds of several would grow with the file
+    n, n_said = 0, parquet.metadata.row_group(group).num_rows
     for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
+        n += len(batch)
+        if n > n_said:
+            break
         yield from batch.to_pylist()
+    if n != n_said:
+        raise pa.ArrowInvalid(f"row group {group} should have {n_said} rows and has others")

@@ -31,6 +31,8 @@ NAMED_BY: Final[Mapping[str, Naming]] = {"prompt_id": "prompt_id", "prompt": "te
 NOT_IMAGE: Final = "not an image"
 """Why a file of a folder is left out."""
 
+_SHOWN: Final = 200
+"""Characters of a name that messages show."""
 _METADATA: Final = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _FILE: Final = "file_name"
 
@@ -117,13 +119,14 @@ def _is_text(value: Any) -> bool:
 
 def _find(metadata: Path, where: str, file: str, folder: Path) -> Path:
     """The file that a row names, with either slash."""
+    shown = repr(file if len(file) <= _SHOWN else f"{file[:_SHOWN]}...")
     for name in (file, file.replace("\\", "/")):
         inside = Path(os.path.relpath(os.path.abspath(metadata.parent / name), os.path.abspath(folder)))
         if ".." in inside.parts:
-            raise InputError(f"{metadata}, {where} names {file!r}, which is outside {folder}; name files in it alone")
+            raise InputError(f"{metadata}, {where} names {shown}, which is outside {folder}; name files in it alone")
         if os.path.isfile(folder / inside):  # also False for what is no path, unlike `Path.is_file`
             return folder / inside
-    raise InputError(f"{metadata}, {where} names {file!r}, which is not in {metadata.parent}; add it")
+    raise InputError(f"{metadata}, {where} names {shown}, which is not in {metadata.parent}; add it")
 
 
 Rows = list[tuple[str, dict[str, Any]]]

@@ -64,16 +64,16 @@ def is_image_file(path: Path) -> bool:
     if is_named_like_image(path):
         return True
     try:
-        with warnings.catch_warnings():
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"the file {path} cannot be read ({error.strerror}); see to it, or take it away") from error
+    try:
+        with file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images and odd metadata
-            with Image.open(path, formats=_formats()):
+            with Image.open(file, formats=_formats()):
                 return True
     except UnidentifiedImageError:
         return False
-    except OSError as error:
-        if error.errno is None:  # one of PIL's own: it knew the format and stumbled
-            return True
-        raise InputError(f"the file {path} cannot be read ({error.strerror}); see to it, or take it away") from error
     except Exception:  # noqa: BLE001 (each of PIL's formats has errors of its own; it knew one of them and stumbled)
         return True
 

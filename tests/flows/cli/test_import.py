@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from diffusers import StableDiffusionXLPipeline
 from pair_files import BRIGHT, DARK, picture, row, ten_pairs, write_pairs
@@ -65,6 +66,17 @@ def test_pairs_are_imported_trained_on_and_gone_on_from(file: Path, options: lis
     planned = invoke("plan", "--preset", "smoke", "--root", store.root, "--set", f"model.name={model}")
     assert planned.exit_code == 0
     assert "16 of 16 stages to run" in planned.stdout
+
+
+def test_pairs_of_other_programs_are_the_same_pairs(options: list[str], tmp_path: Path) -> None:
+    """Image structs, a categorical and an index, as HF `datasets` and pandas write them."""
+    frame = pd.DataFrame(ten_pairs()).astype({"caption": "category", "label_0": "bool"}).set_index("image_0_uid")
+    for name in ("jpg_0", "jpg_1"):
+        frame[name] = [{"bytes": data, "path": "gone.jpg"} for data in frame[name]]
+    frame.to_parquet(tmp_path / "pairs.parquet")
+    result = invoke("import", "pairs", str(tmp_path / "pairs.parquet"), *options)
+    assert result.exit_code == 0, result.output
+    assert "10 pair(s) to train on; dropped: none\n" in result.stderr
 
 
 def test_sets_are_imported_and_trained_on(options: list[str], tmp_path: Path) -> None:
