@@ -87,8 +87,8 @@ def import_images(
         list[Path],
         typer.Argument(
             metavar="PATH...",
-            help="Parquet files with image and prompt_id, prompt, text or caption, or folders: with metadata.csv or "
-            "metadata.jsonl, or sub-folders that bear the prompts' texts.",
+            help="Parquet files with image and prompt_id, prompt, text or caption, or folders: with metadata.csv, "
+            "metadata.jsonl or metadata.parquet, or sub-folders that bear the prompts' texts.",
         ),
     ],
     preset: Preset = None,

@@ -1,5 +1,6 @@
 """People as a classifier: labels of stored images, from a table."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,23 +64,45 @@ class PeopleReader:
 def read_labels(path: Path) -> pd.DataFrame:
     """A CSV or Parquet file with `image_id`, `axis` and `class`; other columns are left alone.
 
+    All three are text as it stands there: `NA` and `None` are classes like others.
+
     Raises:
         MissingWeightsError: When there is no such file.
-        InputError: When it cannot be read, lacks a column, or has an empty cell or no row.
+        InputError: When it cannot be read, lacks a column or has it twice, or has an empty cell or no row.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise MissingWeightsError(f"there are no labels at {path}; put a CSV or Parquet file there")
     try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's errors are ValueErrors
-        raise InputError(f"{path} cannot be read ({error}); give UTF-8 CSV or Parquet") from error
-    missing = [name for name in LABEL_COLUMNS if name not in table.columns]
+        table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+    except Exception as error:  # what pandas and pyarrow raise has no common root
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path} cannot be read ({reason}); give UTF-8 CSV or Parquet") from error
+    names = list(table.columns)
+    missing = [name for name in LABEL_COLUMNS if name not in names]
     if missing:
-        raise InputError(f"{path} lacks the columns {missing}, it has {list(table.columns)}")
+        raise InputError(f"{path} lacks the columns {missing}, it has {names}")
+    repeated = [name for name in LABEL_COLUMNS if names.count(name) > 1]
+    if repeated:
+        raise InputError(f"{path} has the columns {repeated} more than once, it has {names}; keep one of each")
     labels = table[list(LABEL_COLUMNS)]
     if labels.isna().to_numpy().any() or not len(labels):
         raise InputError(f"{path} has {len(labels)} rows, {int(labels.isna().any(axis=1).sum())} with an empty cell")
     return labels.astype(str)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Every cell as text. The first line is read as a row: as a header, pandas would rename what is there twice, and
+    take the first column for an index where lines are longer.
+    """
+    rows = pd.read_csv(path, dtype=str, header=None, keep_default_na=False, na_values=[""])
+    return rows.iloc[1:].set_axis(rows.iloc[0], axis=1)
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    """Columns as they are, an index among them; whole numbers stay whole beside empty cells."""
+    return pd.read_parquet(
+        path, engine="pyarrow", dtype_backend="numpy_nullable", to_pandas_kwargs={"ignore_metadata": True}
+    )
 
 
 def _shares(said: Counter[str], classes: Sequence[str]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """Pictures made elsewhere: any sort that PIL reads, made upright RGB, and brought to the model's size."""
 
 import io
-import struct
 import warnings
 
 import numpy as np
@@ -14,13 +13,12 @@ TWICE = "same image twice"
 UNDECODABLE = "undecodable image"
 TOO_LARGE = "too large image"
 
-# What PIL raises for bytes that are no picture, or one that is cut off or damaged.
-_BAD_PICTURE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 _BOMB = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 
 
 def read_picture(data: bytes) -> tuple[NDArray[np.uint8] | None, str | None]:
-    """Decode a picture of any sort: turned as its camera says, the first of an animation, 16 bits made 8.
+    """Decode an image of any sort: turned as its camera says, the first of an animation, 16 bits made 8, what is
+    transparent before white.
 
     Args:
         data: The encoded picture, in any format that PIL reads.
@@ -37,7 +35,7 @@ def read_picture(data: bytes) -> tuple[NDArray[np.uint8] | None, str | None]:
                 return np.asarray(_to_rgb(ImageOps.exif_transpose(picture))), None
     except _BOMB:
         return None, TOO_LARGE
-    except _BAD_PICTURE:
+    except Exception:  # noqa: BLE001 (for damaged bytes each of PIL's formats has errors of its own)
         return None, UNDECODABLE
 
 
@@ -61,4 +59,9 @@ def fit_picture(data: bytes, width: int, height: int) -> NDArray[np.uint8] | Non
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # 16 bits; PIL's own conversion cuts everything above 255 off
         return Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F" and (values := np.asarray(picture)).max() <= 1:  # PIL's own takes 1.0 for the darkest grey
+        return Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:  # as screens show it; the colours below are anything
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")

@@ -1,14 +1,24 @@
-"""PNG bytes and the image column: `image` is {bytes, path}, which HF `datasets` reads as PIL images."""
+"""PNG bytes, the image column (`image` is {bytes, path}, which HF `datasets` reads as PIL images), and which files are
+images.
+"""
 
 import io
+import warnings
 from collections.abc import Iterable
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from popalign_core.errors import StoreError
+from popalign_core.errors import InputError, StoreError
+
+_OTHERS: Final = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+"""Formats that PIL knows but leaves to other programs."""
+_PLUGINS: Final = {".heic", ".heif", ".jxl"}
+"""Images that PIL reads with plugins alone."""
 
 
 def encode_png(pixels_u8: NDArray[np.uint8]) -> bytes:
@@ -43,3 +53,43 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
 def image_column(pictures: Iterable[bytes | None]) -> list[dict[str, Any] | None]:
     """Cells of the column `image` for PNG bytes; empty where there is no picture."""
     return [None if data is None else {"bytes": data, "path": None} for data in pictures]
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a file is an image: by its content, whatever its name, or by its name, whatever became of its content.
+
+    Raises:
+        InputError: When it cannot be read.
+    """
+    if is_named_like_image(path):
+        return True
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"the file {path} cannot be read ({error.strerror}); see to it, or take it away") from error
+    try:
+        with file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images and odd metadata
+            with Image.open(file, formats=_formats()):
+                return True
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # noqa: BLE001 (each of PIL's formats has errors of its own; it knew one of them and stumbled)
+        return True
+
+
+def is_named_like_image(path: Path) -> bool:
+    """Whether a file's name ends as images do that PIL reads, by itself or with plugins."""
+    return path.suffix.lower() in _suffixes()
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _OTHERS)
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    known = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in known if name in _formats()) | _PLUGINS

@@ -1,7 +1,8 @@
 """Pairs of pictures that somebody compared, as Pick-a-Pic publishes them: Parquet files, read a piece at a time.
 
-The columns that count are `jpg_0` and `jpg_1` (encoded pictures), `label_0` (1 when picture 0 is preferred, 0 when
-picture 1 is, 0.5 for a tie), `caption` and, where there is one, `has_label`. All others are left alone.
+The columns that count are `jpg_0` and `jpg_1` (encoded images, or HF's structs of bytes and path), `label_0` (1 or true
+when image 0 is preferred, 0 or false when image 1 is, 0.5 for a tie), `caption` and, where there is one, `has_label`.
+All others are left alone.
 """
 
 from collections.abc import Container, Iterator, Sequence
@@ -9,25 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from storage.formats.external_files import (
-    Columns,
-    RowFile,
-    is_bytes,
-    is_number,
-    is_text,
-    iter_chunks,
-    open_files,
-    opened,
-)
+from storage.formats.column_kinds import IMAGE, NUMBER, TEXT, Columns
+from storage.formats.external_files import RowFile, iter_chunks, iter_rows, open_files
 
-_COLUMNS: Final[Columns] = {
-    "jpg_0": (is_bytes, "the bytes of a picture"),
-    "jpg_1": (is_bytes, "the bytes of a picture"),
-    "label_0": (is_number, "a number"),
-    "caption": (is_text, "text"),
-}
-
+_COLUMNS: Final[Columns] = {"jpg_0": IMAGE, "jpg_1": IMAGE, "label_0": NUMBER, "caption": TEXT}
 _HAS_LABEL: Final = "has_label"
+_OPTIONAL: Final[Columns] = {_HAS_LABEL: NUMBER}
 
 
 @dataclass(frozen=True)
@@ -57,9 +45,10 @@ def open_pairs(paths: Sequence[str | Path]) -> list[RowFile]:
         The files in the order of their checksums, so that the same content is always read in the same order.
 
     Raises:
-        InputError: When there is no file, one is not Parquet or lacks a column, or two are the same.
+        InputError: When there is no file, one is not Parquet lacks a column or has it twice, two are the same, or all
+            are empty.
     """
-    return open_files(paths, _COLUMNS, of="pairs", form="Pick-a-Pic")
+    return open_files(paths, _COLUMNS, of="pairs", form="Pick-a-Pic", optional=_OPTIONAL)
 
 
 def iter_pairs(
@@ -78,19 +67,16 @@ def iter_pairs(
     Raises:
         InputError: When a file is damaged.
     """
-    for chunk, rows in iter_chunks(files, (*_COLUMNS, _HAS_LABEL), n_rows, wanted):
+    for chunk, rows in iter_chunks(files, {**_COLUMNS, **_OPTIONAL}, n_rows, wanted):
         yield chunk, (_pair_row(number, cells) for number, cells in rows)
 
 
 def iter_captions(files: Sequence[RowFile]) -> Iterator[str | None]:
-    """Every row's caption, the pictures left unread."""
+    """Every row's caption, the images left unread."""
     for file in files:
-        with opened(file.path) as parquet:
-            for batch in parquet.iter_batches(columns=["caption"], use_threads=False):
-                yield from batch.column(0).to_pylist()
+        yield from (cells["caption"] for _, cells in iter_rows(file.path, {"caption": TEXT}))
 
 
 def _pair_row(number: int, cells: dict[str, Any]) -> PairRow:
     label = cells["label_0"] if cells.get(_HAS_LABEL, True) else None
-    pictures = (cells["jpg_0"], cells["jpg_1"])
-    return PairRow(number, cells["caption"], None if label is None else float(label), pictures)
+    return PairRow(number, cells["caption"], label, (cells["jpg_0"], cells["jpg_1"]))

@@ -5,45 +5,18 @@ The columns that count are `set_id`, `role` (preferred or dispreferred), `captio
 bytes and path) and, where they are, `slot`, `discrepancy`, `balance` and `target`. All others are left alone.
 """
 
+import os
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow as pa
-
-from storage.formats.external_files import (
-    Columns,
-    RowFile,
-    is_number,
-    is_picture,
-    is_text,
-    iter_chunks,
-    iter_rows,
-    open_files,
-    picture_bytes,
-)
-
-
-def _is_target(kind: pa.DataType) -> bool:
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_struct(kind.value_type):
-        return False
-    return {field.name for field in kind.value_type} >= {"class", "share"} and is_number(kind.value_type["share"].type)
-
+from storage.formats.column_kinds import IMAGE, NUMBER, SHARES, TEXT, WHOLE, Columns
+from storage.formats.external_files import RowFile, iter_chunks, iter_rows, list_files, open_files
 
 _IMAGE: Final = "image"
-_COLUMNS: Final[Columns] = {
-    "set_id": (is_text, "text"),
-    "role": (is_text, "text"),
-    "caption": (is_text, "text"),
-    _IMAGE: (is_picture, "the bytes of a picture, or a struct of bytes and path"),
-}
-_OPTIONAL: Final[Columns] = {
-    "slot": (pa.types.is_integer, "a whole number"),
-    "discrepancy": (is_number, "a number"),
-    "balance": (is_number, "a number"),
-    "target": (_is_target, "a list of structs of class and share"),
-}
+_COLUMNS: Final[Columns] = {"set_id": TEXT, "role": TEXT, "caption": TEXT, _IMAGE: IMAGE}
+_OPTIONAL: Final[Columns] = {"slot": WHOLE, "discrepancy": NUMBER, "balance": NUMBER, "target": SHARES}
 
 
 @dataclass(frozen=True)
@@ -74,12 +47,13 @@ class MemberRow:
 
 
 def open_sets(paths: Sequence[str | Path]) -> list[RowFile]:
-    """Check files of sets, or folders of them; as `foreign.open_files`.
+    """Check files of sets, or folders of them; as `external_files.open_files`.
 
     Raises:
-        InputError: When there is no file, one is not Parquet or lacks a column, or two are the same.
+        InputError: When there is no file, one is not Parquet, lacks a column or has it twice, two are the same, or all
+            are empty.
     """
-    files = [file for path in map(Path, paths) for file in (sorted(path.glob("*.parquet")) or [path])]
+    files = [file for path in map(Path, paths) for file in (_tables_below(path) or [path])]
     return open_files(
         files,
         _COLUMNS,
@@ -92,30 +66,34 @@ def open_sets(paths: Sequence[str | Path]) -> list[RowFile]:
 def iter_members(
     files: Sequence[RowFile], n_rows: int, wanted: Container[int]
 ) -> Iterator[tuple[int, Iterator[MemberRow]]]:
-    """The rows of all files with their pictures, cut into chunks; as `foreign.iter_chunks`."""
-    for chunk, rows in iter_chunks(files, (*_COLUMNS, *_OPTIONAL), n_rows, wanted):
+    """The rows of all files with their pictures, cut into chunks; as `external_files.iter_chunks`."""
+    for chunk, rows in iter_chunks(files, {**_COLUMNS, **_OPTIONAL}, n_rows, wanted):
         yield chunk, (_member(number, cells) for number, cells in rows)
 
 
 def iter_labels(files: Sequence[RowFile]) -> Iterator[MemberRow]:
     """The rows of all files, the pictures left unread."""
-    first, columns = 0, [name for name in (*_COLUMNS, *_OPTIONAL) if name != _IMAGE]
+    first, columns = 0, {name: kind for name, kind in {**_COLUMNS, **_OPTIONAL}.items() if name != _IMAGE}
     for file in files:
         for number, cells in iter_rows(file.path, columns, first=first):
             yield _member(number, cells)
         first += file.n_rows
 
 
+def _tables_below(folder: Path) -> list[Path]:
+    """Its Parquet files, also those in folders such as the hub's `data/`; none when it is no folder."""
+    return [path for path in list_files(folder) if path.suffix.lower() == ".parquet"] if os.path.isdir(folder) else []
+
+
 def _member(number: int, cells: dict[str, Any]) -> MemberRow:
-    slot, target = cells.get("slot"), cells.get("target") or []
     return MemberRow(
         number,
         cells["set_id"],
         cells["role"],
         cells["caption"],
-        None if slot is None else int(slot),
-        float(cells.get("discrepancy") or 0),
-        float(cells.get("balance") or 0),
-        {each["class"]: each["share"] for each in target if each["share"] is not None},
-        (picture_bytes(cells.get(_IMAGE)),),
+        cells.get("slot"),
+        cells.get("discrepancy") or 0.0,
+        cells.get("balance") or 0.0,
+        cells.get("target") or {},
+        (cells.get(_IMAGE),),
     )

@@ -83,4 +83,7 @@ def _read_file(path: Path, mtime_ns: int, size: int) -> tuple[str, ...]:
         return tuple(parse_list(str(path), path.read_bytes()))
     from storage.formats.external_files import read_texts
 
-    return tuple(read_texts(path, lambda columns: find_text_column(str(path), columns)))
+    texts = read_texts(path, lambda columns: find_text_column(str(path), columns))
+    if not any(text.strip() for text in texts):
+        raise InputError(f"prompt list {path} holds no prompts; give a file with at least one, or leave it out")
+    return tuple(texts)

@@ -50,7 +50,7 @@ class ImportedView(View):
         return cls(sources=tuple(open_pictures(sources)), sampling=keep_fields(config.sampling, "width", "height"))
 
     def hashed(self) -> dict[str, Any]:
-        """The pictures' bytes and what names their prompts; no path."""
+        """The pictures' bytes, what names their prompts and how many files are none; no path."""
         return {"pictures": [source.sha256 for source in self.sources], "sampling": _size(self.sampling)}
 
 
@@ -106,6 +106,8 @@ def _fill(view: ImportedView, inputs: Inputs, build: Build, runtime: RuntimeConf
     _fit_shards(build, view, usable, runtime, on_progress)
     n_images = build.sum_counts().get("images", 0)
     drops = Counter(reason for _, reason in matches if reason) + Counter({UNDECODABLE: len(usable) - n_images})
+    for source in view.sources:
+        drops.update(source.left_out)
     if not n_images:
         raise InputError(_nothing_usable(labels, matches, drops, prompts))
     build.write_table("drops", drops_table(build.ref.stage, drops))
@@ -174,4 +176,4 @@ def _nothing_usable(
     )
 
 
-import_images = Stage("imported", "1", ImportedView.of, _fill, inputs=("prompts",))
+import_images = Stage("imported", "2", ImportedView.of, _fill, inputs=("prompts",))

@@ -107,4 +107,4 @@ def _records(ref: ArtifactRef, rows: "Sequence[PairRow]") -> tuple[pd.DataFrame,
     return image_table(images), sets.assign(target=target, discrepancy=0.0, balance=0.0)
 
 
-import_pairs = Stage("pairs", "1", _view, _fill)
+import_pairs = Stage("pairs", "2", _view, _fill)

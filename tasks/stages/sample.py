@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 Purpose = Literal["preferences", "evaluation"]
 SPLITS: dict[Purpose, str] = {"preferences": "train", "evaluation": "eval"}
+_LAYOUTS_VERSION = "2-"
+"""How layouts are decoded: a part of the keys that have any, so that all others stay."""
 
 
 class SampleView(View):
@@ -87,7 +89,7 @@ class SampleView(View):
         sampling = self.sampling
         hashed = sampling.model_dump(mode="json", exclude={"sdedit": {"folder"}, "safety_checker": True})
         if sampling.sdedit is not None:
-            hashed["layouts"] = folder_digest(picture_folder(sampling.sdedit.folder))
+            hashed["layouts"] = _LAYOUTS_VERSION + folder_digest(picture_folder(sampling.sdedit.folder))
         if sampling.safety_checker is not None:
             hashed["safety_checker"] = safety_hash(sampling.safety_checker)
         if self.axes:

@@ -111,4 +111,4 @@ def _members(ref: ArtifactRef, rows: "Iterable[MemberRow]", encoded: set[str]) -
     return table.assign(slot=table["slot"].fillna(table.groupby(["set_id", "role"]).cumcount()).astype("int32"))
 
 
-import_sets = Stage("sets", "1", _view, _fill)
+import_sets = Stage("sets", "2", _view, _fill)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from diffusers import StableDiffusionXLPipeline
 from pair_files import BRIGHT, DARK, picture, row, ten_pairs, write_pairs
@@ -67,6 +68,17 @@ def test_pairs_are_imported_trained_on_and_gone_on_from(file: Path, options: lis
     assert "16 of 16 stages to run" in planned.stdout
 
 
+def test_pairs_of_other_programs_are_the_same_pairs(options: list[str], tmp_path: Path) -> None:
+    """Image structs, a categorical and an index, as HF `datasets` and pandas write them."""
+    frame = pd.DataFrame(ten_pairs()).astype({"caption": "category", "label_0": "bool"}).set_index("image_0_uid")
+    for name in ("jpg_0", "jpg_1"):
+        frame[name] = [{"bytes": data, "path": "gone.jpg"} for data in frame[name]]
+    frame.to_parquet(tmp_path / "pairs.parquet")
+    result = invoke("import", "pairs", str(tmp_path / "pairs.parquet"), *options)
+    assert result.exit_code == 0, result.output
+    assert "10 pair(s) to train on; dropped: none\n" in result.stderr
+
+
 def test_sets_are_imported_and_trained_on(options: list[str], tmp_path: Path) -> None:
     rows = [*two_sets(), *(row for _, row in bad_members())]
     (tmp_path / "sets").mkdir()
@@ -106,8 +118,8 @@ def test_mistakes_have_a_message_and_a_code(file: Path, options: list[str], tmp_
     other = write_pairs(tmp_path / "other.parquet", ten_pairs(), without=["label_0"])
     retain = ["--set", "training.retention=1"]
     for words, more, code, message in (
-        (["train", "sets-v1-0"], [], 3, "there are no sets 'sets-v1-0' in"),
-        (["train", "pairs-v1-0"], [], 3, "there are no pairs 'pairs-v1-0' in"),
+        (["train", "sets-v2-0"], [], 3, "there are no sets 'sets-v2-0' in"),
+        (["train", "pairs-v2-0"], [], 3, "there are no pairs 'pairs-v2-0' in"),
         (["import", "pairs", str(other)], [], 3, "lacks the columns ['label_0'], it has ['are_different', 'caption'"),
         (["import", "pairs", "/not/there.parquet"], [], 3, "/not/there.parquet is not there; give a Parquet file"),
         (["import", "pairs"], [], 2, "Missing argument 'FILE...'"),

@@ -49,10 +49,29 @@ def test_a_key_comes_out_alone_and_the_rest_is_said_beside_it(tmp_path: Path, op
     assert smaller.stdout.strip() != key
 
 
+def test_what_is_left_out_is_said_and_kept(tmp_path: Path, options: list[str]) -> None:
+    folder = tmp_path / "pictures" / "a photo of a judge"
+    folder.mkdir(parents=True)
+    for name, kind in (("0.png", "PNG"), ("1.jfif", "JPEG"), ("2.avif", "AVIF"), ("3", "BMP"), ("4.jpg", "TIFF")):
+        (folder / name).write_bytes(picture(90, seed=len(name), kind=kind))
+    for name in ("notes.txt", "index.html", ".DS_Store"):
+        (folder / name).write_text("text")
+    (folder / "5.heic").write_bytes(b"what PIL has no plugin for")
+    result = invoke("import", "images", str(folder.parent), *options)
+    assert result.exit_code == 0, result.output
+    assert "5 image(s) of 1 of 17 evaluation prompts; dropped: 2 not an image, 1 undecodable image\n" in result.stderr
+    again = invoke("import", "images", str(folder.parent), *options)
+    assert again.stdout == result.stdout
+    (folder / "notes.txt").unlink()
+    fewer = invoke("import", "images", str(folder.parent), *options)
+    assert "dropped: 1 not an image, 1 undecodable image\n" in fewer.stderr
+    assert fewer.stdout != result.stdout
+
+
 def test_mistakes_have_a_message_and_a_code(tmp_path: Path, options: list[str]) -> None:
     strange = write_csv(tmp_path / "strange", [("a hat", picture(9))])
     for words, code, message in (
-        (["/not/there"], 3, "there is nothing at /not/there; give a folder of pictures or a Parquet file"),
+        (["/not/there"], 3, "there is nothing at /not/there; give a folder of images or a Parquet file"),
         ([str(strange)], 3, "they name 'a hat'; evaluation prompts are 'a photo of a judge', "),
         ([], 2, "Missing argument 'PATH...'"),
     ):

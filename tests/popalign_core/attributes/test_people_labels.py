@@ -75,3 +75,76 @@ def test_tables_that_do_not_fit_are_named(tmp_path):
     (tmp_path / "labels.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(InputError, match="cannot be read"):
         read_labels(tmp_path / "labels.parquet")
+
+
+NAMES = ["None", "NA", "null", "nan", "N/A", ""]
+
+
+def write_labels(path, classes, **more):
+    table = pd.DataFrame({"image_id": [str(n) for n in range(len(classes))], "axis": "hat", "class": classes} | more)
+    table.to_csv(path, index=False) if path.suffix == ".csv" else table.to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".PARQUET"])
+def test_classes_that_mean_nothing_elsewhere_are_classes(tmp_path, suffix):
+    assert read_labels(write_labels(tmp_path / f"l{suffix}", NAMES[:-1]))["class"].tolist() == NAMES[:-1]
+
+
+def test_an_empty_cell_is_empty_all_the_same(tmp_path):
+    with pytest.raises(InputError, match="has 6 rows, 1 with an empty cell"):
+        read_labels(write_labels(tmp_path / "labels.csv", NAMES))
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (pd.Categorical(["a", "NA"]), ["a", "NA"]),
+        (pd.array(["a", "b"], "string[pyarrow]"), ["a", "b"]),
+        (pd.array([1, 2], "Int64"), ["1", "2"]),
+        ([True, False], ["True", "False"]),
+    ],
+)
+def test_siblings_of_text_are_text(tmp_path, classes, expected):
+    assert read_labels(write_labels(tmp_path / "labels.parquet", classes))["class"].tolist() == expected
+
+
+def test_an_index_is_a_column_like_others(tmp_path):
+    TABLE.set_index("image_id").to_parquet(tmp_path / "labels.parquet")
+    assert read_labels(tmp_path / "labels.parquet")["image_id"].tolist() == TABLE["image_id"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"image_id,axis,class,class\na,hat,one,two\n", r"has the columns \['class'\] more than once"),
+        (b"image_id,axis,class\na,hat,one,\nb,hat,two,\n", "cannot be read .*Expected 3 fields in line 2, saw 4"),
+        ("image_id,axis,class\na,hat,béret\n".encode("latin1"), "cannot be read .*; give UTF-8 CSV or Parquet"),
+        ("image_id,axis,class\na,hat,one\n".encode("utf-16"), "cannot be read .*; give UTF-8 CSV or Parquet"),
+        (b'image_id,axis,class\na,hat,"one\n', "cannot be read .*EOF inside string"),
+    ],
+)
+def test_csv_that_would_be_misread_is_refused(tmp_path, content, reason):
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(InputError, match=reason):
+        read_labels(tmp_path / "labels.csv")
+
+
+def test_lines_end_at_newlines_and_may_begin_with_a_mark(tmp_path):
+    (tmp_path / "labels.csv").write_text("\ufeffimage_id,axis,class\na,hat,one\u2028two\n", encoding="utf-8")
+    assert read_labels(tmp_path / "labels.csv").to_numpy().tolist() == [["a", "hat", "one\u2028two"]]
+
+
+def test_damaged_parquet_is_refused_whatever_pandas_makes_of_it(tmp_path):
+    good = write_labels(tmp_path / "labels.parquet", ["a", "b"]).read_bytes()
+    generator, footer = np.random.default_rng(5), len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    for number in range(200):
+        bad = bytearray(good[: generator.integers(len(good))] if number % 4 == 0 else good)
+        for place in generator.integers(footer, len(good), 3):
+            if place < len(bad):
+                bad[place] = int(generator.integers(256))
+        (tmp_path / "labels.parquet").write_bytes(bad)
+        try:
+            read_labels(tmp_path / "labels.parquet")
+        except InputError:
+            continue

@@ -118,3 +118,52 @@ def test_reasons_of_what_cannot_be_read() -> None:
     good = encoded(np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8), "JPEG")
     for data in (b"", b"not a picture", good[: len(good) // 2], b"\x89PNG\r\n\x1a\n"):
         assert read_picture(data) == (None, "undecodable image")
+
+
+def test_what_is_transparent_is_seen_before_white() -> None:
+    """As screens show it; what colour lies below is anything, mostly black."""
+    colour = np.zeros((4, 4, 4), np.uint8)
+    colour[:2] = (200, 100, 50, 255)
+    expected = np.full((4, 4, 3), 255, np.uint8)
+    expected[:2] = (200, 100, 50)
+    image = Image.fromarray(colour)
+    palette = image.convert("RGB").quantize(4)
+    below = palette.getpixel((0, 3))
+    for picture, kind, options in (
+        (image, "PNG", {}),
+        (image, "WEBP", {"lossless": True}),
+        (image, "TIFF", {}),
+        (palette, "PNG", {"transparency": below}),
+        (palette, "GIF", {"transparency": below}),
+        (image.convert("RGB"), "PNG", {"transparency": (0, 0, 0)}),
+        (image.convert("LA"), "PNG", {}),
+    ):
+        sink = io.BytesIO()
+        picture.save(sink, kind, **options)
+        pixels, reason = read_picture(sink.getvalue())
+        assert reason is None
+        assert np.array_equal(pixels[2:], expected[2:]), (picture.mode, kind)
+        if picture.mode != "LA":
+            assert np.array_equal(pixels, expected), (picture.mode, kind)
+
+
+def test_floats_from_0_to_1_are_not_black() -> None:
+    ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    pixels, _ = read_picture(encoded(ramp, "TIFF"))
+    assert np.array_equal(pixels[:, :, 0].ravel(), np.arange(256))
+    pixels, _ = read_picture(encoded(ramp * 255, "TIFF"))
+    assert int(np.abs(pixels[:, :, 0].ravel().astype(int) - np.arange(256)).max()) <= 1
+
+
+def test_no_error_of_a_format_gets_out() -> None:
+    """Damaged AVIF, ICO, TGA, TIFF and others raise what no list of exceptions foresees."""
+    generator, pixels = np.random.default_rng(3), np.zeros((16, 16, 3), np.uint8)
+    for kind in ("AVIF", "ICO", "TGA", "TIFF", "JPEG2000", "PPM", "DDS", "PCX", "SGI", "ICNS", "QOI"):
+        sink = io.BytesIO()
+        Image.fromarray(pixels).save(sink, kind)
+        for _ in range(60):
+            bad = bytearray(sink.getvalue())
+            for place in generator.integers(0, min(len(bad), 200), 4):
+                bad[place] = int(generator.integers(256))
+            found, reason = read_picture(bytes(bad))
+            assert (found is None) == (reason is not None)

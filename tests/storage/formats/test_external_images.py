@@ -144,7 +144,7 @@ def test_metadata_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     for path, message in (
         (folder("1", b"file_name,seed\n0000.png,1\n"), rf"names no prompts, it has \['file_name', 'seed'\]; {needs}"),
         (folder("2", b"image,text\n0000.png,a cat\n"), r"lacks the column 'file_name', it has \['image', 'text'\]; "),
-        (folder("3", b""), r"metadata\.csv has no rows; give it one a picture"),
+        (folder("3", b""), r"metadata\.csv has no rows; give it one an image"),
         (folder("4", b"file_name,text\n9.png,a cat\n"), r"line 2 names '9\.png', which is not in .*4; add it"),
         (folder("5", b"file_name,text\n,a cat\n"), r"line 2: 'file_name' is '', 'text' is 'a cat'; give text"),
         (folder("6", b"file_name,text\n\xff\n"), r"metadata\.csv cannot be read .*; write it again as UTF-8"),
@@ -155,7 +155,7 @@ def test_metadata_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             open_pictures([path])
     (tmp_path / "9" / "metadata.csv").touch()
-    with pytest.raises(InputError, match=r"has both metadata\.csv and metadata\.jsonl; keep one"):
+    with pytest.raises(InputError, match=r"has metadata\.csv and metadata\.jsonl; keep one"):
         open_pictures([tmp_path / "9"])
 
 
@@ -168,12 +168,12 @@ def test_sources_without_pictures_are_refused(tmp_path: Path) -> None:
     text = tmp_path / "text.parquet"
     text.write_text("image,text\n", encoding="utf-8")
     for paths, message in (
-        ([], r"no pictures were given \(0 paths\)"),
-        ([tmp_path / "none"], r"there is nothing at .*none; give a folder of pictures or a Parquet file"),
-        ([empty], r"empty holds no pictures; give a folder with files \*\.png, \*\.jpg, \*\.jpeg, \*\.webp or a Parq"),
-        ([packed], r"packed holds no pictures; give its Parquet files, .*packed/\*\.parquet"),
-        ([write_parquet(tmp_path / "rows.parquet", [])], r"rows\.parquet holds no pictures; "),
-        ([loose], r"nothing names the prompt of .*0000\.png; write metadata\.csv .*, or put the picture into a sub-fo"),
+        ([], r"no images were given \(0 paths\)"),
+        ([tmp_path / "none"], r"there is nothing at .*none; give a folder of images or a Parquet file"),
+        ([empty], r"empty holds no images; give a folder with images or a Parquet file with rows"),
+        ([packed], r"packed holds no images \(1 not an image\); give its Parquet files, .*packed/\*\.parquet"),
+        ([write_parquet(tmp_path / "rows.parquet", [])], r"rows\.parquet holds no images; "),
+        ([loose], r"nothing names the prompt of .*0000\.png; write metadata\.csv .*, or put the image into a sub-fo"),
         ([text], r"text\.parquet cannot be read as Parquet"),
         ([good, Path(shutil.copy(good, tmp_path / "same.parquet"))], r"hold the same; give each once"),
     ):
@@ -223,5 +223,5 @@ def test_metadata_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "content"), [("metadata.csv", "file_name,text\n"), ("metadata.jsonl", "\n")])
 def test_metadata_without_rows_say_so(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=rf"{name} has no rows; give it one a picture, with 'file_name' and one of"):
+    with pytest.raises(InputError, match=rf"{name} has no rows; give it one an image, with 'file_name' and one of"):
         open_pictures([tmp_path])

@@ -60,7 +60,7 @@ def test_finished_row_groups_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "kind", "message"),
     [
-        ("jpg_0", pa.string(), r"column 'jpg_0' is of type string; it should hold the bytes of a picture"),
+        ("jpg_0", pa.string(), r"column 'jpg_0' is of type string; it should hold the bytes of an image"),
         ("label_0", pa.string(), r"column 'label_0' is of type string; it should hold a number"),
         ("caption", pa.int64(), r"column 'caption' is of type int64; it should hold text"),
     ],

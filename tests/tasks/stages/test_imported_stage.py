@@ -228,7 +228,7 @@ def test_no_usable_picture_is_an_error_that_names_both_sides(
 ) -> None:
     strange: list[Named] = [(f"a photo of number {n}", picture(9, seed=n)) for n in (1, 1, 2, 3, 4)]
     message = (
-        r"\[imported/imported-v1-.*\] none of the 5 picture\(s\) can be used: {'no evaluation prompt': 5}; they name "
+        r"\[imported/imported-v2-.*\] none of the 5 picture\(s\) can be used: {'no evaluation prompt': 5}; they name "
         r"'a photo of number 1', 'a photo of number 2', 'a photo of number 3'; evaluation prompts are 'a photo of a "
         r"judge', 'a photo of a dancer', .*; name each picture's by prompt_id or by its exact text"
     )
@@ -378,9 +378,9 @@ def test_imported_pictures_are_found_by_their_key_if_they_fit(
 ) -> None:
     store = open_store(tiny_runtime)
     with pytest.raises(
-        InputError, match=r"no imported images 'imported-v1-0' in .*, which has none; `popalign import "
+        InputError, match=r"no imported images 'imported-v2-0' in .*, which has none; `popalign import "
     ):
-        find_imported(store, "imported-v1-0", prompts, tiny_config)
+        find_imported(store, "imported-v2-0", prompts, tiny_config)
     ref = import_images(prompts, sources=[write_csv(tmp_path / "csv", rows)], config=tiny_config, runtime=tiny_runtime)
     for name in (ref.key, str(ref)):
         assert find_imported(store, name, prompts, tiny_config) == ref
@@ -396,4 +396,4 @@ def test_the_key_is_pinned(tiny_config: PipelineConfig, tiny_runtime: RuntimeCon
     sources = [PictureSource(Path("one"), "0" * 64, [], []), PictureSource(Path("two"), "f" * 64, [], [])]
     view = ImportedView(sources=tuple(sources), sampling=tiny_config.sampling)
     asked = import_images.ask(view, {"prompts": ArtifactRef("identities", "identities-v1-0")})
-    assert reference(open_store(tiny_runtime), asked).key == "imported-v1-778adf458037a897edb276b3714ed8f9"
+    assert reference(open_store(tiny_runtime), asked).key == "imported-v2-cc9e436582cb3c82129bf735c35b52d5"

@@ -150,10 +150,10 @@ def test_no_usable_pair_is_an_error_that_says_why(
     tmp_path: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     ties = [row((picture(BRIGHT), picture(DARK)), 0.5, "a tie")] * 3
-    message = r"\[pairs/pairs-v1-.*\] none of the 3 comparison\(s\) can be used: {'tie': 3}; a preference needs label_0"
+    message = r"\[pairs/pairs-v2-.*\] none of the 3 comparison\(s\) can be used: {'tie': 3}; a preference needs label_0"
     with pytest.raises(InputError, match=message):
         import_pairs(files=[write_pairs(tmp_path / "ties.parquet", ties)], config=tiny_config, runtime=tiny_runtime)
-    with pytest.raises(InputError, match=r"none of the 0 comparison\(s\) can be used"):
+    with pytest.raises(InputError, match=r"none\.parquet hold\(s\) no rows; give a file of pairs with some"):
         import_pairs(files=[write_pairs(tmp_path / "none.parquet", [])], config=tiny_config, runtime=tiny_runtime)
 
 
@@ -281,12 +281,12 @@ def test_pairs_are_found_by_their_key_if_they_fit_the_model(
     file: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     store = open_store(tiny_runtime)
-    with pytest.raises(InputError, match=r"no pairs 'pairs-v1-0' in .*, which has none; `popalign import pairs FILE"):
-        find_pairs(store, "pairs-v1-0", tiny_config)
+    with pytest.raises(InputError, match=r"no pairs 'pairs-v2-0' in .*, which has none; `popalign import pairs FILE"):
+        find_pairs(store, "pairs-v2-0", tiny_config)
     ref = import_pairs(files=[file], config=tiny_config, runtime=tiny_runtime)
     assert find_pairs(store, ref.key, tiny_config) == find_pairs(store, str(ref), tiny_config) == ref
     with pytest.raises(InputError, match=f"which has {ref.key};"):
-        find_pairs(store, "pairs-v1-0", tiny_config)
+        find_pairs(store, "pairs-v2-0", tiny_config)
     with pytest.raises(InputError, match=r"was imported for the base model .*; give the --preset"):
         find_pairs(store, ref.key, on_portraits(tiny_config))
     wide = tiny_config.sampling.model_copy(update={"width": 128})
@@ -303,4 +303,4 @@ def test_the_key_is_pinned(tiny_config: PipelineConfig, tiny_runtime: RuntimeCon
         ),
         {},
     )
-    assert reference(open_store(tiny_runtime), asked).key == "pairs-v1-c186a3fa840514f5369fdcd210d30efc"
+    assert reference(open_store(tiny_runtime), asked).key == "pairs-v2-06fbbea9ae1b12e89784e08a2b282f63"

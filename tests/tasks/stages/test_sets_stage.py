@@ -178,7 +178,7 @@ def test_odd_pictures_and_captions_are_kept_or_counted(
 def test_what_is_no_set_is_refused(tmp_path: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     lone = [member("one", "preferred", 0, picture(BRIGHT))]
     message = (
-        r"\[sets/sets-v1-.*\] none of the 1 member\(s\) of sets can be used: {'set without the other role': 1}; a set"
+        r"\[sets/sets-v2-.*\] none of the 1 member\(s\) of sets can be used: {'set without the other role': 1}; a set"
     )
     with pytest.raises(InputError, match=message):
         import_sets(files=[write_sets(tmp_path / "lone.parquet", lone)], config=tiny_config, runtime=tiny_runtime)
@@ -193,7 +193,7 @@ def test_what_is_no_set_is_refused(tmp_path: Path, tiny_config: PipelineConfig, 
         ("role", pa.int64(), "column 'role' is of type int64; it should hold text"),
         ("slot", pa.string(), "column 'slot' is of type string; it should hold a whole number"),
         ("target", pa.string(), "it should hold a list of structs of class and share"),
-        ("image", pa.string(), "it should hold the bytes of a picture, or a struct"),
+        ("image", pa.string(), "it should hold the bytes of an image, or a struct"),
     ):
         fields = [field if field.name != column else pa.field(column, kind) for field in SET_MEMBERS]
         pq.write_table(pa.schema(fields).empty_table(), tmp_path / "typed.parquet")
@@ -224,4 +224,4 @@ def test_the_key_is_pinned(tiny_config: PipelineConfig, tiny_runtime: RuntimeCon
         ),
         {},
     )
-    assert reference(open_store(tiny_runtime), asked).key == "sets-v1-72d10cec13c988946705d090d240c8b6"
+    assert reference(open_store(tiny_runtime), asked).key == "sets-v2-dcad22e3243e5812ebc9b9b36cedb875"
