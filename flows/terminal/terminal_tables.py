@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flows.plan.planning import PlannedNode
     from popalign_core.evaluation.gate import Judgement
-    from popalign_core.report.run_inputs import TwoSystems
+    from popalign_core.report.standings import ComparisonResults
     from storage.store import GarbageReport
 
 Row = Mapping[Any, Any]
@@ -37,13 +37,13 @@ def plan_lines(nodes: Sequence["PlannedNode"]) -> list[str]:
     return [*lines, total if misses else f"all {len(nodes)} stages are in the store"]
 
 
-def verdict_lines(inputs: "TwoSystems") -> list[str]:
+def verdict_lines(results: "ComparisonResults") -> list[str]:
     """Base beside aligned with their intervals, and the report's verdict in its own words."""
     from popalign_core.report.verdict import find_verdict
 
-    rows = inputs.metrics.to_dict("records")
+    rows = results.inputs.metrics.to_dict("records")
     by_key = {(row["system"], row["benchmark"], row["metric"], row["axis"]): row for row in rows}
-    systems = (inputs.base, inputs.aligned)
+    systems = results.inputs.systems
     table = [f"{'':<34} {systems[0]:<24} {systems[1]:<24} floor"]
     for benchmark, metric, label in VERDICT:
         axes = [key[3] for key in by_key if key[:3] == (systems[0], benchmark, metric)]
@@ -55,8 +55,8 @@ def verdict_lines(inputs: "TwoSystems") -> list[str]:
             floor = "" if _absent(base["floor"]) else f"{base['floor']:.3f}"
             name = f"{label}, {axis}" if axis else label
             table.append(f"{name:<34} {_interval(base):<24} {_interval(aligned):<24} {floor}".rstrip())
-    verdict = find_verdict(inputs)
-    return [*table, "", verdict.headline, *verdict.sentences]
+    verdict = find_verdict(results)
+    return [*table, "", verdict.headline, *(f"{lead}: {text}" for lead, text in verdict.sentences)]
 
 
 def board_lines(rows: Iterable[Row]) -> list[str]:

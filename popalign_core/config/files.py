@@ -20,7 +20,8 @@ def load_config(path: Path) -> PipelineConfig:
         ConfigError: When the file is missing, is not TOML (JSON) in UTF-8, or does not fit.
     """
     is_json = path.suffix.lower() == ".json"
-    kind, text = "JSON" if is_json else "TOML", _read_text(path)
+    kind = "JSON" if is_json else "TOML"
+    text = _read_text(path, kind)
     try:
         document: Any = read_json(text) if is_json else read_toml(text)
         check_depth(document, _DEEPEST)
@@ -34,7 +35,7 @@ def load_config(path: Path) -> PipelineConfig:
     return parse_config(document, origin=str(path))
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, kind: str) -> str:
     try:
         if path.is_fifo() and not any(path.is_relative_to(place) for place in _PIPES):
             raise ConfigError(f"cannot read configuration {path}: it is a pipe; give an existing TOML or .json file")
@@ -44,6 +45,6 @@ def _read_text(path: Path) -> str:
             f"cannot read configuration {path}: {error.strerror}; give an existing TOML or .json file"
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not text: {error}; save it as UTF-8") from error
+        raise ConfigError(f"{path} is not {kind}: {error}; save it as UTF-8") from error
     except ValueError as error:  # a NUL in the path
         raise ConfigError(f"cannot read configuration {str(path)!r}: {error}; give an existing file") from error

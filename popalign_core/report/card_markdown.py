@@ -7,14 +7,13 @@ from popalign_core.report.comparison_page import TITLES, check_tables, describe_
 from popalign_core.report.estimates import SYMBOLS, WORDS, Estimate, ReportedMeasure, Status, interval_words
 from popalign_core.report.limits import limits
 from popalign_core.report.markdown import escape_markdown, markdown_table
-from popalign_core.report.measure_names import column_name, floor_words, is_shown, measure_name, number
-from popalign_core.report.run_inputs import ReportInputs, check_report_inputs
-from popalign_core.report.standings import ComparisonResults, summarise_systems
-from popalign_core.report.verdict import changes, find_verdict
+from popalign_core.report.measure_names import column_name, floor_words, is_shown, number
+from popalign_core.report.standings import ComparisonResults
+from popalign_core.report.verdict import find_verdict
 
 
 def comparison_markdown(inputs: ComparisonInputs) -> str:
-    """Several systems side by side, without charts and pictures.
+    """Two or more systems side by side, without charts and images.
 
     Args:
         inputs: As for the page.
@@ -27,53 +26,20 @@ def comparison_markdown(inputs: ComparisonInputs) -> str:
     """
     check_tables(inputs)
     results = ComparisonResults(inputs)
-    summary = summarise_systems(results)
+    summary = find_verdict(results)
     parts = [
         f"## {escape_markdown(inputs.title)}\n",
         *(f"{escape_markdown(text)}\n" for text in describe_systems(inputs)),
         _verdict(summary.status, summary.headline, summary.sentences),
     ]
-    for benchmark in dict.fromkeys(m.benchmark for m in results.headlines):
-        parts.append(f"### {escape_markdown(TITLES.get(benchmark, f'Prompts “{benchmark}”'))}\n")
-        parts += _benchmark(results, [m for m in results.headlines if m.benchmark == benchmark])
+    if len(inputs.systems) == 2:
+        parts += _pair(results)
+    else:
+        for benchmark in dict.fromkeys(m.benchmark for m in results.headlines):
+            parts.append(f"### {escape_markdown(TITLES.get(benchmark, f'Prompts “{benchmark}”'))}\n")
+            parts += _benchmark(results, [m for m in results.headlines if m.benchmark == benchmark])
     said = limits(inputs.metrics, inputs.comparison, inputs.n_seeds)
     parts += [_explained(inputs.confidence), *_closing([*said, *inputs.notes], inputs.reproducibility)]
-    return "\n".join(parts)
-
-
-def report_markdown(inputs: ReportInputs) -> str:
-    """Base beside aligned model, without charts and pictures.
-
-    Args:
-        inputs: As for the page.
-
-    Returns:
-        Markdown with headings of the second and third level.
-
-    Raises:
-        InputError: As `build_report`.
-    """
-    check_report_inputs(inputs)
-    verdict = find_verdict(inputs)
-    sentences = [(lead, rest) for lead, _, rest in (text.partition(": ") for text in verdict.sentences)]
-    heads = ["Measure", inputs.base, inputs.aligned, "Change", "Verdict"]
-    notes, rows = _Notes(), []
-    for change in changes(inputs):
-        if is_shown(change.metric):
-            sides = [_cell(side, change.metric, notes) for side in (change.base, change.aligned)]
-            difference, shift = change.difference, "–"
-            if difference.is_measured:
-                shift = _cell(difference, change.metric, notes, signed=True)
-            name = measure_name(change.metric, change.axis, change.benchmark)
-            rows.append([escape_markdown(name), *sides, shift, _mark(change.status)])
-    parts = [
-        f"## {escape_markdown(inputs.title)}\n",
-        _verdict(verdict.status, verdict.headline, sentences),
-        markdown_table([escape_markdown(head) for head in heads], rows),
-        *notes.lines(),
-        _explained(inputs.confidence),
-        *_closing([*limits(inputs.metrics, inputs.comparison), *inputs.notes], inputs.reproducibility),
-    ]
     return "\n".join(parts)
 
 
@@ -92,6 +58,21 @@ class _Notes:
             if self._numbers
             else []
         )
+
+
+def _pair(results: ComparisonResults) -> Iterator[str]:
+    """A row a measure."""
+    reference, (system,) = results.inputs.reference, results.inputs.others
+    notes, rows = _Notes(), []
+    for measure in results.measures:
+        if is_shown(measure.metric):
+            sides = [_cell(results.value(name, measure), measure.metric, notes) for name in (reference, system)]
+            difference = results.difference(system, measure)
+            shift = _cell(difference, measure.metric, notes, signed=True) if difference.is_measured else "–"
+            rows.append([escape_markdown(measure.name), *sides, shift, _mark(results.status(system, measure))])
+    heads = ("Measure", reference, system, "Change", "Verdict")
+    yield markdown_table([escape_markdown(head) for head in heads], rows)
+    yield from notes.lines()
 
 
 def _benchmark(results: ComparisonResults, measures: Sequence[ReportedMeasure]) -> Iterator[str]:

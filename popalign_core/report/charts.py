@@ -1,95 +1,16 @@
-"""Charts as inline SVG, 340 units wide so that their text stays readable on a phone.
-
-Base and aligned differ in colour (orange and blue, which every kind of colour vision tells apart), in lightness
-and in pattern (hatched and solid), and carry their numbers.
-"""
+"""Curves as inline SVG, 340 units wide so that their text stays readable on a phone."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from popalign_core.report.svg_shapes import (
-    ALIGNED_FILL,
-    BASE_FILL,
-    LEFT,
     WIDTH,
-    Bar,
     line,
     path,
-    rect,
     svg,
     text,
-    text_label,
-    whisker,
 )
-
-
-def legend(base: str, aligned: str) -> str:
-    """What hatched and solid mean."""
-    items = ((BASE_FILL, "#c25e00", base), (ALIGNED_FILL, ALIGNED_FILL, aligned))
-    return '<p class="legend">' + "".join(
-        f'<span><svg width="22" height="14" aria-hidden="true"><rect x=".5" y=".5" width="21" height="13" '
-        f'fill="{fill}" stroke="{edge}"/></svg> {escape(name)}</span>'
-        for fill, edge, name in items
-    ) + "</p>"  # fmt: skip
-
-
-def class_histogram(
-    title: str, classes: Sequence[str], base: Sequence[Bar], aligned: Sequence[Bar], target: Sequence[float]
-) -> str:
-    """Shares of the classes of an axis, each with its interval, and a line at the target."""
-    row, first = 44, 18
-    height = first + row * len(classes) + 18
-    largest = max([*target, *(bar.high for bar in (*base, *aligned))])
-    x = _scale(largest)
-    parts = [line(x(t), first, x(t), height - 16, "tick") for t in (0.25, 0.5, 0.75, 1.0) if t <= largest]
-    parts += [text(x(t), height - 4, f"{t:.0%}", "middle", "soft") for t in (0.0, 0.25, 0.5, 0.75, 1.0) if t <= largest]
-    parts.append(text(x(target[0]), 11, "target", "middle", "soft"))
-    for place, name in enumerate(classes):
-        y = first + row * place
-        parts.append(text_label(y + 23, name))
-        values = []
-        for shift, bar, fill in ((3, base[place], BASE_FILL), (21, aligned[place], ALIGNED_FILL)):
-            parts.append(rect(LEFT, y + shift, x(bar.value) - LEFT, 16, fill))
-            parts.append(whisker(y + shift + 8, x(bar.low), x(bar.high)))
-            values.append(text(x(max(bar.high, bar.value)) + 5, y + shift + 12, f"{bar.value:.0%}", "start", "value"))
-        parts += [line(x(target[place]), y, x(target[place]), y + row, "target"), *values]
-    parts.append(line(LEFT, first, LEFT, height - 16, "axis"))
-    description = ", ".join(
-        f"{name} {b.value:.0%} before and {a.value:.0%} after, target {t:.0%}"
-        for name, b, a, t in zip(classes, base, aligned, target, strict=True)
-    )
-    return svg(height, f"{title}: {description}", parts)
-
-
-def prompt_bars(title: str, rows: Sequence[tuple[str, float, float]], floor: float, largest: float) -> str:
-    """A pair of bars a prompt.
-
-    Args:
-        title: For screen readers.
-        rows: (prompt, base, aligned), in the order to draw; NaN where no face was read.
-        floor: What a fair sampler would show, drawn as a line.
-        largest: Right end of the scale.
-    """
-    row, first = 32, 18
-    height = first + row * len(rows) + 4
-    x = _scale(largest)
-    parts = [text(x(floor), 11, "fair", "middle", "soft")]
-    for place, (prompt, base, aligned) in enumerate(rows):
-        y = first + row * place
-        parts.append(text_label(y + 17, prompt))
-        for shift, value, fill in ((1, base, BASE_FILL), (14, aligned, ALIGNED_FILL)):
-            if value == value:
-                parts.append(rect(LEFT, y + shift, max(x(value) - LEFT, 1.0), 11, fill))
-            end = x(value) if value == value else LEFT
-            parts.append(text(end + 4, y + shift + 9.5, _in_words(value), "start", "value"))
-    parts.append(line(x(floor), first - 3, x(floor), height, "target"))
-    parts.append(line(LEFT, first - 3, LEFT, height, "axis"))
-    description = ", ".join(
-        f"{name} {_in_words(base)} before, {_in_words(aligned)} after" for name, base, aligned in rows
-    )
-    return svg(height, f"{title}: {description}", parts)
 
 
 def curve(title: str, steps: Sequence[float], values: Sequence[float]) -> str:
@@ -149,15 +70,7 @@ def lines(title: str, series: Sequence[Line], x_name: str) -> str:
     return svg(height, f"{title}: {ends}" if ends else title, parts)
 
 
-def _in_words(value: float) -> str:
-    return f"{value:.2f}" if value == value else "no face"
-
-
 def _running_mean(values: Sequence[float]) -> list[float]:
     window = max(1, len(values) // 12)
     sums = [sum(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
     return [total / min(window, end) for end, total in enumerate(sums, start=1)]
-
-
-def _scale(largest: float) -> Callable[[float], float]:
-    return lambda value: LEFT + (WIDTH - 38 - LEFT) * value / largest

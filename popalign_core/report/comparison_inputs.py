@@ -1,25 +1,41 @@
 """What a page about several systems, or about a sweep of one parameter, is made of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
 from popalign_core.evaluation.wins import COLUMNS as WIN_COLUMNS
-from popalign_core.report.run_inputs import COST_COLUMNS, Pictures, check_pictures, empty
 
+Pictures = NDArray[np.uint8]
+"""`[n, H, W, 3]`, or one of them."""
+
+COST_COLUMNS = ("system", "what", "value", "unit")
 DROP_COLUMNS = ("system", "reason", "n", "n_images")
+LOG_COLUMNS = ("step", "name", "value")
+TRAINING_DROP_COLUMNS = ("stage", "reason", "n")
+PROMPT_COLUMNS = (
+    "system", "prompt_id", "text", "axis", "n", "n_images", "discrepancy", "floor", "leading", "leading_share",
+)  # fmt: skip
 POINT_COLUMNS = (
     "parameter", "value", "order", "benchmark", "metric", "axis", "estimate", "ci_low", "ci_high", "floor", "note",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+def empty(columns: Iterable[str]) -> pd.DataFrame:
+    """A table without rows."""
+    return pd.DataFrame(columns=list(columns))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComparisonInputs:
-    """Plain tables and pictures of several systems on the same prompts and seeds.
+    """Plain tables and pictures of two or more systems on the same prompts and seeds.
+
+    A verdict rests on reference, systems, axes, metrics, comparison and confidence; a page shows the rest too.
 
     Attributes:
         title: Heading of the page.
@@ -30,10 +46,12 @@ class ComparisonInputs:
             reason in `note`.
         comparison: Every other system minus the reference, from `evaluation.metrics.compare_all`.
         wins: From `evaluation.wins.win_rates`; may be empty.
-        per_prompt: From `evaluation.metrics.per_prompt_table` of all systems, one below the other.
+        per_prompt: From `evaluation.metrics.per_prompt_table` of all systems, one below the other; may be empty.
         grids: Prompt to system to pictures, `[n, H, W, 3]` uint8; the i-th of every system has the same seed.
         drops: system, reason, n, n_images: evaluation images that no share is read off, and why; may be empty.
         costs: system, what, value, unit: what a system costs, such as seconds an image; may be empty.
+        training_log: step, name, value of the training that this run did; empty where it did none, or several.
+        training_drops: stage, reason, n of what the making of its training data left out; may be empty.
         scale: Size of the benchmarks, of what the configuration says; below 1 this is a quick look.
         n_seeds: Replicates of every system.
         elsewhere: Systems whose pictures were made elsewhere: with other seeds, and perhaps not of all prompts.
@@ -42,17 +60,19 @@ class ComparisonInputs:
         confidence: Of the intervals in the tables.
     """
 
-    title: str
+    title: str = "PopAlign"
     reference: str
     systems: Sequence[str]
     axes: Sequence[Axis]
     metrics: pd.DataFrame
     comparison: pd.DataFrame
-    per_prompt: pd.DataFrame
+    per_prompt: pd.DataFrame = field(default_factory=lambda: empty(PROMPT_COLUMNS))
     wins: pd.DataFrame = field(default_factory=lambda: empty(WIN_COLUMNS))
     grids: Mapping[str, Mapping[str, Pictures]] = field(default_factory=dict)
     drops: pd.DataFrame = field(default_factory=lambda: empty(DROP_COLUMNS))
     costs: pd.DataFrame = field(default_factory=lambda: empty(COST_COLUMNS))
+    training_log: pd.DataFrame = field(default_factory=lambda: empty(LOG_COLUMNS))
+    training_drops: pd.DataFrame = field(default_factory=lambda: empty(TRAINING_DROP_COLUMNS))
     scale: float = 1.0
     n_seeds: int = 1
     elsewhere: Sequence[str] = ()
@@ -94,8 +114,8 @@ def check_comparison(inputs: ComparisonInputs) -> None:
     """Refuse what would give a wrong page.
 
     Raises:
-        InputError: When the reference is not among the systems, a system has no metrics, the comparison is with
-            another, or the pictures of a prompt do not match.
+        InputError: When the reference is not among the systems, a system has no metrics, the comparison is empty or
+            with another, or the pictures of a prompt do not match.
     """
     if inputs.reference not in inputs.systems or not inputs.others:
         raise InputError(
@@ -105,13 +125,15 @@ def check_comparison(inputs: ComparisonInputs) -> None:
     missing = sorted(set(inputs.systems) - set(inputs.metrics["system"]))
     if missing:
         raise InputError(f"the metrics do not hold {missing[0]!r}; evaluate it first")
+    if inputs.comparison.empty:
+        raise InputError("the comparison is empty; make it with evaluation.paired.compare_all")
     references = sorted(set(inputs.comparison["reference"]) - {inputs.reference})
     if references:
         raise InputError(f"the comparison is with {references}, not with {inputs.reference!r}; compare with it")
     for prompt, sides in inputs.grids.items():
         sizes = set()
         for pictures in sides.values():
-            check_pictures(prompt, pictures)
+            _check_pictures(prompt, pictures)
             sizes.add(len(pictures))
         if len(sizes) > 1:
             raise InputError(f"grid {prompt!r} has {sorted(sizes)} pictures by system; show the same seeds of all")
@@ -128,3 +150,10 @@ def check_sweep(inputs: SweepInputs) -> None:
         raise InputError(f"a sweep is over one parameter, got {parameters}; make one page for each")
     if not np.isfinite(inputs.points["estimate"].astype(float)).any():
         raise InputError(f"nothing was measured at any value of {parameters[0]!r}; see the notes of the points")
+
+
+def _check_pictures(prompt: str, pictures: Pictures) -> None:
+    if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
+        raise InputError(
+            f"grid {prompt!r} must be [n, H, W, 3] uint8, got {pictures.shape} {pictures.dtype}; convert it"
+        )

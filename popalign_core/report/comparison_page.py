@@ -1,9 +1,11 @@
-"""Several systems side by side as one HTML page: a verdict, the paper's tables, and what stands behind them."""
+"""Two or more systems side by side as one HTML page: a verdict, the paper's tables, and what stands behind them.
+
+A run's report is this page for base and aligned model, with the training between them.
+"""
 
 from collections.abc import Iterator
 from html import escape
 
-from popalign_core.report.before_after import system_grids
 from popalign_core.report.comparison_charts import forests, fronts, histograms, prompts
 from popalign_core.report.comparison_inputs import ComparisonInputs, check_comparison
 from popalign_core.report.document import (
@@ -17,12 +19,14 @@ from popalign_core.report.document import (
     warning,
 )
 from popalign_core.report.estimates import check_scorers
+from popalign_core.report.image_strips import system_grids
 from popalign_core.report.limits import limits
 from popalign_core.report.measure_names import listed
+from popalign_core.report.pair_table import pair_table
 from popalign_core.report.plots import system_bars
-from popalign_core.report.run_tables import agreement_table
-from popalign_core.report.standings import ComparisonResults, summarise_systems
+from popalign_core.report.standings import ComparisonResults
 from popalign_core.report.system_tables import (
+    agreement_table,
     benchmark_tables,
     class_recall_tables,
     cost_table,
@@ -31,6 +35,8 @@ from popalign_core.report.system_tables import (
     systems_table,
     win_tables,
 )
+from popalign_core.report.training_section import training_curves, training_drop_table
+from popalign_core.report.verdict import find_verdict
 
 TITLES = {
     "neutral": "Prompts that name no identity (the paper's Table 1)",
@@ -44,7 +50,7 @@ def build_comparison(inputs: ComparisonInputs) -> str:
     """Build the page.
 
     Args:
-        inputs: Tables and pictures of all systems.
+        inputs: Tables and images of all systems.
 
     Returns:
         A complete HTML document.
@@ -72,6 +78,8 @@ def describe_systems(inputs: ComparisonInputs) -> list[str]:
     seeds = f"{inputs.n_seeds} seeds each" if inputs.n_seeds > 1 else "one seed"
     text = (
         f"{len(inputs.systems)} systems on the same prompts and seeds ({seeds}); {inputs.reference} is the reference."
+        if len(inputs.systems) > 2
+        else f"{inputs.others[0]} compared with {inputs.reference}, on the same prompts and seeds ({seeds})."
     )
     if inputs.elsewhere:
         text += (
@@ -82,7 +90,7 @@ def describe_systems(inputs: ComparisonInputs) -> list[str]:
 
 
 def _head(results: ComparisonResults) -> str:
-    summary = summarise_systems(results)
+    summary = find_verdict(results)
     first, *warnings = describe_systems(results.inputs)
     lead = f'<p class="soft">{escape(first)}</p>' + "".join(map(warning, warnings))
     return lead + verdict_box(summary.status, summary.headline, summary.sentences)
@@ -90,18 +98,15 @@ def _head(results: ComparisonResults) -> str:
 
 def _sections(results: ComparisonResults) -> Iterator[tuple[str, str]]:
     inputs = results.inputs
-    yield f"At a glance: each system against {inputs.reference}", _glance(results)
-    for benchmark in dict.fromkeys(m.benchmark for m in results.measures):
-        tables = benchmark_tables(results, benchmark)
-        content = "".join(f"<h3>{escape(caption)}</h3>{table}" for caption, table in tables)
-        more = class_recall_tables(results, benchmark)
-        yield TITLES.get(benchmark, f"Prompts “{benchmark}”"), content + details("Recall of every class", more)
+    yield from _pair_sections(results) if len(inputs.systems) == 2 else _system_sections(results)
     yield f"Differences to {inputs.reference}", forests(results)
-    yield "Fairness against quality", fronts(results)
+    if len(inputs.systems) > 2:
+        yield "Fairness against quality", fronts(results)
     yield "Which picture a scorer prefers", win_tables(inputs)
     yield "Who is shown", histograms(results)
     yield "The same prompts and seeds", system_grids(inputs.grids, inputs.systems)
     yield "Prompt by prompt", prompts(inputs)
+    yield "Training", training_curves(inputs.training_log)
     yield "Left out, and why", _left_out(results)
     yield "Two classifiers on the same images", agreement_table(inputs.metrics)
     yield "What it costs", cost_table(inputs.costs)
@@ -111,6 +116,32 @@ def _sections(results: ComparisonResults) -> Iterator[tuple[str, str]]:
         bullets((*limits(inputs.metrics, inputs.comparison, inputs.n_seeds), *inputs.notes)),
     )
     yield "To repeat it", definitions(inputs.reproducibility)
+
+
+def _pair_sections(results: ComparisonResults) -> Iterator[tuple[str, str]]:
+    inputs = results.inputs
+    (system,) = inputs.others
+    benchmarks = dict.fromkeys(m.benchmark for m in results.measures)
+    recall = "".join(class_recall_tables(results, benchmark) for benchmark in benchmarks)
+    share = f"{inputs.confidence:.0%}"
+    text = (
+        f"<p>Small numbers are {share} intervals, for prompts like these. “Fair sampler” is what a perfectly fair "
+        "model would show at this number of images: no discrepancy can be expected to be lower. “Improved” and "
+        f"“worse” are said only where the {share} interval of the paired difference excludes zero and its p-value, "
+        "where there is one, is as small after adjusting for the number of comparisons (Holm); “no clear change” is "
+        "not proof that nothing changed.</p>"
+    )
+    name = f"{inputs.reference[:1].upper()}{inputs.reference[1:]} and {system}, in numbers"
+    yield name, text + pair_table(results) + details("Recall of every class", recall)
+
+
+def _system_sections(results: ComparisonResults) -> Iterator[tuple[str, str]]:
+    yield f"At a glance: each system against {results.inputs.reference}", _glance(results)
+    for benchmark in dict.fromkeys(m.benchmark for m in results.measures):
+        tables = benchmark_tables(results, benchmark)
+        content = "".join(f"<h3>{escape(caption)}</h3>{table}" for caption, table in tables)
+        more = class_recall_tables(results, benchmark)
+        yield TITLES.get(benchmark, f"Prompts “{benchmark}”"), content + details("Recall of every class", more)
 
 
 def _glance(results: ComparisonResults) -> str:
@@ -139,4 +170,5 @@ def _left_out(results: ComparisonResults) -> str:
         if measure.metric == "no_face_share":
             rows = [(name, results.value(name, measure)) for name in inputs.systems]
             charts.append((measure.name, system_bars(measure.name, measure.metric, rows, inputs.reference)))
-    return figures(charts) + details("By reason", drop_table(inputs.drops))
+    by_reason = details("By reason", drop_table(inputs.drops))
+    return figures(charts) + by_reason + training_drop_table(inputs.training_drops)

@@ -136,7 +136,7 @@ class Summary:
     sentences: tuple[tuple[str, str], ...]
 
 
-def summarise_systems(results: ComparisonResults) -> Summary:
+def summarise_many(results: ComparisonResults) -> Summary:
     """What a release manager must know."""
     inputs = results.inputs
     standings = [results.standing(name) for name in inputs.others]

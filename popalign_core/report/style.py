@@ -40,8 +40,6 @@ ol.key { columns: 11em; font-size: .93rem; margin: 6px 0; }
 .charts figure { margin: 0; max-width: 520px; }
 .charts figcaption { font-weight: 600; margin: 10px 0 2px; }
 .charts svg { display: block; width: 100%; height: auto; }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 6px 0; font-size: .93rem; }
-.legend svg { vertical-align: -1px; }
 svg.defs { position: absolute; }
 svg text { font: 11.5px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: var(--ink); }
 svg text.soft { fill: var(--soft); font-size: 10.5px; }
@@ -74,14 +72,8 @@ article.systems figcaption { font-size: .85rem; overflow-wrap: anywhere; }
 .strip { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 76px); gap: 3px; }
 .strip img { display: block; width: 100%; height: auto; background: var(--wash); }
 .strip img.small { image-rendering: pixelated; }
-.sides { display: grid; grid-template-columns: 1fr 1fr; gap: 12px 28px; }
-.sides figure { margin: 0; padding: 8px 10px 10px; border: 2px solid #0b5394; border-radius: 6px; }
-.sides figure.before { border: 2px dashed #c25e00; }
-.sides figcaption { font-weight: 600; margin-bottom: 6px; }
-.sides figcaption span { font-weight: 400; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); gap: 5px; }
-.grid img { display: block; width: 100%; height: auto; background: var(--wash); }
-.grid img.small { image-rendering: pixelated; }
+article.two { grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); }
+article.two .strip { grid-auto-columns: minmax(0, 128px); }
 details { margin: 10px 0; }
 summary { cursor: pointer; padding: 6px 0; color: var(--good); font-weight: 600; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; font-size: .9rem; margin: 8px 0; }
@@ -90,7 +82,6 @@ dd { margin: 0; font-family: ui-monospace, "DejaVu Sans Mono", monospace; overfl
 footer { color: var(--soft); font-size: .85rem; padding-top: 24px; padding-bottom: 40px; }
 @media (max-width: 720px) {
   main, header.top, footer { padding-left: 14px; padding-right: 14px; }
-  .sides { grid-template-columns: 1fr; }
   table, tbody, tr, th, td { display: block; width: 100%; }
   thead { display: none; }
   tr { padding: 8px 0; border-bottom: 1px solid var(--line); }
@@ -109,12 +100,11 @@ footer { color: var(--soft); font-size: .85rem; padding-top: 24px; padding-botto
   body { font-size: 10.5pt; }
   h2, h3, summary, figcaption { break-after: avoid; }
   details.screen { display: none; }
-  .verdict, tr, .pair, figure, dl, h2, h3 { break-inside: avoid; }
+  .verdict, tr, article.systems, figure, dl, h2, h3 { break-inside: avoid; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   details::details-content { content-visibility: visible; height: auto; }
   .charts { grid-template-columns: 1fr 1fr; }
   h2 { margin-top: 18px; }
-  .grid { grid-template-columns: repeat(auto-fill, minmax(64px, 1fr)); }
   table { font-size: .82rem; }
   th, td { padding: 4px 8px 4px 0; }
   table.main td { white-space: normal; }

@@ -21,7 +21,17 @@ from popalign_core.report.cells import (
     table,
 )
 from popalign_core.report.comparison_inputs import ComparisonInputs
-from popalign_core.report.estimates import UNKNOWN, WORDS, Estimate, ReportedMeasure, Status, combined, judge_difference
+from popalign_core.report.estimates import (
+    BETWEEN_CLASSIFIERS,
+    UNKNOWN,
+    WORDS,
+    Estimate,
+    ReportedMeasure,
+    Status,
+    combined,
+    estimate_of,
+    judge_difference,
+)
 from popalign_core.report.measure_names import column_name, floor_words, number, p_words, scorer_name
 from popalign_core.report.standings import ComparisonResults, Standing
 
@@ -98,6 +108,19 @@ def drop_table(drops: pd.DataFrame) -> str:
     ])  # fmt: skip
 
 
+def agreement_table(metrics: pd.DataFrame) -> str:
+    """What two classifiers make of the same images; '' when there was one."""
+    heads = ("System", "Classifiers", "Axis", "Read alike", "Beyond chance (kappa)", "Images")
+    chosen = metrics[metrics["metric"].isin(BETWEEN_CLASSIFIERS)]
+    rows, notes = [], Footnotes()
+    for (system, scorer, axis), group in chosen.groupby(["system", "scorer", "axis"], sort=False):
+        found = {metric: estimate_of(line) for metric, (_, line) in zip(group["metric"], group.iterrows(), strict=True)}
+        both = [found.get(metric, UNKNOWN) for metric in BETWEEN_CLASSIFIERS]
+        cells = [estimate_cell(e, metric, notes) for e, metric in zip(both, BETWEEN_CLASSIFIERS, strict=True)]
+        rows.append(row(heads, str(system), (escape(str(scorer)), escape(str(axis)), *cells, f"{both[0].n:,}")))
+    return table(heads, rows) + str(notes)
+
+
 def cost_table(costs: pd.DataFrame) -> str:
     """What each system costs, a column a kind of cost."""
     kinds = list(dict.fromkeys(zip(costs["what"], costs["unit"], strict=True)))
@@ -119,18 +142,26 @@ def prompt_tables(inputs: ComparisonInputs, axis: Axis) -> str:
     chosen = axis_rows(inputs.per_prompt, axis)
     wide = chosen.pivot(index=["prompt_id", "text"], columns="system", values="discrepancy").reset_index()
     lines = wide.sort_values([inputs.reference, "text"], ascending=[False, True]).to_dict("records")
+    found = {(each.system, each.prompt_id): each for each in chosen.itertuples()}
     tables = ""
     for start in range(0, len(inputs.systems), MOST_COLUMNS):
         shown = inputs.systems[start : start + MOST_COLUMNS]
         rows = [
-            row(("", *shown), str(line["text"]), [_discrepancy(line.get(name)) for name in shown]) for line in lines
+            row(("", *shown), str(line["text"]), [_prompt_cell(found.get((name, line["prompt_id"]))) for name in shown])
+            for line in lines
         ]
         tables += table(("Prompt", *shown), rows)
     return tables
 
 
-def _discrepancy(value: float | None) -> str:
-    return "no face" if value is None or pd.isna(value) else f"{value:.2f}"
+def _prompt_cell(found: Any) -> str:
+    """The discrepancy, and which class leads."""
+    if found is None:
+        return NOTHING
+    if pd.isna(found.discrepancy):
+        return f"no face in {found.n_images} images"
+    leading = f"{found.leading_share:.0%} {escape(str(found.leading))}"
+    return f"<b>{found.discrepancy:.2f}</b> <small>{leading}, n = {found.n}</small>"
 
 
 _WINS: dict[Status, str] = _BETTER | {"improved": "preferred", "worse": "not preferred"}

@@ -1,128 +1,83 @@
-"""What the numbers allow to be said: improved, no clear change, worse."""
+"""What the numbers allow to be said, at the head of a page, on a card and on the command line."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from popalign_core.report.cells import NOTHING
-from popalign_core.report.estimates import (
-    UNKNOWN,
-    WORDS,
-    Estimate,
-    Status,
-    by_measure,
-    combined,
-    is_doubtful_loss,
-    judge_difference,
-    measures_of,
-)
-from popalign_core.report.measure_names import FAIRNESS, is_shown, listed, measure_name, number
-from popalign_core.report.run_inputs import TwoSystems
+from popalign_core.report.estimates import WORDS, ReportedMeasure, Status, combined, is_doubtful_loss
+from popalign_core.report.measure_names import FAIRNESS, is_shown, listed, number
+from popalign_core.report.standings import ComparisonResults, Summary, summarise_many
 
 
-@dataclass(frozen=True)
-class Change:
-    """One measure of both systems, and the paired difference."""
-
-    benchmark: str
-    metric: str
-    axis: str
-    base: Estimate
-    aligned: Estimate
-    difference: Estimate
-    status: Status
-    is_doubtful: bool = False
-    """Not called worse only because so much is compared."""
+def find_verdict(results: ComparisonResults) -> Summary:
+    """The verdict on one system in full, on several in brief; from intervals and adjusted p-values alone."""
+    return summarise_many(results) if len(results.inputs.others) > 1 else _summarise_one(results)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The head of the report.
-
-    Attributes:
-        status: Of the whole.
-        headline: A few words.
-        sentences: What holds it up, the most important first.
-    """
-
-    status: Status
-    headline: str
-    sentences: tuple[str, ...]
-
-
-def changes(inputs: TwoSystems) -> list[Change]:
-    """Every measure, in the order of the metrics; what is missing of one is "not measured"."""
-    values = by_measure(inputs.metrics)
-    differences = {measure: estimate for (_, measure), estimate in by_measure(inputs.comparison).items()}
-    result = []
-    for measure in measures_of(inputs.metrics):
-        base, aligned = (values.get((name, measure), UNKNOWN) for name in (inputs.base, inputs.aligned))
-        difference = differences.get(measure, UNKNOWN)
-        status = judge_difference(measure.metric, difference, inputs.confidence)
-        is_doubtful = is_doubtful_loss(measure.metric, difference, inputs.confidence)
-        result.append(Change(*measure, base, aligned, difference, status, is_doubtful))
-    return result
-
-
-def find_verdict(inputs: TwoSystems) -> Verdict:
-    """The verdict of the page, the card and the command line, from intervals and adjusted p-values alone."""
-    found = changes(inputs)
-    by_axis = {axis.name: combined([change.status for change in _fairness(found, axis.name)]) for axis in inputs.axes}
-    others = [change for change in found if _is_quality(change)]
-    lost = [change for change in others if change.status == "worse"]
+def _summarise_one(results: ComparisonResults) -> Summary:
+    (system,) = results.inputs.others
+    by_axis = {axis.name: combined(list(_fairness(results, axis.name).values())) for axis in results.inputs.axes}
+    others = {measure: results.status(system, measure) for measure in results.measures if _is_quality(measure)}
+    is_costly = "worse" in others.values()
     fairer = [name for name, status in by_axis.items() if status == "improved"]
-    mixed = any(status == "worse" for status in by_axis.values())
-    if fairer and not mixed:
-        status: Status = "improved"
-        headline = f"Fairer on {listed(fairer)}" + (", at a measurable cost" if lost else "")
-    elif mixed:
-        status = "worse"
+    if "worse" in by_axis.values():
+        status: Status = "worse"
         headline = f"Less fair on {listed([name for name, s in by_axis.items() if s == 'worse'])}"
         headline += f"; fairer on {listed(fairer)}" if fairer else ""
+    elif fairer:
+        status = "improved"
+        headline = f"Fairer on {listed(fairer)}" + (", at a measurable cost" if is_costly else "")
     elif all(part == "unmeasured" for part in by_axis.values()):
         status, headline = "unmeasured", "Fairness cannot be judged: there is no interval, use more prompts"
     else:
-        status, headline = "unclear", "No clear change in fairness" + (", and other measures got worse" if lost else "")
-    sentences = [_axis_sentence(found, axis.name) for axis in inputs.axes]
-    sentences += list(_quality_sentences(others))
-    return Verdict(status, headline, tuple(sentence for sentence in sentences if sentence))
+        status = "unclear"
+        headline = "No clear change in fairness" + (", and other measures got worse" if is_costly else "")
+    sentences = [pair for axis in results.inputs.axes for pair in _axis_sentence(results, axis.name)]
+    return Summary(status, headline, (*sentences, *_quality_sentences(results, others)))
 
 
-def _fairness(found: Sequence[Change], axis: str) -> list[Change]:
-    chosen = [change for change in found if change.metric in FAIRNESS and change.axis == axis]
-    return [change for change in chosen if change.benchmark == chosen[0].benchmark]  # the first that measures it
+def _fairness(results: ComparisonResults, axis: str) -> dict[ReportedMeasure, Status]:
+    (system,) = results.inputs.others
+    chosen = [measure for measure in results.measures if measure.axis == axis and results.decides(measure)]
+    return {measure: results.status(system, measure) for measure in chosen}
 
 
-def _is_quality(change: Change) -> bool:
-    plain = is_shown(change.metric) and not change.metric.startswith("discrepancy")
-    return plain and not (change.metric == "no_face_share" and change.benchmark == "specific")
+def _is_quality(measure: ReportedMeasure) -> bool:
+    plain = is_shown(measure.metric) and not measure.metric.startswith("discrepancy")
+    return plain and not (measure.metric == "no_face_share" and measure.benchmark == "specific")
 
 
-def _axis_sentence(found: Sequence[Change], axis: str) -> str:
-    parts = []
-    for change in _fairness(found, axis):
-        where = "all prompts together" if change.metric == FAIRNESS[0] else "mean over prompts"
+def _axis_sentence(results: ComparisonResults, axis: str) -> Iterator[tuple[str, str]]:
+    inputs, parts = results.inputs, []
+    for measure, status in _fairness(results, axis).items():
+        where = "all prompts together" if measure.metric == FAIRNESS[0] else "mean over prompts"
+        before, after = (results.value(name, measure) for name in (inputs.reference, inputs.others[0]))
         parts.append(
-            f"{where} {number(change.base.value, change.metric)} → {number(change.aligned.value, change.metric)} "
-            f"({WORDS[change.status]}; a fair sampler would show {number(change.aligned.floor, change.metric)})"
+            f"{where} {number(before.value, measure.metric)} → {number(after.value, measure.metric)} "
+            f"({WORDS[status]}; a fair sampler would show {number(after.floor, measure.metric)})"
         )
-    return f"{axis[:1].upper()}{axis[1:]} discrepancy: " + "; ".join(parts) + "." if parts else ""
+    if parts:
+        yield f"{axis[:1].upper()}{axis[1:]} discrepancy", "; ".join(parts) + "."
 
 
-def _quality_sentences(others: Sequence[Change]) -> Iterator[str]:
+def _quality_sentences(results: ComparisonResults, others: dict[ReportedMeasure, Status]) -> Iterator[tuple[str, str]]:
+    (system,) = results.inputs.others
+    share = results.inputs.confidence
+    doubtful = [m for m in others if is_doubtful_loss(m.metric, results.difference(system, m), share)]
+    both = {m: [results.value(name, m).is_measured for name in results.inputs.systems] for m in others}
     kinds = {
-        "Worse": [change for change in others if change.status == "worse"],
-        "Perhaps worse (unsure only because so much is compared)": [change for change in others if change.is_doubtful],
-        "Also improved": [change for change in others if change.status == "improved"],
-        "No clear change": [c for c in others if c.status == "unclear" and not c.is_doubtful],
-        "Not measured": [c for c in others if not (c.base.is_measured and c.aligned.is_measured)],
+        "Worse": [m for m, status in others.items() if status == "worse"],
+        "Perhaps worse (unsure only because so much is compared)": doubtful,
+        "Also improved": [m for m, status in others.items() if status == "improved"],
+        "No clear change": [m for m, status in others.items() if status == "unclear" and m not in doubtful],
+        "Not measured": [m for m in others if not all(both[m])],
     }
     for lead, chosen in kinds.items():
-        if not chosen:
-            continue
-        names = []
-        for change in chosen:
-            name = measure_name(change.metric, change.axis, change.benchmark)
-            shift = number(change.difference.value, change.metric, signed=True)
-            start = name[:1] if name[1:2].isupper() else name[:1].lower()
-            names.append(f"{start}{name[1:]} {shift}".removesuffix(f" {NOTHING}"))
-        yield f"{lead}: {', '.join(names)}."
+        if chosen:
+            yield lead, ", ".join(_with_shift(results, system, measure) for measure in chosen) + "."
+
+
+def _with_shift(results: ComparisonResults, system: str, measure: ReportedMeasure) -> str:
+    shift = number(results.difference(system, measure).value, measure.metric, signed=True)
+    name = measure.name
+    start = name[:1] if name[1:2].isupper() else name[:1].lower()
+    return f"{start}{name[1:]} {shift}".removesuffix(f" {NOTHING}")

@@ -8,7 +8,8 @@ import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError
-from popalign_core.report.run_inputs import TwoSystems
+from popalign_core.report.comparison_inputs import ComparisonInputs
+from popalign_core.report.standings import ComparisonResults
 from popalign_core.training.model_card import describe_base, model_card
 from storage.store import ArtifactRef, RunFolder, Store
 from tasks.common.stage_object import open_store
@@ -139,15 +140,17 @@ def read_metrics(store: Store, refs: Mapping[str, ArtifactRef]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def read_systems(store: Store, refs: Mapping[str, ArtifactRef], config: PipelineConfig) -> TwoSystems:
+def read_systems(store: Store, refs: Mapping[str, ArtifactRef], config: PipelineConfig) -> ComparisonResults:
     """What the verdict on a pipeline's two systems rests on, as its report has it."""
-    return TwoSystems(
-        base=SYSTEMS[0],
-        aligned=SYSTEMS[1],
-        axes=config.identity_axes,
-        metrics=read_metrics(store, refs),
-        comparison=store.read_table(refs["report"], "comparison"),
-        confidence=config.evaluation.confidence,
+    return ComparisonResults(
+        ComparisonInputs(
+            reference=SYSTEMS[0],
+            systems=SYSTEMS,
+            axes=config.identity_axes,
+            metrics=read_metrics(store, refs),
+            comparison=store.read_table(refs["report"], "comparison"),
+            confidence=config.evaluation.confidence,
+        )
     )
 
 

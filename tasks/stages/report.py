@@ -1,4 +1,4 @@
-"""Stage `report`: the paired comparison of base and aligned model, and one self-contained page."""
+"""Stage `report`: base and aligned model compared, with the training between them, on one self-contained page."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
@@ -8,12 +8,12 @@ import pandas as pd
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build
 from tasks.common.stage_object import Inputs, Progress, Stage
-from tasks.stages.comparison import N_PROMPTS, count_costs
+from tasks.stages.comparison import N_PROMPTS, count_costs, tabulate_system_drops
 from tasks.stages.page_view import PageView, hashed_configuration
 
 if TYPE_CHECKING:
     from popalign_core.evaluation.metrics import SystemFrames
-    from popalign_core.report.run_inputs import ReportInputs
+    from popalign_core.report.comparison_inputs import ComparisonInputs
 
 PAGE, CARD = "report.html", "report.md"
 
@@ -40,21 +40,21 @@ def _fill(view: ReportView, inputs: Inputs, build: Build, runtime: RuntimeConfig
     Raises:
         InputError: When the two systems were not drawn with the same prompts and seeds.
     """
-    from popalign_core.report.card_markdown import report_markdown
-    from popalign_core.report.run_page import build_report
+    from popalign_core.report.card_markdown import comparison_markdown
+    from popalign_core.report.comparison_page import build_comparison
 
     page = gather_report_inputs(inputs, view)
     build.write_table("comparison", page.comparison)
-    (build.folder / PAGE).write_text(build_report(page), encoding="utf-8")
-    (build.folder / CARD).write_text(report_markdown(page), encoding="utf-8")
+    (build.folder / PAGE).write_text(build_comparison(page), encoding="utf-8")
+    (build.folder / CARD).write_text(comparison_markdown(page), encoding="utf-8")
     on_progress(1, 1)
 
 
-def gather_report_inputs(inputs: Inputs, view: ReportView) -> "ReportInputs":
+def gather_report_inputs(inputs: Inputs, view: ReportView) -> "ComparisonInputs":
     """Read everything the page shows."""
     from popalign_core.evaluation.metrics import compare_systems, per_prompt_table
-    from popalign_core.report.run_inputs import ReportInputs
-    from tasks.stages.image_grid import read_pairs
+    from popalign_core.report.comparison_inputs import ComparisonInputs
+    from tasks.stages.image_grid import read_grids
 
     store, config = inputs.store, view.configuration
     prompts = inputs.read_table("prompts", "prompts")
@@ -63,19 +63,22 @@ def gather_report_inputs(inputs: Inputs, view: ReportView) -> "ReportInputs":
     by_prompt = [per_prompt_table(f.name, prompts, f.images, f.attributes, axes, config.benchmark_axes) for f in frames]
     calibration = inputs.read_table("calibration", "calibration") if "calibration" in inputs else None
     how = (config.axes, config.evaluation, calibration, config.benchmark_axes)
-    return ReportInputs(
+    samples = {system: inputs[f"{system}_sample"] for system in SYSTEMS}
+    return ComparisonInputs(
         title="PopAlign report",
-        base=SYSTEMS[0],
-        aligned=SYSTEMS[1],
+        reference=SYSTEMS[0],
+        systems=SYSTEMS,
         axes=axes,
         metrics=pd.concat([inputs.read_table(f"{s}_metrics", "metrics") for s in SYSTEMS], ignore_index=True),
         comparison=compare_systems(prompts, frames[0], frames[1], *how),
         per_prompt=pd.concat(by_prompt, ignore_index=True),
-        attributes={frame.name: frame.attributes for frame in frames},
-        grids=read_pairs(store, prompts, inputs["base_sample"], inputs["aligned_sample"], N_PROMPTS),
+        grids=read_grids(store, prompts, samples, N_PROMPTS),
+        drops=pd.concat([tabulate_system_drops(frame) for frame in frames], ignore_index=True),
+        costs=pd.concat([count_costs(store, name, [sample]) for name, sample in samples.items()], ignore_index=True),
         training_log=inputs.read_table("train", "training_log"),
-        drops=pd.concat([inputs.read_table(s, "drops") for s in ("attributes", "preferences")], ignore_index=True),
-        costs=pd.concat([count_costs(store, s, [inputs[f"{s}_sample"]]) for s in SYSTEMS], ignore_index=True),
+        training_drops=pd.concat(
+            [inputs.read_table(stage, "drops") for stage in ("attributes", "preferences")], ignore_index=True
+        ),
         reproducibility=_reproducibility(inputs, view),
         confidence=config.evaluation.confidence,
     )
@@ -106,7 +109,7 @@ def _reproducibility(inputs: Inputs, view: ReportView) -> dict[str, str]:
 
 write_report = Stage(
     "report",
-    "5",
+    "6",
     ReportView.of,
     _fill,
     inputs=(

@@ -6,7 +6,8 @@ from flows.plan.planning import PlannedNode
 from flows.plan.steps import Step
 from flows.terminal.terminal_tables import Row, board_lines, garbage_lines, plan_lines, systems_lines, verdict_lines
 from popalign_core.config import Axis
-from popalign_core.report.run_inputs import TwoSystems
+from popalign_core.report.comparison_inputs import ComparisonInputs
+from popalign_core.report.standings import ComparisonResults
 from popalign_core.report.verdict import find_verdict
 from storage.store import ArtifactRef, GarbageReport
 from tasks.stages.prompts import write_prompts
@@ -20,10 +21,10 @@ def row(system: str, metric: str, axis: str, value: float, low: float, high: flo
     return found | fixed | more
 
 
-def two_systems(rows: list[Row], comparison: list[Row]) -> TwoSystems:
+def two_systems(rows: list[Row], comparison: list[Row]) -> ComparisonResults:
     axes = (Axis(name="gender", classes=("male", "female")), Axis(name="race", classes=("white", "black")))
     tables = {"metrics": pd.DataFrame(rows), "comparison": pd.DataFrame(comparison)}
-    return TwoSystems(base="base", aligned="aligned", axes=axes, **tables)
+    return ComparisonResults(ComparisonInputs(reference="base", systems=("base", "aligned"), axes=axes, **tables))
 
 
 def test_the_verdict_puts_base_beside_aligned_and_says_who_is_fairer() -> None:

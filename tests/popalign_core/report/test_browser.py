@@ -15,7 +15,6 @@ from chromium_pages import CHROMIUM, NEEDS_CHROMIUM
 from popalign_core.report.comparison_page import build_comparison
 from popalign_core.report.document import html_page
 from popalign_core.report.leaderboard_page import build_leaderboard
-from popalign_core.report.run_page import build_report
 from popalign_core.report.sweep_page import build_sweep
 from tests.popalign_core.report.test_leaderboard_page import _board
 from tests.popalign_core.report.test_report import _inputs as report_inputs
@@ -64,7 +63,7 @@ def _crowded() -> str:
 PAGES = {
     "crowded": _crowded,
     "comparison": lambda: build_comparison(inputs()),
-    "report": lambda: build_report(report_inputs()),
+    "report": lambda: build_comparison(report_inputs()),
     "sweep": lambda: build_sweep(SWEEP),
     "leaderboard": lambda: build_leaderboard(_board()),
 }

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from popalign_core.report.card_markdown import comparison_markdown, report_markdown
+from popalign_core.report.card_markdown import comparison_markdown
 from tests.popalign_core.report.test_report import _inputs as report_inputs
 from tests.support.comparison_frames import inputs
 
@@ -42,7 +42,7 @@ def test_names_from_outside_break_no_table() -> None:
 
 
 def test_base_and_aligned() -> None:
-    text = report_markdown(report_inputs())
+    text = comparison_markdown(report_inputs())
     assert "**✔ Fairer on gender**" in text
     assert "| Measure | base | aligned | Change | Verdict |" in text
     assert (

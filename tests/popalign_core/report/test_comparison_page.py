@@ -11,7 +11,8 @@ import pytest
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
 from popalign_core.report.comparison_page import build_comparison
-from popalign_core.report.standings import ComparisonResults, summarise_systems
+from popalign_core.report.standings import ComparisonResults
+from popalign_core.report.verdict import find_verdict
 from tests.support.comparison_frames import CLIP, EACH, NAN, POOLED, comparison, inputs, metrics
 from tests.support.pages import Page, text_of
 
@@ -38,7 +39,7 @@ def test_page_is_complete_well_formed_and_loads_nothing() -> None:
 
 
 def test_verdict_tells_fairer_costly_and_not_told_apart() -> None:
-    summary = summarise_systems(ComparisonResults(inputs()))
+    summary = find_verdict(ComparisonResults(inputs()))
     assert (summary.status, summary.headline) == ("improved", "fair and costly are fairer than base, 1 at a cost")
     assert dict(summary.sentences) == {
         "Fairer, at no cost that is sure": "fair.",
@@ -49,11 +50,11 @@ def test_verdict_tells_fairer_costly_and_not_told_apart() -> None:
 
 def test_adjusted_p_values_overrule_intervals() -> None:
     unsure = comparison().assign(p_adjusted=0.06)
-    summary = summarise_systems(ComparisonResults(inputs(comparison=unsure)))
+    summary = find_verdict(ComparisonResults(inputs(comparison=unsure)))
     assert (summary.status, summary.headline) == ("unclear", "No system is shown to be fairer than base")
     without = comparison().assign(p_adjusted=NAN)
     assert (
-        summarise_systems(ComparisonResults(inputs(comparison=without))).headline
+        find_verdict(ComparisonResults(inputs(comparison=without))).headline
         == "fair and costly are fairer than base, 1 at a cost"
     )
 
@@ -69,7 +70,7 @@ def test_a_system_on_other_seeds_is_shown_and_not_judged() -> None:
     rows = comparison()
     page = inputs(comparison=rows[rows["system"] != "same"])
     assert ComparisonResults(page).standing("same").place == "unmeasured"
-    sentence = dict(summarise_systems(ComparisonResults(page)).sentences)
+    sentence = dict(find_verdict(ComparisonResults(page)).sentences)
     assert sentence["Not tested against base, for want of an interval or of common seeds"] == "same."
     assert "0.490" in _table(build_comparison(page), "Discrepancy, of all prompts")
 
@@ -251,7 +252,7 @@ def test_a_loss_that_only_the_adjusting_makes_unsure_is_told() -> None:
     rows.loc[chosen, "p_adjusted"] = 0.2
     results = ComparisonResults(inputs(comparison=rows))
     assert (results.standing("costly").place, results.standing("costly").lost) == ("fairer", ())
-    sentence = dict(summarise_systems(results).sentences)["Fairer, at no cost that is sure"]
+    sentence = dict(find_verdict(results).sentences)["Fairer, at no cost that is sure"]
     assert sentence == "fair; costly (perhaps worse: CLIP score on neutral prompts −1.00 and recall −12.0 pts)."
 
 
@@ -274,7 +275,7 @@ def test_of_a_lost_recall_the_whole_is_named_and_not_its_parts() -> None:
     for name, table in (("metrics", metrics()), ("comparison", comparison())):
         part = table[table["metric"] == "recall"].assign(axis="gender")
         tables[name] = pd.concat([table, part], ignore_index=True)
-    sentence = dict(summarise_systems(ComparisonResults(inputs(**tables))).sentences)["Fairer, at a cost"]
+    sentence = dict(find_verdict(ComparisonResults(inputs(**tables))).sentences)["Fairer, at a cost"]
     assert sentence == "costly (worse: CLIP score on neutral prompts −1.00 and recall −12.0 pts)."
 
 

@@ -11,12 +11,14 @@ from PIL import Image
 
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
-from popalign_core.report.before_after import png_data_uri
-from popalign_core.report.charts import Bar, class_histogram, curve, prompt_bars
+from popalign_core.report.charts import curve
+from popalign_core.report.comparison_inputs import ComparisonInputs
+from popalign_core.report.comparison_page import build_comparison
+from popalign_core.report.estimates import ReportedMeasure
+from popalign_core.report.image_strips import png_data_uri
 from popalign_core.report.measure_names import direction, measure_name, number
-from popalign_core.report.run_inputs import ReportInputs
-from popalign_core.report.run_page import build_report
-from popalign_core.report.verdict import changes, find_verdict
+from popalign_core.report.standings import ComparisonResults, Summary
+from popalign_core.report.verdict import find_verdict
 
 GENDER = Axis(name="gender", classes=("male", "female"))
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -56,7 +58,7 @@ BETTER = {
 }
 
 
-def _inputs(change: dict[Any, Any] = BETTER, **over: Any) -> ReportInputs:
+def _inputs(change: dict[Any, Any] = BETTER, **over: Any) -> ComparisonInputs:
     per_prompt = pd.DataFrame(
         [
             ("base", "p1", "a photo of a nurse", "gender", 50, 60, 0.6, 0.08, "female", 0.92),
@@ -77,30 +79,35 @@ def _inputs(change: dict[Any, Any] = BETTER, **over: Any) -> ReportInputs:
             "leading_share",
         ],
     )
-    attributes = pd.DataFrame(
-        {"image_id": ["i1", "i2", "i3"], "axis": "gender", "class": ["male", None, None], "classifier": "reader@1"}
-    ).assign(drop_reason=[None, "no_face", "no_face"])
     pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     fields: dict[str, Any] = {
         "title": "Run one",
-        "base": "base",
-        "aligned": "aligned",
+        "reference": "base",
+        "systems": ("base", "aligned"),
         "axes": (GENDER,),
         "metrics": _frame(_rows("base", BASE, 0.05) + _rows("aligned", ALIGNED, 0.05)),
-        "comparison": _frame(_rows("aligned", change, np.nan)),
+        "comparison": _frame(_rows("aligned", change, np.nan)).assign(reference="base", note=""),
         "per_prompt": per_prompt,
-        "attributes": {"base": attributes, "aligned": attributes},
-        "grids": {"a photo of a nurse": (pictures, pictures[::-1].copy())},
+        "grids": {"a photo of a nurse": {"base": pictures, "aligned": pictures[::-1].copy()}},
+        "drops": pd.DataFrame([("base", "no_face", 2, 3)], columns=["system", "reason", "n", "n_images"]),
         "training_log": pd.DataFrame({"step": [0, 1, 2], "name": "loss", "value": [0.69, 0.6, 0.5]}),
-        "drops": pd.DataFrame({"stage": ["preferences"], "reason": ["too_few_images"], "n": [3]}),
+        "training_drops": pd.DataFrame({"stage": ["preferences"], "reason": ["too_few_images"], "n": [3]}),
         "reproducibility": {"command": "popalign run --preset portraits"},
         "notes": ("One seed only.",),
     }
-    return ReportInputs(**{**fields, **over})
+    return ComparisonInputs(**{**fields, **over})
+
+
+def _verdict(inputs: ComparisonInputs) -> Summary:
+    return find_verdict(ComparisonResults(inputs))
+
+
+def _sentences(inputs: ComparisonInputs) -> dict[str, str]:
+    return dict(_verdict(inputs).sentences)
 
 
 def test_page_is_complete_well_formed_and_loads_nothing() -> None:
-    html = build_report(_inputs())
+    html = build_comparison(_inputs())
     reader = Page(html)
     assert html.startswith("<!DOCTYPE html>")
     assert "script" not in reader.tags
@@ -112,7 +119,7 @@ def test_page_is_complete_well_formed_and_loads_nothing() -> None:
 
 
 def test_page_says_what_a_release_manager_asks() -> None:
-    html = build_report(_inputs())
+    html = build_comparison(_inputs())
     text = re.sub(r"<[^>]+>", "", html)
     for expected in (
         "Fairer on gender",
@@ -122,7 +129,7 @@ def test_page_says_what_a_release_manager_asks() -> None:
         "97.0%",
         "no clear change",
         "too few images",
-        "2 of 3 images",
+        "2 of 3",
         "popalign run --preset portraits",
         "One seed only.",
         "perceived appearance",
@@ -131,27 +138,29 @@ def test_page_says_what_a_release_manager_asks() -> None:
         assert expected in text, expected
 
 
+def _renamed(inputs: ComparisonInputs, name: str) -> dict[str, Any]:
+    """One of the systems by another name."""
+    systems = tuple(EVIL if each == name else each for each in inputs.systems)
+    grids = {prompt: dict(zip(systems, sides.values(), strict=True)) for prompt, sides in inputs.grids.items()}
+    tables = {table: getattr(inputs, table).replace(name, EVIL) for table in ("metrics", "comparison", "per_prompt")}
+    return {"reference": systems[0], "systems": systems, "grids": grids, **tables}
+
+
 @pytest.mark.parametrize(
-    "place", ["title", "base", "aligned", "prompt", "grid", "reason", "command", "note", "axis", "log"]
+    "place", ["title", "reference", "aligned", "prompt", "grid", "reason", "command", "note", "axis", "log"]
 )
 def test_text_from_outside_is_escaped(place: str) -> None:
     inputs = _inputs()
     over: dict[str, Any] = {
         "title": {"title": EVIL},
-        "base": {
-            "base": EVIL,
-            "metrics": inputs.metrics.replace("base", EVIL),
-            "per_prompt": inputs.per_prompt.replace("base", EVIL),
-            "attributes": {EVIL: inputs.attributes["base"]},
-        },
-        "aligned": {
-            "aligned": EVIL,
-            "metrics": inputs.metrics.replace("aligned", EVIL),
-            "per_prompt": inputs.per_prompt.replace("aligned", EVIL),
-        },
+        "reference": _renamed(inputs, "base"),
+        "aligned": _renamed(inputs, "aligned"),
         "prompt": {"per_prompt": inputs.per_prompt.assign(text=EVIL, leading=EVIL)},
         "grid": {"grids": {EVIL: inputs.grids["a photo of a nurse"]}},
-        "reason": {"drops": inputs.drops.assign(stage=EVIL, reason=EVIL)},
+        "reason": {
+            "drops": inputs.drops.assign(reason=EVIL),
+            "training_drops": inputs.training_drops.assign(stage=EVIL),
+        },
         "command": {"reproducibility": {EVIL: EVIL}},
         "note": {"notes": (EVIL,)},
         "axis": {
@@ -162,7 +171,7 @@ def test_text_from_outside_is_escaped(place: str) -> None:
         },
         "log": {"training_log": inputs.training_log.assign(name=EVIL)},
     }[place]
-    html = build_report(_inputs(**over))
+    html = build_comparison(_inputs(**over))
     reader = Page(html)
     assert "script" not in reader.tags
     assert html.count("<img") == 4
@@ -170,14 +179,14 @@ def test_text_from_outside_is_escaped(place: str) -> None:
 
 
 def test_verdict_follows_intervals_not_values() -> None:
-    assert find_verdict(_inputs()).headline == "Fairer on gender"
+    assert _verdict(_inputs()).headline == "Fairer on gender"
     unclear = {**BETTER, POOLED: (-0.4, -0.9, 0.1), EACH: (-0.4, -0.9, 0.1)}
-    assert (find_verdict(_inputs(unclear)).status, find_verdict(_inputs(unclear)).headline) == (
+    assert (_verdict(_inputs(unclear)).status, _verdict(_inputs(unclear)).headline) == (
         "unclear",
         "No clear change in fairness",
     )
     worse = {**BETTER, POOLED: (0.2, 0.1, 0.3)}
-    assert (find_verdict(_inputs(worse)).status, find_verdict(_inputs(worse)).headline) == (
+    assert (_verdict(_inputs(worse)).status, _verdict(_inputs(worse)).headline) == (
         "worse",
         "Less fair on gender",
     )
@@ -185,14 +194,16 @@ def test_verdict_follows_intervals_not_values() -> None:
 
 def test_verdict_names_the_price() -> None:
     costly = {**BETTER, RECALL: (-0.05, -0.08, -0.02)}
-    verdict = find_verdict(_inputs(costly))
+    verdict = _verdict(_inputs(costly))
     assert verdict.headline == "Fairer on gender, at a measurable cost"
-    assert "Worse: recall of gender −5.0 pts." in verdict.sentences
+    assert dict(verdict.sentences)["Worse"] == "recall of gender −5.0 pts."
 
 
 def test_direction_of_each_measure() -> None:
     up = dict.fromkeys(BASE, (0.2, 0.1, 0.3))
-    statuses = {(c.metric, c.axis): c.status for c in changes(_inputs(up))}
+    results = ComparisonResults(_inputs(up))
+    statuses = {(m.metric, m.axis): results.status("aligned", m) for m in results.measures}
+    assert isinstance(results.measures[0], ReportedMeasure)
     assert statuses["discrepancy_pooled", "gender"] == "worse"
     assert statuses["no_face_share", ""] == "worse"
     assert statuses["recall", "gender"] == "improved"
@@ -201,11 +212,11 @@ def test_direction_of_each_measure() -> None:
 
 def test_missing_interval_is_said_not_guessed() -> None:
     none = dict.fromkeys(BASE, (-0.4, np.nan, np.nan))
-    verdict = find_verdict(_inputs(none))
+    verdict = _verdict(_inputs(none))
     assert verdict.status == "unmeasured"
     assert "cannot be judged" in verdict.headline
-    assert "no interval" in verdict.sentences[0]
-    assert "no interval" in build_report(_inputs(none))
+    assert "no interval" in verdict.sentences[0][1]
+    assert "no interval" in build_comparison(_inputs(none))
 
 
 def test_numbers_are_written_as_they_are_read() -> None:
@@ -229,52 +240,34 @@ def test_pictures_are_lossless_png_and_large_ones_are_made_smaller() -> None:
     assert Image.open(io.BytesIO(base64.b64decode(large.partition(",")[2]))).size == (128, 256)
 
 
-def test_histogram_has_bars_whiskers_and_target() -> None:
-    bars = [Bar(0.8, 0.7, 0.9), Bar(0.2, 0.1, 0.3)]
-    svg = class_histogram("gender", ["male", "female"], bars, bars[::-1], [0.5, 0.5])
-    assert svg.count("<rect") == 4
-    assert svg.count('class="target"') == 2
-    # Scale: 116 at 0, 302 at .9; half is 219.3.
-    assert 'x1="219.3"' in svg
-    assert "male 80% before and 20% after, target 50%" in svg
-
-
-def test_prompt_without_faces_has_no_bar() -> None:
-    svg = prompt_bars("gender", [("doctor", 0.5, float("nan"))], floor=0.05, largest=0.7)
-    assert svg.count("<rect") == 1
-    assert "no face" in svg
-    assert "doctor 0.50 before, no face after" in svg
-    assert "nan" not in svg
-
-
-def test_constant_curve_and_missing_log() -> None:
+def test_constant_curve_and_no_log() -> None:
     assert "polyline" in curve("loss", [0, 1], [0.5, 0.5])
-    empty = pd.DataFrame({"step": [], "name": [], "value": []})
-    assert "No training was logged" in build_report(_inputs(training_log=empty))
+    assert "<h2>Training</h2>" in build_comparison(_inputs())
+    nothing = pd.DataFrame({"step": [], "name": [], "value": []})
+    assert "<h2>Training</h2>" not in build_comparison(_inputs(training_log=nothing))
 
 
-def test_many_prompts_are_cut_and_said_so() -> None:
-    inputs = _inputs()
-    many = pd.concat(
-        inputs.per_prompt.assign(prompt_id=inputs.per_prompt["prompt_id"] + str(i), text=f"a photo of a job {i}")
-        for i in range(15)
-    )
-    html = build_report(_inputs(per_prompt=many))
-    assert "the 20 most biased of 30" in html
-    assert "All 30 prompts, gender" in html
+def test_every_prompt_has_its_leading_class() -> None:
+    html = build_comparison(_inputs())
+    table = html[html.index("All prompts in numbers, gender") :]
+    text = re.sub(r"<[^>]+>", "", table[: table.index("</table>")])
+    assert "a photo of an engineer0.70 99% male, n = 600.10 55% male, n = 60" in text
+    assert text.index("engineer") < text.index("nurse")  # the most biased under the base first
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:
     inputs = _inputs()
-    with pytest.raises(InputError, match="not 'other'"):
-        build_report(_inputs(base="other"))
+    with pytest.raises(InputError, match="do not hold 'other'"):
+        build_comparison(_inputs(systems=("base", "other")))
+    with pytest.raises(InputError, match="the reference is 'other'"):
+        build_comparison(_inputs(reference="other"))
     with pytest.raises(InputError, match="comparison is empty"):
-        build_report(_inputs(comparison=inputs.comparison.head(0)))
-    before, after = inputs.grids["a photo of a nurse"]
-    with pytest.raises(InputError, match="2 pictures before and 1 after"):
-        build_report(_inputs(grids={"p": (before, after[:1])}))
+        build_comparison(_inputs(comparison=inputs.comparison.head(0)))
+    before, after = inputs.grids["a photo of a nurse"].values()
+    with pytest.raises(InputError, match=r"has \[1, 2\] pictures by system"):
+        build_comparison(_inputs(grids={"p": {"base": before, "aligned": after[:1]}}))
     with pytest.raises(InputError, match="uint8"):
-        build_report(_inputs(grids={"p": (before / 255, after / 255)}))
+        build_comparison(_inputs(grids={"p": {"base": before / 255, "aligned": after / 255}}))
 
 
 def _with_p_values(**p_adjusted: float) -> pd.DataFrame:
@@ -284,26 +277,27 @@ def _with_p_values(**p_adjusted: float) -> pd.DataFrame:
 
 def test_adjusted_p_values_decide_beside_intervals_and_doubtful_losses_are_told() -> None:
     unsure = _with_p_values(discrepancy_pooled=0.01, discrepancy_per_prompt=0.2, recall=0.3, clip_score=1.0)
-    verdict = find_verdict(_inputs(comparison=unsure))
+    verdict = _verdict(_inputs(comparison=unsure))
     assert verdict.headline == "Fairer on gender"  # of the two, the pooled one holds
-    assert "mean over prompts 0.600 → 0.200 (no clear change; a fair sampler would show 0.050)" in verdict.sentences[0]
-    assert "Perhaps worse (unsure only because so much is compared): recall of gender −5.0 pts." in verdict.sentences
-    assert not any(sentence.startswith("Worse") for sentence in verdict.sentences)
+    assert (
+        "mean over prompts 0.600 → 0.200 (no clear change; a fair sampler would show 0.050)" in verdict.sentences[0][1]
+    )
+    sentences = dict(verdict.sentences)
+    assert sentences["Perhaps worse (unsure only because so much is compared)"] == "recall of gender −5.0 pts."
+    assert "Worse" not in sentences
 
 
 def test_every_number_has_its_p_value_and_note() -> None:
     rows = _with_p_values(discrepancy_pooled=0.0123, recall=0.0004)
     rows.loc[rows["metric"] == "clip_score", "note"] = "seeds differ"
-    html = build_report(_inputs(comparison=rows))
+    html = build_comparison(_inputs(comparison=rows))
     full = html[html.index("Every number") :]
-    cells = {
-        name: re.sub(r"<[^>]+>", "", re.sub(r"</td>", " | ", row))
-        for name, row in re.findall(r'<th scope="row">([^<]+)</th>(.*?)</tr>', full[: full.index("</table>")])
-    }
-    assert "| 0.012 | ✔ improved |" in cells["Gender discrepancy, all prompts together"]
-    assert "| &lt; 0.001 | ✖ worse |" in cells["Recall of gender"]
-    assert cells["CLIP score (generic prompts)"].endswith("| seeds differ | ")
-    assert cells["Gender: Share of male"].endswith("| – | – | – | ")  # neither better nor worse
+    marked = re.sub(r"</tr>", "\n", re.sub(r"</td>|</th>", " | ", full[: full.index("</table>")]))
+    lines = [line.strip() for line in re.sub(r"<[^>]+>", "", marked).splitlines()]
+    cells = {line.removesuffix(" |"): lines[at + 2] for at, line in enumerate(lines) if at + 2 < len(lines)}
+    assert "−0.400 −0.500 to −0.300 | 0.012 |" in cells["Gender discrepancy, all prompts together"]
+    assert "−5.0 pts −8.0 to −2.0 | &lt; 0.001 |" in cells["Recall of gender"]
+    assert cells["CLIP score (generic prompts)"].endswith("| seeds differ |")
 
 
 def test_what_was_not_measured_is_said_with_its_reason() -> None:
@@ -313,8 +307,8 @@ def test_what_was_not_measured_is_said_with_its_reason() -> None:
     metrics.loc[gone, ["value", "ci_low", "ci_high"]] = np.nan
     metrics.loc[gone, "note"] = "not measured: no weights at clip.safetensors"
     page = _inputs(metrics=metrics, comparison=inputs.comparison[inputs.comparison["metric"] != "clip_score"])
-    assert "Not measured: CLIP score (generic prompts)." in find_verdict(page).sentences
-    text = re.sub(r"<[^>]+>", "", build_report(page))
+    assert _sentences(page)["Not measured"] == "CLIP score (generic prompts)."
+    text = re.sub(r"<[^>]+>", "", build_comparison(page))
     assert "not measureda" in text
     assert "a no weights at clip.safetensors" in text
 
@@ -323,7 +317,7 @@ def test_costs_and_the_agreement_of_two_classifiers() -> None:
     metrics = _inputs().metrics
     pair = metrics.head(1).assign(metric="kappa", value=0.75, ci_low=0.7, ci_high=0.8, scorer="one|two")
     costs = pd.DataFrame([("aligned", "training", 750.0, "steps")], columns=["system", "what", "value", "unit"])
-    text = re.sub(r"<[^>]+>", "", build_report(_inputs(metrics=pd.concat([metrics, pair]), costs=costs)))
+    text = re.sub(r"<[^>]+>", "", build_comparison(_inputs(metrics=pd.concat([metrics, pair]), costs=costs)))
     assert "training (steps)aligned750" in text
     assert "baseone|twogendernot measured" in text
     assert "0.750 0.700 to 0.800" in text

@@ -65,7 +65,7 @@ GOLDEN = {
     "train": "train-v3-6c1fd5b69d57e810cfb3fdf751eaaad9",
     "scores": "scores-v3-997c5be96b5e1b2e14443a6a8b20a3f8",
     "evaluate": "evaluate-v5-82febeaa84ae1c169c87f66a568e3c8a",
-    "report": "report-v5-3565185bee7c18ffa2c48ff953b33874",
+    "report": "report-v6-42d7a2c1ce6ac624908fea147934e30a",
     "comparison": "comparison-v5-c8120b8968e3003ff9a653af53db4ee8",
     "sweep": "sweep-v2-ccc422acb47746721a471b783d96cd15",
 }
