@@ -72,12 +72,10 @@ def evaluation_protocol(config: PipelineConfig, runtime: RuntimeConfig) -> str:
     return plan_run(config, runtime, steps, given={"any": ArtifactRef("model", "any")})[-1].ref.key
 
 
-def new_checkpoints(
-    found: Iterable[CandidateModel], config: PipelineConfig, runtime: RuntimeConfig
-) -> list[CandidateModel]:
-    """Those whose weights the leaderboard does not have under this protocol, each weights once."""
-    board = read_leaderboard(runtime.root)
-    known = set(board.loc[board["protocol"] == evaluation_protocol(config, runtime), "model_hash"])
+def new_checkpoints(found: Iterable[CandidateModel], protocol: str, root: str) -> list[CandidateModel]:
+    """Those whose weights a store's leaderboard does not have under this protocol, each weights once."""
+    board = read_leaderboard(root)
+    known = set(board.loc[board["protocol"] == protocol, "model_hash"])
     fresh = {checkpoint.model_hash: checkpoint for checkpoint in reversed(list(found))}
     return [checkpoint for checkpoint in reversed(fresh.values()) if checkpoint.model_hash not in known]
 
@@ -100,7 +98,7 @@ def evaluate_checkpoints(
         PopAlignError: After all were tried, the error of the first that failed, with the checkpoint's name.
     """
     protocol, added, failures = evaluation_protocol(config, runtime), [], list[PopAlignError]()
-    for checkpoint in new_checkpoints(checkpoints, config, runtime):
+    for checkpoint in new_checkpoints(checkpoints, protocol, runtime.root):
         model = ModelConfig(name=str(checkpoint.folder), dtype=config.model.dtype, storage=config.model.storage)
         try:
             refs = run_steps(_STEPS, config.model_copy(update={"model": model}), runtime, call)

@@ -80,38 +80,6 @@ def unread(image_ids: Sequence[str], axes: Sequence[Axis], classifier: str, reas
     return _attribute_table(rows)
 
 
-def agreeing(attributes: pd.DataFrame, images: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:
-    """Whether each image of an identity-specific prompt shows the identity its prompt asks for.
-
-    Prediction and prompt are compared by the columns that hold them, joined on ids.
-
-    Args:
-        attributes: An `attributes` table that covers the images.
-        images: `image_id` and `prompt_id` at least; images of other prompts are passed over.
-        prompts: A `prompts` table with the identities.
-
-    Returns:
-        `image_id`, `keep` (bool) and `reason` (None when kept, else the drop reason or `contradicts_<axis>` for
-        the first axis that differs), one row an image of a specific prompt.
-
-    Raises:
-        InputError: When such an image has no attributes, an identity names an axis that was not read, or an image
-            and axis is there twice.
-    """
-    specific = prompts[prompts["kind"] == "specific"]
-    wanted = {key: dict(value) for key, value in zip(specific["prompt_id"], specific["identity"], strict=True)}
-    chosen = images[images["prompt_id"].isin(list(wanted))]
-    seen = classes_by_image(attributes)
-    rows = [
-        (image_id, _disagreement(image_id, wanted[prompt_id], seen))
-        for image_id, prompt_id in zip(chosen["image_id"], chosen["prompt_id"], strict=True)
-    ]
-    reasons = pd.Series([reason for _, reason in rows], dtype=object)
-    return pd.DataFrame(
-        {"image_id": [image_id for image_id, _ in rows], "keep": reasons.isna().astype(bool), "reason": reasons}
-    )
-
-
 def classes_by_image(attributes: pd.DataFrame) -> dict[str, dict[str, tuple[str | None, str | None]]]:
     """The table as image -> axis -> (class, drop reason).
 
@@ -129,22 +97,6 @@ def classes_by_image(attributes: pd.DataFrame) -> dict[str, dict[str, tuple[str 
     for image_id, axis, name, reason in zip(*columns, strict=True):
         seen.setdefault(image_id, {})[axis] = (_or_none(name), _or_none(reason))
     return seen
-
-
-def _disagreement(
-    image_id: str, identity: dict[str, str], seen: dict[str, dict[str, tuple[str | None, str | None]]]
-) -> str | None:
-    read = seen.get(image_id)
-    if read is None:
-        raise InputError(f"image {image_id} has no attributes; read the attributes of all images first")
-    missing = sorted(set(identity) - set(read))
-    if missing:
-        raise InputError(f"image {image_id} was not read on the axes {missing}; read the attributes with all axes")
-    # A face that could not be used explains more than the contradiction it would also be.
-    for axis in identity:
-        if read[axis][1] is not None:
-            return read[axis][1]
-    return next((f"contradicts_{axis}" for axis, name in identity.items() if read[axis][0] != name), None)
 
 
 def _drop_reason(reading: FaceReading, config: AttributesConfig) -> str | None:

@@ -91,20 +91,6 @@ class Target:
         }
 
 
-def set_discrepancy(cells: Sequence[Cell], axes: Sequence[Axis]) -> float:
-    """The discrepancy of one set; see `Target.discrepancies`.
-
-    Args:
-        cells: One an image of the set; at least one.
-        axes: The attributes with their targets.
-
-    Returns:
-        0 at the target.
-    """
-    target = Target(axes)
-    return float(target.discrepancies(target.count(np.array([target.cells.index(cell) for cell in cells]))))
-
-
 def _quota(shares: FloatArray, n: int) -> IntArray:
     """Largest remainders: the counts of `n` images nearest to the shares."""
     counts = np.floor(shares * n + 1e-9)

@@ -37,13 +37,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         write_atomic(path, data)
 
 
-def read_tensor(path: Path, name: str) -> Tensor:
-    """One tensor of a file."""
-    with safe_open(path, framework="pt") as file:
-        tensor: Tensor = file.get_tensor(name)
-    return tensor
-
-
 def write_embeddings(path: Path, prompt_ids: Sequence[str], embeddings: PromptEmbeddings) -> None:
     """Write P prompts' embeddings with their ids; by custom the last is the empty caption, id ""."""
     tensors = {"prompt_embeds": embeddings.prompt_embeds, "pooled_prompt_embeds": embeddings.pooled_prompt_embeds}

@@ -1,7 +1,9 @@
 """Images of prompts and what a reader saw in them, made up row by row."""
 
+from collections.abc import Sequence
 from itertools import product
 
+import numpy as np
 import pandas as pd
 
 from popalign_core.attributes.filtering import filter_readings
@@ -9,6 +11,7 @@ from popalign_core.attributes.reader import FaceReading
 from popalign_core.config import AttributesConfig, Axis, PreferencesConfig, PromptsConfig
 from popalign_core.identities.augment import augment_prompts
 from popalign_core.preferences.set_pairs import build_sets
+from popalign_core.preferences.target import Target
 from popalign_core.prompts.grammar import write_prompts
 
 GENDER = Axis(name="gender", classes=("male", "female"))
@@ -84,3 +87,9 @@ def reasons(drops):
 
 def usual(subject="doctor"):
     return World(prompts(subject)).specific(subject, 6).neutral(subject, WHITE_MEN)
+
+
+def set_discrepancy(cells: Sequence[tuple[str, ...]], axes: Sequence[Axis]) -> float:
+    """The discrepancy of one set, an image a cell; 0 at the target."""
+    target = Target(axes)
+    return float(target.discrepancies(target.count(np.array([target.cells.index(cell) for cell in cells]))))

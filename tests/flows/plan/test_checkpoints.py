@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from flows.plan.checkpoints import evaluate_checkpoints, find_checkpoints, named_checkpoints, new_checkpoints
+from flows.plan.checkpoints import (
+    evaluate_checkpoints,
+    evaluation_protocol,
+    find_checkpoints,
+    named_checkpoints,
+    new_checkpoints,
+)
 from flows.plan.running import call_directly
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError
@@ -62,10 +68,12 @@ def test_another_protocol_makes_a_checkpoint_new_again(
 ) -> None:
     found = find_checkpoints(str(watch), tiny_runtime)
     evaluate_checkpoints(found, tiny_config, tiny_runtime, call=call_directly())
-    assert new_checkpoints(found, tiny_config, tiny_runtime) == []
+    protocol = evaluation_protocol(tiny_config, tiny_runtime)
+    assert new_checkpoints(found, protocol, tiny_runtime.root) == []
     evaluation = tiny_config.evaluation.model_copy(update={"n_bootstrap": 101})
     other = tiny_config.model_copy(update={"evaluation": evaluation})
-    assert [checkpoint.name for checkpoint in new_checkpoints(found, other, tiny_runtime)] == ["copy-of-100"]
+    fresh = new_checkpoints(found, evaluation_protocol(other, tiny_runtime), tiny_runtime.root)
+    assert [checkpoint.name for checkpoint in fresh] == ["copy-of-100"]
 
 
 @pytest.mark.usefixtures("finished")

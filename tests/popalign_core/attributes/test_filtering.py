@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from popalign_core.attributes.filtering import agreeing, check_reader, filter_readings
+from popalign_core.attributes.filtering import check_reader, classes_by_image, filter_readings
 from popalign_core.attributes.reader import FaceReading, abstain, unreadable
 from popalign_core.config import AttributesConfig, Axis, PromptsConfig
 from popalign_core.errors import InputError
@@ -164,47 +164,17 @@ BLACK_WOMAN = "a photo of a black female doctor"
 BLACK_MAN = "a photo of a black male doctor"
 
 
-def test_agreement_is_by_identity_and_not_by_text():
-    """ "male" is in "female": by text the second would pass."""
-    shown = images(("good", BLACK_WOMAN), ("wrong", BLACK_MAN), ("race", "a photo of a white female doctor"))
-    table = filter_readings([face()] * 3, ["good", "wrong", "race"], AXES, CONFIG, "fake@1")
-    verdicts = agreeing(table, shown, PROMPTS)
-    assert verdicts.to_numpy().tolist() == [
-        ["good", True, None],
-        ["wrong", False, "contradicts_gender"],
-        ["race", False, "contradicts_race"],
-    ]
-    assert verdicts["keep"].dtype == bool
-
-
-def test_a_dropped_image_keeps_its_own_reason():
-    unsure = face(SURE | {"race": {"white": 0.3, "black": 0.5, "asian": 0.2}})
-    table = filter_readings([NO_FACE, unsure], ["a", "b"], AXES, CONFIG, "fake@1")
-    verdicts = agreeing(table, images(("a", BLACK_WOMAN), ("b", BLACK_MAN)), PROMPTS)
-    assert verdicts["reason"].tolist() == ["no_face", "unsure"]
-
-
-def test_neutral_images_are_passed_over():
-    shown = images(("n", "a photo of a doctor"), ("s", BLACK_WOMAN))
-    table = filter_readings([face()] * 2, ["n", "s"], AXES, CONFIG, "fake@1")
-    assert agreeing(table, shown, PROMPTS)["image_id"].tolist() == ["s"]
-    assert agreeing(table, shown.iloc[:1], PROMPTS).shape == (0, 3)
-
-
-def test_agreement_survives_what_parquet_does_to_missing_values():
+def test_classes_survive_what_parquet_does_to_missing_values():
     table = filter_readings([face(), NO_FACE], ["a", "b"], AXES, CONFIG, "fake@1").astype(
         {"class": "str", "drop_reason": "str"}
     )
     assert table["drop_reason"].isna().sum() == 2
-    verdicts = agreeing(table, images(("a", BLACK_WOMAN), ("b", BLACK_WOMAN)), PROMPTS)
-    assert verdicts["reason"].tolist() == [None, "no_face"]
+    seen = classes_by_image(table)
+    assert seen["a"]["gender"] == ("female", None)
+    assert seen["b"] == {"gender": (None, "no_face"), "race": (None, "no_face")}
 
 
-def test_what_was_not_read_is_refused():
+def test_an_image_that_was_read_twice_is_refused():
     table = filter_readings([face()], ["a"], (GENDER,), CONFIG, "fake@1")
-    with pytest.raises(InputError, match="image b has no attributes"):
-        agreeing(table, images(("b", BLACK_WOMAN)), PROMPTS)
-    with pytest.raises(InputError, match=r"image a was not read on the axes \['race'\]"):
-        agreeing(table, images(("a", BLACK_WOMAN)), PROMPTS)
     with pytest.raises(InputError, match=r"1 \(image, axis\) pairs are in the attributes twice, e\.g\. image a"):
-        agreeing(pd.concat([table, table]), images(("a", BLACK_WOMAN)), PROMPTS)
+        classes_by_image(pd.concat([table, table]))

@@ -6,12 +6,24 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-from set_worlds import AXES, CELLS, CONFIG, GENDER, RACE, WHITE_MEN, World, members, prompts, reasons, usual
+from set_worlds import (
+    AXES,
+    CELLS,
+    CONFIG,
+    GENDER,
+    RACE,
+    WHITE_MEN,
+    World,
+    members,
+    prompts,
+    reasons,
+    set_discrepancy,
+    usual,
+)
 
 from popalign_core.config import Axis, PreferencesConfig
 from popalign_core.errors import InputError
 from popalign_core.preferences.set_pairs import build_sets
-from popalign_core.preferences.target import set_discrepancy
 
 
 def test_a_prompt_with_images_enough_gets_balanced_sets_against_its_own():

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from set_worlds import GENDER, RACE, World, prompts, reasons
+from set_worlds import GENDER, RACE, World, prompts, reasons, set_discrepancy
 
 from popalign_core.config import PreferencesConfig
 from popalign_core.errors import InputError
 from popalign_core.preferences.set_pairs import iter_sets, tabulate_set_drops
 from popalign_core.preferences.set_selection import draw_at_random, draw_to_target
-from popalign_core.preferences.target import Target, set_discrepancy
+from popalign_core.preferences.target import Target
 
 AXES_TO_TRY = ((GENDER,), (RACE,), (GENDER.model_copy(update={"target": {"male": 0.3, "female": 0.7}}), RACE))
 TABLES = [(axes, prompts("botanist", "ethnobotanist", axes=axes)) for axes in AXES_TO_TRY]

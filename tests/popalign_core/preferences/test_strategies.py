@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from pydantic import ValidationError
-from set_worlds import AXES, CELLS, GENDER, RACE, WHITE_MEN, World, members, prompts, reasons, usual
+from set_worlds import AXES, CELLS, GENDER, RACE, WHITE_MEN, World, members, prompts, reasons, set_discrepancy, usual
 
 from popalign_core.config import Axis, PreferencesConfig
 from popalign_core.errors import InputError
 from popalign_core.preferences.set_pairs import build_sets
 from popalign_core.preferences.set_selection import draw_to_target
-from popalign_core.preferences.target import Target, set_discrepancy
+from popalign_core.preferences.target import Target
 
 
 def config(strategy, **more):

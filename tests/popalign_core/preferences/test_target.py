@@ -4,10 +4,10 @@ from itertools import product
 
 import numpy as np
 import pytest
-from set_worlds import AXES, CELLS, GENDER, RACE
+from set_worlds import AXES, CELLS, GENDER, RACE, set_discrepancy
 
 from popalign_core.config import Axis
-from popalign_core.preferences.target import Target, set_discrepancy, target_joint
+from popalign_core.preferences.target import Target, target_joint
 
 
 def test_discrepancy_is_taken_over_the_fixed_class_list():

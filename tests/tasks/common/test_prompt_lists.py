@@ -23,7 +23,7 @@ def test_text_of_every_type_is_the_same_list(tmp_path, make):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (pa.table([["a"], ["b"]], names=["prompt", "prompt"]), "has the column 'prompt' 2 times; keep one"),
+        (pa.table([["a"], ["b"]], names=["prompt", "prompt"]), "has 2 columns named 'prompt'; keep one"),
         (pa.table({"prompt": pa.nulls(2)}), "holds no prompts"),
         (pa.table({"prompt": pa.nulls(0, pa.string())}), "holds no prompts"),
         (pa.table({"prompt": [1]}), "column 'prompt' is of type int64; it should hold text"),

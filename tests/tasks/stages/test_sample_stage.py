@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from safety_checkers import save_checker
 
 from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
@@ -24,7 +25,7 @@ from popalign_core.sampling.safety import load_safety_checker, unsafe_images
 from storage.formats.images import decode_png
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store, reference
-from tasks.common.tensors import read_embeddings, read_tensor
+from tasks.common.tensors import read_embeddings
 from tasks.stages.attributes import read_attributes
 from tasks.stages.evaluate import evaluate_system
 from tasks.stages.identities import add_identities
@@ -83,7 +84,7 @@ def test_preference_images_come_with_latents_and_embeddings(
     # 2 training subjects: 6 neutral and 2 classes x 6 specific images each; 4 of the retained subject
     assert len(images) == 2 * (6 + 2 * 6) + 4 == len(drawn)
     assert images["latents_file"].value_counts().to_dict() == {f"latents-{n:05d}.safetensors": 8 for n in range(5)}
-    assert read_tensor(store.localize(ref, "latents-00004.safetensors"), "latents").shape == (8, 4, 8, 8)
+    assert load_file(store.localize(ref, "latents-00004.safetensors"))["latents"].shape == (8, 4, 8, 8)
     ids, embeddings = read_embeddings(store.localize(ref, "embeddings.safetensors"))
     assert ids[-1] == ""
     assert set(ids[:-1]) == set(images["prompt_id"])
@@ -207,7 +208,7 @@ def test_sdedit_starts_from_the_layouts_in_turn(
     layouts = [fit_picture((folder / name).read_bytes(), 64, 64) for name in ("a.png", "b.jpg")]
     start = encode_pixels(pipeline.vae, np.stack([layout for layout in layouts if layout is not None]))
     for image in images[images["index"].isin([3, 4])].itertuples():
-        found = read_tensor(store.localize(ref, image.latents_file), "latents")[image.latents_row]
+        found = load_file(store.localize(ref, image.latents_file))["latents"][image.latents_row]
         _, expected = engine.sample_images(
             pipeline,
             embeddings.rows([ids.index(image.prompt_id)]),

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from flows.plan.running import call_directly, run_steps
 from flows.plan.steps import needed_for
@@ -28,7 +29,7 @@ from popalign_core.sampling.engine import sample_images
 from storage.store import ArtifactRef
 from tasks.common.measuring import CLASSIFIERS
 from tasks.common.stage_object import no_progress, open_store
-from tasks.common.tensors import read_embeddings, read_tensor
+from tasks.common.tensors import read_embeddings
 from tasks.stages.train import train_model
 from tasks.stages.train_inputs import TrainingRefs, read_preferences, run_training
 from tasks.stages.train_view import TrainView
@@ -59,7 +60,7 @@ def test_each_member_brings_its_own_latents_and_the_neutral_caption(
     assert data.preferred.tolist() == (members["role"] == "preferred").tolist()
     for row, image_id in enumerate(members["image_id"]):
         file, place = images.loc[image_id, ["latents_file", "latents_row"]]
-        expected = read_tensor(store.localize(inputs["sample"], file), "latents")[int(place)]
+        expected = load_file(store.localize(inputs["sample"], file))["latents"][int(place)]
         assert torch.equal(data.latents[torch.tensor([row])][0], expected)
     captions = {(int(p), members["prompt_id"][row]) for row, p in enumerate(data.prompt_index)}
     assert len(captions) == members["prompt_id"].nunique()
@@ -84,7 +85,7 @@ def test_what_is_retained_is_the_preferred_and_the_generic_images_under_their_ow
     for row, (image_id, prompt_id) in enumerate(zip(retained["image_id"], retained["prompt_id"], strict=True)):
         assert prompt_id == images["prompt_id"][image_id]
         file, place = images.loc[image_id, ["latents_file", "latents_row"]]
-        expected = read_tensor(store.localize(inputs["sample"], file), "latents")[int(place)]
+        expected = load_file(store.localize(inputs["sample"], file))["latents"][int(place)]
         assert torch.equal(data.retained_latents[torch.tensor([row])][0], expected)
         caption = data.prompt_embeds[data.retained_prompt_index[row]]
         assert torch.equal(caption, embeddings.prompt_embeds[ids.index(prompt_id)])
