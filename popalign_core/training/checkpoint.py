@@ -1,5 +1,6 @@
 """Training checkpoints: trained weights, optimiser, log and step in one file, written whole; the newest are kept."""
 
+import hashlib
 import logging
 import os
 import zipfile
@@ -70,6 +71,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 1) -> None
             torch.save(fields, file)
             file.flush()
             os.fsync(file.fileno())
+        _digest_path(path).write_text(_digest(partial), encoding="ascii")
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__  # torch hides what the file told it
@@ -82,7 +84,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 1) -> None
         ) from error
     for old in list_checkpoints(folder)[keep:]:
         old.unlink()
-    for torn in folder.glob("checkpoint-*.partial"):
+    lonely = (digest for digest in folder.glob("checkpoint-*.sha256") if not digest.with_suffix(".pt").exists())
+    for torn in (*folder.glob("checkpoint-*.partial"), *lonely):
         torn.unlink()
 
 
@@ -95,12 +98,13 @@ def load_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
     """
     damages = []
     for path in list_checkpoints(folder):
-        if damage := _damage(path):
-            damages.append(f"{path} ({damage})")
+        try:
+            checkpoint = _read(path)
+        except Exception as error:  # noqa: BLE001 - a flipped bit may end in any error of zipfile, of pickle and of torch
+            damages.append(f"{path} ({_first_line(error)})")
             continue
         if damages:
             _log.warning("checkpoint %s is damaged; going on from %s", ", ".join(damages), path.name)
-        checkpoint = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
         if checkpoint.fingerprint != fingerprint:
             raise InputError(
                 f"{path} belongs to another configuration or other data; give an empty folder, or delete it"
@@ -111,10 +115,33 @@ def load_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
     return None
 
 
-def _damage(path: Path) -> str | None:
-    """A torch file is a zip archive with a checksum a tensor: truncation and flipped bits show before it is read."""
-    try:
+def _read(path: Path) -> Checkpoint:
+    """A whole checkpoint by the digest beside it; without one, by the checksums in its zip archive.
+
+    torch compares none, and an archive whose directory has a flipped bit may read as other numbers.
+
+    Raises:
+        Exception: Whatever the damage leads to.
+    """
+    digest = _digest_path(path)
+    if digest.is_file():
+        if digest.read_bytes().decode() != _digest(path):
+            raise ValueError("does not match its checksum")
+    else:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip()
-    except zipfile.BadZipFile as error:
-        return str(error)
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
+    return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -16,7 +16,13 @@ from training_runs import RUNTIME, same_weights, stop_at, values
 from training_runs import run as run_four_pairs
 
 from popalign_core.errors import DivergedError, InputError, PreemptedError, StoreError, TrainingError
-from popalign_core.training.checkpoint import checkpoint_path, list_checkpoints
+from popalign_core.training.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from popalign_core.training.data import PreferenceData
 
 run = partial(run_four_pairs, n_pairs=2)
@@ -136,7 +142,8 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(
         StoreError, match=r"cannot write checkpoint .*-0000004\.pt: .*No space left on device; free some"
     ):
         run(make_pipeline(), data, disk / "run")
-    assert [path.name for path in (disk / "run").iterdir()] == ["checkpoint-0000002.pt"]
+    left = sorted(path.name for path in (disk / "run").iterdir())
+    assert left == ["checkpoint-0000002.pt", "checkpoint-0000002.sha256"]
     subprocess.run(["mount", "-o", f"remount,size={size * 4}", str(disk)], check=True)
     resumed = make_pipeline()
     assert run(resumed, data, disk / "run") == expected
@@ -206,7 +213,8 @@ def test_the_newest_checkpoints_are_kept_and_a_damaged_one_falls_back(
     log = run(resumed, data, tmp_path / "run", lambda step, _: steps.append(step), n_steps=8, runtime=keep)
     assert steps == [5, 6, 7, 8]
     assert (
-        "checkpoint-0000006.pt (File is not a zip file) is damaged; going on from checkpoint-0000004.pt" in caplog.text
+        "checkpoint-0000006.pt (does not match its checksum) is damaged; going on from checkpoint-0000004.pt"
+        in caplog.text
     )
     assert log == expected
     assert same_weights(whole.unet, resumed.unet)
@@ -284,3 +292,40 @@ def test_sigterm_saves_and_the_same_call_goes_on(
     assert checkpoint_path(tmp_path / "run", last).exists()
     assert run(resumed, data, tmp_path / "run") == expected
     assert same_weights(whole.unet, resumed.unet)
+
+
+def test_a_flipped_bit_anywhere_in_the_directory_of_the_newest_falls_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is read as it was written, or the one before is: never an error, never other numbers."""
+
+    def at(step: int) -> Checkpoint:
+        weights = {"a": torch.arange(6.0) + step, "b": torch.ones(2)}
+        return Checkpoint(step, weights, {"state": {}}, {}, {}, {"z": 0.5}, [{"step": step}], "mine")
+
+    older, newest = at(1), at(2)
+    save_checkpoint(tmp_path, older, keep=2)
+    save_checkpoint(tmp_path, newest, keep=2)
+    path = checkpoint_path(tmp_path, 2)
+    whole = path.read_bytes()
+    start = whole.index(b"PK\x01\x02")  # the central directory, up to the end
+    n_fallen = 0
+    for place in range(start, len(whole), 2):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << (place % 8)
+        path.write_bytes(bytes(flipped))
+        found = load_checkpoint(tmp_path, "mine")
+        assert found is not None
+        expected = newest if found.step == 2 else older
+        assert all(torch.equal(found.weights[name], value) for name, value in expected.weights.items()), place
+        assert (found.log, found.running) == (expected.log, expected.running)
+        n_fallen += found is not None and found.step == 1
+    assert n_fallen == len(range(start, len(whole), 2))
+    path.write_bytes(whole)
+    assert (load_checkpoint(tmp_path, "mine") or older).step == 2
+    assert "going on from checkpoint-0000001.pt" in caplog.text
+    path.unlink()
+    assert {found.name for found in tmp_path.iterdir()} >= {"checkpoint-0000001.pt", "checkpoint-0000001.sha256"}
+    checkpoint_path(tmp_path, 1).write_bytes(whole[:start])
+    with pytest.raises(TrainingError, match="is damaged; delete it to train from the start"):
+        load_checkpoint(tmp_path, "mine")
