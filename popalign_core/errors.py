@@ -67,8 +67,8 @@ class ServiceError(PopAlignError):
     exit_code = 7
 
 
-class BarMissedError(PopAlignError):
-    """A model misses a bar of `popalign check`."""
+class ThresholdMissedError(PopAlignError):
+    """A model misses a threshold of `popalign check`."""
 
     exit_code = 9
 

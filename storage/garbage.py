@@ -4,6 +4,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def collect(root: Root, scratch: Scratch, folders: Iterable[ArtifactRef], *, dry
     ]
     for ref in sorted({*folders, *scratch.refs(), *copies}):
         try:
-            with scratch.lock(ref, wait=False):
+            # where nothing can be written there is nobody to keep out, and no lock to be made
+            with nullcontext() if dry_run and not root.is_writable else scratch.lock(ref, wait=False):
                 published = _collect_artifact(root, ref, ref in used, report)
                 _collect_scratch(scratch, ref, ref in used, published, report)
         except TimeoutError:

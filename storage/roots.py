@@ -84,7 +84,16 @@ class Root:
         local: Whether it is a folder of this machine.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, create: bool = True) -> None:
+        """Open a place.
+
+        Args:
+            url: Of a folder or an object store.
+            create: Whether one that is not there is made; else it is refused.
+
+        Raises:
+            StoreError: When it cannot be opened.
+        """
         from fsspec.core import url_to_fs
         from fsspec.implementations.local import LocalFileSystem
 
@@ -95,6 +104,8 @@ class Root:
             self._fs: Any = filesystem
             self.path = str(path).rstrip("/") or "/"
             self.local = isinstance(filesystem, LocalFileSystem)
+            if not create and not self.exists(""):
+                raise StoreError(f"there is no store at {self.path}; give the --root of one")
             self._refusal = self._probe()
             if self._refusal and not (Path(self.path).is_dir() if self.local else self.exists("")):
                 raise self._refusal
@@ -109,6 +120,11 @@ class Root:
         except StoreError as error:
             return error
         return None
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether a probe could be written when it was opened."""
+        return self._refusal is None
 
     def check_writable(self) -> None:
         """Refuse before anything is written, or made to be.

@@ -3,8 +3,9 @@
 import hashlib
 import logging
 import os
+import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from popalign_core.errors import StoreError
@@ -65,15 +66,26 @@ class Scratch:
         with storage_errors(f"make the lock {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path)
-            try:
+            with suppress(Timeout):
                 lock.acquire(timeout=0)
-            except Timeout:
-                _log.info("another process works on %s", ref)
+        owner = path.with_suffix(".owner")
         if not lock.is_locked:
+            who = _read_owner(owner)
             if not wait:
-                raise TimeoutError(f"another process works on {ref}")
+                raise TimeoutError(f"{who} works on {ref}")
+            _log.warning("waiting for %s, which works on %s", who, ref)
             lock.acquire()
         try:
+            with suppress(OSError):  # it is for messages alone
+                owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
             yield
         finally:
+            owner.unlink(missing_ok=True)
             lock.release()
+
+
+def _read_owner(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()[:200] or "another process"
+    except (OSError, ValueError):
+        return "another process"

@@ -39,14 +39,15 @@ class Store:
         root: A folder, or any fsspec URL such as `s3://bucket/prefix`.
         scratch: Local folder for builds under way and downloads; beside the artifacts (for an object store in the
             user's cache folder) when not given.
+        create: Whether a root that is not there is made; else it is refused.
 
     Raises:
         StoreError: When the root cannot be opened, or is not there and cannot be made.
     """
 
-    def __init__(self, root: str, scratch: str | None = None) -> None:
+    def __init__(self, root: str, scratch: str | None = None, *, create: bool = True) -> None:
         self.root = root
-        self._root = Root(root)
+        self._root = Root(root, create=create)
         self._scratch = Scratch(self._root, scratch)
 
     def check_writable(self) -> None:

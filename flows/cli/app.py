@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 from flows.cli.compare import check, compare, sweep
 from flows.cli.exchange import exports, imports
 from flows.review.commands import review, studies
-from flows.terminal.arguments import Config, Force, Name, Preset, Root, Settings
+from flows.terminal.arguments import Config, Force, Name, Preset, Replace, Root, Settings
 from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
 from popalign_core.models.quiet import be_quiet
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """Exit codes: 0 done; 1 unexpected error (with its traceback); 2 wrong command line or configuration;
 3 wrong input data; 4 missing weights; 5 store unreadable, unwritable or damaged; 6 training cannot go on;
-7 a service does not answer; 8 memory or workers run out; 9 a bar of `popalign check` is missed;
+7 a service does not answer; 8 memory or workers run out; 9 a threshold of `popalign check` is missed;
 130 interrupted (the same command again resumes)."""
 
 _PATH_FAULTS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ENXIO)
@@ -70,6 +70,7 @@ def run(
     root: Root = None,
     name: Name = None,
     settings: Settings = None,
+    replace: Replace = False,
     prefect: Annotated[bool, typer.Option("--prefect", help="As a flow run on the server at PREFECT_API_URL.")] = False,
 ) -> None:
     """Run the whole pipeline; stages already in the store are not run again."""
@@ -77,14 +78,14 @@ def run(
     from flows.terminal.options import build_config, run_name
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
-    name = run_name(preset, config, name)
+    name = run_name(preset, config, name, settings)
     if prefect:
-        refs = _run_as_flow(pipeline, runtime, name)
+        refs = _run_as_flow(pipeline, runtime, name, replace=replace)
     else:
         planned = plan_nodes(pipeline, runtime)
         n_hits = sum(node.is_hit for node in planned)
         typer.echo(f"{len(planned)} stages, {n_hits} of them in {runtime.root}", err=True)
-        refs = _run_here(pipeline, runtime, name, planned)
+        refs = _run_here(pipeline, runtime, name, planned, replace=replace)
     _conclude(refs, pipeline, runtime, name)
 
 
@@ -134,14 +135,14 @@ def report(
     from flows.terminal.options import build_config, run_name
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
-    name = run_name(preset, config, name)
+    name = run_name(preset, config, name, settings)
     planned = plan_nodes(pipeline, runtime)
     missing = [node.node for node in planned if not node.is_hit and node.node != "report"]
     if missing:
         raise InputError(f"{runtime.root} lacks {', '.join(missing)} of this configuration; `popalign run` makes them")
     if force:
         planned = plan_nodes(pipeline, runtime, forced="report")
-    _conclude(_run_here(pipeline, runtime, name, planned), pipeline, runtime, name)
+    _conclude(_run_here(pipeline, runtime, name, planned, replace=False), pipeline, runtime, name)
 
 
 @app.command("train")
@@ -156,6 +157,7 @@ def train_pairs(
         str | None, typer.Option(help="Folder under runs/; preset or file with the objective when not given.")
     ] = None,
     settings: Settings = None,
+    replace: Replace = False,
 ) -> None:
     """Train the base model on imported pairs or sets; the same command again resumes."""
     from flows.plan.running import call_directly
@@ -164,9 +166,9 @@ def train_pairs(
     from flows.terminal.progress import console_progress
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
-    name = run_name(preset, config, name or f"{run_name(preset, config, None)}-{pipeline.training.objective}")
+    name = run_name(preset, config, name, settings, f"-{pipeline.training.objective}")
     with console_progress() as progress:
-        model = train_on_pairs(key, pipeline, runtime, name, call=call_directly(progress))
+        model = train_on_pairs(key, pipeline, runtime, name, call=call_directly(progress), replace=replace)
     fetch = "copy it to this machine, then " if "://" in model else ""
     typer.echo(f"The model is in {model}; {fetch}`popalign run --set model.name={model}` goes on from there")
 
@@ -205,7 +207,7 @@ for command in (compare, sweep, check):
 @app.command()
 def verify(root: Root = None) -> None:
     """Read every artifact in the store again and compare its checksums."""
-    store = _open(root)
+    store = _open(root, create=False)
     problems = store.verify()
     for problem in problems:
         typer.echo(f"{problem.ref} {problem.file}: {problem.what}", err=True)
@@ -222,7 +224,10 @@ def gc(
     """Delete artifacts that no run refers to, and what killed runs left behind."""
     from flows.terminal.terminal_tables import garbage_lines
 
-    for line in garbage_lines(_open(root).collect_garbage(dry_run=dry_run)):
+    store = _open(root, create=False)
+    if not dry_run:
+        store.check_writable()
+    for line in garbage_lines(store.collect_garbage(dry_run=dry_run)):
         typer.echo(line)
 
 
@@ -289,30 +294,35 @@ def main() -> None:
     app()
 
 
-def _open(root: str | None) -> "Store":
+def _open(root: str | None, *, create: bool = True) -> "Store":
     from flows.terminal.options import DEFAULT_ROOT
     from storage.store import Store
 
-    return Store(root or DEFAULT_ROOT)
+    return Store(root or DEFAULT_ROOT, create=create)
 
 
 def _run_here(
-    config: "PipelineConfig", runtime: "RuntimeConfig", name: str, planned: "Plan"
+    config: "PipelineConfig", runtime: "RuntimeConfig", name: str, planned: "Plan", *, replace: bool
 ) -> "dict[str, ArtifactRef]":
     from flows.plan.running import call_directly
     from flows.plan.runs import run_pipeline
     from flows.terminal.progress import console_progress
 
     with console_progress() as progress:
-        return run_pipeline(config, runtime, name, call=call_directly(progress), planned=planned)
+        return run_pipeline(config, runtime, name, call=call_directly(progress), planned=planned, replace=replace)
 
 
-def _run_as_flow(config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> "dict[str, ArtifactRef]":
+def _run_as_flow(
+    config: "PipelineConfig", runtime: "RuntimeConfig", name: str, *, replace: bool
+) -> "dict[str, ArtifactRef]":
+    from tasks.publishing.finished_run import check_replaced
     from tasks.workers.prefect_server import check_server, server_errors, server_url
 
     if not server_url():
         raise ConfigError("--prefect needs a server; set PREFECT_API_URL, for example http://127.0.0.1:4200/api")
     check_server()
+    if not replace:
+        check_replaced(config, runtime, name)
     from flows.pipeline import popalign
 
     with server_errors():

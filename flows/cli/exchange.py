@@ -12,6 +12,7 @@ from flows.terminal.arguments import Config, Preset, Root, Settings
 if TYPE_CHECKING:
     from popalign_core.config import PipelineConfig, RuntimeConfig
     from storage.store import ArtifactRef, Store
+    from tasks.common.stage_object import Stage
 
 imports = typer.Typer(no_args_is_help=True, help="Data made elsewhere.", rich_markup_mode=None)
 exports = typer.Typer(no_args_is_help=True, help="Data for other programs.", rich_markup_mode=None)
@@ -28,12 +29,12 @@ def import_pairs(
     """Encode pairs of pictures that somebody compared, and print their key for `popalign train`."""
     from flows.terminal.options import build_config
     from flows.terminal.terminal_tables import import_line
-    from tasks.stages.pairs import import_pairs as run_import
+    from tasks.stages.pairs import import_pairs as stage
 
     def line(store: "Store", ref: "ArtifactRef", drops: list[dict[Any, Any]]) -> str:
         return import_line(store.manifest(ref).counts["pairs"], drops)
 
-    _encode("pairs", run_import, files, line, *build_config(preset, config, settings or [], root))
+    _encode("pairs", stage, files, line, *build_config(preset, config, settings or [], root))
 
 
 @imports.command("sets")
@@ -53,30 +54,34 @@ def import_sets(
     """Encode sets of pictures that were preferred to others, and print their key for `popalign train`."""
     from flows.terminal.options import build_config
     from flows.terminal.terminal_tables import sets_line
-    from tasks.stages.sets import import_sets as run_import
+    from tasks.stages.sets import import_sets as stage
 
     def line(store: "Store", ref: "ArtifactRef", drops: list[dict[Any, Any]]) -> str:
         members = store.read_table(ref, "preferences", ["set_id"])["set_id"]
         return sets_line(len(members), members.nunique(), drops)
 
-    _encode("sets", run_import, paths, line, *build_config(preset, config, settings or [], root))
+    _encode("sets", stage, paths, line, *build_config(preset, config, settings or [], root))
 
 
 def _encode(
     what: str,
-    run_import: Callable[..., "ArtifactRef"],
+    stage: "Stage[Any]",
     paths: list[Path],
     line: "Callable[[Store, ArtifactRef, list[dict[Any, Any]]], str]",
     config: "PipelineConfig",
     runtime: "RuntimeConfig",
 ) -> None:
     from flows.terminal.progress import console_progress
-    from storage.store import Store
+    from storage.store import ArtifactRef
+    from tasks.common.reservations import reserve_made
+    from tasks.common.stage_object import open_store, reference
 
     with console_progress() as progress:
-        on_progress = partial(progress, what)
-        ref = run_import(files=paths, config=config, runtime=runtime, on_progress=on_progress)
-    store = Store(runtime.root)
+        request = stage.request(config, files=paths)
+        assert not isinstance(request, ArtifactRef)  # there always is something to do
+        reserve_made([reference(open_store(runtime), request)], runtime, f"import-{what}")
+        ref = stage.make(request, runtime, partial(progress, what))
+    store = open_store(runtime)
     typer.echo(line(store, ref, store.read_table(ref, "drops").to_dict("records")), err=True)
     typer.echo(ref.key)
 

@@ -1,4 +1,4 @@
-"""A model before its bars: evaluated where the leaderboard does not have it, then judged. For someone's CI."""
+"""A model before its thresholds: evaluated where the leaderboard does not have it, then judged. For someone's CI."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from flows.plan.checkpoints import CandidateModel, evaluate_checkpoints, evaluation_protocol, named_checkpoints
 from flows.plan.running import Call
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.evaluation.gate import Judgement, Threshold, check_bars, judge_thresholds
+from popalign_core.evaluation.gate import Judgement, Threshold, check_thresholds, judge_thresholds
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store
 from tasks.publishing.leaderboard import read_leaderboard
@@ -14,32 +14,32 @@ from tasks.stages.train import train_model
 
 
 def check_model(
-    model: str, bars: Sequence[Threshold], config: PipelineConfig, runtime: RuntimeConfig, *, call: Call
+    model: str, thresholds: Sequence[Threshold], config: PipelineConfig, runtime: RuntimeConfig, *, call: Call
 ) -> list[Judgement]:
-    """Judge a model by its bars.
+    """Judge a model by its thresholds.
 
     Args:
         model: A diffusers folder, the name of a model that ships, or of a run whose trained model is meant.
-        bars: What is asked.
+        thresholds: What is asked.
         config: How it is evaluated.
         runtime: Store, device, batch size.
         call: How a stage is called.
 
     Returns:
-        At least one judgement a bar, in the order of the bars.
+        At least one judgement a threshold, in the order of the thresholds.
 
     Raises:
-        ConfigError: When a bar names what is not there; before anything is run.
+        ConfigError: When a threshold names what is not there; before anything is run.
         MissingWeightsError: When there is no such model.
     """
-    # bars with an axis are for the benchmarks that measure the identity axes
+    # thresholds with an axis are for the benchmarks that measure the identity axes
     axes = [axis.name for axis in config.identity_axes]
-    check_bars(bars, axes, ("neutral", "specific", "generic", *config.prompts.benchmarks))
+    check_thresholds(thresholds, axes, ("neutral", "specific", "generic", *config.prompts.benchmarks))
     checkpoint = find_model(model, runtime)
     evaluate_checkpoints([checkpoint], config, runtime, call=call)
     board, protocol = read_leaderboard(runtime.root), evaluation_protocol(config, runtime)
     rows = board[(board["model_hash"] == checkpoint.model_hash) & (board["protocol"] == protocol)]
-    return [judgement for bar in bars for judgement in judge_thresholds(bar, rows)]
+    return [judgement for threshold in thresholds for judgement in judge_thresholds(threshold, rows)]
 
 
 def find_model(model: str, runtime: RuntimeConfig) -> CandidateModel:

@@ -7,12 +7,13 @@ from pathlib import Path
 import pandas as pd
 
 from flows.plan.planning import plan_run
-from flows.plan.running import Call, run_steps
+from flows.plan.running import Call, run_plan
 from flows.plan.steps import PROMPT_STEPS, evaluation_steps
 from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError
 from popalign_core.models.loading import local_folder, model_hash
 from storage.store import ArtifactRef
+from tasks.common.reservations import reserve_made
 from tasks.common.stage_object import open_store
 from tasks.publishing.leaderboard import append_leaderboard, read_leaderboard
 from tasks.stages.train import train_model
@@ -101,7 +102,9 @@ def evaluate_checkpoints(
     for checkpoint in new_checkpoints(checkpoints, protocol, runtime.root):
         model = ModelConfig(name=str(checkpoint.folder), dtype=config.model.dtype, storage=config.model.storage)
         try:
-            refs = run_steps(_STEPS, config.model_copy(update={"model": model}), runtime, call)
+            planned = plan_run(config.model_copy(update={"model": model}), runtime, _STEPS)
+            reserve_made(planned.refs.values(), runtime, "evaluate")
+            refs = run_plan(planned, runtime, call)
         except PopAlignError as error:
             error.add_note(f"checkpoint {checkpoint.name} in {checkpoint.folder}")
             failures.append(error)

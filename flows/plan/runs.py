@@ -4,19 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.plan.planning import Plan, plan_run
-from flows.plan.running import Call, run_plan, run_steps
+from flows.plan.running import Call, run_plan
 from flows.plan.steps import PAIRS_STEP, PROMPT_STEPS, Step, needed_for
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef
+from tasks.common.reservations import reserve_made, reserve_run
 from tasks.common.stage_object import open_store
-from tasks.publishing.finished_run import check_training_name, publish_run, publish_training, reserve_run
+from tasks.publishing.finished_run import check_replaced, check_training_name, publish_run, publish_training
 from tasks.stages import imported
 from tasks.stages.pairs import find_pairs
 from tasks.stages.sets import find_sets
 
 
 def run_pipeline(
-    config: PipelineConfig, runtime: RuntimeConfig, name: str, *, call: Call, planned: Plan | None = None
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+    name: str,
+    *,
+    call: Call,
+    planned: Plan | None = None,
+    replace: bool = True,
 ) -> dict[str, ArtifactRef]:
     """Run all stages and fill `<root>/runs/<name>/`: metrics, report, aligned model, run.json.
 
@@ -26,10 +33,16 @@ def run_pipeline(
         name: Of the run's folder.
         call: How a node is run: `graph.call_directly(...)` or `published.call_as_task`.
         planned: The plan of this run; made here when not given.
+        replace: Whether a finished run of another configuration may give way.
 
     Returns:
         Each node's artifact.
+
+    Raises:
+        ConfigError: When it would replace one and must not; before anything is run.
     """
+    if not replace:
+        check_replaced(config, runtime, name)
     planned = planned or plan_run(config, runtime)
     reserve_run(planned.refs.values(), runtime, name)
     refs = run_plan(planned, runtime, call)
@@ -56,10 +69,14 @@ def run_stage(
         ConfigError: For an unknown node.
     """
     planned = plan_run(config, runtime, needed_for(node), forced=node if force else None)
+    if not all(each.is_hit for each in planned):
+        reserve_made(planned.refs.values(), runtime, f"stage-{node}")
     return run_plan(planned, runtime, call)[node]
 
 
-def train_on_pairs(key: str, config: PipelineConfig, runtime: RuntimeConfig, name: str, *, call: Call) -> str:
+def train_on_pairs(
+    key: str, config: PipelineConfig, runtime: RuntimeConfig, name: str, *, call: Call, replace: bool = True
+) -> str:
     """Train on imported pairs or sets and fill `<root>/runs/<name>/`: the model, its adapter if there is one, run.json.
 
     Args:
@@ -68,17 +85,20 @@ def train_on_pairs(key: str, config: PipelineConfig, runtime: RuntimeConfig, nam
         runtime: Store, device, batch size.
         name: Of the run's folder.
         call: How a stage is called.
+        replace: As of `run_pipeline`.
 
     Returns:
         Where the model is.
 
     Raises:
         InputError: When there are no such pairs or sets, or another model or size encoded them.
-        ConfigError: When the folder holds a whole run.
+        ConfigError: When the folder holds a whole run, or as `run_pipeline`.
     """
     find = find_sets if "sets-v" in key else find_pairs
     pairs = find(open_store(runtime), key, config)
     check_training_name(runtime, name)
+    if not replace:
+        check_replaced(config, runtime, name)
     planned = plan_run(config, runtime, [PAIRS_STEP], {"pairs": pairs})
     reserve_run(planned.refs.values(), runtime, name)
     return publish_training(run_plan(planned, runtime, call), config, runtime, name)
@@ -102,4 +122,6 @@ def import_pictures(
         InputError: When a source cannot be read, or no picture can be used.
     """
     step = Step("imported", imported.import_images, {"prompts": "benchmarks"}, {"sources": sources})
-    return run_steps([*PROMPT_STEPS, step], config, runtime, call)
+    planned = plan_run(config, runtime, [*PROMPT_STEPS, step])
+    reserve_made(planned.refs.values(), runtime, "import-images")
+    return run_plan(planned, runtime, call)

@@ -11,7 +11,8 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.config.sweeps import SweepPoint, default_system, expand_sweep
 from popalign_core.errors import DivergedError, TrainingError
 from storage.store import ArtifactRef
-from tasks.publishing.finished_run import check_training_name, publish_sweep, read_diverged, reserve_run
+from tasks.common.reservations import reserve_run
+from tasks.publishing.finished_run import check_replaced, check_training_name, publish_sweep, read_diverged
 from tasks.stages import sweep
 from tasks.stages.comparison import system_of
 
@@ -64,7 +65,9 @@ def plan_sweep(
     return SweepPlan(tuple(points), expanded, n_seeds, scale, side_by_side)
 
 
-def run_sweep(planned: SweepPlan, runtime: RuntimeConfig, name: str, *, call: Call) -> ArtifactRef:
+def run_sweep(
+    planned: SweepPlan, runtime: RuntimeConfig, name: str, *, call: Call, replace: bool = True
+) -> ArtifactRef:
     """Measure every point and fill `<root>/runs/<name>/`: tables, a page a parameter, run.json.
 
     A point whose training diverges stays in the table, with the reason; a sweep of the same name does not train it
@@ -75,6 +78,7 @@ def run_sweep(planned: SweepPlan, runtime: RuntimeConfig, name: str, *, call: Ca
         runtime: Store, device, batch size.
         name: Of the run's folder.
         call: How a stage is called.
+        replace: As of `runs.run_pipeline`.
 
     Returns:
         The artifact of the sweep.
@@ -85,6 +89,8 @@ def run_sweep(planned: SweepPlan, runtime: RuntimeConfig, name: str, *, call: Ca
     """
     systems, points = planned.systems, planned.points
     check_training_name(runtime, name)
+    if not replace:
+        check_replaced(systems.config, runtime, name)
     reserve_run(systems.planned.refs.values(), runtime, name)
     failed, diverged = _run_apart(systems, runtime, call, read_diverged(runtime, name))
     left = [point.name for point in points if point.name not in failed]

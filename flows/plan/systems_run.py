@@ -17,8 +17,9 @@ from popalign_core.config.systems import (
 )
 from popalign_core.errors import ConfigError
 from storage.store import ArtifactRef
+from tasks.common.reservations import reserve_run
 from tasks.common.stage_object import open_store
-from tasks.publishing.finished_run import check_training_name, publish_comparison, reserve_run
+from tasks.publishing.finished_run import check_replaced, check_training_name, publish_comparison
 from tasks.stages import comparison
 from tasks.stages.imported import find_imported
 
@@ -111,6 +112,7 @@ def run_comparison(
     call: Call,
     n_seeds: int = 1,
     scale: float = 1.0,
+    replace: bool = True,
 ) -> ArtifactRef:
     """Measure systems on the same prompts and seeds and fill `<root>/runs/<name>/`: tables, page, run.json.
 
@@ -122,15 +124,18 @@ def run_comparison(
         call: How a stage is called.
         n_seeds: Replicates.
         scale: Share of the evaluation images.
+        replace: As of `runs.run_pipeline`.
 
     Returns:
         The artifact of the comparison.
 
     Raises:
-        ConfigError: As `plan_systems`, before anything is run, as all that it raises.
+        ConfigError: As `plan_systems` and `runs.run_pipeline`, before anything is run.
     """
     side_by_side = plan_systems(names, config, runtime, n_seeds=n_seeds, scale=scale)
     check_training_name(runtime, name)
+    if not replace:
+        check_replaced(side_by_side.config, runtime, name, side_by_side.planned.refs)
     reserve_run(side_by_side.planned.refs.values(), runtime, name)
     refs = run_plan(side_by_side.planned, runtime, call)
     publish_comparison(refs, side_by_side.config, runtime, name)

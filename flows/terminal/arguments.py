@@ -20,9 +20,15 @@ Root = Annotated[
     str | None,
     typer.Option(help="Store: a folder or any fsspec URL; 'artifacts' when not given.", callback=_not_empty),
 ]
-Name = Annotated[str | None, typer.Option(help="Folder under runs/; the preset's or the file's name when not given.")]
+Name = Annotated[
+    str | None,
+    typer.Option(help="Folder under runs/; the preset's or the file's name when not given, with a hash after --set."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Lay a value over the configuration; repeat at will."),
+]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Let this run take the place of another configuration's of that name.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Make a new version although there is one; the old one stays.")]

@@ -1,5 +1,6 @@
 """From command-line words to a configuration."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ DEFAULT_ROOT = "artifacts"
 RUNTIME_PREFIX = "runtime."
 _MOST_DOTS = 16
 _LONGEST_NAME = 200
+_HASH_DIGITS = 6
 
 
 def build_config(
@@ -47,13 +49,32 @@ def build_config(
     return parse_config(document, origin=origin), _parse_runtime(runtime)
 
 
-def run_name(preset: str | None, config: Path | None, name: str | None) -> str:
+def run_name(
+    preset: str | None,
+    config: Path | None,
+    name: str | None,
+    settings: Sequence[str] | None = None,
+    ending: str = "",
+) -> str:
     """The folder under `runs/`: the name given, else the file's or the preset's name.
+
+    Args:
+        preset: Name of a preset.
+        config: TOML or .json file.
+        name: As the user gave it.
+        settings: Words of --set; where they change what is run, the name ends in a short hash of them.
+        ending: What stands behind the file's or the preset's name.
 
     Raises:
         ConfigError: When it is not a plain folder name.
     """
-    chosen = name or (config.stem if config else preset or DEFAULT_PRESET)
+    if name:
+        chosen = name
+    else:
+        chosen = (config.stem if config else preset or DEFAULT_PRESET) + ending
+        changes = sorted(each for each in settings or () if not each.strip().startswith(RUNTIME_PREFIX))
+        if changes:
+            chosen += f"-{hashlib.sha256(repr(changes).encode()).hexdigest()[:_HASH_DIGITS]}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", chosen) or len(chosen) > _LONGEST_NAME:
         raise ConfigError(
             f"run name {chosen[:_LONGEST_NAME]!r} is not a folder name; use letters, digits, '.', '-' and '_', at most "

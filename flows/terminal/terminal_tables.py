@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flows.plan.planning import PlannedNode
-    from popalign_core.evaluation.gate import Judgement
+    from popalign_core.evaluation.gate import GateOutcome
     from popalign_core.report.standings import ComparisonResults
     from storage.store import GarbageReport
 
@@ -84,20 +84,23 @@ def systems_lines(metrics: Iterable[Row], systems: Sequence[str]) -> list[str]:
     return lines
 
 
-def judgement_lines(judgements: Iterable["Judgement"]) -> list[str]:
-    """A line a judgement: what became of the bar, the bar, and why."""
+def outcome_lines(outcome: "GateOutcome") -> list[str]:
+    """A line a judgement: what became of the threshold, the threshold, and why; and how many are proven."""
     words = {"met": "ok", "missed": "MISSED", "unclear": "cannot tell", "unmeasured": "NOT MEASURED"}
     return [
-        f"{words[each.verdict]:<14}{each.bar!s:<28}{each.subject:<12}{each.reason}"
+        f"{words[each.verdict]:<14}{each.threshold!s:<28}{each.subject:<12}{each.reason}"
         + ("; more images would tell" if each.verdict == "unclear" else "")
-        for each in judgements
+        for each in outcome.judgements
+    ] + [f"{outcome.n_proven} of {len(outcome.judgements)} thresholds proven"]
+
+
+def outcome_json(outcome: "GateOutcome") -> str:
+    """The same for programs: the verdict, and a list of objects."""
+    rows = [
+        asdict(each) | {"threshold": str(each.threshold), "bound": each.threshold.bound} for each in outcome.judgements
     ]
-
-
-def judgements_json(judgements: Iterable["Judgement"]) -> str:
-    """The same for programs: a list of objects."""
-    rows = [asdict(each) | {"bar": str(each.bar), "bound": each.bar.bound} for each in judgements]
-    return json.dumps(rows, indent=1)
+    head = {"verdict": outcome.verdict, "n_proven": outcome.n_proven, "n_thresholds": len(rows)}
+    return json.dumps(head | {"judgements": rows}, indent=1)
 
 
 def point_lines(points: Iterable[Row], front: Iterable[Row]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Bars that a model must clear, judged by the ends of its intervals: what chance may explain decides nothing."""
+"""Thresholds that a model must clear, judged by the ends of its intervals: what chance may explain decides nothing."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class Kind:
     Attributes:
         metric: In the metrics table.
         benchmarks: Where it is looked for; the first alone, where the measure has an axis.
-        is_ceiling: Whether the value must stay below the bar; else it must reach it.
-        has_axis: Whether a bar may name an axis; else it may name a benchmark.
-        ends: Its least and largest possible value: a bar beyond them would always be met, or never.
+        is_ceiling: Whether the value must stay below the threshold; else it must reach it.
+        has_axis: Whether a threshold may name an axis; else it may name a benchmark.
+        ends: Its least and largest possible value: a threshold beyond them would always be met, or never.
         has_all: Whether it is taken of all axes at once too, under the axis `all`.
     """
 
@@ -64,19 +64,19 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What became of a bar in one row of the metrics table.
+    """What became of a threshold in one row of the metrics table.
 
     Attributes:
-        bar: As it was asked.
+        threshold: As it was asked.
         subject: Axis or benchmark of the row.
-        verdict: `met` or `missed` when the whole interval is on one side, `unclear` when the bar lies inside it.
+        verdict: `met` or `missed` when the whole interval is on one side, `unclear` when the threshold lies inside it.
         value: Estimate, or None.
         ci_low: Or None.
         ci_high: Or None.
         reason: In words.
     """
 
-    bar: Threshold
+    threshold: Threshold
     subject: str
     verdict: Verdict
     value: float | None
@@ -85,12 +85,44 @@ class Judgement:
     reason: str
 
     def passes(self, *, strict: bool) -> bool:
-        """Whether a model may go through: with `strict` only when the bar is met for sure."""
+        """Whether a model may go through: with `strict` only when the threshold is met for sure."""
         return self.verdict == "met" or (self.verdict == "unclear" and not strict)
 
 
-def parse_bar(kind: str, text: str) -> Threshold:
-    """A bar from a command-line word, `0.2` or `gender=0.2`.
+@dataclass(frozen=True)
+class GateOutcome:
+    """What all judgements come to.
+
+    Attributes:
+        judgements: In the order of the thresholds.
+        strict: Whether one that cannot be told fails too.
+        lenient: Whether none of them needs to be proven.
+    """
+
+    judgements: tuple[Judgement, ...]
+    strict: bool = False
+    lenient: bool = False
+
+    @property
+    def failed(self) -> list[Judgement]:
+        """Those that do not pass by themselves."""
+        return [each for each in self.judgements if not each.passes(strict=self.strict)]
+
+    @property
+    def n_proven(self) -> int:
+        """How many thresholds the whole interval is on the right side of."""
+        return sum(each.verdict == "met" for each in self.judgements)
+
+    @property
+    def verdict(self) -> Literal["passed", "failed", "unproven"]:
+        """`unproven` where nothing failed, but nothing was shown either: noise must not pass a gate."""
+        if self.failed:
+            return "failed"
+        return "passed" if self.n_proven or self.lenient else "unproven"
+
+
+def parse_threshold(kind: str, text: str) -> Threshold:
+    """A threshold from a command-line word, `0.2` or `gender=0.2`.
 
     Raises:
         ConfigError: When it is neither.
@@ -101,70 +133,80 @@ def parse_bar(kind: str, text: str) -> Threshold:
     except ValueError:
         bound = float("nan")
     if bound != bound or (equals and not which):
-        raise ConfigError(f"--{kind} {text!r} is no bar; write --{kind} 0.2, or with a name before it, gender=0.2")
+        raise ConfigError(
+            f"--{kind} {text!r} is no threshold; write --{kind} 0.2, or with a name before it, gender=0.2"
+        )
     return Threshold(kind, bound, which or None)
 
 
-def check_bars(bars: Sequence[Threshold], axes: Iterable[str], benchmarks: Iterable[str]) -> None:
-    """Refuse bars that no row can answer, before anything is run.
+def check_thresholds(thresholds: Sequence[Threshold], axes: Iterable[str], benchmarks: Iterable[str]) -> None:
+    """Refuse thresholds that no row can answer, before anything is run.
 
     Raises:
-        ConfigError: When there is no bar, or one names an axis or a benchmark that is not there, or lies where no value
-            can.
+        ConfigError: When there is no threshold, or one names an axis or a benchmark that is not there, or lies where
+            no value can.
     """
-    if not bars:
-        raise ConfigError(f"there is nothing to check; set a bar with {', '.join(f'--{kind}' for kind in KINDS)}")
-    for bar in bars:
-        kind = KINDS[bar.kind]
+    if not thresholds:
+        raise ConfigError(f"there is nothing to check; set a threshold with {', '.join(f'--{kind}' for kind in KINDS)}")
+    for threshold in thresholds:
+        kind = KINDS[threshold.kind]
         known = [*axes, *(["all"] if kind.has_all else [])] if kind.has_axis else [*benchmarks]
-        if bar.which is not None and bar.which not in known:
-            raise ConfigError(f"--{bar.kind} names {bar.which!r}; choose from {', '.join(known)}")
+        if threshold.which is not None and threshold.which not in known:
+            raise ConfigError(f"--{threshold.kind} names {threshold.which!r}; choose from {', '.join(known)}")
         least, largest = kind.ends
-        if not least <= bar.bound <= largest:
+        if not least <= threshold.bound <= largest:
             raise ConfigError(
-                f"--{bar.kind} {bar.bound:g} decides nothing: {kind.metric} is between {least:g} and {largest:.4g}; "
-                f"give a bar in that range{', such as 0.05 for 5%' if largest == 1 else ''}"
+                f"--{threshold.kind} {threshold.bound:g} decides nothing: {kind.metric} is between {least:g} and "
+                f"{largest:.4g}; give a threshold in that range{', such as 0.05 for 5%' if largest == 1 else ''}"
             )
 
 
-def judge_thresholds(bar: Threshold, metrics: pd.DataFrame) -> list[Judgement]:
-    """One judgement a row that the bar is about; at least one.
+def judge_thresholds(threshold: Threshold, metrics: pd.DataFrame) -> list[Judgement]:
+    """One judgement a row that the threshold is about; at least one.
 
     Args:
-        bar: What is asked.
+        threshold: What is asked.
         metrics: Metrics table of one system.
     """
-    kind = KINDS[bar.kind]
+    kind = KINDS[threshold.kind]
     rows = metrics[metrics["metric"] == kind.metric]
-    benchmarks = kind.benchmarks if kind.has_axis or bar.which is None else (bar.which,)
+    benchmarks = kind.benchmarks if kind.has_axis or threshold.which is None else (threshold.which,)
     rows = rows[rows["benchmark"].isin(benchmarks)]
-    if kind.has_axis and bar.which is not None:
-        rows = rows[rows["axis"] == bar.which]
+    if kind.has_axis and threshold.which is not None:
+        rows = rows[rows["axis"] == threshold.which]
     if rows.empty:
         where = " or ".join(benchmarks)
-        return [_unmeasured(bar, bar.which or where, f"not measured: there is no {kind.metric} of {where} prompts")]
-    return [_judge_row(bar, row) for row in rows.to_dict("records")]
+        return [
+            _unmeasured(
+                threshold, threshold.which or where, f"not measured: there is no {kind.metric} of {where} prompts"
+            )
+        ]
+    return [_judge_row(threshold, row) for row in rows.to_dict("records")]
 
 
-def _judge_row(bar: Threshold, row: dict[object, object]) -> Judgement:
-    kind = KINDS[bar.kind]
+def _judge_row(threshold: Threshold, row: dict[object, object]) -> Judgement:
+    kind = KINDS[threshold.kind]
     subject = str(row["axis"] if kind.has_axis else row["benchmark"])
     value, low, high = (_number(row[name]) for name in ("value", "ci_low", "ci_high"))
     if value is None:
-        return _unmeasured(bar, subject, str(row.get("note") or "not measured"))
+        return _unmeasured(threshold, subject, str(row.get("note") or "not measured"))
     if low is None or high is None:
-        return _unmeasured(bar, subject, f"{value:.3f} has no interval: a single prompt says nothing of others", value)
+        return _unmeasured(
+            threshold, subject, f"{value:.3f} has no interval: a single prompt says nothing of others", value
+        )
     is_met, is_missed = (
-        (high <= bar.bound, low > bar.bound) if kind.is_ceiling else (low >= bar.bound, high < bar.bound)
+        (high <= threshold.bound, low > threshold.bound)
+        if kind.is_ceiling
+        else (low >= threshold.bound, high < threshold.bound)
     )
     verdict: Verdict = "met" if is_met else "missed" if is_missed else "unclear"
     words = {"met": "clears", "missed": "misses", "unclear": "may or may not clear"}
-    reason = f"{value:.3f} [{low:.3f}, {high:.3f}] {words[verdict]} {bar.bound:g}"
-    return Judgement(bar, subject, verdict, value, low, high, reason)
+    reason = f"{value:.3f} [{low:.3f}, {high:.3f}] {words[verdict]} {threshold.bound:g}"
+    return Judgement(threshold, subject, verdict, value, low, high, reason)
 
 
-def _unmeasured(bar: Threshold, subject: str, reason: str, value: float | None = None) -> Judgement:
-    return Judgement(bar, subject, "unmeasured", value, None, None, reason)
+def _unmeasured(threshold: Threshold, subject: str, reason: str, value: float | None = None) -> Judgement:
+    return Judgement(threshold, subject, "unmeasured", value, None, None, reason)
 
 
 def _number(cell: object) -> float | None:

@@ -129,9 +129,34 @@ def check_training_name(runtime: RuntimeConfig, name: str) -> None:
         raise ConfigError(f"{folder.url} holds a whole run with its report; give another --name")
 
 
-def reserve_run(refs: Iterable[ArtifactRef], runtime: RuntimeConfig, name: str) -> None:
-    """Keep garbage collection away from what a run that now starts will use or make."""
-    open_store(runtime).run_folder(name).reserve(refs)
+def check_replaced(
+    config: PipelineConfig, runtime: RuntimeConfig, name: str, nodes: Iterable[str] | None = None
+) -> None:
+    """Refuse a folder that holds a finished run of another configuration, which this one would replace.
+
+    Args:
+        config: As it will be recorded.
+        runtime: Which store.
+        name: Of the run's folder.
+        nodes: Of the run, where the configuration does not say which there are.
+
+    Raises:
+        ConfigError: Naming the parts that differ.
+    """
+    folder = open_store(runtime).run_folder(name)
+    meta = (folder.read_record() or {}).get("meta", {})
+    found = meta.get("config")
+    if not isinstance(found, dict):
+        return
+    asked = config.model_dump(mode="json")
+    differing = sorted(part for part in {*found, *asked} if found.get(part) != asked.get(part))
+    if nodes is not None and set(meta.get("nodes", ())) != set(nodes):
+        differing.append("systems compared")
+    if differing:
+        raise ConfigError(
+            f"{folder.url} holds a run of another configuration (it differs in {', '.join(differing)}); give another "
+            "--name, or --replace to lose that run's report and model"
+        )
 
 
 def read_metrics(store: Store, refs: Mapping[str, ArtifactRef]) -> pd.DataFrame:

@@ -14,7 +14,8 @@ from popalign_core.preferences.chain import Chain
 from popalign_core.review.curating import iter_chain, start_chain
 from storage.store import ArtifactRef, Build, Store
 from tasks.common.image_tables import read_images, seen_classes
-from tasks.common.stage_object import Inputs, Progress, Stage, View, find_published
+from tasks.common.reservations import reserve_made
+from tasks.common.stage_object import Inputs, Progress, Stage, View, find_published, reference
 from tasks.studies.pairwise import SHIPPED, parse_kind, pseudonym, read_nodes
 from tasks.studies.study_images import iter_study_images, picture_id
 
@@ -153,7 +154,9 @@ def publish_curated(database: "ReviewDatabase", store: Store, name: str) -> Arti
     if table.empty:
         raise InputError(f"no set of study {name!r} is finished; `popalign study links {name}` shows how far it is")
     inputs = {node: ArtifactRef(*database.study(name).source[node].split("/")) for node in INPUTS}
-    return CURATED.make(CURATED.ask(CuratedView(table=table), inputs), RuntimeConfig(root=store.root))
+    request, runtime = CURATED.ask(CuratedView(table=table), inputs), RuntimeConfig(root=store.root)
+    reserve_made([*inputs.values(), reference(store, request)], runtime, f"study-{name}")
+    return CURATED.make(request, runtime)
 
 
 def find_curated(store: Store, key: str) -> ArtifactRef:

@@ -36,3 +36,18 @@ def test_building_is_refused_before_anything_is_built(store: Store, ref: Artifac
 def test_a_root_that_is_not_there_cannot_be_read_either(tmp_path: Path) -> None:
     with read_only(tmp_path), pytest.raises(StoreError, match=r"cannot write .*/absent/\.probe-.*give another --root"):
         Store(str(tmp_path / "absent"))
+
+
+def test_garbage_is_counted_where_nothing_can_be_deleted(store: Store, published: ArtifactRef) -> None:
+    with read_only(Path(store.root)):
+        archive = Store(store.root, create=False)
+        assert archive.collect_garbage(dry_run=True).artifacts == [published]
+        with pytest.raises(StoreError, match="make the lock"):
+            archive.collect_garbage(dry_run=False)
+    assert store.is_published(published)
+
+
+def test_looking_makes_no_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"there is no store at .*/absent; give the --root of one"):
+        Store(str(tmp_path / "absent"), create=False)
+    assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,11 @@
 """Publish, hit, read; roots that cannot be used."""
 
+import os
+import platform
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,3 +203,24 @@ def test_folders_of_the_user_are_no_artifacts(store: Store, published: ArtifactR
     (Path(store.root) / "leaderboard.parquet").write_bytes(b"x")
     assert store.list_artifacts() == [published]
     assert store.verify() == []
+
+
+def test_a_second_process_says_whom_it_waits_for(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    ref = ArtifactRef("scores", store.key("scores", "1", {}, {}))
+    begun, go_on, done = threading.Event(), threading.Event(), threading.Event()
+
+    def build() -> None:
+        with Store(store.root).build(ref, {}) as made:
+            begun.set()
+            go_on.wait(30)
+            (made.folder / "note.txt").write_text("x")
+        done.set()
+
+    threading.Thread(target=build, daemon=True).start()
+    assert begun.wait(30)
+    threading.Timer(0.2, go_on.set).start()
+    with store.build(ref, {}) as second:
+        assert second.already_published
+    assert done.wait(30)
+    assert f"waiting for process {os.getpid()} on {platform.node()}, which works on {ref}" in caplog.text
+    assert list(Path(store.root).rglob("*.owner")) == []

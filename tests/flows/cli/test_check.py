@@ -75,26 +75,43 @@ def test_the_exit_code_says_whether_a_bar_is_missed(root: str) -> None:
         ["ok", "max-discrepancy", "1"],
         ["ok", "min-clip", "1"],
         ["ok", "min-clip", "1"],
+        ["4", "of", "4"],
     ]
     missed = check(root, "--max-discrepancy", "gender=1.0", "--min-clip", "generic=100")
     assert missed.exit_code == 9
     assert "MISSED        min-clip generic=100" in missed.stdout
-    assert "portraits fails 1 of 2 bars: min-clip generic=100 on generic" in missed.stderr
+    assert "portraits fails 1 of 2 thresholds: min-clip generic=100 on generic" in missed.stderr
 
 
 def test_what_cannot_be_told_passes_unless_strict(root: str) -> None:
-    (said,) = json.loads(check(root, "--min-clip", "neutral=1", "--json").stdout)
-    assert (said["bar"], said["verdict"], said["bound"], said["subject"]) == (
+    document = json.loads(check(root, "--min-clip", "neutral=1", "--json").stdout)
+    assert (document["verdict"], document["n_proven"], document["n_thresholds"]) == ("passed", 1, 1)
+    (said,) = document["judgements"]
+    assert (said["threshold"], said["verdict"], said["bound"], said["subject"]) == (
         "min-clip neutral=1",
         "met",
         1.0,
         "neutral",
     )
     inside = f"neutral={said['value']:.6f}"
-    lenient, strict = (check(root, "--min-clip", inside, *words) for words in ((), ("--strict",)))
-    assert (lenient.exit_code, strict.exit_code) == (0, 9)
-    assert lenient.stdout.startswith("cannot tell   min-clip neutral=")
-    assert "more images would tell" in lenient.stdout
+    proven = ("--min-clip", "generic=1")
+    beside, strict = (check(root, "--min-clip", inside, *proven, *words) for words in ((), ("--strict",)))
+    assert (beside.exit_code, strict.exit_code) == (0, 9)
+    assert beside.stdout.startswith("cannot tell   min-clip neutral=")
+    assert "more images would tell" in beside.stdout
+    assert beside.stdout.endswith("1 of 2 thresholds proven\n")
+
+
+def test_where_nothing_is_proven_only_lenience_passes(root: str) -> None:
+    (said,) = json.loads(check(root, "--min-clip", "neutral=1", "--json").stdout)["judgements"]
+    inside = ("--min-clip", f"neutral={said['value']:.6f}")
+    alone, lenient, document = check(root, *inside), check(root, *inside, "--lenient"), check(root, *inside, "--json")
+    assert (alone.exit_code, lenient.exit_code, document.exit_code) == (9, 0, 9)
+    assert "portraits is proven to clear none of the 1 thresholds" in alone.stderr
+    assert lenient.stdout.endswith("0 of 1 thresholds proven\n")
+    assert json.loads(document.stdout)["verdict"] == "unproven"
+    both = check(root, *inside, "--min-clip", "generic=100", "--lenient")
+    assert (both.exit_code, "fails 1 of 2" in both.stderr) == (9, True)  # what is missed stays missed
 
 
 def test_a_model_is_judged_again_from_an_archive_that_can_only_be_read(root: str) -> None:
@@ -114,7 +131,7 @@ def test_a_model_is_judged_again_from_an_archive_that_can_only_be_read(root: str
 def test_wrong_bars_are_a_wrong_command_line(root: str) -> None:
     for words, message in (
         ((), "there is nothing to check"),
-        (("--min-recall", "much"), "--min-recall 'much' is no bar"),
+        (("--min-recall", "much"), "--min-recall 'much' is no threshold"),
         (("--max-no-face", "gender=0.1"), "--max-no-face names 'gender'; choose from neutral"),
     ):
         result = check(root, *words)

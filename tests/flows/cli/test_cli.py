@@ -17,7 +17,7 @@ from flows.cli.app import app
 from flows.plan.checkpoints import evaluation_protocol, named_checkpoints
 from flows.plan.planning import PlannedNode
 from flows.plan.steps import Step
-from flows.terminal.options import build_config
+from flows.terminal.options import build_config, run_name
 from popalign_core.errors import ServiceError, TrainingError
 from storage.store import ArtifactRef, Store
 from tasks.publishing.leaderboard import append_leaderboard
@@ -94,21 +94,22 @@ def test_run_ends_with_the_verdict_and_the_place_of_the_report(
 ) -> None:
     asked: list[tuple[float, str, str]] = []
 
-    def run_pipeline(config: Any, runtime: Any, name: str, *, call: Any, planned: Any) -> dict[str, ArtifactRef]:
+    def run_pipeline(config: Any, runtime: Any, name: str, *, planned: Any, **_: Any) -> dict[str, ArtifactRef]:
         asked.append((config.training.beta, runtime.root, name))
         return {node.node: node.ref for node in planned}
 
     monkeypatch.setattr(flows.plan.runs, "run_pipeline", run_pipeline)
     result = invoke("run", "--preset", "smoke", "--root", str(tmp_path), "--set", "training.beta=30")
     assert result.exit_code == 0, result.output
-    assert asked == [(30.0, str(tmp_path), "smoke")]
+    name = run_name("smoke", None, None, ["training.beta=30"])
+    assert asked == [(30.0, str(tmp_path), name)]
     assert result.stderr == f"5 stages, 2 of them in {tmp_path}\n"
     lines = result.stdout.splitlines()
     assert lines[-4:-2] == [
         "Fairer on gender",
         "Gender discrepancy: all prompts together 0.420 → 0.110 (improved; a fair sampler would show 0.030).",
     ]
-    assert lines[-1] == f"Report: {tmp_path}/runs/smoke/report.html"
+    assert lines[-1] == f"Report: {tmp_path}/runs/{name}/report.html"
 
 
 def test_evaluate_prints_the_rows_of_its_own_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

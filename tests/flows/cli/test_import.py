@@ -98,10 +98,13 @@ def test_sets_are_imported_and_trained_on(options: list[str], tmp_path: Path) ->
 
 def test_an_adapter_comes_with_the_model_and_goes_with_it(file: Path, options: list[str], tmp_path: Path) -> None:
     key = imported(file, options)
-    lora = tmp_path / "store" / "runs" / "smoke-diffusion-dpo" / "lora"
-    assert invoke("train", key, *options, "--set", "training.lora_rank=2").exit_code == 0
+    lora = tmp_path / "store" / "runs" / "mine" / "lora"
+    assert invoke("train", key, *options, "--name", "mine", "--set", "training.lora_rank=2").exit_code == 0
     assert [path.name for path in lora.iterdir()] == ["pytorch_lora_weights.safetensors"]
-    assert invoke("train", key, *options).exit_code == 0
+    refused = invoke("train", key, *options, "--name", "mine")
+    assert (refused.exit_code, "differs in training" in refused.stderr) == (2, True)
+    assert lora.exists()
+    assert invoke("train", key, *options, "--name", "mine", "--replace").exit_code == 0
     assert not lora.exists()
 
 

@@ -1,5 +1,6 @@
 """Command-line words become a configuration, or a message that names what is wrong."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -151,7 +152,16 @@ def test_run_names() -> None:
     assert run_name(None, None, None) == "portraits"
     assert run_name("smoke", None, None) == "smoke"
     assert run_name(None, Path("a/mine.toml"), None) == "mine"
-    assert run_name("smoke", None, "third-try") == "third-try"
+    assert run_name("smoke", None, "third-try", ["training.beta=30"]) == "third-try"
+    assert run_name("smoke", None, None, ["runtime.n_threads=1"], "-sweep") == "smoke-sweep"
+
+
+def test_a_run_name_tells_changed_configurations_apart() -> None:
+    names = {run_name("smoke", None, None, [word], "-sweep") for word in ("training.beta=30", "training.beta=20")}
+    assert len(names) == 2
+    assert all(re.fullmatch("smoke-sweep-[0-9a-f]{6}", name) for name in names)
+    both = ["training.beta=30", "training.seed=1"]
+    assert run_name("smoke", None, None, both) == run_name("smoke", None, None, both[::-1])
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "a\\b", "two words"])

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from popalign_core.errors import ConfigError
-from popalign_core.evaluation.gate import Threshold, check_bars, judge_thresholds, parse_bar
+from popalign_core.evaluation.gate import Threshold, check_thresholds, judge_thresholds, parse_threshold
 
 NAN = float("nan")
 
@@ -70,35 +70,37 @@ def test_strict_lets_nothing_through_that_cannot_be_told() -> None:
 
 
 def test_bars_are_read_from_words() -> None:
-    assert parse_bar("max-discrepancy", "gender=0.2") == Threshold("max-discrepancy", 0.2, "gender")
-    assert parse_bar("min-clip", "80") == Threshold("min-clip", 80.0, None)
+    assert parse_threshold("max-discrepancy", "gender=0.2") == Threshold("max-discrepancy", 0.2, "gender")
+    assert parse_threshold("min-clip", "80") == Threshold("min-clip", 80.0, None)
     assert str(Threshold("min-recall", 0.95, "race")) == "min-recall race=0.95"
     for text in ("", "gender", "gender=", "=0.2", "nan"):
-        with pytest.raises(ConfigError, match=r"--max-discrepancy .* is no bar; write --max-discrepancy 0\.2"):
-            parse_bar("max-discrepancy", text)
+        with pytest.raises(ConfigError, match=r"--max-discrepancy .* is no threshold; write --max-discrepancy 0\.2"):
+            parse_threshold("max-discrepancy", text)
 
 
 def test_bars_that_nothing_can_answer_are_refused() -> None:
     axes, benchmarks = ["gender"], ["neutral", "specific", "generic"]
-    check_bars([Threshold("max-discrepancy", 0.2, "gender"), Threshold("min-recall", 0.9, "all")], axes, benchmarks)
-    with pytest.raises(ConfigError, match=r"there is nothing to check; set a bar with --max-discrepancy"):
-        check_bars([], axes, benchmarks)
+    check_thresholds(
+        [Threshold("max-discrepancy", 0.2, "gender"), Threshold("min-recall", 0.9, "all")], axes, benchmarks
+    )
+    with pytest.raises(ConfigError, match=r"there is nothing to check; set a threshold with --max-discrepancy"):
+        check_thresholds([], axes, benchmarks)
     with pytest.raises(ConfigError, match=r"--max-discrepancy names 'age'; choose from gender$"):
-        check_bars([Threshold("max-discrepancy", 0.2, "age")], axes, benchmarks)
+        check_thresholds([Threshold("max-discrepancy", 0.2, "age")], axes, benchmarks)
     with pytest.raises(ConfigError, match="--min-clip names 'gender'; choose from neutral, specific, generic"):
-        check_bars([Threshold("min-clip", 80, "gender")], axes, benchmarks)
+        check_thresholds([Threshold("min-clip", 80, "gender")], axes, benchmarks)
 
 
 @pytest.mark.parametrize(
     ("kind", "bound", "told"),
     [
-        ("max-no-face", 5.0, r"no_face_share is between 0 and 1; give a bar in that range, such as 0\.05 for 5%"),
+        ("max-no-face", 5.0, r"no_face_share is between 0 and 1; give a threshold in that range, such as 0\.05 for 5%"),
         ("min-recall", 95.0, "recall is between 0 and 1"),
-        ("max-discrepancy", -0.1, r"discrepancy_pooled is between 0 and 1\.414; give a bar in that range$"),
+        ("max-discrepancy", -0.1, r"discrepancy_pooled is between 0 and 1\.414; give a threshold in that range$"),
         ("max-per-prompt", float("inf"), "--max-per-prompt inf decides nothing"),
         ("min-clip", float("-inf"), "clip_score is between -100 and 100"),
     ],
 )
 def test_a_bar_that_no_value_can_miss_or_meet_is_refused(kind: str, bound: float, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        check_bars([Threshold(kind, bound)], ["gender"], ["neutral"])
+        check_thresholds([Threshold(kind, bound)], ["gender"], ["neutral"])
