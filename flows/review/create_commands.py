@@ -11,6 +11,8 @@ from flows.review.opening import Database, Name, Root, open_database, read_text
 from popalign_core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from popalign_core.config.review import StudyConfig
 
 Run = Annotated[str, typer.Option(help="Folder under runs/ whose images are used.")]
@@ -70,12 +72,13 @@ def curate(
 ) -> None:
     """Make a study in which people make the preferred sets, an image at a time (PopAlign, Appendix B)."""
     from flows.terminal.options import DEFAULT_ROOT
+    from popalign_core.config.review import CurateConfig
     from storage.store import Store
     from tasks.studies.curation import create_curation
 
     text = None if instructions is None else read_text(instructions)
     opened, store = open_database(database, root), Store(root or DEFAULT_ROOT)
-    with _config_errors():
+    with _config_errors(CurateConfig):
         n_sets, n_left_out = create_curation(
             opened, store, _check_name(name), run, settings=_parse(settings), instructions=text
         )
@@ -107,12 +110,13 @@ def label(
 ) -> None:
     """Make a study in which people say what they see in single pictures."""
     from flows.terminal.options import DEFAULT_ROOT
+    from popalign_core.config.review import LabelConfig
     from storage.store import Store
     from tasks.studies.labelling import create_labelling
 
     text = None if instructions is None else read_text(instructions)
     opened, store = open_database(database, root), Store(root or DEFAULT_ROOT)
-    with _config_errors():
+    with _config_errors(LabelConfig):
         n_images = create_labelling(
             opened,
             store,
@@ -129,7 +133,7 @@ def label(
 def _build_config(kind: str, settings: list[str]) -> "StudyConfig":
     from popalign_core.config.review import KINDS, StudyConfig
 
-    with _config_errors():
+    with _config_errors(StudyConfig):
         return StudyConfig.model_validate(KINDS[kind].model_dump() | _parse(settings))
 
 
@@ -146,7 +150,7 @@ def _parse_axes(axes: list[str]) -> dict[str, tuple[str, ...]]:
 
 
 @contextmanager
-def _config_errors() -> Iterator[None]:
+def _config_errors(model: "type[BaseModel]") -> Iterator[None]:
     """What pydantic refuses, as the project's error."""
     from pydantic import ValidationError
 
@@ -155,7 +159,9 @@ def _config_errors() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        raise ConfigError("the study does not fit:\n" + "\n".join(describe_problems(error, whole="study"))) from error
+        raise ConfigError(
+            "the study does not fit:\n" + "\n".join(describe_problems(error, model, whole="study"))
+        ) from error
 
 
 def _check_name(name: str) -> str:

@@ -135,5 +135,5 @@ def _parse_runtime(values: dict[str, Any]) -> RuntimeConfig:
     try:
         return RuntimeConfig.model_validate(values)
     except ValidationError as error:
-        problems = describe_problems(error, RUNTIME_PREFIX)
+        problems = describe_problems(error, RuntimeConfig, RUNTIME_PREFIX)
         raise ConfigError("runtime settings do not fit:\n" + "\n".join(problems)) from error

@@ -1,7 +1,8 @@
 """What all configuration models share, and the axis: an attribute whose distribution matters."""
 
 from collections.abc import Sized
-from typing import Annotated, Literal, Self
+from difflib import get_close_matches
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -19,11 +20,14 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def describe_problems(error: ValidationError, prefix: str = "", whole: str = "(top)") -> list[str]:
+def describe_problems(
+    error: ValidationError, model: type[BaseModel], prefix: str = "", whole: str = "(top)"
+) -> list[str]:
     """One line for every problem: the field, what is wrong with it, and the value where the text lacks it.
 
     Args:
         error: From pydantic.
+        model: What was validated; it knows which field may have been meant.
         prefix: What stands before the fields' names, such as 'runtime.'.
         whole: How a problem of no single field is headed.
     """
@@ -35,8 +39,35 @@ def describe_problems(error: ValidationError, prefix: str = "", whole: str = "(t
         if problem["type"] == "too_short" and any(each["loc"][: len(where)] == where != each["loc"] for each in found):
             continue
         value = "" if problem["type"] in ("value_error", "missing") else f", got {_shortened(problem['input'])}"
-        lines.append(f"  {prefix + '.'.join(map(str, where)) if where else whole}: {problem['msg']}{value}")
+        said = problem["msg"]
+        if problem["type"] == "extra_forbidden":
+            said = "unknown field" + _suggestion(model, where)
+        lines.append(f"  {prefix + '.'.join(map(str, where)) if where else whole}: {said}{value}")
     return lines
+
+
+def _suggestion(model: type[BaseModel], where: tuple[int | str, ...]) -> str:
+    """The field that an unknown one may stand for, by its spelling; '' when none is like it."""
+    models = [model]
+    for part in where[:-1]:
+        inner = [found for each in models if part in each.model_fields for found in _models(each, str(part))]
+        models = inner or models  # keys of tables, places in lists and kinds of unions lead to the same models
+    known = sorted({name for each in models for name in each.model_fields})
+    asked = str(where[-1])
+    close = [name for name in known if len(asked) > 2 and name.startswith(asked)]
+    close = close or get_close_matches(asked, known, n=1, cutoff=0.6)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _models(model: type[BaseModel], field: str) -> list[type[BaseModel]]:
+    """The models in a field's type, however deep: `dict[str, A | B] | None` has A and B."""
+    left, found = [model.model_fields[field].annotation], list[type[BaseModel]]()
+    while left:
+        kind = left.pop()
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found.append(kind)
+        left += get_args(kind)
+    return found
 
 
 def _shortened(value: object) -> str:

@@ -177,7 +177,7 @@ def parse_config(document: dict[str, Any], origin: str = "configuration") -> Pip
     try:
         return PipelineConfig.model_validate(document)
     except ValidationError as error:
-        problems = describe_problems(error)
+        problems = describe_problems(error, PipelineConfig)
         raise ConfigError(f"{origin} does not fit, {len(problems)} problem(s):\n" + "\n".join(problems)) from error
 
 

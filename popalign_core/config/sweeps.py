@@ -90,7 +90,9 @@ def vary(system: SystemConfig, settings: Sequence[Setting]) -> SystemConfig:
         return SystemConfig.model_validate(document)
     except ValidationError as error:
         listed = ", ".join(f"{field}={_text(value)}" for field, value in settings)
-        raise ConfigError(f"a system cannot have {listed}:\n" + "\n".join(describe_problems(error))) from error
+        raise ConfigError(
+            f"a system cannot have {listed}:\n" + "\n".join(describe_problems(error, SystemConfig))
+        ) from error
 
 
 def default_system(parameters: Mapping[str, Sequence[Any]]) -> str:

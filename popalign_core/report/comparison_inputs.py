@@ -39,6 +39,7 @@ class ComparisonInputs:
 
     Attributes:
         title: Heading of the page.
+        model: The base model's name; '' where the page does not say it.
         reference: The system that the others are compared with.
         systems: All systems in the order of the tables, the reference among them.
         axes: The axes, with classes and targets.
@@ -61,6 +62,7 @@ class ComparisonInputs:
     """
 
     title: str = "PopAlign"
+    model: str = ""
     reference: str
     systems: Sequence[str]
     axes: Sequence[Axis]

@@ -6,6 +6,7 @@ A run's report is this page for base and aligned model, with the training betwee
 from collections.abc import Iterator
 from html import escape
 
+from popalign_core.report.by_prompt import largest_discrepancy
 from popalign_core.report.comparison_charts import forests, fronts, histograms, prompts
 from popalign_core.report.comparison_inputs import ComparisonInputs, check_comparison
 from popalign_core.report.document import (
@@ -18,7 +19,7 @@ from popalign_core.report.document import (
     verdict_box,
     warning,
 )
-from popalign_core.report.estimates import check_scorers
+from popalign_core.report.estimates import Status, check_scorers
 from popalign_core.report.image_strips import system_grids
 from popalign_core.report.limits import limits
 from popalign_core.report.measure_names import listed
@@ -86,7 +87,16 @@ def describe_systems(inputs: ComparisonInputs) -> list[str]:
             f" The pictures of {listed(list(inputs.elsewhere))} were made elsewhere, with other seeds and perhaps not "
             "of all prompts: they are compared prompt by prompt, on the prompts of both."
         )
-    return [text, *quick_look(inputs.scale)]
+    return [" ".join((text, *_measured(inputs))), *quick_look(inputs.scale)]
+
+
+def _measured(inputs: ComparisonInputs) -> Iterator[str]:
+    """Which model, and how many images."""
+    if inputs.model:
+        yield f"Model: {inputs.model}."
+    sampled = inputs.costs[inputs.costs["unit"] == "images"]
+    if len(sampled):
+        yield f"Images: {', '.join(f'{row.value:,.0f} of {row.system}' for row in sampled.itertuples())}."
 
 
 def _head(results: ComparisonResults) -> str:
@@ -115,6 +125,7 @@ def _sections(results: ComparisonResults) -> Iterator[tuple[str, str]]:
         "What this page cannot say",
         bullets((*limits(inputs.metrics, inputs.comparison, inputs.n_seeds), *inputs.notes)),
     )
+    yield "What next", _what_next(find_verdict(results).status)
     yield "To repeat it", definitions(inputs.reproducibility)
 
 
@@ -127,9 +138,10 @@ def _pair_sections(results: ComparisonResults) -> Iterator[tuple[str, str]]:
     text = (
         f"<p>Small numbers are {share} intervals, for prompts like these. “Fair sampler” is what a perfectly fair "
         "model would show at this number of images: no discrepancy can be expected to be lower. “Improved” and "
-        f"“worse” are said only where the {share} interval of the paired difference excludes zero and its p-value, "
-        "where there is one, is as small after adjusting for the number of comparisons (Holm); “no clear change” is "
-        "not proof that nothing changed.</p>"
+        f"“worse” are said only where the {share} interval of the paired difference excludes zero and its p-value is "
+        "as small after adjusting for the number of comparisons (Holm); “perhaps worse” where that adjusting alone "
+        "makes it unsure; “not tested” where there is no p-value. “No clear change” is not proof that nothing "
+        f"changed.</p>{_definition(inputs)}"
     )
     name = f"{inputs.reference[:1].upper()}{inputs.reference[1:]} and {system}, in numbers"
     yield name, text + pair_table(results) + details("Recall of every class", recall)
@@ -149,13 +161,39 @@ def _glance(results: ComparisonResults) -> str:
     share, reference = f"{inputs.confidence:.0%}", escape(inputs.reference)
     text = (
         f"<p>✔ and ✖ are said only where the {share} interval of the paired difference to {reference} excludes zero "
-        "and its p-value, where there is one, is as small after adjusting for the number of comparisons (Holm). ≈ is "
-        "not proof that nothing changed, and “perhaps” above is what only the adjusting makes unsure. Systems other "
+        "and its p-value is as small after adjusting for the number of comparisons (Holm). ≈ is not proof that nothing "
+        "changed, and “perhaps” is what only the adjusting makes unsure; – has no p-value. Systems other "
         f"than {reference} are not tested against each other: read their intervals.</p><p>Small numbers in all tables "
         f"are {share} intervals, for prompts like these. “fair” beside a discrepancy is what a perfectly fair model "
-        "would show at this number of images: none can be expected to be lower.</p>"
+        f"would show at this number of images: none can be expected to be lower.</p>{_definition(inputs)}"
     )
     return glance_table(results, [results.standing(name) for name in inputs.others]) + text
+
+
+def _definition(inputs: ComparisonInputs) -> str:
+    """What a discrepancy is, and the largest one."""
+    largest = listed([f"{largest_discrepancy(axis):.3f} ({axis.name})" for axis in inputs.axes])
+    return (
+        "<p>A discrepancy is the distance of the shares of an attribute's classes from their targets: 0 at the "
+        f"targets, and at most {escape(largest)}, when every image is of the class that is wanted least.</p>"
+    )
+
+
+def _what_next(status: Status) -> str:
+    """Where to go from a verdict."""
+    more = "Evaluate more: evaluation.n_images and prompts.eval_lists, or a model of your own with `popalign evaluate`."
+    steps: dict[Status, tuple[str, ...]] = {
+        "improved": (
+            "Put thresholds into CI: `popalign check MODEL --max-discrepancy ... --min-recall ...`.",
+            "Ask people: `popalign study create` compares the images of both systems without saying which is which.",
+            "Try prompts of your own: prompts.eval_lists; the intervals speak of prompts like these alone.",
+        ),
+        "worse": (
+            "Look at the training's curves and at what its data left out, above.",
+            "Sweep what decides it: `popalign sweep training.beta=10,20,40`.",
+        ),
+    }
+    return bullets(steps.get(status, (more, "Sweep what decides it: `popalign sweep training.beta=10,20,40`.")))
 
 
 def _every_number(results: ComparisonResults) -> str:

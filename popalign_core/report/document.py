@@ -7,6 +7,9 @@ from popalign_core.report.estimates import SYMBOLS, Status
 from popalign_core.report.style import CSS
 from popalign_core.report.svg_shapes import PATTERNS
 
+_LONGEST_VALUE = 400
+"""Characters of a value that is shown at once."""
+
 
 def html_page(title: str, head: str, sections: Iterable[tuple[str, str]]) -> str:
     """A complete HTML document.
@@ -56,8 +59,15 @@ def bullets(texts: Iterable[str]) -> str:
 
 def definitions(items: Mapping[str, str]) -> str:
     """Names and values, such as keys and versions; '' when there is none."""
-    inner = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in items.items())
+    inner = "".join(f"<dt>{escape(name)}</dt><dd>{_folded(value)}</dd>" for name, value in items.items())
     return f"<dl>{inner}</dl>" if inner else ""
+
+
+def _folded(value: str) -> str:
+    """Long text is folded away; one click selects all of it, to be copied."""
+    if len(value) <= _LONGEST_VALUE:
+        return escape(value)
+    return f'<details><summary>{len(value):,} characters</summary><pre class="all">{escape(value)}</pre></details>'
 
 
 def quick_look(scale: float) -> list[str]:

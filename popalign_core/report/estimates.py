@@ -1,7 +1,7 @@
 """Rows of `metrics` and `comparison` as values, and what a difference allows to be said."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import pandas as pd
@@ -9,15 +9,21 @@ import pandas as pd
 from popalign_core.errors import InputError
 from popalign_core.report.measure_names import FAIRNESS, direction, measure_name, number
 
-Status = Literal["improved", "unclear", "worse", "unmeasured"]
+Status = Literal["improved", "unclear", "doubtful", "worse", "untested", "unmeasured"]
+"""What may be said of a difference. `doubtful` would be worse had it been the only thing compared; `untested` has no
+p-value where others of the same table have one, so that nothing adjusts it for their number."""
 
 WORDS: dict[Status, str] = {
     "improved": "improved",
     "unclear": "no clear change",
+    "doubtful": "perhaps worse",
     "worse": "worse",
+    "untested": "not tested",
     "unmeasured": "no interval",
 }
-SYMBOLS: dict[Status, str] = {"improved": "✔", "unclear": "≈", "worse": "✖", "unmeasured": "–"}
+SYMBOLS: dict[Status, str] = {
+    "improved": "✔", "unclear": "≈", "doubtful": "≈", "worse": "✖", "untested": "–", "unmeasured": "–",
+}  # fmt: skip
 
 BETWEEN_CLASSIFIERS = ("agreement", "kappa")
 """Measures of two classifiers on the same images; a table may hold them for several pairs."""
@@ -89,27 +95,39 @@ def estimate_of(row: "pd.Series[float]") -> Estimate:
     return Estimate(value, low, high, floor, int(row["n"]), str(known.get("note", "")), p_adjusted)
 
 
-def judge_difference(metric: str, difference: Estimate, confidence: float) -> Status:
-    """'improved' or 'worse' only when the interval excludes 0 and, where there is one, the adjusted p-value agrees."""
+def has_tests(table: pd.DataFrame) -> bool:
+    """Whether any row of a `comparison` or `wins` table has an adjusted p-value."""
+    return "p_adjusted" in table and bool(table["p_adjusted"].notna().any())
+
+
+def judge_difference(metric: str, difference: Estimate, confidence: float, *, tested: bool) -> Status:
+    """The one rule of all pages, cards and lines.
+
+    Args:
+        metric: Says which way is better.
+        difference: With its interval and, where there is one, its adjusted p-value.
+        confidence: Of the intervals; p-values are compared with what is left of 1.
+        tested: Whether its table has p-values (`has_tests`): then a difference without one is not judged. A table
+            without any is judged by its intervals.
+
+    Returns:
+        `improved` or `worse` only when the interval excludes 0 and the p-value, in a table that has them, agrees.
+    """
     if pd.isna(difference.low) or pd.isna(difference.high):
         return "unmeasured"
-    if difference.p_adjusted >= 1 - confidence:
-        return "unclear"
+    if tested and pd.isna(difference.p_adjusted):
+        return "untested"
     sign = direction(metric)
     low, high = sorted((sign * difference.low, sign * difference.high))
+    if difference.p_adjusted >= 1 - confidence:
+        return "doubtful" if high < 0 else "unclear"
     return "improved" if low > 0 else "worse" if high < 0 else "unclear"
-
-
-def is_doubtful_loss(metric: str, difference: Estimate, confidence: float) -> bool:
-    """Whether it would be called worse had it been the only thing compared."""
-    alone = replace(difference, p_adjusted=_NAN)
-    both = [judge_difference(metric, each, confidence) for each in (alone, difference)]
-    return both == ["worse", "unclear"]
 
 
 def combined(statuses: Sequence[Status]) -> Status:
     """Of several: worse if any is, else improved if any is."""
-    return next((status for status in ("worse", "improved", "unclear") if status in statuses), "unmeasured")
+    order: tuple[Status, ...] = ("worse", "improved", "doubtful", "unclear", "untested")
+    return next((status for status in order if status in statuses), "unmeasured")
 
 
 def check_scorers(metrics: pd.DataFrame) -> None:

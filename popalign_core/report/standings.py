@@ -17,7 +17,7 @@ from popalign_core.report.estimates import (
     by_measure,
     combined,
     deciding_benchmarks,
-    is_doubtful_loss,
+    has_tests,
     judge_difference,
     measures_of,
 )
@@ -67,6 +67,10 @@ class ComparisonResults:
         return by_measure(self.inputs.comparison)
 
     @cached_property
+    def _has_tests(self) -> bool:
+        return has_tests(self.inputs.comparison)
+
+    @cached_property
     def benchmarks(self) -> dict[str, str]:
         """Axis to the benchmark that decides."""
         return deciding_benchmarks(self.measures)
@@ -97,7 +101,8 @@ class ComparisonResults:
 
     def status(self, system: str, measure: ReportedMeasure) -> Status:
         """What may be said of the difference."""
-        return judge_difference(measure.metric, self.difference(system, measure), self.inputs.confidence)
+        difference, share = self.difference(system, measure), self.inputs.confidence
+        return judge_difference(measure.metric, difference, share, tested=self._has_tests)
 
     def is_partial(self, system: str, measures: Sequence[ReportedMeasure]) -> bool:
         """Whether its pictures were made elsewhere and, of some measure, not of the prompts of the reference."""
@@ -111,8 +116,7 @@ class ComparisonResults:
         found = {m: self.status(system, m) for m in self.headlines if not self.decides(m) and self.counts(m)}
         lost = tuple(m for m, status in found.items() if status == "worse")
         gained = tuple(m for m, status in found.items() if status == "improved")
-        share = self.inputs.confidence
-        doubtful = tuple(m for m in found if is_doubtful_loss(m.metric, self.difference(system, m), share))
+        doubtful = tuple(m for m, status in found.items() if status == "doubtful")
         return Standing(system, _place(list(axes.values()), bool(lost)), axes, lost, doubtful, gained)
 
     def decides(self, measure: ReportedMeasure) -> bool:
@@ -159,6 +163,8 @@ def _place(statuses: Sequence[Status], is_costly: bool) -> Place:
         "worse": "less fair",
         "improved": "fairer at a cost" if is_costly else "fairer",
         "unclear": "unclear",
+        "doubtful": "unclear",
+        "untested": "unmeasured",
         "unmeasured": "unmeasured",
     }
     return places[combined(statuses)]

@@ -34,7 +34,7 @@ ol.key { columns: 11em; font-size: .93rem; margin: 6px 0; }
 .mark i { font-style: normal; display: inline-block; width: 1.1em; }
 .mark.improved { color: var(--good); }
 .mark.worse { color: var(--bad); text-decoration: underline; }
-.mark.unclear, .mark.unmeasured { color: var(--soft); font-weight: 400; }
+.mark.unclear, .mark.doubtful, .mark.untested, .mark.unmeasured { color: var(--soft); font-weight: 400; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(310px, 100%), 1fr)); gap: 8px 32px;
   align-items: start; }
 .charts figure { margin: 0; max-width: 520px; }
@@ -74,6 +74,7 @@ article.systems figcaption { font-size: .85rem; overflow-wrap: anywhere; }
 .strip img.small { image-rendering: pixelated; }
 article.two { grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); }
 article.two .strip { grid-auto-columns: minmax(0, 128px); }
+pre.all { user-select: all; white-space: pre-wrap; overflow-wrap: anywhere; margin: 4px 0; }
 details { margin: 10px 0; }
 summary { cursor: pointer; padding: 6px 0; color: var(--good); font-weight: 600; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; font-size: .9rem; margin: 8px 0; }

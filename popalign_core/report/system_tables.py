@@ -30,6 +30,7 @@ from popalign_core.report.estimates import (
     Status,
     combined,
     estimate_of,
+    has_tests,
     judge_difference,
 )
 from popalign_core.report.measure_names import column_name, floor_words, number, p_words, scorer_name
@@ -37,7 +38,7 @@ from popalign_core.report.standings import ComparisonResults, Standing
 
 _BETTER: dict[Status, str] = WORDS | {"improved": "better", "unclear": "unclear"}
 _DISCREPANCY = "Discrepancy, of all prompts together and the mean over prompts: lower is fairer"
-_FAIRER: dict[Status, str] = _BETTER | {"improved": "fairer", "worse": "less fair"}
+_FAIRER: dict[Status, str] = _BETTER | {"improved": "fairer", "doubtful": "perhaps less fair", "worse": "less fair"}
 
 
 def glance_table(results: ComparisonResults, standings: Sequence[Standing]) -> str:
@@ -164,7 +165,11 @@ def _prompt_cell(found: Any) -> str:
     return f"<b>{found.discrepancy:.2f}</b> <small>{leading}, n = {found.n}</small>"
 
 
-_WINS: dict[Status, str] = _BETTER | {"improved": "preferred", "worse": "not preferred"}
+_WINS: dict[Status, str] = _BETTER | {
+    "improved": "preferred",
+    "doubtful": "perhaps not preferred",
+    "worse": "not preferred",
+}
 
 
 def _measure_table(results: ComparisonResults, columns: Sequence[ReportedMeasure]) -> str:
@@ -199,7 +204,7 @@ def _win_cell(group: pd.DataFrame, system: str, inputs: ComparisonInputs) -> str
     rate = Estimate(found["win_rate"], found["ci_low"], found["ci_high"])
     # the p-value beside it must not say otherwise
     over_half = Estimate(rate.value - 0.5, rate.low - 0.5, rate.high - 0.5, p_adjusted=found["p_adjusted"])
-    said = mark(judge_difference("win_rate", over_half, inputs.confidence), _WINS)
+    said = mark(judge_difference("win_rate", over_half, inputs.confidence, tested=has_tests(inputs.wins)), _WINS)
     more = f"; of {found['n']:,}, ties {found['n_ties']:,}; {p_words(found['p_adjusted'])}"
     return estimate_cell(rate, "win_rate", Footnotes(), said=said, more=more)
 

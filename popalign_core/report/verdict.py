@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from popalign_core.config import Axis
 from popalign_core.report.cells import NOTHING
-from popalign_core.report.estimates import WORDS, ReportedMeasure, Status, combined, is_doubtful_loss
+from popalign_core.report.estimates import WORDS, Estimate, ReportedMeasure, Status, combined
 from popalign_core.report.measure_names import FAIRNESS, is_shown, listed, number
 from popalign_core.report.standings import ComparisonResults, Summary, summarise_many
 
@@ -26,12 +27,16 @@ def _summarise_one(results: ComparisonResults) -> Summary:
     elif fairer:
         status = "improved"
         headline = f"Fairer on {listed(fairer)}" + (", at a measurable cost" if is_costly else "")
-    elif all(part == "unmeasured" for part in by_axis.values()):
+    elif all(part in ("unmeasured", "untested") for part in by_axis.values()):
         status, headline = "unmeasured", "Fairness cannot be judged: there is no interval, use more prompts"
     else:
         status = "unclear"
         headline = "No clear change in fairness" + (", and other measures got worse" if is_costly else "")
-    sentences = [pair for axis in results.inputs.axes for pair in _axis_sentence(results, axis.name)]
+    sentences = [
+        pair
+        for axis in results.inputs.axes
+        for pair in (*_share_sentence(results, axis), *_axis_sentence(results, axis.name))
+    ]
     return Summary(status, headline, (*sentences, *_quality_sentences(results, others)))
 
 
@@ -44,6 +49,29 @@ def _fairness(results: ComparisonResults, axis: str) -> dict[ReportedMeasure, St
 def _is_quality(measure: ReportedMeasure) -> bool:
     plain = is_shown(measure.metric) and not measure.metric.startswith("discrepancy")
     return plain and not (measure.metric == "no_face_share" and measure.benchmark == "specific")
+
+
+def _share_sentence(results: ComparisonResults, axis: Axis) -> Iterator[tuple[str, str]]:
+    """Who is shown before and after, and which class went beyond its target."""
+    inputs, parts, beyond = results.inputs, [], []
+    for name, target in zip(axis.classes, axis.shares(), strict=True):
+        measure = ReportedMeasure(results.benchmarks.get(axis.name, ""), f"share:{name}", axis.name)
+        before, after = (results.value(system, measure) for system in (inputs.reference, inputs.others[0]))
+        if not (before.is_measured and after.is_measured):
+            return
+        parts.append(f"{name} {before.value:.0%} → {after.value:.0%}")
+        if _overshoots(before.value, after, target):
+            beyond.append(f"{name} went beyond its target of {target:.0%}")
+    targets = [f"{share:.0%}" for share in axis.shares()]
+    wanted = f"{targets[0]} each" if len(set(targets)) == 1 else " and ".join((", ".join(targets[:-1]), targets[-1]))
+    shown = f"{', '.join(parts)}; the target is {wanted}"
+    yield f"{axis.name[:1].upper()}{axis.name[1:]} shown", "; ".join([shown, *beyond]) + "."
+
+
+def _overshoots(before: float, after: Estimate, target: float) -> bool:
+    """Whether a share that was on one side of its target is, with its whole interval, on the other."""
+    low, high = (end if end == end else after.value for end in (after.low, after.high))
+    return (before < target < low) or (before > target > high)
 
 
 def _axis_sentence(results: ComparisonResults, axis: str) -> Iterator[tuple[str, str]]:
@@ -61,14 +89,12 @@ def _axis_sentence(results: ComparisonResults, axis: str) -> Iterator[tuple[str,
 
 def _quality_sentences(results: ComparisonResults, others: dict[ReportedMeasure, Status]) -> Iterator[tuple[str, str]]:
     (system,) = results.inputs.others
-    share = results.inputs.confidence
-    doubtful = [m for m in others if is_doubtful_loss(m.metric, results.difference(system, m), share)]
     both = {m: [results.value(name, m).is_measured for name in results.inputs.systems] for m in others}
     kinds = {
         "Worse": [m for m, status in others.items() if status == "worse"],
-        "Perhaps worse (unsure only because so much is compared)": doubtful,
+        "Perhaps worse (unsure only because so much is compared)": [m for m, s in others.items() if s == "doubtful"],
         "Also improved": [m for m, status in others.items() if status == "improved"],
-        "No clear change": [m for m, status in others.items() if status == "unclear" and m not in doubtful],
+        "No clear change": [m for m, status in others.items() if status == "unclear"],
         "Not measured": [m for m in others if not all(both[m])],
     }
     for lead, chosen in kinds.items():

@@ -114,6 +114,7 @@ def gather_comparison_inputs(
     tables["metrics"] = with_absent_rows(pd.concat([tables["metrics"], *more], ignore_index=True))
     return ComparisonInputs(
         title="PopAlign comparison",
+        model=config.model.name,
         reference=systems[0],
         systems=systems,
         axes=config.axes,
@@ -237,7 +238,7 @@ def _reproducibility(inputs: Inputs, view: ComparisonView) -> dict[str, str]:
 
 compare_statistics = Stage(
     "comparison",
-    "5",
+    "6",
     ComparisonView.of,
     _fill,
     inputs=("prompts",),

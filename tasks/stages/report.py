@@ -66,6 +66,7 @@ def gather_report_inputs(inputs: Inputs, view: ReportView) -> "ComparisonInputs"
     samples = {system: inputs[f"{system}_sample"] for system in SYSTEMS}
     return ComparisonInputs(
         title="PopAlign report",
+        model=config.model.name,
         reference=SYSTEMS[0],
         systems=SYSTEMS,
         axes=axes,

@@ -76,7 +76,7 @@ def test_single_pictures_have_five_raters(root: str) -> None:
         (("links", "none"), 3, "there is no study 'none'; there are: none"),
         ((*CREATE[:3], "cads", *CREATE[4:]), 3, "has no images of cads"),
         ((*CREATE, "--set", "set_size=50"), 2, "set_size: Input should be less than or equal to 20"),
-        ((*CREATE, "--set", "colour=red"), 2, "colour: Extra inputs are not permitted"),
+        ((*CREATE, "--set", "colour=red"), 2, "colour: unknown field"),
         ((*CREATE, "--instructions", "/nowhere.md"), 3, "/nowhere.md cannot be read"),
         ((*CREATE, "--benchmark", "couples"), 3, "have no benchmark 'couples'; they have: neutral"),
         (("create", "a/b", *CREATE[2:]), 5, "study 'a/b' cannot name a folder"),

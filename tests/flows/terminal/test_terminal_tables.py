@@ -58,7 +58,9 @@ def test_the_closing_verdict_is_the_reports_whose_p_value_counts() -> None:
     def verdict(low: float, high: float, p_adjusted: float, per_prompt: float = 0.0) -> str:
         change = row("aligned", "discrepancy_pooled", "race", 0.1, low, high, p_adjusted=p_adjusted)
         ends = per_prompt - 0.01, per_prompt + 0.01
-        other = row("aligned", "discrepancy_per_prompt", "race", per_prompt, *ends, p_adjusted=NAN)
+        other = row(
+            "aligned", "discrepancy_per_prompt", "race", per_prompt, *ends, p_adjusted=0.01 if per_prompt else 1.0
+        )
         inputs = two_systems(measured, [change, other])
         lines = verdict_lines(inputs)
         assert lines[lines.index("") + 1] == find_verdict(inputs).headline

@@ -6,17 +6,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pages import Page
 from PIL import Image
 
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
+from popalign_core.report.card_markdown import comparison_markdown
 from popalign_core.report.charts import curve
 from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.comparison_page import build_comparison
-from popalign_core.report.estimates import ReportedMeasure
+from popalign_core.report.estimates import WORDS, ReportedMeasure
 from popalign_core.report.image_strips import png_data_uri
-from popalign_core.report.measure_names import direction, measure_name, number
+from popalign_core.report.measure_names import direction, is_shown, measure_name, number
 from popalign_core.report.standings import ComparisonResults, Summary
 from popalign_core.report.verdict import find_verdict
 
@@ -215,7 +218,7 @@ def test_missing_interval_is_said_not_guessed() -> None:
     verdict = _verdict(_inputs(none))
     assert verdict.status == "unmeasured"
     assert "cannot be judged" in verdict.headline
-    assert "no interval" in verdict.sentences[0][1]
+    assert "no interval" in dict(verdict.sentences)["Gender discrepancy"]
     assert "no interval" in build_comparison(_inputs(none))
 
 
@@ -280,7 +283,8 @@ def test_adjusted_p_values_decide_beside_intervals_and_doubtful_losses_are_told(
     verdict = _verdict(_inputs(comparison=unsure))
     assert verdict.headline == "Fairer on gender"  # of the two, the pooled one holds
     assert (
-        "mean over prompts 0.600 → 0.200 (no clear change; a fair sampler would show 0.050)" in verdict.sentences[0][1]
+        "mean over prompts 0.600 → 0.200 (no clear change; a fair sampler would show 0.050)"
+        in dict(verdict.sentences)["Gender discrepancy"]
     )
     sentences = dict(verdict.sentences)
     assert sentences["Perhaps worse (unsure only because so much is compared)"] == "recall of gender −5.0 pts."
@@ -331,3 +335,72 @@ def test_names_and_directions_go_by_whole_names() -> None:
     assert measure_name("kl_per_prompt", "gender", "neutral") == "Gender: KL divergence, mean over prompts"
     assert measure_name("discrepancy_pooled", "age", "age") == "Age discrepancy, all prompts together (age prompts)"
     assert (number(0.1234, "kid"), number(0.1234, "clip_score")) == ("0.123", "0.12")
+
+
+def test_a_row_without_a_p_value_is_not_judged_beside_rows_that_have_one() -> None:
+    """Equal numbers, one corrected for the number of rows and one not: neither is called improved."""
+    rows = _with_p_values(discrepancy_pooled=0.2)
+    results = ComparisonResults(_inputs(comparison=rows))
+    pooled, each = (ReportedMeasure(*key) for key in (POOLED, EACH))
+    assert results.difference("aligned", pooled).low == results.difference("aligned", each).low
+    assert [results.status("aligned", measure) for measure in (pooled, each)] == ["unclear", "untested"]
+    assert "not tested" in build_comparison(_inputs(comparison=rows))
+    assert _verdict(_inputs(comparison=rows)).headline == "No clear change in fairness"
+
+
+def test_the_verdict_leads_with_shares_and_says_who_went_beyond() -> None:
+    shares = {
+        ("neutral", "share:male", "gender"): (0.3, 0.2, 0.4),
+        ("neutral", "share:female", "gender"): (0.7, 0.6, 0.8),
+    }
+    metrics = _frame(_rows("base", BASE, 0.05) + _rows("aligned", ALIGNED | shares, 0.05))
+    lead, said = _verdict(_inputs(metrics=metrics)).sentences[0]
+    assert (lead, said) == (
+        "Gender shown",
+        "male 85% → 30%, female 15% → 70%; the target is 50% each; male went beyond its target of 50%; "
+        "female went beyond its target of 50%.",
+    )
+    # within the interval it may be chance
+    unsure = {key: (value, 0.2, 0.8) for key, (value, _, _) in shares.items()}
+    metrics = _frame(_rows("base", BASE, 0.05) + _rows("aligned", ALIGNED | unsure, 0.05))
+    assert "beyond" not in _verdict(_inputs(metrics=metrics)).sentences[0][1]
+
+
+def test_the_page_says_what_a_discrepancy_is_and_what_comes_next() -> None:
+    html = build_comparison(_inputs(model="some/model", reproducibility={"configuration": "{" + "x" * 900 + "}"}))
+    text = re.sub(r"<[^>]+>", "", html)
+    assert "0 at the targets, and at most 0.707 (gender)" in text
+    assert "Model: some/model." in text
+    assert "popalign check MODEL" in text
+    assert "<summary>902 characters</summary>" in html
+
+
+CELLS = st.tuples(st.floats(-0.5, 0.5), st.floats(0.001, 0.4), st.sampled_from([0.001, 0.04, 0.06, 1.0, float("nan")]))
+
+
+@given(st.lists(CELLS, min_size=len(BASE), max_size=len(BASE)))
+@settings(max_examples=25, deadline=None)
+def test_box_table_and_card_say_the_same(cells: list[tuple[float, float, float]]) -> None:
+    change = {key: (value, value - half, value + half) for key, (value, half, _) in zip(BASE, cells, strict=True)}
+    rows = _inputs(change).comparison.assign(p_adjusted=[p for _, _, p in cells])
+    inputs = _inputs(comparison=rows, grids={})
+    results, sentences = ComparisonResults(inputs), _sentences(inputs)
+    card, page = comparison_markdown(inputs), build_comparison(inputs)
+    page = page[page.index("Base and aligned, in numbers") : page.index("Recall of every class")]
+    for measure in results.measures:
+        if not is_shown(measure.metric):
+            continue
+        words = WORDS[results.status("aligned", measure)]
+        (line,) = (each for each in card.splitlines() if each.startswith(f"| {measure.name} |"))
+        assert line.endswith(f" {words} |")
+        (cell,) = re.findall(rf'<th scope="row">{re.escape(measure.name)}</th>(.*?)</tr>', page)
+        assert cell.count(f"</i> {words}</span>") == 1
+        if not measure.metric.startswith("discrepancy"):
+            name = measure.name[:1].lower() + measure.name[1:] if not measure.name[1:2].isupper() else measure.name
+            leads = {"worse": "Worse", "improved": "Also improved", "no clear change": "No clear change"}
+            for word, lead in leads.items():
+                assert (f"{name} " in sentences.get(lead, "")) == (word == words)
+            doubtful = sentences.get("Perhaps worse (unsure only because so much is compared)", "")
+            assert (f"{name} " in doubtful) == (words == "perhaps worse")
+        elif f"{words};" not in sentences["Gender discrepancy"]:
+            raise AssertionError((measure, words, sentences["Gender discrepancy"]))

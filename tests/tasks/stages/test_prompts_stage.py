@@ -163,7 +163,7 @@ def test_a_list_counts_by_what_it_says(tmp_path: Path) -> None:
     ("columns", "message"),
     [
         ({"url": ["x"]}, r"p\.parquet has the columns 'url'; name the one with the prompts"),
-        ({"caption": [1.5]}, r"has the column 'caption' as double, which is no text"),
+        ({"caption": [1.5]}, r"column 'caption' is of type double; it should hold text"),
     ],
 )
 def test_parquet_without_prompts_is_refused(tmp_path: Path, columns: dict[str, list[Any]], message: str) -> None:

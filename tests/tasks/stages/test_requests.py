@@ -66,7 +66,7 @@ GOLDEN = {
     "scores": "scores-v3-997c5be96b5e1b2e14443a6a8b20a3f8",
     "evaluate": "evaluate-v5-82febeaa84ae1c169c87f66a568e3c8a",
     "report": "report-v6-42d7a2c1ce6ac624908fea147934e30a",
-    "comparison": "comparison-v5-c8120b8968e3003ff9a653af53db4ee8",
+    "comparison": "comparison-v6-b3e5fd7d2b626121cdc23a3d7d0b8033",
     "sweep": "sweep-v2-ccc422acb47746721a471b783d96cd15",
 }
 
