@@ -51,9 +51,14 @@ class LabelClassifier:
         self.axes = {axis: tuple(dict.fromkeys(labels.values())) for axis, labels in settings.axes.items()}
         self._labels = settings.axes
         named = [label for labels in settings.axes.values() for label in labels]
+        outputs = network.labels
         for wrong, text in (
-            (sorted(set(network.labels) - set(named)), "are in no axis; map each, to itself if no axis has its class"),
-            (sorted(set(named) - set(network.labels)), f"are not labels of the network, which has {network.labels}"),
+            (
+                sorted({label for label in outputs if outputs.count(label) > 1}),
+                "are labels of several outputs; name each apart",
+            ),
+            (sorted(set(outputs) - set(named)), "are in no axis; map each, to itself if no axis has its class"),
+            (sorted(set(named) - set(outputs)), f"are not labels of the network, which has {outputs}"),
             (sorted({label for label in named if named.count(label) > 1}), "are in two axes; put each in one"),
         ):
             if wrong:
@@ -94,7 +99,7 @@ def load_transformers(settings: NetworkConfig, device: str) -> Network:
     """
     from transformers import AutoModelForImageClassification
 
-    from popalign_core.models.image_processors import load_preprocessing, preprocessing_file
+    from popalign_core.models.image_processors import check_fit, load_preprocessing, preprocessing_file
     from popalign_core.models.weights_check import PartFolder, load_module
 
     folder = Path(settings.path)
@@ -105,8 +110,9 @@ def load_transformers(settings: NetworkConfig, device: str) -> Network:
             )
     part = PartFolder("the image classifier", folder, "give a folder with all its files")
     preprocessing = load_preprocessing(part)
-    model = load_module(AutoModelForImageClassification, part, torch.float32)
-    model = model.to(torch.device(device)).eval()
+    model = load_module(AutoModelForImageClassification, part, torch.float32).eval()
+    check_fit(part, preprocessing, model)
+    model = model.to(torch.device(device))
 
     @torch.inference_mode()
     def run(pictures: Sequence[NDArray[np.uint8]]) -> FloatArray:

@@ -152,3 +152,28 @@ def test_a_folder_that_is_none_is_named(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(DamagedWeightsError, match="is not JSON"):
         classifier_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": {"height": 24, "width": 24}},
+        {"size": 8},
+        {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 16}, "crop_size": 8},
+    ],
+)
+def test_a_processor_of_another_size_is_refused(change, tmp_path):
+    """As where a model was fine-tuned at 384 px beside the processor of 224."""
+    write_vit(tmp_path, SQUASH | change)
+    with pytest.raises(
+        DamagedWeightsError, match=r"does not take the \[1, 3, \d+, \d+\] of its image processor: Input"
+    ):
+        classifier_of(tmp_path)
+
+
+@pytest.mark.parametrize("labels", [("Male", "Male"), ("Male", "Female", "Male")])
+def test_a_label_of_several_outputs_is_refused(labels, tmp_path):
+    """Only the first of them would be read."""
+    axes = {"gender": {label: label for label in labels}}
+    with pytest.raises(InputError, match=r"\['Male'\] are labels of several outputs"):
+        onnx_classifier(tmp_path, labels=labels, axes=axes)
