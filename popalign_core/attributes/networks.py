@@ -16,6 +16,8 @@ from popalign_core.errors import InputError, MissingWeightsError
 
 _BATCH = 32
 _SUM_TOLERANCE = 1e-3
+_NUMBERS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+"""Inputs of an ONNX file that take normalised values."""
 FloatArray = NDArray[np.float64]
 
 
@@ -51,9 +53,14 @@ class LabelClassifier:
         self.axes = {axis: tuple(dict.fromkeys(labels.values())) for axis, labels in settings.axes.items()}
         self._labels = settings.axes
         named = [label for labels in settings.axes.values() for label in labels]
+        outputs = network.labels
         for wrong, text in (
-            (sorted(set(network.labels) - set(named)), "are in no axis; map each, to itself if no axis has its class"),
-            (sorted(set(named) - set(network.labels)), f"are not labels of the network, which has {network.labels}"),
+            (
+                sorted({label for label in outputs if outputs.count(label) > 1}),
+                "are labels of several outputs; name each apart",
+            ),
+            (sorted(set(outputs) - set(named)), "are in no axis; map each, to itself if no axis has its class"),
+            (sorted(set(named) - set(outputs)), f"are not labels of the network, which has {outputs}"),
             (sorted({label for label in named if named.count(label) > 1}), "are in two axes; put each in one"),
         ):
             if wrong:
@@ -94,7 +101,7 @@ def load_transformers(settings: NetworkConfig, device: str) -> Network:
     """
     from transformers import AutoModelForImageClassification
 
-    from popalign_core.models.image_processors import load_preprocessing, preprocessing_file
+    from popalign_core.models.image_processors import check_fit, load_preprocessing, preprocessing_file
     from popalign_core.models.weights_check import PartFolder, load_module
 
     folder = Path(settings.path)
@@ -105,8 +112,9 @@ def load_transformers(settings: NetworkConfig, device: str) -> Network:
             )
     part = PartFolder("the image classifier", folder, "give a folder with all its files")
     preprocessing = load_preprocessing(part)
-    model = load_module(AutoModelForImageClassification, part, torch.float32)
-    model = model.to(torch.device(device)).eval()
+    model = load_module(AutoModelForImageClassification, part, torch.float32).eval()
+    check_fit(part, preprocessing, model)
+    model = model.to(torch.device(device))
 
     @torch.inference_mode()
     def run(pictures: Sequence[NDArray[np.uint8]]) -> FloatArray:
@@ -139,13 +147,12 @@ def load_onnx(settings: NetworkConfig, device: str) -> Network:
     except Exception as error:  # onnxruntime's own errors have no other root
         raise InputError(f"{settings.path} cannot be read as ONNX ({str(error).splitlines()[0]})") from error
     given, made = session.get_inputs()[0], session.get_outputs()[0]
-    shape, n_labels = list(given.shape), made.shape[-1]
-    if len(shape) != 4 or shape[1] != 3 or not all(isinstance(side, int) for side in shape[2:]):
+    shape, kind = list(given.shape), _NUMBERS.get(given.type)
+    if len(shape) != 4 or shape[1] != 3 or kind is None or not all(isinstance(side, int) for side in shape[2:]):
         raise InputError(
-            f"{settings.path} takes {shape}; an image classifier takes [N, 3, height, width] of fixed size"
+            f"{settings.path} takes {given.type} {shape}; an image classifier takes floats [N, 3, height, width] of "
+            "fixed size"
         )
-    if isinstance(n_labels, int) and n_labels != len(settings.labels):
-        raise InputError(f"{settings.path} has {n_labels} outputs, but there are {len(settings.labels)} labels")
     prepare = _resizing((shape[2], shape[3]), int(Image.Resampling.BILINEAR), 1 / 255, settings.mean, settings.std)
     batch = shape[0] if isinstance(shape[0], int) else None
 
@@ -154,9 +161,17 @@ def load_onnx(settings: NetworkConfig, device: str) -> Network:
         step = batch or len(values)
         parts = [values[i : i + step] for i in range(0, len(values), step)]
         filled = [np.pad(part, [(0, step - len(part)), *[(0, 0)] * 3]) for part in parts]
-        outputs = [session.run([made.name], {given.name: part})[0] for part in filled]
+        outputs = [session.run([made.name], {given.name: part.astype(kind)})[0] for part in filled]
         return np.concatenate(outputs).astype(np.float64)[: len(values)]
 
+    try:
+        outputs = run([np.full((*shape[2:], 3), 99, np.uint8)])
+    except Exception as error:  # as above
+        raise InputError(f"{settings.path} does not run on an image ({str(error).splitlines()[0]})") from error
+    if outputs.shape != (1, len(settings.labels)):
+        raise InputError(
+            f"{settings.path} has outputs {[*outputs.shape]} of an image, but there are {len(settings.labels)} labels"
+        )
     return Network(settings.labels, run, is_logits=settings.softmax)
 
 

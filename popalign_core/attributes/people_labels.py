@@ -30,13 +30,18 @@ class PeopleReader:
         """Take the labels, a row a person's word on an image and axis, as `read_labels` gives them.
 
         Raises:
-            InputError: When a label is none of its axis's classes.
+            InputError: When a label is none of its axis's classes, or nobody labelled an axis.
         """
         self.name, self.version, self.axes = name, version, dict(axes)
         unknown = [one for one in labels[["axis", "class"]].drop_duplicates().itertuples(index=False, name=None)
                    if one[0] in axes and one[1] not in (*axes[one[0]], CANNOT_TELL)]  # fmt: skip
         if unknown:
             raise InputError(f"classifier {name}: the labels {unknown} are not among the classes {dict(axes)}")
+        labelled = sorted(labels["axis"].unique())
+        if lacking := sorted(set(axes) - set(labelled)):
+            raise InputError(
+                f"classifier {name}: nobody labelled the axis {lacking[0]!r}; the labels are of {labelled}"
+            )
         self._labels: dict[str, dict[str, Counter[str]]] = {}
         for image_id, axis, said in labels[list(LABEL_COLUMNS)].itertuples(index=False):
             self._labels.setdefault(image_id, {}).setdefault(axis, Counter())[said] += 1

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from popalign_core.errors import MissingWeightsError
-from popalign_core.models.image_processors import Preprocessing, load_preprocessing, preprocessing_file
+from popalign_core.models.image_processors import Preprocessing, check_fit, load_preprocessing, preprocessing_file
 from popalign_core.models.weights_check import PartFolder, load_module, load_tokenizer, weight_files
 
 _TEXT_BATCH = 256
@@ -62,7 +62,7 @@ def load_clip(folder: Path, device: torch.device | str = "cpu", processor: Path 
             "CLIPModel.save_pretrained, with its tokenizer and preprocessor_config.json"
         )
     model = load_module(CLIPModel, PartFolder(what, folder, fix), torch.float32)
-    model = model.train(False).requires_grad_(False).to(torch.device(device))
+    model = model.train(False).requires_grad_(False)
     digest = hashlib.sha256()
     for path in (needed[0], *weights, needed[1]):
         with path.open("rb") as file:
@@ -72,7 +72,10 @@ def load_clip(folder: Path, device: torch.device | str = "cpu", processor: Path 
         AutoTokenizer, PartFolder(f"the tokenizer of {what}", words, fix), model.text_model.config.vocab_size
     )
     preprocessing = load_preprocessing(PartFolder(f"the image processor of {what}", words, fix))
-    return ClipScorer(model, tokenizer, preprocessing, digest.hexdigest()[:12])
+    check_fit(
+        PartFolder(what, folder, fix), preprocessing, lambda values: model.get_image_features(pixel_values=values)
+    )
+    return ClipScorer(model.to(torch.device(device)), tokenizer, preprocessing, digest.hexdigest()[:12])
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ steps, which score every sampled image, are also written out here, faster and eq
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from popalign_core.models.weights_check import PartFolder
+from popalign_core.models.weights_check import UNREADABLE, PartFolder
 
 _OWN_FILE: Final = "preprocessor_config.json"
 _SHARED_FILE: Final = "processor_config.json"
@@ -193,6 +193,25 @@ def _try(part: PartFolder, name: str, preprocessing: LibraryPreprocessing) -> No
         )
     if not all(values.isfinite().all() for values in made):
         raise part.refusal(f"its image processor {name} makes values that are not finite")
+
+
+@torch.inference_mode()
+def check_fit(part: PartFolder, preprocessing: Preprocessing, network: Callable[[Tensor], object]) -> None:
+    """Run a network once on what its image processor makes: sizes are only compared then.
+
+    Args:
+        part: The folder of both.
+        preprocessing: Of the folder.
+        network: On the CPU; takes `[B, 3, h, w]` float32.
+
+    Raises:
+        DamagedWeightsError: When it does not take them.
+    """
+    values = preprocessing.apply_all([np.full((*_TRIED_SIZES[0], 3), 99, np.uint8)])
+    try:
+        network(values)
+    except UNREADABLE as error:
+        raise part.refusal(f"it does not take the {list(values.shape)} of its image processor: {error}") from error
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
+from popalign_core.documents import read_json
 from popalign_core.errors import MissingWeightsError
 from popalign_core.models.weights_check import PartFolder
 
@@ -53,18 +54,32 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Any], Any]:
     if strange:
         raise ValueError(f"{strange[0]} is not of a LoRA")
     named = {_diffusers_name(pipeline, name): weight for name, weight in content.items()}
-    # the file itself where it is diffusers' own, for its metadata
-    scaled: dict[str, Any] | Path = file if named.keys() == content.keys() else named
+    metadata = None
     if any(_PEFT_PREFIX in name for name in content):
         scaled = _from_peft(pipeline, file, content)
     elif any(name.endswith(".alpha") for name in content):
         scaled = _with_alphas(named)
+    else:
+        scaled, metadata = named, _read_metadata(file)
     # kohya's SDXL names follow the blocks of Stability's own code; the UNet's configuration says which ones they are
     unet_config = getattr(getattr(pipeline, "unet", None), "config", None)
-    weights, *_, metadata = pipeline.lora_state_dict(
+    weights, *_ = pipeline.lora_state_dict(
         scaled, unet_config=unet_config, use_safetensors=True, local_files_only=True, return_lora_metadata=True
     )
     return weights, metadata
+
+
+def _read_metadata(file: Path) -> Any:
+    """Scales and ranks as diffusers saves them; None where it did not."""
+    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as content:
+        text = (content.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY)
+    metadata = None if text is None else read_json(text)
+    if not isinstance(metadata, dict | None):
+        raise ValueError(f"its {LORA_ADAPTER_METADATA_KEY} is {text:.60}, not an object")
+    return metadata
 
 
 def _read_tensors(file: Path) -> dict[str, Any]:
@@ -72,7 +87,10 @@ def _read_tensors(file: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
-        content = load_file(file)
+        # of float8 torch knows little more than how to store it
+        content = {
+            name: weight if weight.element_size() > 1 else weight.float() for name, weight in load_file(file).items()
+        }
     except (OSError, SafetensorError) as error:
         raise MissingWeightsError(f"the LoRA {file} is no whole safetensors file: {error}; get it again") from error
     if not content:
@@ -102,8 +120,8 @@ def _with_alphas(content: dict[str, Any]) -> dict[str, Any]:
         if not ends:
             raise ValueError(f"{layer} has no lora_down or lora_A: it is a LoKr or a LoHa, not a LoRA")
         down, up = ends[0]
-        if content[name].numel() != 1:
-            raise ValueError(f"{name} has shape {list(content[name].shape)}; an alpha is one number")
+        if content[name].numel() != 1 or not content[name].item() > 0:
+            raise ValueError(f"{name} is {content[name].tolist()!r:.60}; an alpha is one number above 0")
         weights[layer + up] *= content[name].item() / len(weights[layer + down])
     return weights
 

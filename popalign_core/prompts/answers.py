@@ -101,14 +101,33 @@ def _first_message(answer: str) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         document = json.loads(answer)
     except (ValueError, RecursionError) as error:
-        raise UnreadableError("not_json", f"the answer cannot be read as JSON: {error}") from error
+        raise UnreadableError(
+            "not_json", f"the answer {_look(answer) or f'cannot be read as JSON: {error}'}"
+        ) from error
     choices = document.get("choices") if isinstance(document, dict) else None
     if not isinstance(choices, list) or not choices:
+        if isinstance(document, dict) and document.get("error"):
+            raise UnreadableError("not_json", _said(document["error"]))
         raise UnreadableError("not_json", "the answer has no choices, so it is no chat completion")
     fields = choices[0].get("message") if isinstance(choices[0], dict) else None
     if not isinstance(fields, dict):
         raise UnreadableError("not_json", "the first choice of the answer has no message")
     return choices[0], fields
+
+
+def _look(answer: str) -> str | None:
+    """What a text is that is no JSON, if that is known."""
+    start = answer.lstrip().lower()
+    if start.startswith("<"):
+        return "is a web page, not a completion; correct prompts.llm.base_url, or log in there"
+    if start.startswith(("data:", "event:", ": ")):
+        return "is a stream of events, though none was asked for; turn streaming off on the server"
+    return None
+
+
+def _said(error: Any) -> str:
+    """The words of a service that reports an error as if all were well."""
+    return f"the service reports an error with status 200, {str(error)[:200]!r}"
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:
@@ -145,6 +164,8 @@ def _join(parts: Iterable[dict[str, Any]]) -> str:
 def _fault(choice: dict[str, Any], fields: dict[str, Any], message: _Message) -> UnreadableError:
     """What is wrong with a message without subjects."""
     is_silent = not message.said.strip()
+    if choice.get("error"):
+        return UnreadableError("not_json", _said(choice["error"]))
     if choice.get("finish_reason") == "length":
         when = " while the model still thinks" if is_silent and message.thoughts else ""
         return UnreadableError(

@@ -6,6 +6,7 @@ asks one for patience the others go on. So its retries are off, and they are her
 
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ MAX_UNREADABLE = 3
 """Unreadable answers to one request before giving up: a model that refuses three times will refuse the fourth."""
 MAX_RETRY_AFTER_S = 600.0
 """A service that asks for more patience than this is better asked again by a later run."""
+
+_LARGEST_ANSWER = 1 << 24
+"""Bytes; no model writes as many, but a few packed ones can become gigabytes."""
 
 _SCHEMA = {"name": "subjects", "strict": True, "schema": Completion.model_json_schema()}
 _FORMS: tuple[dict[str, Any], ...] = (
@@ -197,8 +201,27 @@ class Endpoint:
                 return answer
 
     def _send(self, request: dict[str, Any]) -> str:
-        """The body of the response; JSON is UTF-8 whatever the header says, and what is not is no reason to lose it."""
-        return _text(self._connect().chat.completions.with_raw_response.create(**request))
+        """The body of the response; JSON is UTF-8 whatever the header says, and what is not is no reason to lose it.
+
+        The client's own time limit is one of silence: who sends a byte now and then would never be left.
+        """
+        import openai
+
+        client, body = self._connect(), bytearray()
+        with client.chat.completions.with_streaming_response.create(**request) as response:
+            deadline = time.monotonic() + self._llm.timeout_s
+            try:
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    if time.monotonic() > deadline:
+                        raise openai.APITimeoutError(response.http_request)
+                    if len(body) > _LARGEST_ANSWER:
+                        break
+            except openai.OpenAIError:
+                raise
+            except Exception as error:  # of the client's transport: httpx or httpx2, by its version
+                raise openai.APIConnectionError(request=response.http_request) from error
+        return body[:_LARGEST_ANSWER].decode("utf-8-sig", errors="replace")
 
     def _rest(self, error: "openai.OpenAIError", n_tries: int) -> None:
         asked = _asked_wait(error)

@@ -1,5 +1,6 @@
 """Lists of prompts: the sets that ship with the package, and files that others wrote, told apart by their names."""
 
+import codecs
 import csv
 import io
 import json
@@ -83,7 +84,13 @@ def _known() -> str:
     return f"a file in {', '.join(SUFFIXES)}, or one of the shipped sets {', '.join(SETS)}"
 
 
+_OTHER_THINGS = re.compile(r"\s*(<!doctype html|<html|version https://git-lfs\.github\.com/spec/)", re.IGNORECASE)
+"""How web pages and Git LFS's pointers begin: any text is a list of prompts, a line each."""
+
+
 def _decode(name: str, data: bytes) -> str:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"prompt list {name} is UTF-16; save it as UTF-8, for example with `iconv -f utf-16 -t utf-8`")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -92,6 +99,10 @@ def _decode(name: str, data: bytes) -> str:
             f"prompt list {name} is not UTF-8: byte 0x{data[error.start]:02x} in line {line}; save it as UTF-8, "
             "for example with `iconv -f latin1 -t utf-8`"
         ) from error
+    if _OTHER_THINGS.match(text):
+        raise InputError(
+            f"prompt list {name} is {text.strip()[:40]!r}...: what a failed download leaves; fetch it again"
+        )
     if "\x00" in text:
         raise InputError(f"prompt list {name} holds NUL characters, so it is no text in UTF-8; save it as UTF-8")
     return text
@@ -195,6 +206,12 @@ def _flatten(name: str, document: Any) -> list[Any] | None:
     """The items of a list, or of all lists of an object; of an object as an item, its text."""
     if isinstance(document, dict):
         lists = list(document.values())
+        known = [key for key in document if key.strip().casefold().removesuffix("s") in TEXT_COLUMNS]
+        if known and len(document) > 1:
+            raise InputError(
+                f"prompt list {name} is an object with {known[0]!r} and {len(document) - 1} other field(s), which may "
+                f"hold no prompts; give the list under {known[0]!r} alone"
+            )
         return [item for part in lists for item in _flatten(name, part) or [None]] if lists else None
     if not isinstance(document, list):
         return None

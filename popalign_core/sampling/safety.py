@@ -41,11 +41,12 @@ def load_safety_checker(folder: str, device: "torch.device | str" = "cpu") -> Sa
     Raises:
         MissingWeightsError: When the folder or one of its files is missing or damaged.
     """
+    import numpy as np
     import torch
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from diffusers.utils import logging
 
-    from popalign_core.models.image_processors import load_library_preprocessing
+    from popalign_core.models.image_processors import check_fit, load_library_preprocessing
     from popalign_core.models.weights_check import PartFolder, load_module
 
     _check_folder(folder)
@@ -54,6 +55,7 @@ def load_safety_checker(folder: str, device: "torch.device | str" = "cpu") -> Sa
     preprocessing = load_library_preprocessing(part)
     # it says that it returns black pictures, which is not so here
     logging.get_logger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
+    check_fit(part, preprocessing, lambda values: model(values, np.zeros((1, 1))))
     return SafetyChecker(model.eval().requires_grad_(False).to(torch.device(device)), preprocessing)
 
 

@@ -18,6 +18,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
     is_cut: bool = False  # the connection ends in the middle of the body
+    pause_s: float = 0.0  # after each byte of the body
 
 
 def answer(*subjects: str, **options: object) -> Reply:
@@ -96,7 +97,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(payload)))
             self.end_headers()
-            self.wfile.write(payload[: len(payload) // 2] if reply.is_cut else payload)
+            sent = payload[: len(payload) // 2] if reply.is_cut else payload
+            for piece in map(bytes, zip(sent, strict=True)) if reply.pause_s else [sent]:
+                self.wfile.write(piece)
+                time.sleep(reply.pause_s)
             self.close_connection = reply.is_cut
         except (BrokenPipeError, ConnectionResetError):
             pass  # the client gave up waiting

@@ -55,13 +55,35 @@ def test_outputs_that_are_no_probabilities_are_refused(tmp_path):
 
 
 def test_an_onnx_file_must_fit(tmp_path):
-    with pytest.raises(InputError, match="has 2 outputs, but there are 3 labels"):
+    with pytest.raises(InputError, match=r"has outputs \[1, 2\] of an image, but there are 3 labels"):
         load_onnx(onnx_settings(tmp_path).model_copy(update={"labels": ("a", "b", "c")}), "cpu")
     (tmp_path / "bad.onnx").write_bytes(b"<html>404</html>")
     with pytest.raises(InputError, match=r"bad.onnx cannot be read as ONNX"):
         load_onnx(onnx_settings(tmp_path).model_copy(update={"path": str(tmp_path / "bad.onnx")}), "cpu")
     with pytest.raises(MissingWeightsError, match=r"there is no ONNX file at .*gone.onnx"):
         load_onnx(onnx_settings(tmp_path).model_copy(update={"path": str(tmp_path / "gone.onnx")}), "cpu")
+
+
+def test_an_onnx_file_in_half_precision_is_run(tmp_path):
+    weights = np.array([[2.0, 0.0], [0.0, 3.0], [0.0, 0.0]])
+    path = write_colour_network(tmp_path / "half.onnx", weights, [0.0, 0.0], (8, 8), dtype="float16")
+    settings = onnx_settings(tmp_path).model_copy(update={"path": str(path)})
+    found = LabelClassifier("colours", "1", settings, load_onnx(settings, "cpu")).classify([RED])
+    assert found[0]["gender"]["male"] == pytest.approx(math.exp(2) / (math.exp(2) + 1), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"further_inputs": ["mask"]}, r"does not run on an image \(.*mask"),
+        ({"is_flat": False}, r"has outputs \[1, 3, 1, 1\] of an image, but there are 3 labels"),
+    ],
+)
+def test_an_onnx_file_that_does_something_else_is_refused_when_it_is_loaded(options, reason, tmp_path):
+    path = write_colour_network(tmp_path / "other.onnx", np.ones((3, 3)), [0.0] * 3, (8, 8), **options)
+    settings = onnx_settings(tmp_path).model_copy(update={"path": str(path), "labels": ("a", "b", "c")})
+    with pytest.raises(InputError, match=reason):
+        load_onnx(settings, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -152,3 +174,28 @@ def test_a_folder_that_is_none_is_named(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(DamagedWeightsError, match="is not JSON"):
         classifier_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": {"height": 24, "width": 24}},
+        {"size": 8},
+        {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 16}, "crop_size": 8},
+    ],
+)
+def test_a_processor_of_another_size_is_refused(change, tmp_path):
+    """As where a model was fine-tuned at 384 px beside the processor of 224."""
+    write_vit(tmp_path, SQUASH | change)
+    with pytest.raises(
+        DamagedWeightsError, match=r"does not take the \[1, 3, \d+, \d+\] of its image processor: Input"
+    ):
+        classifier_of(tmp_path)
+
+
+@pytest.mark.parametrize("labels", [("Male", "Male"), ("Male", "Female", "Male")])
+def test_a_label_of_several_outputs_is_refused(labels, tmp_path):
+    """Only the first of them would be read."""
+    axes = {"gender": {label: label for label in labels}}
+    with pytest.raises(InputError, match=r"\['Male'\] are labels of several outputs"):
+        onnx_classifier(tmp_path, labels=labels, axes=axes)

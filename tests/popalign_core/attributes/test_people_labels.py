@@ -48,6 +48,13 @@ def test_a_class_that_nobody_could_choose_is_named():
         PeopleReader("people", "1", AXES, pd.DataFrame([("a", "race", "asain")], columns=TABLE.columns))
 
 
+@pytest.mark.parametrize("said", ["Race", "race ", "ethnicity"])
+def test_an_axis_that_nobody_labelled_is_named(said):
+    """It would be unsure on every image, as if nobody could tell."""
+    with pytest.raises(InputError, match=rf"nobody labelled the axis 'race'; the labels are of .*'{said}'"):
+        PeopleReader("people", "1", AXES, TABLE.replace({"axis": {"race": said}}))
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_both_sorts_of_table_are_read_as_text(tmp_path, suffix):
     path = tmp_path / f"labels{suffix}"

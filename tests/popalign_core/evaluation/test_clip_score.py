@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,10 @@ def test_counts_must_agree(scorer: ClipScorer, pixels: np.ndarray) -> None:
     with pytest.raises(InputError, match="2 images but 1 answers"):
         subject_accuracy(torch.eye(2), torch.eye(2), [0])
     assert clip_scores(torch.eye(2), torch.eye(2)).tolist() == [100.0, 100.0]
+
+
+def test_an_image_processor_of_another_size_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    _write_preprocessing(tmp_path, {"crop_size": 8})
+    with pytest.raises(DamagedWeightsError, match=r"the CLIP in .* does not take the \[1, 3, 8, 8\] of its image proc"):
+        load_clip(tmp_path)

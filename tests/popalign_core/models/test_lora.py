@@ -182,15 +182,45 @@ def test_reads_what_training_writes(
         assert torch.equal(loaded.state_dict()[key], expected), key
 
 
-def test_alpha_of_diffusers_metadata_counts(load_family: Callable[[str], Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["", ".default", ".default_0"])
+def test_alpha_of_diffusers_metadata_counts(end: str, load_family: Callable[[str], Any], tmp_path: Path) -> None:
     base, fused = load_family("sdxl"), load_family("sdxl")
     layers = draw_layers(base, {"unet": (TO_K,)})
     file = write_diffusers(layers, tmp_path / "lora.safetensors")
     adapter = {"unet.r": 2, "unet.lora_alpha": 8, "unet.target_modules": [TO_K]}
-    save_file(load_file(file), file, metadata={"lora_adapter_metadata": json.dumps(adapter), "format": "pt"})
+    metadata = {"lora_adapter_metadata": json.dumps(adapter), "format": "pt"}
+    save_file(_changed(load_file(file), ".weight", f"{end}.weight"), file, metadata=metadata)
     fuse_lora(fused, file, 1.0)
     expected = weight(base, "unet", TO_K) + 8 / 2 * product(*layers["unet", TO_K])
     torch.testing.assert_close(weight(fused, "unet", TO_K), expected)
+
+
+@pytest.mark.parametrize("metadata", ["[8]", "8", '"r"', "{'r': 8}"])
+def test_metadata_that_are_no_object(metadata: str, tiny_pipeline: Any, tmp_path: Path) -> None:
+    file = write_diffusers(draw_layers(tiny_pipeline, {"unet": UNET}), tmp_path / "lora.safetensors")
+    save_file(load_file(file), file, metadata={"lora_adapter_metadata": metadata})
+    with pytest.raises(ConfigError, match=r"an object|property name"):
+        fuse_lora(tiny_pipeline, file, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_lora_in_float8(dtype: torch.dtype, load_family: Callable[[str], Any], tmp_path: Path) -> None:
+    """As trainers of FLUX.1 save them to halve the file."""
+    base, fused = load_family("sd15"), load_family("sd15")
+    layers = {key: (a.to(dtype), b.to(dtype)) for key, (a, b) in draw_layers(base, {"unet": UNET}).items()}
+    fuse_lora(fused, write_kohya(layers, tmp_path / "lora.safetensors", dict.fromkeys(layers, 2.0)), 1.0)
+    for (part, name), (a, b) in layers.items():
+        expected = weight(base, part, name) + 2 / len(a) * product(a.float(), b.float())
+        torch.testing.assert_close(weight(fused, part, name), expected)
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(0.0), torch.tensor(-1), torch.ones(2)])
+def test_alphas_that_make_no_sense(alpha: Tensor, tiny_pipeline: Any, tmp_path: Path) -> None:
+    layers = draw_layers(tiny_pipeline, {"unet": (TO_K,)})
+    file = write_kohya(layers, tmp_path / "lora.safetensors", {("unet", TO_K): 1.0})
+    save_file({name: alpha if name.endswith(".alpha") else w for name, w in load_file(file).items()}, file)
+    with pytest.raises(ConfigError, match=r"to_k\.alpha is .*; an alpha is one number above 0"):
+        fuse_lora(tiny_pipeline, file, 1.0)
 
 
 @pytest.mark.parametrize("ends", [("lora_A", "lora_B"), ("lora_A.default", "lora_B.default"), ("lora_down", "lora_up")])

@@ -66,6 +66,31 @@ UNREADABLE = {
     "message null": ('{"choices": [{"message": null}]}', "not_json", "the first choice of the answer has no message"),
     "message a text": ('{"choices": [{"message": "x"}]}', "not_json", "the first choice of the answer has no message"),
     "list": ("[1]", "not_json", "the answer has no choices"),
+    "OpenRouter's error": (
+        '{"error": {"message": "Provider returned error", "code": 429}}',
+        "not_json",
+        "the service reports an error with status 200, .*Provider returned error",
+    ),
+    "LM Studio's error": (
+        '{"error": "Unexpected endpoint or method."}',
+        "not_json",
+        "the service reports an error with status 200, 'Unexpected endpoint",
+    ),
+    "error of a choice": (
+        '{"choices": [{"message": {"content": ""}, "error": {"message": "upstream", "code": 502}}]}',
+        "not_json",
+        "the service reports an error with status 200, .*upstream",
+    ),
+    "page": (
+        "<!DOCTYPE html><title>Log in</title>",
+        "not_json",
+        "is a web page, not a completion; correct prompts.llm",
+    ),
+    "stream": (
+        'data: {"choices": []}\n\ndata: [DONE]\n',
+        "not_json",
+        "is a stream of events, though none was asked for",
+    ),
     "nested body": ("[" * NESTED, "not_json", "the answer cannot be read as JSON: maximum recursion depth"),
     "integer in the body": (
         f'{{"created": {"9" * 5000}, "choices": [{{"message": {{"content": "x"}}}}]}}',

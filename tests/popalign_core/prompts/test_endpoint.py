@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -237,6 +239,23 @@ def test_what_servers_without_structured_output_put_around_the_json_is_taken_off
 ) -> None:
     service.play(completion(content))
     assert write(service.url, tmp_path, themes=(), n_train=1) == ["baker"]
+
+
+def test_an_answer_that_drips_is_not_waited_for(service: Service, tmp_path: Path) -> None:
+    service.play(replace(answer("baker"), pause_s=0.05))  # 200 bytes would take 10 s
+    start = time.monotonic()
+    with pytest.raises(ServiceError, match=r"no answer within 0\.5 s after 1 tries; raise prompts\.llm\.timeout_s"):
+        write(service.url, tmp_path, themes=(), n_train=1, timeout_s=0.5, max_retries=0)
+    assert time.monotonic() - start < 5
+
+
+def test_an_answer_that_unpacks_into_gigabytes_is_cut(service: Service, tmp_path: Path) -> None:
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)  # gzip
+    bomb = b"".join(packer.compress(b" " * (1 << 20)) for _ in range(64)) + packer.flush()
+    service.play(Reply(body=bomb, headers={"Content-Encoding": "gzip"}), answer("baker"))
+    assert write(service.url, tmp_path, themes=(), n_train=1) == ["baker"]
+    (kept,) = tmp_path.glob("*.unreadable-*.json")
+    assert len(json.loads(kept.read_text())["answer"]) == 1 << 24
 
 
 def test_a_call_that_fails_stops_the_others_and_what_is_under_way_is_kept(service: Service, tmp_path: Path) -> None:

@@ -91,7 +91,17 @@ def test_formats_are_read_by_their_names(name, text, expected):
         ("p.csv", b"", r"p\.csv has the columns \(none\); name"),
         ("p.csv", b'prompt\n"a" b\n', r"p\.csv is damaged at line 1 \(.*expected after.*\); repair it"),
         ("p.txt", b"a cat\nein Hund, s\xfc\xdf\n", r"not UTF-8: byte 0xfc in line 2; save it as UTF-8, .*iconv"),
-        ("p.txt", "a cat".encode("utf-16"), r"not UTF-8: byte 0xff in line 1"),
+        ("p.txt", "a cat".encode("utf-16"), r"is UTF-16; save it as UTF-8, .*iconv -f utf-16"),
+        (
+            "p.txt",
+            b"<!DOCTYPE html>\n<title>404</title>\n",
+            "'<!DOCTYPE html>.*: what a failed download leaves; fetch it",
+        ),
+        ("p.csv", b"\n<html>\n", "what a failed download leaves"),
+        ("p.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "what a failed download leaves"),
+        ("p.json", b'{"prompt": ["a cat"], "category": ["Animals"]}', r"an object with 'prompt' and 1 other field"),
+        ("p.json", b'{"tags": ["red"], "Prompts": ["a cat"]}', "give the list under 'Prompts' alone"),
+        ("p.json", b'{"caption": ["a cat"], "seed": 3, "n": [4]}', r"'caption' and 2 other field\(s\)"),
         ("p.txt", b"a\x00cat\x00", "holds NUL characters"),
         ("p.txt", b" \n\n", "holds no prompts"),
         (

@@ -1,6 +1,8 @@
 """The safety checker against diffusers' own call, the words that nobody reads."""
 
 import hashlib
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from safety_checkers import checker_inputs, save_checker
 
-from popalign_core.errors import MissingWeightsError
+from popalign_core.errors import DamagedWeightsError, MissingWeightsError
 from popalign_core.sampling.safety import (
     load_safety_checker,
     safety_hash,
@@ -52,6 +54,16 @@ def test_the_verdicts_are_diffusers_own(folder: Path, pictures: Pixels) -> None:
     assert 5 < sum(expected) < 35
     assert np.array_equal(pictures, before)
     assert unsafe_images(checker, pictures[:0]).tolist() == []
+
+
+def test_an_image_processor_of_another_size_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": {"shortest_edge": 8}, "crop_size": 8}))
+    with pytest.raises(
+        DamagedWeightsError, match=r"the safety checker .* does not take the \[1, 3, 8, 8\] of its image"
+    ):
+        load_safety_checker(str(tmp_path))
 
 
 def test_concepts_that_ask_for_special_care_lower_the_threshold(folder: Path, pictures: Pixels) -> None:
