@@ -150,8 +150,13 @@ def review(
     port: Annotated[int, typer.Option(help="To listen on.")] = 8765,
     token: Annotated[
         str | None,
-        typer.Option(envvar="POPALIGN_REVIEW_TOKEN", help="What the operator logs in with: 16 characters or more."),
+        typer.Option(
+            envvar="POPALIGN_REVIEW_TOKEN",
+            help="What the operator logs in with: 16 characters or more. Other users of this machine can see it on the "
+            "command line: give the variable or --token-file.",
+        ),
     ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="A file whose first line is the token.")] = None,
     url: Url = None,
     root: Root = None,
     database: Database = None,
@@ -160,6 +165,8 @@ def review(
     from flows.review.app import serve
     from flows.review.server_settings import ReviewSettings
 
+    if token_file is not None:
+        token = (read_text(token_file).splitlines() or [""])[0].strip()
     settings = ReviewSettings(host=host, port=port, token=token, url=url)
     typer.echo(f"Studies: {settings.base_url}/ (Ctrl-C ends it; every answer is kept)", err=True)
     serve(database_url(database, root), settings)

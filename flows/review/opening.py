@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 Database = Annotated[
     str | None,
-    typer.Option(help="SQLAlchemy URL, such as postgresql://user@host/name; ROOT/reviews.sqlite when not given."),
+    typer.Option(
+        envvar="POPALIGN_REVIEW_DATABASE",
+        help="SQLAlchemy URL, such as postgresql://user@host/name; ROOT/reviews.sqlite when not given. A password in "
+        "it is seen by other users of this machine: give the variable, or PGPASSWORD.",
+    ),
 ]
 Root = Annotated[str | None, typer.Option(help="Store: a folder or any fsspec URL; 'artifacts' when not given.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the study.")]

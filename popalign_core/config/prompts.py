@@ -1,6 +1,7 @@
 """Prompts: subjects, lists, or a language model that writes them."""
 
 from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 from pydantic import Field, HttpUrl, ValidationError, field_validator, model_validator
 
@@ -40,6 +41,8 @@ class LLMConfig(Frozen):
             problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         if problem:
             raise ValueError(f"{url!r} is no address ({problem}); write for example http://127.0.0.1:8000/v1")
+        if "@" in urlsplit(url).netloc:  # it would stand in keys, pages and messages
+            raise ValueError("the address holds a user or a password; put the key into the variable of api_key_env")
         return url
 
 

@@ -53,6 +53,9 @@ _REFUSING = (400, 422, 501)
 """Status codes that refuse the form, or something else that no patience helps."""
 _OF_FORMS = re.compile(r"response.?format|json.?(schema|object|mode)|schema|grammar|guided|structured", re.IGNORECASE)
 """Words by which servers refuse a form under other codes; llama.cpp: 500, "failed to parse grammar"."""
+_HIDDEN = "***"
+_SHORTEST_KEY = 8
+"""Characters; what is shorter, such as the "none" of local servers, may be a word of any answer."""
 _OF_KEYS = re.compile(r"api.?key", re.IGNORECASE)
 """Words by which services refuse a key with 400; Gemini: "API key not valid"."""
 
@@ -193,7 +196,8 @@ class Endpoint:
                     continue
                 may_be_form = form < _PLAIN and _status(error) == 500 and n_tries >= max(self._llm.max_retries, 1)
                 if not _may_pass(error) or (n_tries > self._llm.max_retries and not may_be_form):
-                    raise ServiceError(f"{self._llm.base_url}: {_explain(error, self._llm, n_tries)}") from error
+                    said = self._without_key(_explain(error, self._llm, n_tries))
+                    raise ServiceError(f"{self._llm.base_url}: {said}") from error
                 form = _PLAIN if may_be_form else form
                 self._rest(error, n_tries)
             else:
@@ -221,7 +225,12 @@ class Endpoint:
                 raise
             except Exception as error:  # of the client's transport: httpx or httpx2, by its version
                 raise openai.APIConnectionError(request=response.http_request) from error
-        return body[:_LARGEST_ANSWER].decode("utf-8-sig", errors="replace")
+        return self._without_key(body[:_LARGEST_ANSWER].decode("utf-8-sig", errors="replace"))
+
+    def _without_key(self, text: str) -> str:
+        """A server may send the key back, in an answer that is kept or in an error that is printed."""
+        key = _api_key(self._llm.api_key_env)
+        return text.replace(key, _HIDDEN) if len(key) >= _SHORTEST_KEY else text
 
     def _rest(self, error: "openai.OpenAIError", n_tries: int) -> None:
         asked = _asked_wait(error)

@@ -1,7 +1,9 @@
 """Connections to a review database: SQLite in a file, or PostgreSQL."""
 
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
@@ -22,10 +24,17 @@ def open_engine(url: str) -> Engine:
         Base.metadata.create_all(engine)
     except (ArgumentError, ImportError, OSError, SQLAlchemyError) as error:
         raise StoreError(
-            f"the review database {url!r} cannot be opened ({error}); give a URL such as "
+            f"the review database {_without_password(url, url)!r} cannot be opened "
+            f"({_without_password(url, str(error))}); give a URL such as "
             "sqlite:///reviews.sqlite, or postgresql://user@host/name after `pip install 'popalign[postgres]'`"
-        ) from error
+        ) from None  # the driver's error may hold the password
     return engine
+
+
+def _without_password(url: str, text: str) -> str:
+    """A message about a database without the password in its URL, whether that can be parsed or not."""
+    found = re.search(r"://[^/@]*?:(.+)@", url)
+    return text.replace(found[1], "***").replace(unquote(found[1]), "***") if found else text
 
 
 def _engine(url: str) -> Engine:

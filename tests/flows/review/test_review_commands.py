@@ -1,6 +1,7 @@
 """`popalign study` and `popalign review` from the command line."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -8,6 +9,7 @@ from curation_worlds import let_judge, make_run
 from study_worlds import RUN, make_store, prefer
 from typer.testing import CliRunner
 
+import flows.review.app
 from flows.cli.app import app
 from storage.reviews.votes import ReviewDatabase
 
@@ -150,3 +152,16 @@ def test_mistakes_in_other_studies_have_a_message(
     tmp_path: Path, words: tuple[str, ...], code: int, message: str
 ) -> None:
     assert message in study(make_run(tmp_path / "store").root, *words, code=code)
+
+
+def test_the_token_comes_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr(flows.review.app, "serve", lambda url, settings: served.append(settings))
+    (tmp_path / "token").write_text("a-token-of-this-test\n# who has it: the lab\n", encoding="utf-8")
+    words = ["review", "--root", str(tmp_path), "--host", "0.0.0.0"]  # noqa: S104 - never listened on
+    result = CliRunner().invoke(app, [*words, "--token-file", str(tmp_path / "token")])
+    assert result.exit_code == 0, result.output
+    assert served[0].token == "a-token-of-this-test"
+    for name, code in (("absent", 3), ("empty", 2)):
+        (tmp_path / "empty").write_text("", encoding="utf-8")
+        assert CliRunner().invoke(app, [*words, "--token-file", str(tmp_path / name)]).exit_code == code

@@ -6,6 +6,7 @@ import sqlite3
 import stat
 import subprocess
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -187,6 +188,18 @@ def test_only_the_owner_reads_the_file(tmp_path: Path) -> None:
 def test_a_database_that_cannot_be_opened_says_what_to_give(url: str) -> None:
     with pytest.raises(StoreError, match=r"cannot be opened .* give a URL such as sqlite:///reviews.sqlite"):
         ReviewDatabase(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://me:s3cret%20word@nowhere.invalid/x", "oracle://me:s3cret%20word@x/y", "what:://me:s3cret%20word@"],
+)
+def test_the_password_of_a_database_is_in_no_message(url: str) -> None:
+    with pytest.raises(StoreError, match=r"cannot be opened") as caught:
+        ReviewDatabase(url)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "s3cret" not in shown
+    assert "***" in shown
 
 
 @pytest.fixture
