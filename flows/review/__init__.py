@@ -9,6 +9,7 @@ __all__ = [
     "lines",
     "opening",
     "operator_pages",
+    "patience",
     "rater_pages",
     "server_settings",
     "sessions",

@@ -19,6 +19,9 @@ from storage.reviews.votes import ReviewDatabase
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+_MOST_CONNECTIONS = 1000
+"""At once; more are told to come again."""
+
 
 def make_app(database_url: str, settings: ReviewSettings) -> FastAPI:
     """The review app on a database.
@@ -48,8 +51,19 @@ def serve(database_url: str, settings: ReviewSettings) -> None:
     """Serve until interrupted."""
     import uvicorn
 
+    from flows.review.patience import ImpatientProtocol
+
     uvicorn.run(
-        make_app(database_url, settings), host=settings.host, port=settings.port, log_level="warning", access_log=False
+        make_app(database_url, settings),
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        access_log=False,
+        http=ImpatientProtocol,
+        limit_concurrency=_MOST_CONNECTIONS,
+        # else whoever is on this machine could name any address as theirs
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
     )
 
 

@@ -158,6 +158,12 @@ def review(
     ] = None,
     token_file: Annotated[Path | None, typer.Option(help="A file whose first line is the token.")] = None,
     url: Url = None,
+    trusted_proxies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trusted-proxy", help="Address of a proxy in front, whose X-Forwarded-For counts; repeat at will."
+        ),
+    ] = None,
     root: Root = None,
     database: Database = None,
 ) -> None:
@@ -167,6 +173,6 @@ def review(
 
     if token_file is not None:
         token = (read_text(token_file).splitlines() or [""])[0].strip()
-    settings = ReviewSettings(host=host, port=port, token=token, url=url)
+    settings = ReviewSettings(host=host, port=port, token=token, url=url, trusted_proxies=tuple(trusted_proxies or ()))
     typer.echo(f"Studies: {settings.base_url}/ (Ctrl-C ends it; every answer is kept)", err=True)
     serve(database_url(database, root), settings)

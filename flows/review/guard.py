@@ -1,5 +1,7 @@
 """Before every request: the name it came for, its size, failed attempts. After it: the headers of the answer."""
 
+import asyncio
+import logging
 import time
 from collections import OrderedDict
 from threading import Lock
@@ -9,7 +11,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from flows.review.patience import BODY_S
 from flows.review.server_settings import ReviewSettings
+
+_log = logging.getLogger("popalign.review")
+RATERS = "/s/"
+"""Where the pages of raters begin."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
@@ -51,7 +58,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: ReviewSettings) -> None:
         self._app, self._settings = app, settings
-        self._attempts = Allowance(0.5, _ATTEMPTS)
+        self._attempts, self._raters_attempts = Allowance(0.5, _ATTEMPTS), Allowance(0.5, _ATTEMPTS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
@@ -60,30 +67,48 @@ class Guard:
             return
         address = scope["client"][0] if scope["client"] else ""
 
+        is_begun, is_raters = False, scope["path"].startswith(RATERS)
+
         async def send_guarded(message: Message) -> None:
+            nonlocal is_begun
             if message["type"] == "http.response.start":
+                is_begun = True
                 headers = MutableHeaders(raw=message["headers"])
                 headers.update(HEADERS)
                 headers.setdefault("Cache-Control", "no-store")
                 message["headers"] = headers.raw
                 if message["status"] in _DENIED:
-                    self._attempts.take(address)
+                    (self._raters_attempts if is_raters else self._attempts).take(address)
             await send(message)
 
-        refusal = self._refusal(Headers(scope=scope), address)
+        refusal = self._refusal(Headers(scope=scope), scope["path"], address)
         if refusal is None:
-            body = await _read_body(receive, self._settings.max_body)
-            refusal = PlainTextResponse("The request is too large.", 413) if body is None else None
+            try:
+                body = await asyncio.wait_for(_read_body(receive, self._settings.max_body), BODY_S)
+            except TimeoutError:
+                refusal = PlainTextResponse("The request took too long.", 408, {"Connection": "close"})
+            else:
+                refusal = PlainTextResponse("The request is too large.", 413) if body is None else None
         if refusal is not None:
             await refusal(scope, receive, send_guarded)
             return
-        await self._app(scope, _replay(body or b"", receive), send_guarded)
+        try:
+            await self._app(scope, _replay(body or b"", receive), send_guarded)
+        except Exception:
+            if is_begun:
+                raise
+            # here, where the answer still gets its headers
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            await PlainTextResponse("Something is wrong here, and not with you.", 500)(scope, receive, send_guarded)
 
-    def _refusal(self, headers: Headers, address: str) -> PlainTextResponse | None:
+    def _refusal(self, headers: Headers, path: str, address: str) -> PlainTextResponse | None:
         hosts = self._settings.hosts
         if hosts is not None and _host_name(headers.get("host", "")) not in hosts:
             return PlainTextResponse("This server does not go by that name; see `popalign review --url`.", 400)
-        if not self._attempts.take(address, 0):
+        # a rater with a link is counted by the link, in `sessions`: others behind the same proxy do not shut them out
+        if path.startswith(RATERS) and "cookie" in headers:
+            return None
+        if not (self._raters_attempts if path.startswith(RATERS) else self._attempts).take(address, 0):
             return PlainTextResponse("Too many failed attempts; wait a little.", 429, {"Retry-After": "10"})
         return None
 

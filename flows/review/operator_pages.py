@@ -82,8 +82,8 @@ def invite_raters(request: Request, name: str, form: Form) -> Response:
     check_form(review, f"invite {name}", form)
     study = find_study(request, name)
     n = form.get("n", "")
-    if not n.isdecimal() or not 1 <= int(n) <= _MOST_INVITED:
-        raise HTTPException(400, f"{n!r} is no number of raters from 1 to {_MOST_INVITED}.")
+    if not (n.isdecimal() and len(n) <= len(str(_MOST_INVITED)) and 1 <= int(n) <= _MOST_INVITED):
+        raise HTTPException(400, f"{n[:20]!r} is no number of raters from 1 to {_MOST_INVITED}.")
     for _ in range(int(n)):
         invite(review.database, study)
     return RedirectResponse(f"/studies/{name}", 303)

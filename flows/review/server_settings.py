@@ -22,6 +22,7 @@ class ReviewSettings:
         port: To listen on.
         token: What the operator logs in with; None lets everybody on this machine in.
         url: How people reach the app, when that is not http://HOST:PORT.
+        trusted_proxies: Addresses whose X-Forwarded-For is believed; all others are counted by their own address.
         max_body: Largest request body, bytes.
         rate: Requests a second that one rater may go on making.
         burst: Requests that one rater may make at once: two sets of 20 pictures, and those of the next question.
@@ -35,6 +36,7 @@ class ReviewSettings:
     port: int = DEFAULT_PORT
     token: str | None = None
     url: str | None = None
+    trusted_proxies: tuple[str, ...] = ()
     max_body: int = 64 * 1024
     rate: float = 30.0
     burst: int = 400
