@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from popalign_core.errors import MissingWeightsError, ServiceError, StoreError
+from popalign_core.errors import ConfigError, MissingWeightsError, ServiceError, StoreError
 
 REQUIRED = ("torch", "diffusers", "transformers", "peft", "deepface", "openai", "pyarrow", "pandas", "prefect")
 EXTRAS = {"open_clip_torch": "clip", "s3fs": "s3", "prefect-dask": "dask", "prefect-ray": "ray"}
@@ -105,11 +105,11 @@ def _store(root: str) -> Finding:
 def _prefect() -> Finding:
     from tasks.workers.prefect_server import check_server, server_url
 
-    url = server_url()
-    if url is None:
-        return Finding("prefect server", "PREFECT_API_URL is not set; `popalign run` needs no server")
     try:
+        url = server_url()
+        if url is None:
+            return Finding("prefect server", "PREFECT_API_URL is not set; `popalign run` needs no server")
         check_server()
-    except ServiceError as error:
+    except (ConfigError, ServiceError) as error:
         return Finding("prefect server", str(error), error.exit_code)
     return Finding("prefect server", f"{url} answers")

@@ -9,6 +9,7 @@ __all__ = [
     "loading",
     "lora",
     "lora_files",
+    "parts_fit",
     "pipeline_parts",
     "pixels",
     "quiet",

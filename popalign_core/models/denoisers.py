@@ -134,6 +134,17 @@ def latent_channels(model: Any) -> int:
     return channels // family.patch**2 if family.is_packed else channels
 
 
+def text_widths(model: Any) -> tuple[int, int]:
+    """Widths of the token states and of the pooled state that a denoiser reads; 0 where it reads none."""
+    family, config = family_of(model), model.config
+    if family.component == "transformer":
+        return int(config.joint_attention_dim), int(config.pooled_projection_dim)
+    widths = config.encoder_hid_dim or config.cross_attention_dim  # one for all blocks, or one for each
+    width = max(widths) if isinstance(widths, list | tuple) else widths
+    n_ids = 6 * config.addition_time_embed_dim if family.has_sizes else 0
+    return int(width), int(config.projection_class_embeddings_input_dim) - n_ids if family.has_sizes else 0
+
+
 def pipeline_family(pipeline: Any) -> Family:
     """A pipeline's family, by its class alone: it may have been loaded without its denoiser.
 

@@ -235,6 +235,7 @@ def _load_parts(model: ModelConfig, source: Path | str, components: Collection[s
     import torch
     from diffusers import DiffusionPipeline
 
+    from popalign_core.models.parts_fit import check_parts
     from popalign_core.models.pipeline_parts import check_index, load_pipeline_parts, snapshot
     from popalign_core.models.weights_check import PartFolder
 
@@ -253,7 +254,7 @@ def _load_parts(model: ModelConfig, source: Path | str, components: Collection[s
     dtype = getattr(torch, model.dtype)
     given |= load_pipeline_parts(index, root, dtype=dtype, wanted=components, given=given)
     try:
-        return DiffusionPipeline.from_pretrained(
+        pipeline = DiffusionPipeline.from_pretrained(
             source,
             revision=None if is_local else model.revision,
             dtype=dtype,
@@ -263,6 +264,8 @@ def _load_parts(model: ModelConfig, source: Path | str, components: Collection[s
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise root.refusal(error) from error
+    check_parts(pipeline, root)
+    return pipeline
 
 
 def _left_out(index: dict[str, Any], components: Collection[str] | None) -> dict[str, None]:

@@ -26,6 +26,8 @@ _KNOWN_WORDS = {
     "prediction_type": ("epsilon", "v_prediction", "sample"),
     "timestep_spacing": ("leading", "trailing", "linspace"),
     "timestep_type": ("discrete",),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "interpolation_type": ("linear", "log_linear"),
 }
 # Some pipelines do without these when they are given embeddings or latents, but here none is.
 _NEEDED = ("text_encoder", "tokenizer", "unet", "transformer", "vae", "scheduler")
@@ -159,6 +161,8 @@ def _wrong_setting(name: str, settings: dict[str, Any]) -> str | None:
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
         if setting != "beta_schedule" and not is_number:
             return f"has {setting} {value!r}, which is no positive number"
+    if "max_image_seq_len" in needed and settings["base_image_seq_len"] == settings["max_image_seq_len"]:
+        return f"has base_image_seq_len and max_image_seq_len {settings['max_image_seq_len']}: they must differ"
     if not isinstance(settings["num_train_timesteps"], int):
         return f"has num_train_timesteps {settings['num_train_timesteps']!r}, which is no whole number"
     return None if is_flow else _wrong_betas(settings, betas)

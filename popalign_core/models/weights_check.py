@@ -155,7 +155,9 @@ def load_tokenizer(kind: Any, part: PartFolder, n_embeddings: int | None = None,
     if n_embeddings is not None:
         _check_vocabulary(tokenizer, part, n_embeddings)
     length = tokenizer.model_max_length
-    if not isinstance(length, int | float) or (max_length is not None and length > max_length):
+    # two of the tokens are no words, but where the text begins and ends
+    is_number = isinstance(length, int) and length > 2
+    if not is_number or (max_length is not None and length > max_length):
         raise part.refusal(
             f"tokenizer_config.json has model_max_length {length!r}; the text encoder reads {max_length}"
         )

@@ -20,6 +20,7 @@ from popalign_core.config import SamplingConfig
 from popalign_core.errors import InputError
 from popalign_core.models.denoisers import family_of, find_denoiser, latent_channels
 from popalign_core.models.embeddings import PromptEmbeddings
+from popalign_core.models.parts_fit import check_widths
 from popalign_core.models.vae import decode_latents
 from popalign_core.sampling.edits import Edits
 from popalign_core.sampling.prediction import Captions, Predictor
@@ -57,6 +58,7 @@ def sample_images(
     Raises:
         InputError: When prompts and seeds differ in number, a prompt index is out of range, `unconditional` is
             not one prompt, the size does not fit the model, or what `config` asks for is not there.
+        DamagedWeightsError: When the embeddings are of other text encoders than the denoiser's.
         ConfigError: When the model's family has no use for the guidance or the scheduler that `config` asks for.
     """
     _check_batch(pipeline, embeddings, unconditional, prompt_index, seeds, config)
@@ -154,6 +156,7 @@ def _check_batch(
         raise InputError(f"prompt_index {bad[:5]} is outside the {n_prompts} prompt embeddings")
     if len(unconditional) != 1:
         raise InputError(f"unconditional holds {len(unconditional)} prompts; give one, the empty text")
+    check_widths(find_denoiser(pipeline), embeddings)
     factor, family = pipeline.vae_scale_factor, family_of(find_denoiser(pipeline))
     if config.width % (factor * family.patch) or config.height % (factor * family.patch):
         raise InputError(

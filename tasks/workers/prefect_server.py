@@ -3,16 +3,27 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from popalign_core.errors import PopAlignError, ServiceError
+from popalign_core.errors import ConfigError, PopAlignError, ServiceError
 
 _UNREACHED = ("Failed to reach API", "Found incompatible versions")
 
 
 def server_url() -> str | None:
-    """The address in `PREFECT_API_URL`, or in Prefect's profile; None where there is none."""
-    from prefect.settings import PREFECT_API_URL
+    """The address in `PREFECT_API_URL`, or in Prefect's profile; None where there is none.
 
-    return PREFECT_API_URL.value() or None
+    Raises:
+        ConfigError: When Prefect cannot read its settings.
+    """
+    try:
+        from prefect.settings import PREFECT_API_URL
+
+        return PREFECT_API_URL.value() or None
+    except (ValueError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(
+            f"Prefect cannot read its settings ({said:.200}); correct the variables PREFECT_..., or "
+            "profiles.toml in $PREFECT_HOME (~/.prefect)"
+        ) from error
 
 
 def check_server() -> None:

@@ -1,6 +1,9 @@
 """A Prefect server that is configured and does not answer: exit code 7, and nothing lost."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -86,3 +89,27 @@ def test_an_address_that_is_none(url: str) -> None:
 def test_errors_of_the_work_stay_as_they_are() -> None:
     with pytest.raises(RuntimeError, match=r"^loss is odd$"), server_errors():
         raise RuntimeError("loss is odd")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PREFECT_API_REQUEST_TIMEOUT", "soon"),
+        ("PREFECT_SERVER_API_PORT", "80x"),
+        ("PREFECT_HOME", "with a damaged profiles.toml"),
+    ],
+)
+def test_settings_that_prefect_cannot_read(variable: str, value: str, tmp_path: Path) -> None:
+    """In a process of its own: Prefect reads them once, when it is imported."""
+    home = tmp_path / "with a damaged profiles.toml"
+    home.mkdir()
+    (home / "profiles.toml").write_text("not toml")
+    environment = os.environ | {
+        "PREFECT_HOME": str(tmp_path),
+        variable: str(home) if variable == "PREFECT_HOME" else value,
+    }
+    command = [sys.executable, "-c", "from flows.cli.app import main; main()", "run", "--prefect", "--preset", "smoke"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "popalign: Prefect cannot read its settings (" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,6 +1,7 @@
 """What is not whole is refused by name: the tensors of every network, and the words of every tokenizer."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -203,6 +204,9 @@ WORDS_DAMAGED: dict[str, tuple[str, Damage, str]] = {
     "half a file": ("tokenizer", text("tokenizer/tokenizer.json", '{"model": '), "cannot load tokenizer of"),
     "no settings": ("tokenizer", lost("tokenizer/tokenizer_config.json"), "model_max_length 10*.* reads 16"),
     "no length": ("tokenizer", settings("tokenizer/tokenizer_config.json", model_max_length="x"), "length 'x'"),
+    "no room for words": ("tokenizer", settings("tokenizer/tokenizer_config.json", model_max_length=2), "length 2;"),
+    "negative length": ("tokenizer", settings("tokenizer/tokenizer_config.json", model_max_length=-1), "length -1;"),
+    "length no number": ("tokenizer", settings("tokenizer/tokenizer_config.json", model_max_length=math.nan), "nan;"),
     "no folder": ("tokenizer_2", lost("tokenizer_2"), "cannot load tokenizer_2 of .* no such folder; restore"),
     "T5 without words": ("tokenizer_3", lost("tokenizer_3/tokenizer.json"), r"tokenizer\.json nor spiece\.model"),
     "T5 cut": ("tokenizer_3", _cut_vocabulary("tokenizer_3/tokenizer.json"), "knows 15 words, .* 30: its vocab"),
