@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("forked_workers")  # test_fanout has spawne
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CLUSTERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("ray", "dask")]
-WORKERS = {"processes": "multiprocessing.forkserver", "ray": "ray::", "dask": "multiprocessing.spawn"}
+WORKERS = {"processes": "multiprocessing.forkserver", "ray": "ray::", "dask": "multiprocessing.forkserver"}
 """What the command line of a worker has in it."""
 STAGES: dict[str, Callable[..., ArtifactRef]] = {"attributes": read_attributes, "scores": score_images}
 
@@ -92,7 +92,7 @@ def working(runner: str) -> list[psutil.Process]:
         for process in level:
             try:
                 is_worker = WORKERS[runner] in " ".join(process.cmdline())
-                if runner == "processes":  # not the one that they are forked off
+                if runner != "ray":  # not the one that they are forked off
                     is_worker &= process.ppid() != os.getpid()
                 if is_worker and process.memory_info().rss > 300 * 2**20:
                     found.append(process)
