@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EXIT_CODES = """Exit codes: 0 done; 1 unexpected error (with its traceback); 2 wrong command line or configuration;
 3 wrong input data; 4 missing weights; 5 store unreadable, unwritable or damaged; 6 training cannot go on;
 7 a service does not answer; 8 memory or workers run out; 9 a threshold of `popalign check` is missed;
-130 interrupted (the same command again resumes)."""
+130 interrupted, 143 ended by SIGTERM (the same command again resumes)."""
 
 _PATH_FAULTS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ENXIO)
 """What a path of the user may be that was not looked at before: too long, a loop of links, a socket, another's."""

@@ -75,8 +75,8 @@ def find_text_column(name: str, columns: Sequence[str]) -> str:
         if wanted in known:
             return columns[known.index(wanted)]
     raise InputError(
-        f"prompt list {name} has the columns {', '.join(map(repr, columns)) or '(none)'}; name the one with the "
-        f"prompts {', '.join(TEXT_COLUMNS[:-1])} or {TEXT_COLUMNS[-1]}, in the first line"
+        f"prompt list {name} has the columns {', '.join(map(repr, columns)) or '(none)'}; rename the column that holds "
+        f"the prompts, in the first line, to one of: {', '.join(TEXT_COLUMNS)}"
     )
 
 

@@ -120,5 +120,14 @@ def _closing(said: Sequence[str], reproducibility: Mapping[str, str]) -> Iterato
     if reproducibility:
         yield "### To repeat it\n"
         yield "".join(
-            f"- {escape_markdown(name)}: {escape_markdown(value)}\n" for name, value in reproducibility.items()
+            f"- {escape_markdown(name)}: {escape_markdown(value)}\n"
+            for name, value in reproducibility.items()
+            if not _is_document(value)
         )
+        for name, value in reproducibility.items():
+            if _is_document(value):  # to be copied as it is; JSON has no line of backticks
+                yield f"{escape_markdown(name)}:\n\n```json\n{value}\n```\n"
+
+
+def _is_document(value: str) -> bool:
+    return value.startswith("{") and "\n" not in value

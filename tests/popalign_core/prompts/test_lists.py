@@ -85,7 +85,7 @@ def test_formats_are_read_by_their_names(name, text, expected):
         (
             "p.csv",
             b"id,url\n1,2\n",
-            r"p\.csv has the columns 'id', 'url'; name the one with the prompts subject, prompt",
+            r"p\.csv has the columns 'id', 'url'; rename the column that holds the prompts, in the first line, to one of: subject, prompt",
         ),
         ("p.tsv", b"Prompt;Category\na;b\n", r"has the columns 'Prompt;Category'; name"),
         ("p.csv", b"", r"p\.csv has the columns \(none\); name"),

@@ -1,5 +1,6 @@
 """The tables of the pages in Markdown."""
 
+import json
 from itertools import pairwise
 
 from popalign_core.report.card_markdown import comparison_markdown
@@ -51,3 +52,12 @@ def test_base_and_aligned() -> None:
     ) in text
     assert "recall:male" not in text
     assert "One seed only." in text
+
+
+def test_a_configuration_can_be_copied_from_the_card() -> None:
+    document = {"axes": ["a_b"], "model": {"name": "x|y`z`"}}
+    items = {"command": "popalign run", "configuration": json.dumps(document)}
+    text = comparison_markdown(report_inputs(reproducibility=items))
+    block = text[text.index("```json\n") + 8 :]
+    assert json.loads(block[: block.index("\n```")]) == document
+    assert "- command: popalign run" in text

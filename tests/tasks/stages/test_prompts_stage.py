@@ -162,7 +162,7 @@ def test_a_list_counts_by_what_it_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"url": ["x"]}, r"p\.parquet has the columns 'url'; name the one with the prompts"),
+        ({"url": ["x"]}, r"p\.parquet has the columns 'url'; rename the column that holds the prompts"),
         ({"caption": [1.5]}, r"column 'caption' is of type double; it should hold text"),
     ],
 )
