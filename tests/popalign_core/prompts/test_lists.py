@@ -85,10 +85,10 @@ def test_formats_are_read_by_their_names(name, text, expected):
         (
             "p.csv",
             b"id,url\n1,2\n",
-            r"p\.csv has the columns 'id', 'url'; rename the column that holds the prompts, in the first line, to one of: subject, prompt",
+            r"p\.csv has the columns 'id', 'url'; rename the column that holds the prompts, in the first line",
         ),
-        ("p.tsv", b"Prompt;Category\na;b\n", r"has the columns 'Prompt;Category'; name"),
-        ("p.csv", b"", r"p\.csv has the columns \(none\); name"),
+        ("p.tsv", b"Prompt;Category\na;b\n", r"has the columns 'Prompt;Category'; rename"),
+        ("p.csv", b"", r"p\.csv has the columns \(none\); rename"),
         ("p.csv", b'prompt\n"a" b\n', r"p\.csv is damaged at line 1 \(.*expected after.*\); repair it"),
         ("p.txt", b"a cat\nein Hund, s\xfc\xdf\n", r"not UTF-8: byte 0xfc in line 2; save it as UTF-8, .*iconv"),
         ("p.txt", "a cat".encode("utf-16"), r"is UTF-16; save it as UTF-8, .*iconv -f utf-16"),
