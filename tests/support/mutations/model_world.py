@@ -181,7 +181,7 @@ _CLASSIFIERS: dict[str, tuple[Any, Callable[[], Any], dict[str, Any]]] = {
     "efficientnet": (
         transformers.EfficientNetForImageClassification,
         lambda: transformers.EfficientNetConfig(
-            image_size=32, width_coefficient=0.25, depth_coefficient=0.1, hidden_dim=40, kernel_sizes=[3, 3],
+            image_size=32, width_coefficient=0.25, depth_coefficient=0.1, hidden_dim=320, kernel_sizes=[3, 3],
             in_channels=[32, 16], out_channels=[16, 24], depthwise_padding=[], strides=[1, 2], num_block_repeats=[1, 1],
             expand_ratios=[1, 6],
         ),

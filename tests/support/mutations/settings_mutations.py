@@ -108,10 +108,9 @@ def _other_scheduler(world: ModelWorld, random: Random, folder: Path) -> Mutant:
     """Noise levels that are not those of the betas in the file."""
     model = world.any_model(random, *FAMILIES)
     copy = model.copy(folder)
-    kinds = ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "IPNDMScheduler", "KarrasVeScheduler"]
-    name = random.choice([*kinds, "CosineDPMSolverMultistepScheduler"])
-    kind = getattr(diffusers, name, None)
-    if kind is not None:
+    kinds = ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "IPNDMScheduler", "EDMScheduler9"]
+    name = random.choice(kinds)
+    if (kind := getattr(diffusers, name, None)) is not None:
         (copy / "scheduler" / "scheduler_config.json").unlink()
         kind().save_pretrained(copy / "scheduler")
     index = read_document(copy / "model_index.json")
@@ -295,7 +294,14 @@ _PROCESSORS: dict[str, tuple[Callable[[dict[str, Any], Random], dict[str, Any]],
     "mean of another length": (lambda document, random: document | {"image_mean": [0.5] * random.choice([1, 2, 4])},
                                CLASSIFIERS),
     "deviation of nothing": (lambda document, random: document | {"image_std": [0, 1, 1]}, CLASSIFIERS),
-    "filter unknown": (lambda document, random: document | {"resample": random.choice([77, -1, "cubic"])}, ()),
+    "filter unknown": (
+        lambda document, random: document | {"resample": random.choice([77, -1, "cubic", 3.5, [3], True])}, (),
+    ),
+    "switch of another type": (
+        lambda document, random: document
+        | {random.choice(["do_resize", "do_rescale", "do_normalize"]): random.choice(["false", "no", 0, 1, []])},
+        (),
+    ),
     "size of nothing": (
         lambda document, random: document | {"size": random.choice([{"wide": 3}, {"shortest_edge": -4}, "big", [16]])},
         (),
@@ -346,8 +352,7 @@ SETTINGS: dict[str, Mutate] = {
     "more files": _more_files,
     "JSON in another spelling": _respelt,
     "notes in config.json": _noted,
-    **{f"image processor: {name}": _processor(*case) for name, case in
-       ((name, (change, *models)) for name, (change, models) in _PROCESSORS.items())},
+    **{f"image processor: {name}": _processor(change, *names) for name, (change, names) in _PROCESSORS.items()},
     **{f"preprocessor_config.json: {fault}": _processor_broken(fault) for fault in JSON_FAULTS},
     "processor_config.json in its place": _shared_processor,
     "image processor in another spelling": _processor_respelt,
