@@ -50,7 +50,7 @@ def test_lightning_is_sdxl_with_its_adapter(tmp_path: Path, monkeypatch: pytest.
         model_hash(config.model)
     (tmp_path / "loras").mkdir()
     (tmp_path / "loras" / "sdxl_lightning_4step_lora.safetensors").write_bytes(b"adapter")
-    assert model_hash(config.model).startswith(f"{model_hash(sdxl.model)}+lora:")
+    assert model_hash(config.model).startswith(f"{model_hash(sdxl.model)}+lora-2:")
     assert (config.sampling.n_steps, config.sampling.guidance_scale) == (4, 1.0)
     assert (config.sampling.scheduler, config.sampling.width, config.sampling.height) == ("euler", 1024, 1024)
     assert config.training == preset("sdxl-turbo").training
