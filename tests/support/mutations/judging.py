@@ -101,9 +101,9 @@ class Kind:
     def commanded(self, world: Any, folder: Path) -> Iterator[tuple[str, Mutant]]:
         """Mutants that the command line can take, the mutations in turn, without an end."""
         for turn in range(sys.maxsize):
-            for name in self.mutations:
+            for name in Random(self.name).sample(list(self.mutations), len(self.mutations)):
                 for seed in range(_MOST_SEEDS):
-                    place = folder / f"{name.replace(' ', '-')}-{turn}-{seed}"
+                    place = folder / f"{turn}-{len(list(folder.iterdir())) if folder.exists() else 0}"
                     mutant = self.mutate(world, name, 10_000 + turn * _MOST_SEEDS + seed, place)
                     if mutant.taker.command is not None:
                         yield name, mutant
