@@ -7,7 +7,9 @@ of a dotted key's length.
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 _MOST_DOTS = 64
@@ -17,11 +19,12 @@ _LONG_KEY = re.compile(
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def read_json(text: str | bytes) -> Any:
+def read_json(text: str | bytes, *, each_once: bool = False) -> Any:
     """What a JSON document holds.
 
     Args:
         text: Of the document; as bytes it is UTF-8, with or without a byte order mark.
+        each_once: Whether an object must have each of its keys once, as in TOML; else the last one counts.
 
     Raises:
         ValueError: When it is no JSON, is nested too deep, or has half a character pair or an integer of thousands of
@@ -29,7 +32,7 @@ def read_json(text: str | bytes) -> Any:
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8-sig")
-    document = _read(json.loads, text)
+    document = _read(partial(json.loads, object_pairs_hook=_unrepeated if each_once else None), text)
     if _HALF_PAIR.search(text):
         json.dumps(document, ensure_ascii=False).encode()
     return document
@@ -62,6 +65,12 @@ def check_depth(document: Any, most: int) -> None:
         if not level:
             return
     raise ValueError(f"it is nested more than {most} deep")
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if repeated := [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]:
+        raise ValueError(f"it has the key {repeated[0][:80]!r} more than once in one object")
+    return dict(pairs)
 
 
 def _read(read: Callable[[str], Any], text: str) -> Any:

@@ -11,6 +11,8 @@ from popalign_core.errors import ConfigError
 _PIPES = (Path("/dev"), Path("/proc"))
 """Where a shell leaves what another command writes: `--config <(sed ... popalign.toml)`, `/dev/stdin`."""
 _DEEPEST = 32
+_SHOWN = 300
+"""Characters of a path in messages."""
 
 
 def load_config(path: Path) -> PipelineConfig:
@@ -23,7 +25,7 @@ def load_config(path: Path) -> PipelineConfig:
     kind = "JSON" if is_json else "TOML"
     text = _read_text(path, kind)
     try:
-        document: Any = read_json(text) if is_json else read_toml(text)
+        document: Any = read_json(text, each_once=True) if is_json else read_toml(text)
         check_depth(document, _DEEPEST)
     except ValueError as error:
         raise ConfigError(f"{path} is not {kind}: {error}; see README.md for an example") from error
@@ -36,15 +38,16 @@ def load_config(path: Path) -> PipelineConfig:
 
 
 def _read_text(path: Path, kind: str) -> str:
+    shown = str(path) if len(str(path)) <= _SHOWN else f"{str(path)[:_SHOWN]}..."
     try:
         if path.is_fifo() and not any(path.is_relative_to(place) for place in _PIPES):
-            raise ConfigError(f"cannot read configuration {path}: it is a pipe; give an existing TOML or .json file")
+            raise ConfigError(f"cannot read configuration {shown}: it is a pipe; give an existing TOML or .json file")
         return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except OSError as error:
         raise ConfigError(
-            f"cannot read configuration {path}: {error.strerror}; give an existing TOML or .json file"
+            f"cannot read configuration {shown}: {error.strerror}; give an existing TOML or .json file"
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not {kind}: {error}; save it as UTF-8") from error
+        raise ConfigError(f"{shown} is not {kind}: {error}; save it as UTF-8") from error
     except ValueError as error:  # a NUL in the path
-        raise ConfigError(f"cannot read configuration {str(path)!r}: {error}; give an existing file") from error
+        raise ConfigError(f"cannot read configuration {shown!r}: {error}; give an existing file") from error

@@ -132,7 +132,11 @@ def _read_document(part: PartFolder) -> dict[str, Any]:
         if not isinstance(shared, dict):
             raise part.refusal(f"{file.name} has no image_processor")
         document = shared
-    return {key: value for key, value in document.items() if value is not None and not key.startswith("_")}
+    said = {key: value for key, value in document.items() if value is not None and not key.startswith("_")}
+    if (wrong := _wrong_type(said)) is not None:
+        name, expected = wrong
+        raise part.refusal(f"{file.name} has {name} {said[name]!r}, not {expected}")
+    return said
 
 
 def _clip_steps(part: PartFolder, document: dict[str, Any]) -> ImagePreprocessing | None:
@@ -177,6 +181,18 @@ def load_library_preprocessing(part: PartFolder) -> LibraryPreprocessing:
     preprocessing = LibraryPreprocessing(processor)
     _try(part, name, preprocessing)
     return preprocessing
+
+
+def _wrong_type(document: dict[str, Any]) -> tuple[str, str] | None:
+    """A setting that transformers would read as another without a word, and what it should be: any text for true, and
+    any filter that is no number for the bilinear one.
+    """
+    for name, value in document.items():
+        if name.startswith("do_") and not isinstance(value, bool):
+            return name, "true or false"
+        if name == "resample" and (isinstance(value, bool) or not isinstance(value, int)):
+            return name, "the number of one of PIL's filters"
+    return None
 
 
 def _try(part: PartFolder, name: str, preprocessing: LibraryPreprocessing) -> None:

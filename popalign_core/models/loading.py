@@ -247,10 +247,9 @@ def _load_parts(model: ModelConfig, source: Path | str, components: Collection[s
         raise MissingWeightsError(f"cannot load the pipeline {what}: it is not in the local hub cache; {fix}")
     root = PartFolder(f"the pipeline {what}", folder, fix)
     index = root.read_settings(MODEL_INDEX)
+    check_index(index, root, components)
     given: dict[str, Any] = _left_out(index, components)
-    denoiser = _load_denoiser(model, source, index, components)
-    check_index(index, root, denoiser, components)
-    given |= denoiser
+    given |= _load_denoiser(model, source, index, components)
     dtype = getattr(torch, model.dtype)
     given |= load_pipeline_parts(index, root, dtype=dtype, wanted=components, given=given)
     try:

@@ -52,15 +52,16 @@ def _load_part(pipeline: Any, part: str, weights: dict[str, Any], metadata: Any)
         pipeline.load_lora_into_text_encoder(weights, text_encoder=module, prefix=part, **options)
     else:
         module.load_lora_adapter(weights, prefix=part, **options)
+    placed = {name: weight for name, weight in module.named_parameters() if ".lora_" in name}
+    # what was not loaded is left without memory, and would be fused in with whatever lies there
+    lacking = [name for name, weight in placed.items() if weight.is_meta]
     given = Counter(_print_of(weight, module.dtype) for key, weight in weights.items() if key.startswith(f"{part}."))
-    loaded = Counter(
-        _print_of(weight, module.dtype)
-        for name, weight in module.named_parameters()
-        if ".lora_" in name and not weight.is_meta  # what was not loaded is left without memory
-    )
+    loaded = Counter(_print_of(weight, module.dtype) for name, weight in placed.items() if name not in lacking)
     if given != loaded:
         n_placed = (given & loaded).total()
         raise ValueError(f"{n_placed} of its {given.total()} tensors for {part} have a place in the model")
+    if lacking:
+        raise ValueError(f"it lacks {len(lacking)} tensors for {part}, such as {lacking[0]}")
 
 
 def _print_of(weight: Any, dtype: Any) -> tuple[tuple[int, ...], float]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from popalign_core.errors import DamagedWeightsError
 from popalign_core.models.weights_check import UNREADABLE, PartFolder, load_module, load_tokenizer
 
 # Schedulers whose noise is that of the betas in their configuration; the samplers here start from these.
@@ -35,15 +36,12 @@ _SCHEDULE_FILE = "scheduler_config.json"
 _FLOW_PIPELINES = ("StableDiffusion3", "Flux")
 
 
-def check_index(
-    index: dict[str, Any], root: PartFolder, given: Collection[str], wanted: Collection[str] | None
-) -> None:
+def check_index(index: dict[str, Any], root: PartFolder, wanted: Collection[str] | None) -> None:
     """Whether a `model_index.json` names a pipeline of diffusers, and the parts of it that are wanted.
 
     Args:
         index: The file's content.
         root: The pipeline's folder.
-        given: Parts that come from elsewhere.
         wanted: Names of parts; None is all.
 
     Raises:
@@ -57,14 +55,24 @@ def check_index(
         raise root.refusal(f"model_index.json has the pipeline {name!r}, which diffusers does not know")
     kind: Any = found
     expected, _ = kind._get_signature_keys(kind)
-    for part in sorted(set(expected) - set(given)):
+    for part, entry in index.items():
+        if isinstance(entry, list) and not _is_entry(entry, may_be_none=True):
+            raise _no_entry(root, part, entry)
+    for part in sorted(expected):
         is_optional = part in kind._optional_components and not part.startswith(_NEEDED)
         if (part not in index and is_optional) or (wanted is not None and part not in wanted):
             continue
-        entry, may_be_none = index.get(part), is_optional or part.endswith("_3")
-        words = entry if isinstance(entry, list) and len(entry) == 2 else [0]
-        if not all(isinstance(word, str) or (word is None and may_be_none) for word in words):
-            raise root.refusal(f"model_index.json has {entry!r} as {part}, not its library and class")
+        if not _is_entry(index.get(part), may_be_none=is_optional or part.endswith("_3")):
+            raise _no_entry(root, part, index.get(part))
+
+
+def _is_entry(entry: object, *, may_be_none: bool) -> bool:
+    words = entry if isinstance(entry, list) and len(entry) == 2 else [0]
+    return all(isinstance(word, str) or (word is None and may_be_none) for word in words)
+
+
+def _no_entry(root: PartFolder, part: str, entry: object) -> DamagedWeightsError:
+    return root.refusal(f"model_index.json has {entry!r} as {part}, not its library and class")
 
 
 def load_pipeline_parts(

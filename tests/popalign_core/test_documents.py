@@ -65,6 +65,13 @@ def test_every_document_comes_back(document: Any) -> None:
     assert read_json(json.dumps(document, ensure_ascii=False).encode()) == document
 
 
+def test_each_key_may_be_asked_for_once() -> None:
+    assert read_json('{"a": 1, "a": 2}') == {"a": 2}
+    assert read_json('[{"a": 1}, {"a": {"a": 2}}]', each_once=True) == [{"a": 1}, {"a": {"a": 2}}]
+    with pytest.raises(ValueError, match="it has the key 'b' more than once in one object"):
+        read_json('[{"a": {"b": 1, "b": 1}}]', each_once=True)
+
+
 def test_depth_is_counted_through_lists_and_objects() -> None:
     check_depth({"a": [{"b": 1}]}, 3)
     check_depth(1, 0)

@@ -17,6 +17,9 @@ BAD = {
     "d.json": ("[" * 100_000, "nested too deep"),
     "e.json": ('{"preset": "smoke", "model": {"name": "a\\u0000b"}}', r"'model.name' holds a NUL"),
     "f.json": ('{"preset": "smoke", "model": {"name": "\\ud800"}}', "surrogates"),
+    "l.json": ('{"preset": "smoke", "preset": "sdxl"}', "has the key 'preset' more than once in one object"),
+    "m.json": ('{"preset": "smoke", "sampling": {"seed": 1, "eta": 0, "seed": 2}}', "the key 'seed' more than once"),
+    "n.json": ('{"preset": "smoke", "axes": ["gender", {"name": "a", "name": "b"}]}', "the key 'name' more than once"),
     "g.toml": ("preset = 3", "preset"),
     "h.json": ('{"preset": ["smoke"]}', "preset"),
     "i.json": ('{"preset": "smoke", "systems": {"a\\u0000": {}}}', "holds a NUL"),
@@ -39,8 +42,9 @@ def test_places_that_are_no_files(tmp_path: Path) -> None:
         (tmp_path / ("x" * 5000), "File name too long"),
         (Path("a\0b"), "null"),
     ):
-        with pytest.raises(ConfigError, match=problem):
+        with pytest.raises(ConfigError, match=problem) as caught:
             load_config(place)
+        assert len(str(caught.value)) < 1000
 
 
 def test_what_another_command_writes_is_read(tmp_path: Path) -> None:

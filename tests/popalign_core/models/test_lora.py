@@ -428,6 +428,10 @@ MISFITS: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]]
         lambda weights: {name: weight * torch.nan for name, weight in weights.items()},
         "has values that are not finite",
     ),
+    "half a layer": (
+        lambda weights: {name: weight for name, weight in weights.items() if f"{TO_K}.lora_A" not in name},
+        "it lacks 1 tensors for unet, such as .*to_k.lora_A",
+    ),
     "names that diffusers drops": (
         lambda weights: _changed(weights, "lora_A.weight", "lora_A.other.weight"),
         "of its 6 tensors for unet have a place",
@@ -444,6 +448,30 @@ def test_a_lora_of_another_model(misfit: str, tiny_pipeline: Any, tmp_path: Path
         warnings.simplefilter("ignore")  # what peft only warns of is refused all the same
         with pytest.raises(ConfigError, match=rf"lora\.safetensors does not fit StableDiffusionXLPipeline: .*{reason}"):
             fuse_lora(tiny_pipeline, file, 1.0)
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+@pytest.mark.parametrize(("part", "layers"), [("unet", UNET), ("text_encoder", TEXT)])
+def test_a_layer_that_lacks_a_factor(
+    part: str, layers: tuple[str, ...], side: str, tiny_pipeline: Any, tmp_path: Path
+) -> None:
+    """The other factor would be multiplied with whatever lies in memory."""
+    file = write_diffusers(draw_layers(tiny_pipeline, {part: layers}), tmp_path / "lora.safetensors")
+    weights = load_file(file)
+    del weights[f"{part}.{layers[-1]}.lora_{side}.weight"]
+    save_file(weights, file)
+    with pytest.raises(ConfigError, match="does not fit StableDiffusionXLPipeline"):
+        fuse_lora(tiny_pipeline, file, 1.0)
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_an_adapter_whose_layer_lacks_a_factor(side: str, load_family: Callable[[str], Any], tmp_path: Path) -> None:
+    write_adapter(load_family("sdxl").unet, tmp_path, UNET, r=3, lora_alpha=6)
+    file = tmp_path / "adapter_model.safetensors"
+    gone = next(name for name in load_file(file) if f"conv1.lora_{side}" in name)
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != gone}, file)
+    with pytest.raises(ConfigError, match="does not fit StableDiffusionXLPipeline"):
+        fuse_lora(load_family("sdxl"), file, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,9 @@
+"""Mutations of models: pipelines of each family, CLIP, image classifiers, LoRAs."""
+
+from mutations.judging import Kind
+from mutations.lora_mutations import LORAS
+from mutations.model_world import ModelWorld
+from mutations.settings_mutations import SETTINGS
+from mutations.weight_mutations import WEIGHTS
+
+MODELS = Kind("models", ModelWorld, {**WEIGHTS, **SETTINGS, **LORAS}, n_commands=15)
