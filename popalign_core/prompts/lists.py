@@ -194,8 +194,8 @@ def _read_json(name: str, document: Any) -> list[str]:
 def _flatten(name: str, document: Any) -> list[Any] | None:
     """The items of a list, or of all lists of an object; of an object as an item, its text."""
     if isinstance(document, dict):
-        lists = list(document.values())
-        return [item for part in lists for item in _flatten(name, part) or [None]] if lists else None
+        parts = [_flatten(name, part) for part in document.values()]
+        return [item for part in parts for item in ([None] if part is None else part)] if parts else None
     if not isinstance(document, list):
         return None
     return [_text_of(name, item) if isinstance(item, dict) else item for item in document]
