@@ -83,6 +83,10 @@ def _known() -> str:
     return f"a file in {', '.join(SUFFIXES)}, or one of the shipped sets {', '.join(SETS)}"
 
 
+_POINTER = "version https://git-lfs.github.com/spec/"
+_WEB_PAGE = re.compile(r"\s*<(!doctype html|html)\b", re.IGNORECASE)
+
+
 def _decode(name: str, data: bytes) -> str:
     try:
         text = data.decode("utf-8-sig")
@@ -94,6 +98,10 @@ def _decode(name: str, data: bytes) -> str:
         ) from error
     if "\x00" in text:
         raise InputError(f"prompt list {name} holds NUL characters, so it is no text in UTF-8; save it as UTF-8")
+    if text.startswith(_POINTER):
+        raise InputError(f"prompt list {name} is a pointer of Git LFS in place of the file; run `git lfs pull`")
+    if _WEB_PAGE.match(text):
+        raise InputError(f"prompt list {name} is a web page, as a download that went wrong leaves; fetch it again")
     return text
 
 

@@ -81,6 +81,9 @@ def test_formats_are_read_by_their_names(name, text, expected):
     assert parse_list(name.upper(), b"\xef\xbb\xbf" + text.encode()) == expected
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1"
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
@@ -103,6 +106,19 @@ def test_formats_are_read_by_their_names(name, text, expected):
         ),
         ("p.json", b"[]", "holds no prompts"),
         ("p.json", b'{"anime": []}', "holds no prompts"),
+        (
+            "p.txt",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 3\n",
+            "pointer of Git LFS .*lfs pull",
+        ),
+        ("p.tsv", f"{POINTER}\nsize 3".encode(), "is a pointer of Git LFS"),
+        (
+            "p.txt",
+            b"\xef\xbb\xbf<!DOCTYPE html>\n<html><body>Not found</body></html>\n",
+            "is a web page, .*fetch it again",
+        ),
+        ("p.txt", b"\n<html lang='en'>", "is a web page"),
+        ("p.json", b"<HTML>", "is a web page"),
         ("p.json", b"[1, 2]", "holds something else than prompts; give a list of texts"),
         ("p.json", b'[{"url": "x"}]', "holds something else than prompts"),
         ("p.json", b'{"n": 3}', "holds something else than prompts"),

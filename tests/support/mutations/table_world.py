@@ -132,12 +132,12 @@ class TableWorld:
 
         def read(given: Sequence[Path], scratch: Path) -> Any:
             runtime = RuntimeConfig(root=str(scratch / "store"), device="cpu")
-            return _kept(Store(runtime.root), write_prompts(config=parse_config(config(given)), runtime=runtime))
+            return kept(Store(runtime.root), write_prompts(config=parse_config(config(given)), runtime=runtime))
 
         def command(given: Sequence[Path], scratch: Path) -> Any:
             file = put(scratch / "run.json", json.dumps(config(given)))
             said = popalign("stage", "prompts", "--config", str(file), "--root", str(scratch / "store"))
-            return _kept(Store(str(scratch / "store")), ArtifactRef(*said.split()[-3].split("/")))
+            return kept(Store(str(scratch / "store")), ArtifactRef(*said.split()[-3].split("/")))
 
         return Taker([self.root / "prompts.parquet"], read, command)
 
@@ -178,7 +178,7 @@ def _encoded(store: Store, ref: ArtifactRef) -> Any:
     return sorted(members), _drops(store, ref)
 
 
-def _kept(store: Store, ref: ArtifactRef) -> Any:
+def kept(store: Store, ref: ArtifactRef) -> Any:
     """The training prompts, and what was rejected, by reason."""
     prompts = store.read_table(ref, "prompts")
     rejected = Counter(store.read_table(ref, "rejected")["reason"])

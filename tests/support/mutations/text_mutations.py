@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
-from mutations.editing import DEEP, DIGITS, HTML, NO_FILES, POINTER, put
+from mutations.editing import DEEP, DIGITS, NO_FILES, put
 from mutations.judging import Counted, Equal, Mutant, Mutate, Refused
 from mutations.row_mutations import rejects
 from mutations.table_world import LABELLED, LISTED, TableWorld
@@ -149,10 +149,18 @@ def _broken_list(name: str) -> Mutate:
     return mutate
 
 
-def _no_list(world: TableWorld, random: Random, folder: Path) -> Mutant:
-    suffix = random.choice([*FORMS, ".docx", ".pdf", ""])
-    content = random.choice([HTML, POINTER, *NO_FILES.values()])
-    return Mutant([put(folder / f"list{suffix}", content)], Refused(WRONG, f"list{suffix}"), world.lists)
+def _no_list(fault: str) -> Mutate:
+    def mutate(world: TableWorld, random: Random, folder: Path) -> Mutant:
+        suffix = random.choice(list(FORMS))
+        return Mutant([put(folder / f"list{suffix}", NO_FILES[fault])], Refused(WRONG, f"list{suffix}"), world.lists)
+
+    return mutate
+
+
+def _another_ending(world: TableWorld, random: Random, folder: Path) -> Mutant:
+    suffix = random.choice([".docx", ".pdf", "", ".xlsx", ".yaml"])
+    file = put(folder / f"list{suffix}", _as_lines(LISTED, random))
+    return Mutant([file], Refused(WRONG, f"list{suffix} ends in '{suffix}'"), world.lists)
 
 
 def _all_rejected(world: TableWorld, random: Random, folder: Path) -> Mutant:
@@ -197,7 +205,8 @@ TEXT_TABLES: dict[str, Mutate] = {
     "list: in parts": _list_in_parts,
     **{f"list: rejects in {suffix}": _list_with_rejects(suffix) for suffix in FORMS},
     **{f"list: {name}": _broken_list(name) for name in BROKEN_LISTS},
-    "list: no list": _no_list,
+    **{f"list: {fault} in its place": _no_list(fault) for fault in NO_FILES},
+    "list: another ending": _another_ending,
     "list: all rejected": _all_rejected,
     "labels: CSV": _labels,
     **{f"labels: {name}": _broken_labels(name) for name in BROKEN_LABELS},
