@@ -106,7 +106,11 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _read_parquet(path: Path) -> pd.DataFrame:
     """Columns as they are, an index among them; whole numbers stay whole beside empty cells."""
     return pd.read_parquet(
-        path, engine="pyarrow", dtype_backend="numpy_nullable", to_pandas_kwargs={"ignore_metadata": True}
+        path,
+        engine="pyarrow",
+        dtype_backend="numpy_nullable",
+        to_pandas_kwargs={"ignore_metadata": True},
+        page_checksum_verification=True,
     )
 
 

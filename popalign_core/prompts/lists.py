@@ -84,8 +84,8 @@ def _known() -> str:
     return f"a file in {', '.join(SUFFIXES)}, or one of the shipped sets {', '.join(SETS)}"
 
 
-_OTHER_THINGS = re.compile(r"\s*(<!doctype html|<html|version https://git-lfs\.github\.com/spec/)", re.IGNORECASE)
-"""How web pages and Git LFS's pointers begin: any text is a list of prompts, a line each."""
+_POINTER = "version https://git-lfs.github.com/spec/"
+_WEB_PAGE = re.compile(r"\s*<(!doctype html|html)\b", re.IGNORECASE)
 
 
 def _decode(name: str, data: bytes) -> str:
@@ -99,12 +99,12 @@ def _decode(name: str, data: bytes) -> str:
             f"prompt list {name} is not UTF-8: byte 0x{data[error.start]:02x} in line {line}; save it as UTF-8, "
             "for example with `iconv -f latin1 -t utf-8`"
         ) from error
-    if _OTHER_THINGS.match(text):
-        raise InputError(
-            f"prompt list {name} is {text.strip()[:40]!r}...: what a failed download leaves; fetch it again"
-        )
     if "\x00" in text:
         raise InputError(f"prompt list {name} holds NUL characters, so it is no text in UTF-8; save it as UTF-8")
+    if text.startswith(_POINTER):
+        raise InputError(f"prompt list {name} is a pointer of Git LFS in place of the file; run `git lfs pull`")
+    if _WEB_PAGE.match(text):
+        raise InputError(f"prompt list {name} is a web page, as a download that went wrong leaves; fetch it again")
     return text
 
 
@@ -205,14 +205,14 @@ def _read_json(name: str, document: Any) -> list[str]:
 def _flatten(name: str, document: Any) -> list[Any] | None:
     """The items of a list, or of all lists of an object; of an object as an item, its text."""
     if isinstance(document, dict):
-        lists = list(document.values())
         known = [key for key in document if key.strip().casefold().removesuffix("s") in TEXT_COLUMNS]
         if known and len(document) > 1:
             raise InputError(
                 f"prompt list {name} is an object with {known[0]!r} and {len(document) - 1} other field(s), which may "
                 f"hold no prompts; give the list under {known[0]!r} alone"
             )
-        return [item for part in lists for item in _flatten(name, part) or [None]] if lists else None
+        parts = [_flatten(name, part) for part in document.values()]
+        return [item for part in parts for item in ([None] if part is None else part)] if parts else None
     if not isinstance(document, list):
         return None
     return [_text_of(name, item) if isinstance(item, dict) else item for item in document]

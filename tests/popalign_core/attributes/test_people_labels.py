@@ -2,6 +2,8 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from popalign_core.attributes.filtering import filter_readings
@@ -155,3 +157,16 @@ def test_damaged_parquet_is_refused_whatever_pandas_makes_of_it(tmp_path):
             read_labels(tmp_path / "labels.parquet")
         except InputError:
             continue
+
+
+@pytest.mark.parametrize("column", ["image_id", "axis", "class"])
+def test_a_page_that_is_not_what_its_checksum_says_is_refused(tmp_path, column):
+    path = tmp_path / "labels.parquet"
+    table = pa.table({"image_id": ["a", "b"], "axis": ["hat", "hat"], "class": ["long", "lank"]})
+    pq.write_table(table, path, use_dictionary=False, compression="none", write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    chunk = pq.read_metadata(path).row_group(0).column(table.schema.get_field_index(column))
+    content[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_labels(path)

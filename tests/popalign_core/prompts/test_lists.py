@@ -66,6 +66,8 @@ The words "Fly" on "it"\tArts\tComplex\tx
         ("objects.json", '[{"prompt": "a cat", "id": 3}, {"caption": "a dog"}]', ["a cat", "a dog"]),
         ("plain.txt", "a cat\n\n  a dog\r\nlast", ["a cat", "", "  a dog", "last"]),
         ("table.csv", 'id,Prompt\n1,"a cat, asleep"\n2,"a ""dog""\nhere"\n3\n', ["a cat, asleep", 'a "dog"\nhere', ""]),
+        ("empty style.json", '{"anime": [], "photo": ["a dog"]}', ["a dog"]),
+        ("no styles.json", '{"a": {"b": []}, "c": [{"prompt": "a cat"}], "d": []}', ["a cat"]),
         ("both.csv", "text,subject\nx,baker\n", ["baker"]),
         ("mac.txt", "a cat\ra dog\r", ["a cat", "a dog"]),
         ("one.txt", "a\u2028b\x85c\x0bd\x0ce\n", ["a\u2028b\x85c\x0bd\x0ce"]),
@@ -77,6 +79,9 @@ The words "Fly" on "it"\tArts\tComplex\tx
 def test_formats_are_read_by_their_names(name, text, expected):
     assert parse_list(name, text.encode()) == expected
     assert parse_list(name.upper(), b"\xef\xbb\xbf" + text.encode()) == expected
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1"
 
 
 @pytest.mark.parametrize(
@@ -95,10 +100,10 @@ def test_formats_are_read_by_their_names(name, text, expected):
         (
             "p.txt",
             b"<!DOCTYPE html>\n<title>404</title>\n",
-            "'<!DOCTYPE html>.*: what a failed download leaves; fetch it",
+            "is a web page, .*fetch it again",
         ),
-        ("p.csv", b"\n<html>\n", "what a failed download leaves"),
-        ("p.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "what a failed download leaves"),
+        ("p.csv", b"\n<html>\n", "is a web page"),
+        ("p.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS .*git lfs pull"),
         ("p.json", b'{"prompt": ["a cat"], "category": ["Animals"]}', r"an object with 'prompt' and 1 other field"),
         ("p.json", b'{"tags": ["red"], "Prompts": ["a cat"]}', "give the list under 'Prompts' alone"),
         ("p.json", b'{"caption": ["a cat"], "seed": 3, "n": [4]}', r"'caption' and 2 other field\(s\)"),
@@ -110,13 +115,27 @@ def test_formats_are_read_by_their_names(name, text, expected):
             r"in p\.csv theme 'x' has 3 prompts and 'y' has 1, over 2 times",
         ),
         ("p.json", b"[]", "holds no prompts"),
+        ("p.json", b'{"anime": []}', "holds no prompts"),
+        (
+            "p.txt",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 3\n",
+            "pointer of Git LFS .*lfs pull",
+        ),
+        ("p.tsv", f"{POINTER}\nsize 3".encode(), "is a pointer of Git LFS"),
+        (
+            "p.txt",
+            b"\xef\xbb\xbf<!DOCTYPE html>\n<html><body>Not found</body></html>\n",
+            "is a web page, .*fetch it again",
+        ),
+        ("p.txt", b"\n<html lang='en'>", "is a web page"),
+        ("p.json", b"<HTML>", "is a web page"),
         ("p.json", b"[1, 2]", "holds something else than prompts; give a list of texts"),
         ("p.json", b'[{"url": "x"}]', "holds something else than prompts"),
         ("p.json", b'{"n": 3}', "holds something else than prompts"),
         ("p.json", b'"a cat"', "holds something else than prompts"),
         ("p.json", b'["a cat"', "is not JSON"),
         ("p.json", b"[" * 100_000, r"is not JSON that can be read \(nested too deep\)"),
-        ("p.json", b'{"a":' * 600 + b"[]" + b"}" * 600, "is nested too deep|holds something else"),
+        ("p.json", b'{"a":' * 600 + b"[]" + b"}" * 600, "is nested too deep|holds no prompts"),
         ("p.json", b"[" + b"1" * 5000 + b"]", r"Exceeds the limit \(4300 digits\)"),
         ("p.json", b'["a cat", "\\ud800"]', r"prompt 2 of list p\.json holds half of a character, .*'\\ud800'; repair"),
         ("p.json", b'[{"prompt": "a", "prompt": "b"}]', "has an object with 'prompt' more than once; keep one"),
