@@ -20,6 +20,7 @@ PRINTED = (
     r" +base +aligned +floor",
     rf"[\w ,-]+? +{NUMBER} +{NUMBER}( +\d\.\d+)?",
     r"No clear change in fairness|(Fairer|Less fair) .*",
+    r"(Gender|Race) shown: .*; the target is .*\.",
     r"(Gender|Race) discrepancy: all prompts together .*; mean over prompts .*\.",
     r"(Better|Worse|No clear change): .*\.",
     r"Report: \S+/runs/smoke/report\.html",

@@ -194,7 +194,10 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         ["sample-eval:base@1", "miss"],
         ["sample-eval:cads@1", "miss"],
     ]
-    quick = CliRunner().invoke(app, ["compare", "base", "cads", *command[5:7], *command[-2:], "--root", str(tmp_path)])
+    words = ["compare", "base", "cads", *command[5:7], *command[-2:], "--root", str(tmp_path)]
+    refused = CliRunner().invoke(app, words)
+    assert (refused.exit_code, "differs in evaluation, systems compared" in refused.stderr) == (2, True)
+    quick = CliRunner().invoke(app, [*words, "--replace"])
     assert quick.exit_code == 0, quick.output
     page = (tmp_path / "runs" / "smoke-comparison" / "report.html").read_text(encoding="utf-8")
     # the configuration on the page is the scaled one: to scale it again would draw a quarter
@@ -203,7 +206,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         in page
     )
     assert "scaled by 0.5 already" in page
-    printed = re.search(r"<dt>configuration</dt><dd>(.*?)</dd>", page)
+    printed = re.search(r"<dt>configuration</dt><dd>.*?<pre[^>]*>(.*?)</pre>.*?</dd>", page)
     assert printed is not None
     (tmp_path / "again.json").write_text(unescape(printed[1]), encoding="utf-8")
     again = ["compare", "base", "cads", "--seeds", "1", "--plan", "--config", str(tmp_path / "again.json")]
