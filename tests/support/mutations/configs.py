@@ -1,80 +1,20 @@
 """Mutations of configurations: files of TOML and JSON that say the same, or cannot be one."""
 
-import copy
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from leaves import Leaf, leaves, look_up
+from leaves import Leaf, look_up
 from pydantic import BaseModel
 
-from mutations.editing import DEEP, DIGITS, HTML, cut, put, respell
-from mutations.judging import Equal, Kind, Mutant, Mutate, Refused, Taker, popalign
+from mutations.config_texts import TEXTS
+from mutations.config_world import WRONG, ConfigWorld, get, paths_of, set_at, write
+from mutations.editing import put, respell
+from mutations.judging import Equal, Kind, Mutant, Mutate, Refused
 from mutations.toml_writing import Spelling
-from popalign_core.config import PipelineConfig, load_config
-from popalign_core.config.presets import PRESETS, preset
-
-WRONG = 2
-COMMANDED = ("smoke", "portraits")
-"""Presets whose weights are there, so that the command line can plan them."""
-Document = dict[str, Any]
-
-
-class ConfigWorld:
-    """A whole configuration for each preset, with what presets leave out."""
-
-    def __init__(self, root: Path) -> None:
-        self.configs = {name: preset(name) for name in PRESETS}
-        self._documents = {name: _whole(config) for name, config in self.configs.items()}
-        self._takers: dict[str, Taker] = {}
-        for name, document in self._documents.items():
-            file = put(root / f"{name}.toml", Spelling(Random(0)).write(document))
-            plan = _plan if name in COMMANDED else None
-            self._takers[name] = Taker(file, lambda given, scratch: load_config(given), plan)
-
-    def draw(self, random: Random) -> tuple[str, Document, Taker]:
-        """A preset's name, its whole document, and who takes it."""
-        name = random.choice(list(self.configs))
-        return name, copy.deepcopy(self._documents[name]), self._takers[name]
-
-
-def _plan(file: Path, scratch: Path) -> str:
-    """What is planned, key by key."""
-    return popalign("plan", "--config", str(file), "--root", str(scratch / "store"))
-
-
-def _whole(config: PipelineConfig) -> Document:
-    document: Document = json.loads(json.dumps(config.model_dump(exclude_none=True)))
-    return document
-
-
-def _paths(config: PipelineConfig, document: Document) -> list[Leaf]:
-    """The leaves that the document has."""
-    return [path for path in leaves(config) if _get(document, path) is not None]
-
-
-def _get(document: Any, path: Leaf) -> Any:
-    for step in path:
-        try:
-            document = document[step]
-        except (KeyError, IndexError):
-            return None
-    return document
-
-
-def _set(document: Document, path: Leaf, value: Any) -> Document:
-    _get(document, path[:-1])[path[-1]] = value
-    return document
-
-
-def _write(folder: Path, document: Document, random: Random) -> Path:
-    """As TOML or JSON."""
-    if random.random() < 0.3:
-        return put(folder / "popalign.json", json.dumps(document))
-    return put(folder / "popalign.toml", Spelling(random).write(document))
+from popalign_core.config import PipelineConfig
 
 
 def _named(path: Leaf) -> str:
@@ -96,9 +36,9 @@ def _wrong_types(value: Any) -> list[Any]:
 
 def _wrong_type(world: ConfigWorld, random: Random, folder: Path) -> Mutant:
     name, document, taker = world.draw(random)
-    path = random.choice(_paths(world.configs[name], document))
-    wrong = random.choice(_wrong_types(_get(document, path)))
-    return Mutant(_write(folder, _set(document, path, wrong), random), Refused(WRONG, _named(path)), taker)
+    path = random.choice(paths_of(world.configs[name], document))
+    wrong = random.choice(_wrong_types(get(document, path)))
+    return Mutant(write(folder, set_at(document, path, wrong), random), Refused(WRONG, _named(path)), taker)
 
 
 def _ranges(config: PipelineConfig, path: Leaf) -> Iterator[Any]:
@@ -123,10 +63,10 @@ def _ranges(config: PipelineConfig, path: Leaf) -> Iterator[Any]:
 def _out_of_range(world: ConfigWorld, random: Random, folder: Path) -> Mutant:
     name, document, taker = world.draw(random)
     config = world.configs[name]
-    numbers = {path: list(_ranges(config, path)) for path in _paths(config, document)}
+    numbers = {path: list(_ranges(config, path)) for path in paths_of(config, document)}
     path = random.choice([path for path, values in numbers.items() if values])
-    changed = _set(document, path, random.choice(numbers[path]))
-    return Mutant(_write(folder, changed, random), Refused(WRONG, _named(path)), taker)
+    changed = set_at(document, path, random.choice(numbers[path]))
+    return Mutant(write(folder, changed, random), Refused(WRONG, _named(path)), taker)
 
 
 def _tables(config: BaseModel, path: Leaf = ()) -> Iterator[Leaf]:
@@ -142,8 +82,8 @@ def _tables(config: BaseModel, path: Leaf = ()) -> Iterator[Leaf]:
 
 def _unknown_key(world: ConfigWorld, random: Random, folder: Path) -> Mutant:
     name, document, taker = world.draw(random)
-    path = random.choice([path for path in _tables(world.configs[name]) if _get(document, path) is not None])
-    table = _get(document, path)
+    path = random.choice([path for path in _tables(world.configs[name]) if get(document, path) is not None])
+    table = get(document, path)
     if random.random() < 0.5 and (longer := [key for key in table if len(key) > 3]):
         key = random.choice(longer)
         at = random.randrange(1, len(key))
@@ -156,108 +96,30 @@ def _unknown_key(world: ConfigWorld, random: Random, folder: Path) -> Mutant:
         table[wrong] = random.choice([1, "text", {"x": 1}, [], True])
     # without its kind, a scorer or classifier is told by its name
     names = wrong if "kind" in table else f"{wrong}|using discriminator 'kind'"
-    return Mutant(_write(folder, document, random), Refused(WRONG, names), taker)
+    return Mutant(write(folder, document, random), Refused(WRONG, names), taker)
 
 
 def _nul(world: ConfigWorld, random: Random, folder: Path) -> Mutant:
     name, document, taker = world.draw(random)
-    texts = [path for path in _paths(world.configs[name], document) if isinstance(_get(document, path), str)]
+    texts = [path for path in paths_of(world.configs[name], document) if isinstance(get(document, path), str)]
     path = random.choice(texts)
-    text = _get(document, path)
+    text = get(document, path)
     at = random.randint(0, len(text))
-    changed = _set(document, path, f"{text[:at]}\0{text[at:]}")
-    return Mutant(_write(folder, changed, random), Refused(WRONG, f"{_named(path)}.* holds a NUL"), taker)
-
-
-def _text(change: Callable[[str, Random], str | bytes], names: str = "popalign", suffix: str = ".toml") -> Mutate:
-    """Of the file as it is written."""
-
-    def mutate(world: ConfigWorld, random: Random, folder: Path) -> Mutant:
-        _, document, taker = world.draw(random)
-        text = json.dumps(document) if suffix == ".json" else Spelling(random).write(document)
-        return Mutant(put(folder / f"popalign{suffix}", change(text, random)), Refused(WRONG, names), taker)
-
-    return mutate
-
-
-def _in_a_section(text: str, random: Random, *lines: str) -> str:
-    """Lines put behind the header of a section."""
-    found = text.split("\n")
-    at = random.choice([0, *(number + 1 for number, line in enumerate(found) if line.startswith("["))])
-    return "\n".join([*found[:at], *lines, *found[at:]])
-
-
-def _dots(text: str, random: Random) -> str:
-    key = random.choice([".".join("a" * 50_000), " . ".join(["'a'"] * 70), ".".join(['"b c"'] * 9000)])
-    lines = random.choice([[f"{key} = 1"], [f"[{key}]"], [f"x = {{ {key} = 1 }}"]])
-    return f"{text}\n{lines[0]}\n" if lines[0].startswith("[") else _in_a_section(text, random, *lines)
-
-
-def _deep(text: str, random: Random) -> str:
-    n = random.choice([40, 200, 100_000])
-    inner = random.choice([f"[{DEEP[:n]}", "x = " + "[" * n + "]" * n, "x = " + "{y = " * n + "1" + "}" * n])
-    return _in_a_section(text, random, inner)
-
-
-def _doubled(text: str, random: Random) -> str:
-    """A key of its table once more."""
-    lines = text.split("\n")
-    at = random.choice([number for number, line in enumerate(lines) if " = " in line])
-    return "\n".join([*lines[: at + 1], lines[at], *lines[at + 1 :]])
-
-
-def _half(text: str, random: Random) -> str:
-    """Broken off within a text, which has no end then."""
-    places = [number for number, mark in enumerate(text) if mark == '"']
-    start, end = random.choice(list(zip(places[::2], places[1::2], strict=True)))
-    return text[: random.randint(start + 1, end)]
-
-
-def _doubled_in_json(text: str, random: Random) -> str:
-    document = json.loads(text)
-    section = random.choice([name for name, value in document.items() if isinstance(value, dict) and value])
-    name = random.choice(list(document[section]))
-    inner = json.dumps(document[section])
-    return text.replace(inner, f'{inner[:-1]}, "{name}": {json.dumps(document[section][name])}}}')
-
-
-TEXTS: dict[str, Mutate] = {
-    "dots": _text(_dots, "dots"),
-    "deep": _text(_deep),
-    "digits": _text(lambda text, random: _in_a_section(text, random, f"seed = {DIGITS}"), "digits"),
-    "a key twice": _text(_doubled),
-    "half a file": _text(_half),
-    "a raw NUL": _text(lambda text, random: _in_a_section(text, random, "x = 'a\0b'")),
-    "half a character": _text(lambda text, random: _in_a_section(text, random, 'x = "\\ud800"')),
-    "no TOML": _text(
-        lambda text, random: _in_a_section(text, random, random.choice(["a: b", "x = ", "= 3", "x == 1", "x = nope"]))
-    ),
-    "html": _text(lambda text, random: HTML),
-    "Latin-1": _text(lambda text, random: _in_a_section(text, random, 'x = "ä"').encode("latin-1")),
-    "UTF-16": _text(lambda text, random: text.encode("utf-16")),
-    "nothing": _text(lambda text, random: random.choice(["", "\n", "# nothing\n"])),
-    "JSON in a TOML file": _text(lambda text, random: json.dumps({"preset": "smoke"})),
-    "TOML in a JSON file": _text(lambda text, random: 'preset = "smoke"\n', suffix=".json"),
-    "half a JSON file": _text(lambda text, random: cut(text.encode(), random), suffix=".json"),
-    "a key twice in JSON": _text(_doubled_in_json, "more than once", suffix=".json"),
-    "half a character in JSON": _text(lambda text, random: text[:-1] + ', "x": "\\ud800"}', suffix=".json"),
-    "deep JSON": _text(lambda text, random: text[:-1] + f', "x": {DEEP}', suffix=".json"),
-    "digits in JSON": _text(lambda text, random: text[:-1] + f', "x": {DIGITS}}}', suffix=".json"),
-    "no object in JSON": _text(lambda text, random: random.choice(["[]", "3", '"smoke"', "null"]), suffix=".json"),
-}
+    changed = set_at(document, path, f"{text[:at]}\0{text[at:]}")
+    return Mutant(write(folder, changed, random), Refused(WRONG, f"{_named(path)}.* holds a NUL"), taker)
 
 
 def _unknown_preset(world: ConfigWorld, random: Random, folder: Path) -> Mutant:
     _, _, taker = world.draw(random)
     wrong = random.choice(["smokey", "", 3, ["smoke"], {"name": "smoke"}, True, "smoke "])
-    return Mutant(_write(folder, {"preset": wrong}, random), Refused(WRONG, "preset"), taker)
+    return Mutant(write(folder, {"preset": wrong}, random), Refused(WRONG, "preset"), taker)
 
 
 def _lacking(world: ConfigWorld, random: Random, folder: Path) -> Mutant:
     _, document, taker = world.draw(random)
     gone = random.choice(["axes", "prompts"])
     del document[gone]
-    return Mutant(_write(folder, document, random), Refused(WRONG, gone), taker)
+    return Mutant(write(folder, document, random), Refused(WRONG, gone), taker)
 
 
 def _contrary(world: ConfigWorld, random: Random, folder: Path) -> Mutant:
@@ -278,7 +140,7 @@ def _contrary(world: ConfigWorld, random: Random, folder: Path) -> Mutant:
         (("systems", "x"), {"start": "dpo"}, "start and preferences"),
     ]
     path, value, names = random.choice(changes)
-    return Mutant(_write(folder, _set(document, path, value), random), Refused(WRONG, names), taker)
+    return Mutant(write(folder, set_at(document, path, value), random), Refused(WRONG, names), taker)
 
 
 def _no_file(world: ConfigWorld, random: Random, folder: Path) -> Mutant:
@@ -342,31 +204,31 @@ def _on_the_preset(world: ConfigWorld, random: Random, folder: Path) -> Mutant:
     """The preset's name, with some of what it holds once more."""
     name, document, taker = world.draw(random)
     again = {key: document[key] for key in random.sample(list(document), random.randint(0, 4))}
-    return Mutant(_write(folder, {"preset": name} | again, random), Equal(), taker)
+    return Mutant(write(folder, {"preset": name} | again, random), Equal(), taker)
 
 
 def _without_defaults(world: ConfigWorld, random: Random, folder: Path) -> Mutant:
     """Fields left out that hold what they hold when they are."""
     name, document, taker = world.draw(random)
     config = world.configs[name]
-    for path in _paths(config, document):
+    for path in paths_of(config, document):
         owner = look_up(config, path[:-1])
         if isinstance(owner, BaseModel) and random.random() < 0.8:
             field = type(owner).model_fields[str(path[-1])]
             value = getattr(owner, str(path[-1]))
             if not field.is_required() and value == field.get_default(call_default_factory=True):
-                del _get(document, path[:-1])[path[-1]]
-    return Mutant(_write(folder, document, random), Equal(), taker)
+                del get(document, path[:-1])[path[-1]]
+    return Mutant(write(folder, document, random), Equal(), taker)
 
 
 def _whole_numbers(world: ConfigWorld, random: Random, folder: Path) -> Mutant:
     """30 for 30.0."""
     name, document, taker = world.draw(random)
-    for path in _paths(world.configs[name], document):
-        value = _get(document, path)
+    for path in paths_of(world.configs[name], document):
+        value = get(document, path)
         if isinstance(value, float) and value.is_integer():
-            _set(document, path, int(value))
-    return Mutant(_write(folder, document, random), Equal(), taker)
+            set_at(document, path, int(value))
+    return Mutant(write(folder, document, random), Equal(), taker)
 
 
 CONFIGS = Kind(

@@ -1,7 +1,6 @@
 """Mutations of what lies beside the weights: configurations, vocabularies, image processors, and strangers' files."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -242,75 +241,6 @@ def _noted(world: ModelWorld, random: Random, folder: Path) -> Mutant:
     return Mutant(copy, Equal(), model.taker)
 
 
-def _processor(change: Callable[[dict[str, Any], Random], dict[str, Any]], *models: str) -> Mutate:
-    def mutate(world: ModelWorld, random: Random, folder: Path) -> Mutant:
-        model = world.any_model(random, *(models or (*CLASSIFIERS, "clip")))
-        copy = model.copy(folder)
-        file = copy / "preprocessor_config.json"
-        put_json(file, change(read_document(file), random))
-        return Mutant(copy, Refused(WEIGHTS_MISSING, "image processor|preprocessor_config"), model.taker)
-
-    return mutate
-
-
-def _processor_broken(fault: str) -> Mutate:
-    def mutate(world: ModelWorld, random: Random, folder: Path) -> Mutant:
-        model = world.any_model(random, *CLASSIFIERS, "clip")
-        copy = model.copy(folder)
-        _break(copy / "preprocessor_config.json", fault, random)
-        return Mutant(copy, Refused(WEIGHTS_MISSING, r"preprocessor_config\.json"), model.taker)
-
-    return mutate
-
-
-def _shared_processor(world: ModelWorld, random: Random, folder: Path) -> Mutant:
-    """As transformers 5 saves it."""
-    model = world.any_model(random, *CLASSIFIERS, "clip")
-    copy = model.copy(folder)
-    document = read_document(copy / "preprocessor_config.json")
-    (copy / "preprocessor_config.json").unlink()
-    more = random.choice([{}, {"processor_class": "CLIPProcessor"}, {"tokenizer": None}])
-    put(copy / "processor_config.json", respell(more | {"image_processor": document}, random))
-    return Mutant(copy, Equal(), model.taker)
-
-
-def _processor_respelt(world: ModelWorld, random: Random, folder: Path) -> Mutant:
-    """Keys of nothing, the class of another backend, other spellings of one number."""
-    model = world.any_model(random, *CLASSIFIERS)
-    copy = model.copy(folder)
-    document = read_document(copy / "preprocessor_config.json")
-    more: dict[str, Any] = {"device": None, "disable_grouping": None, "_processor_class": None}
-    if random.random() < 0.5:
-        more["image_processor_type"] = f"{document['image_processor_type']}Fast"
-    put(copy / "preprocessor_config.json", respell(document | more, random))
-    return Mutant(copy, Equal(), model.taker)
-
-
-_PROCESSORS: dict[str, tuple[Callable[[dict[str, Any], Random], dict[str, Any]], tuple[str, ...]]] = {
-    "key unknown": (lambda document, random: document | {random.choice(["sharpen", "gamma", "do_flip"]): 2}, ()),
-    "class unknown": (
-        lambda document, random: document | {"image_processor_type": random.choice(["OurProcessor", "", 7])}, (),
-    ),
-    "mean of another length": (lambda document, random: document | {"image_mean": [0.5] * random.choice([1, 2, 4])},
-                               CLASSIFIERS),
-    "deviation of nothing": (lambda document, random: document | {"image_std": [0, 1, 1]}, CLASSIFIERS),
-    "filter unknown": (
-        lambda document, random: document | {"resample": random.choice([77, -1, "cubic", 3.5, [3], True])}, (),
-    ),
-    "switch of another type": (
-        lambda document, random: document
-        | {random.choice(["do_resize", "do_rescale", "do_normalize"]): random.choice(["false", "no", 0, 1, []])},
-        (),
-    ),
-    "size of nothing": (
-        lambda document, random: document | {"size": random.choice([{"wide": 3}, {"shortest_edge": -4}, "big", [16]])},
-        (),
-    ),
-    "another model's key": (lambda document, random: document | {"crop_pct": 0.9}, ("vit",)),
-    "digits": (lambda document, random: document | {"rescale_factor": "1/255"}, ()),
-}  # fmt: skip
-
-
 def _labels_cut(world: ModelWorld, random: Random, folder: Path) -> Mutant:
     """The head has more outputs than labels, or none has a number."""
     model = world.any_model(random, *CLASSIFIERS)
@@ -352,9 +282,5 @@ SETTINGS: dict[str, Mutate] = {
     "more files": _more_files,
     "JSON in another spelling": _respelt,
     "notes in config.json": _noted,
-    **{f"image processor: {name}": _processor(change, *names) for name, (change, names) in _PROCESSORS.items()},
-    **{f"preprocessor_config.json: {fault}": _processor_broken(fault) for fault in JSON_FAULTS},
-    "processor_config.json in its place": _shared_processor,
-    "image processor in another spelling": _processor_respelt,
     "labels of another head": _labels_cut,
 }  # fmt: skip
