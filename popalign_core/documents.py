@@ -8,7 +8,7 @@ import json
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -67,9 +67,14 @@ def check_depth(document: Any, most: int) -> None:
     raise ValueError(f"it is nested more than {most} deep")
 
 
+def repeated_key(pairs: Iterable[tuple[str, Any]]) -> str | None:
+    """The first key that stands in an object more than once; for `object_pairs_hook`, before the last one counts."""
+    return next((key for key, n in Counter(key for key, _ in pairs).items() if n > 1), None)
+
+
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if repeated := [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]:
-        raise ValueError(f"it has the key {repeated[0][:80]!r} more than once in one object")
+    if (key := repeated_key(pairs)) is not None:
+        raise ValueError(f"it has the key {key[:80]!r} more than once in one object")
     return dict(pairs)
 
 

@@ -121,7 +121,13 @@ def load_preprocessing(part: PartFolder) -> Preprocessing:
         DamagedWeightsError: When the file is missing or broken, has a setting that its class does not read, or when
             its class is unknown or makes images of several sizes.
     """
-    return _clip_steps(part, _read_document(part)) or load_library_preprocessing(part)
+    document = _read_document(part)
+    return _clip_steps(part, document) or _library_steps(part, document)
+
+
+def load_library_preprocessing(part: PartFolder) -> LibraryPreprocessing:
+    """As `load_preprocessing`, by transformers in every case."""
+    return _library_steps(part, _read_document(part))
 
 
 def _read_document(part: PartFolder) -> dict[str, Any]:
@@ -160,11 +166,9 @@ def _clip_steps(part: PartFolder, document: dict[str, Any]) -> ImagePreprocessin
     return ImagePreprocessing(edge, crop, int(resample), scale, mean, std)
 
 
-def load_library_preprocessing(part: PartFolder) -> LibraryPreprocessing:
-    """As `load_preprocessing`, by transformers in every case."""
+def _library_steps(part: PartFolder, document: dict[str, Any]) -> LibraryPreprocessing:
     from transformers import AutoImageProcessor
 
-    document = _read_document(part)
     try:
         processor = AutoImageProcessor.from_pretrained(
             str(part.path), backend="pil", local_files_only=True, trust_remote_code=False

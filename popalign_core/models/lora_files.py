@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from popalign_core.documents import read_json
 from popalign_core.errors import MissingWeightsError
-from popalign_core.models.weights_check import PartFolder
+from popalign_core.models.weights_check import PartFolder, is_number
 
 ADAPTER_FILE: Final = "adapter_model.safetensors"
 _ADAPTER_SETTINGS: Final = "adapter_config.json"
@@ -181,7 +181,7 @@ def _read_adapter_settings(part: PartFolder) -> dict[str, Any]:
             except re.error as error:
                 raise part.refusal(f"{_ADAPTER_SETTINGS} has {name!r} in {pattern}: {error}") from error
     for name, value in numbers:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if not (is_number(value) and value > 0):
             raise part.refusal(f"{_ADAPTER_SETTINGS} has {name} {value!r}, not a number above 0")
     return settings
 

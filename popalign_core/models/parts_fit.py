@@ -4,13 +4,12 @@ A folder may be put together from several models, or be one that reads more than
 SDXL's refiner). Each part is whole then, and fails at the first image, after all prompts are encoded.
 """
 
-import math
 from typing import Any
 
 from popalign_core.errors import DamagedWeightsError
 from popalign_core.models.denoisers import family_of, latent_channels, pipeline_family, text_widths
 from popalign_core.models.embeddings import PromptEmbeddings
-from popalign_core.models.weights_check import PartFolder
+from popalign_core.models.weights_check import PartFolder, is_number
 
 
 def check_parts(pipeline: Any, root: PartFolder) -> None:
@@ -64,17 +63,13 @@ def _misfit(pipeline: Any, denoiser: Any) -> str | None:
 
 def _wrong_factors(config: Any) -> str | None:
     """What is wrong with the numbers that latents are scaled by, if anything is."""
-    if not (_is_number(config.scaling_factor) and config.scaling_factor > 0):
+    if not (is_number(config.scaling_factor) and config.scaling_factor > 0):
         return f"its VAE has scaling_factor {config.scaling_factor!r}, which is no positive number"
     shift = getattr(config, "shift_factor", None)
-    if not (shift is None or _is_number(shift)):
+    if not (shift is None or is_number(shift)):
         return f"its VAE has shift_factor {shift!r}, which is no number"
     for name in ("latents_mean", "latents_std"):
         values = getattr(config, name, None)
-        if values is not None and not (len(values) == config.latent_channels and all(map(_is_number, values))):
+        if values is not None and not (len(values) == config.latent_channels and all(map(is_number, values))):
             return f"its VAE has {name} {values!r:.60}, which are no {config.latent_channels} numbers"
     return None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

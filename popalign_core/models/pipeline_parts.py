@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from popalign_core.errors import DamagedWeightsError
-from popalign_core.models.weights_check import UNREADABLE, PartFolder, load_module, load_tokenizer
+from popalign_core.models.weights_check import UNREADABLE, PartFolder, is_number, load_module, load_tokenizer
 
 # Schedulers whose noise is that of the betas in their configuration; the samplers here start from these.
 _OF_BETAS = frozenset(
@@ -166,8 +166,7 @@ def _wrong_setting(name: str, settings: dict[str, Any]) -> str | None:
         return f"lacks {lacking[0]}"
     for setting in needed:
         value = settings[setting]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-        if setting != "beta_schedule" and not is_number:
+        if setting != "beta_schedule" and not (is_number(value) and value > 0):
             return f"has {setting} {value!r}, which is no positive number"
     if "max_image_seq_len" in needed and settings["base_image_seq_len"] == settings["max_image_seq_len"]:
         return f"has base_image_seq_len and max_image_seq_len {settings['max_image_seq_len']}: they must differ"

@@ -5,11 +5,12 @@ what they report is checked, and what is broken ends in a `DamagedWeightsError` 
 """
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from popalign_core.documents import read_json
 from popalign_core.errors import DamagedWeightsError
@@ -112,6 +113,11 @@ def load_module(kind: Any, part: PartFolder, dtype: Any) -> Any:
     if unread := _unread(report["unexpected_keys"], module, part, is_diffusers):
         raise part.refusal(f"config.json has no place for {len(unread)} weights, such as {unread[0]}")
     return module
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a setting is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def weight_files(folder: Path, stem: str = "model") -> list[Path]:

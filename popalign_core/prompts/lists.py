@@ -5,12 +5,12 @@ import csv
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import PurePath
 from typing import Any
 
+from popalign_core.documents import repeated_key
 from popalign_core.errors import InputError
 from popalign_core.prompts.checks import check_balance
 
@@ -178,9 +178,8 @@ def _load_json(name: str, text: str) -> Any:
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    repeated = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
-    if repeated:
-        raise InputError(f"has an object with {repeated[0][:80]!r} more than once; keep one of them")
+    if (key := repeated_key(pairs)) is not None:
+        raise InputError(f"has an object with {key[:80]!r} more than once; keep one of them")
     return dict(pairs)
 
 

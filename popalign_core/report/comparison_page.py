@@ -25,7 +25,7 @@ from popalign_core.report.limits import limits
 from popalign_core.report.measure_names import listed
 from popalign_core.report.pair_table import pair_table
 from popalign_core.report.plots import system_bars
-from popalign_core.report.standings import ComparisonResults
+from popalign_core.report.standings import ComparisonResults, Summary
 from popalign_core.report.system_tables import (
     agreement_table,
     benchmark_tables,
@@ -61,7 +61,8 @@ def build_comparison(inputs: ComparisonInputs) -> str:
     """
     check_tables(inputs)
     results = ComparisonResults(inputs)
-    return html_page(inputs.title, _head(results), _sections(results))
+    summary = find_verdict(results)
+    return html_page(inputs.title, _head(results, summary), _sections(results, summary))
 
 
 def check_tables(inputs: ComparisonInputs) -> None:
@@ -99,14 +100,13 @@ def _measured(inputs: ComparisonInputs) -> Iterator[str]:
         yield f"Images: {', '.join(f'{row.value:,.0f} of {row.system}' for row in sampled.itertuples())}."
 
 
-def _head(results: ComparisonResults) -> str:
-    summary = find_verdict(results)
+def _head(results: ComparisonResults, summary: Summary) -> str:
     first, *warnings = describe_systems(results.inputs)
     lead = f'<p class="soft">{escape(first)}</p>' + "".join(map(warning, warnings))
     return lead + verdict_box(summary.status, summary.headline, summary.sentences)
 
 
-def _sections(results: ComparisonResults) -> Iterator[tuple[str, str]]:
+def _sections(results: ComparisonResults, summary: Summary) -> Iterator[tuple[str, str]]:
     inputs = results.inputs
     yield from _pair_sections(results) if len(inputs.systems) == 2 else _system_sections(results)
     yield f"Differences to {inputs.reference}", forests(results)
@@ -125,7 +125,7 @@ def _sections(results: ComparisonResults) -> Iterator[tuple[str, str]]:
         "What this page cannot say",
         bullets((*limits(inputs.metrics, inputs.comparison, inputs.n_seeds), *inputs.notes)),
     )
-    yield "What next", _what_next(find_verdict(results).status)
+    yield "What next", _what_next(summary.status)
     yield "To repeat it", definitions(inputs.reproducibility)
 
 

@@ -1,7 +1,6 @@
 """Shapes of inline SVG, 340 units wide so that their text stays readable on a phone."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from html import escape
 
 WIDTH = 340
@@ -14,15 +13,6 @@ PATTERNS = (
     'patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect width="6" height="6" fill="#fbe0bd"/>'
     '<rect width="2.4" height="6" fill="#c25e00"/></pattern></defs></svg>'
 )
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A value with its interval; the ends are equal to the value where there is none."""
-
-    value: float
-    low: float
-    high: float
 
 
 def svg(height: float, spoken: str, parts: Iterable[str]) -> str:

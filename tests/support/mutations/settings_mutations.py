@@ -74,14 +74,18 @@ def _broken_scheduler(fault: str) -> Mutate:
     return mutate
 
 
-def _wrong_shape(world: ModelWorld, random: Random, folder: Path) -> Mutant:
+def _any_network(world: ModelWorld, random: Random, folder: Path) -> tuple[Model, Path, str, dict[str, Any], str]:
+    """A model and the copy of it; a network's part, configuration and class."""
     model = world.any_model(random, *FAMILIES, *CLASSIFIERS)
     copy, part = model.copy(folder), random.choice(list(model.networks))
-    file = copy / part / "config.json"
-    document = read_document(file)
-    kind = document.get("_class_name") or document["architectures"][0]
+    document = read_document(copy / part / "config.json")
+    return model, copy, part, document, document.get("_class_name") or document["architectures"][0]
+
+
+def _wrong_shape(world: ModelWorld, random: Random, folder: Path) -> Mutant:
+    model, copy, part, document, kind = _any_network(world, random, folder)
     wrong = random.choice(["wide", {"size": 8}, -3, [], "32"])
-    put_json(file, document | {random.choice(_SHAPES[kind]): wrong})
+    put_json(copy / part / "config.json", document | {random.choice(_SHAPES[kind]): wrong})
     return Mutant(copy, Refused(WEIGHTS_MISSING, model.networks[part]), model.taker)
 
 
@@ -252,13 +256,9 @@ def _labels_cut(world: ModelWorld, random: Random, folder: Path) -> Mutant:
 
 
 def _digits_in_a_shape(world: ModelWorld, random: Random, folder: Path) -> Mutant:
-    model = world.any_model(random, *FAMILIES, *CLASSIFIERS)
-    copy, part = model.copy(folder), random.choice(list(model.networks))
-    file = copy / part / "config.json"
-    document = read_document(file)
-    kind = document.get("_class_name") or document["architectures"][0]
+    model, copy, part, document, kind = _any_network(world, random, folder)
     text = json.dumps(document | {random.choice(_SHAPES[kind]): "@"}).replace('"@"', DIGITS)
-    put(file, text)
+    put(copy / part / "config.json", text)
     return Mutant(copy, Refused(WEIGHTS_MISSING, f"{model.networks[part]}|config.json"), model.taker)
 
 
