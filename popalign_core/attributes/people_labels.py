@@ -14,6 +14,9 @@ from popalign_core.errors import InputError, MissingWeightsError
 UNLABELLED = "unlabelled"
 """Drop reason: nobody said anything about the image."""
 
+# What spreadsheets and pandas write for ids of digits alone, or of digits around an `e`.
+_SPREADSHEET_NUMBER = r"\d+[.,]\d+|\d(?:[.,]\d+)?[eE][+-]\d+|inf"
+
 LABEL_COLUMNS = ("image_id", "axis", "class")
 Labels = Mapping[str, Mapping[str, Counter[str]]]
 """Image -> axis -> class -> how many people said so."""
@@ -92,7 +95,13 @@ def read_labels(path: Path) -> pd.DataFrame:
     labels = table[list(LABEL_COLUMNS)]
     if labels.isna().to_numpy().any() or not len(labels):
         raise InputError(f"{path} has {len(labels)} rows, {int(labels.isna().any(axis=1).sum())} with an empty cell")
-    return labels.astype(str)
+    labels = labels.astype(str)
+    if len(numbers := labels.loc[labels["image_id"].str.fullmatch(_SPREADSHEET_NUMBER), "image_id"]):
+        raise InputError(
+            f"{path} has {len(numbers)} image_id(s) like {numbers.iloc[0]!r}: a spreadsheet took ids for numbers and "
+            f"lost their digits; export the labels again, and open them there with image_id as text"
+        )
+    return labels
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

@@ -200,8 +200,10 @@ def completion_code(study: "Study", rater_id: str) -> str:
 
 
 def pseudonym(study: "Study", rater_id: str) -> str:
-    """What stands for a rater in whatever leaves the database."""
-    return _keyed(study, "export", rater_id)[:12]
+    """What stands for a rater in whatever leaves the database: a letter first, since whoever reads CSV takes digits
+    around an `e` for a number, and `49347e715232` for infinity.
+    """
+    return f"r{_keyed(study, 'export', rater_id)[:12]}"
 
 
 def _keyed(study: "Study", purpose: str, rater_id: str) -> str:

@@ -118,6 +118,21 @@ def test_siblings_of_text_are_text(tmp_path, classes, expected):
     assert read_labels(write_labels(tmp_path / "labels.parquet", classes))["class"].tolist() == expected
 
 
+@pytest.mark.parametrize("image_id", ["4.93E+27", "4,93472E+15", "5e+18", "1234567890123456.0", "inf"])
+def test_ids_that_a_spreadsheet_took_for_numbers_are_refused(tmp_path, image_id):
+    table = pd.DataFrame({"image_id": ["0a1b2c3d4e5f6071", image_id], "axis": "hat", "class": "a"})
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(InputError, match=r"has 1 image_id\(s\) like .*a spreadsheet took ids for numbers"):
+        read_labels(tmp_path / "labels.csv")
+
+
+@pytest.mark.parametrize("image_id", ["49347e7152321234", "1234567890123456", "12e5", "image.1"])
+def test_ids_that_only_look_like_numbers_are_ids(tmp_path, image_id):
+    table = pd.DataFrame({"image_id": [image_id], "axis": "hat", "class": "a"})
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    assert read_labels(tmp_path / "labels.csv")["image_id"].tolist() == [image_id]
+
+
 def test_an_index_is_a_column_like_others(tmp_path):
     TABLE.set_index("image_id").to_parquet(tmp_path / "labels.parquet")
     assert read_labels(tmp_path / "labels.parquet")["image_id"].tolist() == TABLE["image_id"].tolist()

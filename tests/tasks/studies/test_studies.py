@@ -96,6 +96,15 @@ def test_parquet_and_csv_hold_the_same_votes(tmp_path: Path) -> None:
         export_study(database, "study", tmp_path / "votes.txt")
 
 
+def test_a_pseudonym_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database, _, (rater,) = make_study(tmp_path, n_raters=1)
+    answer_all(database, rater, ["first"])
+    for digits in ("49347e715232", "123456789012", "000000000012"):
+        monkeypatch.setattr("tasks.studies.pairwise._keyed", lambda *_, digits=digits: digits * 6)
+        export_study(database, "study", tmp_path / "votes.csv")
+        assert pd.read_csv(tmp_path / "votes.csv")["rater"].unique().tolist() == [f"r{digits}"]
+
+
 def test_a_study_without_votes_has_nothing_to_export(tmp_path: Path) -> None:
     database, _, _ = make_study(tmp_path)
     with pytest.raises(InputError, match="has no votes yet"):
