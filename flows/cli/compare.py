@@ -118,6 +118,14 @@ def check(
     max_no_face: Annotated[
         list[str] | None, _threshold("Share of images without a usable face, such as neutral=0.05.")
     ] = None,
+    max_no_face_gap: Annotated[
+        list[str] | None,
+        _threshold("Largest difference between classes in images without a usable face, such as gender=0.1."),
+    ] = None,
+    max_quality_gap: Annotated[
+        list[str] | None,
+        _threshold("Largest difference between classes in a mean score, such as clip_score=2; 2 is every scorer."),
+    ] = None,
     min_clip: Annotated[
         list[str] | None, _threshold("Mean CLIP score, such as generic=80; 80 is every kind of prompt.")
     ] = None,
@@ -140,6 +148,8 @@ def check(
         "max-per-prompt": max_per_prompt,
         "min-recall": min_recall,
         "max-no-face": max_no_face,
+        "max-no-face-gap": max_no_face_gap,
+        "max-quality-gap": max_quality_gap,
         "min-clip": min_clip,
     }
     thresholds = [parse_threshold(kind, text) for kind, texts in asked.items() for text in texts or []]

@@ -6,6 +6,7 @@ from pathlib import Path
 from flows.plan.checkpoints import CandidateModel, evaluate_checkpoints, evaluation_protocol, named_checkpoints
 from flows.plan.running import Call
 from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.evaluation.clip_score import CLIP_SCORE
 from popalign_core.evaluation.gate import Judgement, Threshold, check_thresholds, judge_thresholds
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store
@@ -34,7 +35,8 @@ def check_model(
     """
     # thresholds with an axis are for the benchmarks that measure the identity axes
     axes = [axis.name for axis in config.identity_axes]
-    check_thresholds(thresholds, axes, ("neutral", "specific", "generic", *config.prompts.benchmarks))
+    benchmarks = ("neutral", "specific", "generic", *config.prompts.benchmarks)
+    check_thresholds(thresholds, axes, benchmarks, config.evaluation.scorers or (CLIP_SCORE,))
     checkpoint = find_model(model, runtime)
     evaluate_checkpoints([checkpoint], config, runtime, call=call)
     board, protocol = read_leaderboard(runtime.root), evaluation_protocol(config, runtime)

@@ -77,8 +77,8 @@ SUBJECT_ACCURACY = "subject_accuracy"
 DIVERSITY = "diversity"
 """Mean cosine distance of a picture from the others of its prompt."""
 CMMD, FID, KID = "cmmd", "fid", "kid"
-TAKEN = (SUBJECT_ACCURACY, DIVERSITY, CMMD, FID, KID, "no_face_share")
-"""Metrics without an axis that come by themselves, the first three with the first CLIP of `scorers`."""
+TAKEN = (SUBJECT_ACCURACY, DIVERSITY, CMMD, FID, KID, "no_face_share", "unsure_share", "other_class_share")
+"""Metrics that come by themselves, the first three with the first CLIP of `scorers`."""
 
 
 class EvaluationConfig(Frozen):

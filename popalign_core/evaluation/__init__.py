@@ -10,6 +10,7 @@ __all__ = [
     "divergence",
     "fairness",
     "frames",
+    "gaps",
     "gate",
     "intervals",
     "measures",

@@ -12,20 +12,56 @@ from popalign_core.evaluation.measures import NOTHING, Ends, FloatArray, Measure
 
 
 @dataclass(frozen=True)
+class Inversion:
+    """From shares of classes read to true shares.
+
+    An image of class i is read at all with probability `detection[i]`, and then as j with `confusion[i, j]`. Of the
+    images read the true shares are `u = q confusion^-1`, and of all images they are as `u / detection`. How many were
+    not read does not enter: images that show nobody would otherwise be taken for a class that is hard to detect.
+
+    Attributes:
+        inverse: `[K, K]`, of the confusion matrix.
+        detection: `[K]`, in (0, 1].
+    """
+
+    inverse: FloatArray
+    detection: FloatArray
+
+    def true_shares(self, read: FloatArray) -> FloatArray:
+        """`[..., K]` shares of images read to `[..., K]`, which sum to 1 and may leave [0, 1]."""
+        return self.of_all(read @ self.inverse)
+
+    def of_all(self, shares: FloatArray) -> FloatArray:
+        """`[..., K]` true shares of the images read to those of all images."""
+        weighted = shares / self.detection
+        shares_of_all: FloatArray = weighted / weighted.sum(axis=-1, keepdims=True)
+        return shares_of_all
+
+    def derivative(self, read: FloatArray) -> FloatArray:
+        """`[..., K]` to `[..., K, K]`: a small change of the shares read, times this, is that of the true shares."""
+        weighted = read @ self.inverse / self.detection
+        total = weighted.sum(axis=-1)[..., None, None]
+        k = len(self.detection)
+        kept = np.eye(k) - np.ones((k, 1)) * (weighted / weighted.sum(axis=-1, keepdims=True))[..., None, :]
+        derivative: FloatArray = self.inverse / self.detection @ kept / total
+        return derivative
+
+
+@dataclass(frozen=True)
 class Distance(Measure):
     """How far the shares of all prompts together are from a centre. `terms` are images by class, `[R, P, K]`.
 
     Attributes:
         centre: `[K]` where the distance is 0.
         distance: `[..., K]` shares to `[...]`, at least 0 and growing along every ray from the centre.
-        inverse: `[K, K]` what turns shares read into true shares; None leaves them.
+        inversion: Turns shares read into true shares; None leaves them.
         share_loading: `[R, K, L]` as `loading`, of the true shares.
         sign: -1 where the value is less the further away, as entropy: the value is `distance` of opposite sign.
     """
 
     centre: FloatArray = field(default_factory=lambda: NOTHING)
     distance: Statistic = class_shares
-    inverse: FloatArray | None = None
+    inversion: Inversion | None = None
     share_loading: FloatArray | None = None
     sign: float = 1.0
 
@@ -45,9 +81,9 @@ class Distance(Measure):
         return _sorted(self.sign * ends[0], self.sign * ends[1])
 
     def shares(self, sums: FloatArray) -> FloatArray:
-        """`[..., K]` images by class to shares, turned into true ones if there is an `inverse`."""
+        """`[..., K]` images by class to shares, turned into true ones if there is an `inversion`."""
         shares = class_shares(sums)
-        return shares if self.inverse is None else shares @ self.inverse
+        return shares if self.inversion is None else self.inversion.true_shares(shares)
 
     def _found(self) -> Found:
         sums = self.terms.sum(axis=1)
@@ -63,12 +99,12 @@ class Distance(Measure):
         """`[R * K, R * K]` what their covariance lacks of that of images drawn independently, which is the least."""
         n_replicates, _, k = self.terms.shape
         parts = jackknife(self.terms, lambda sums: class_shares(sums).reshape(len(sums), -1))
-        turn = np.eye(k) if self.inverse is None else self.inverse
         lacking = np.zeros((n_replicates * k, n_replicates * k))
         for replicate, counts in enumerate(self.terms.sum(axis=1)):
             block = slice(replicate * k, (replicate + 1) * k)
             least = _independent(counts)
             part = max(0.0, 1.0 - float((parts[:, block] ** 2).sum() / np.trace(least)))
+            turn = np.eye(k) if self.inversion is None else self.inversion.derivative(class_shares(counts))
             lacking[block, block] = part * (turn.T @ least @ turn)
         return lacking
 

@@ -12,6 +12,7 @@ from popalign_core.config.evaluation import SUBJECT_ACCURACY
 from popalign_core.errors import InputError
 from popalign_core.evaluation.correction import Calibrated
 from popalign_core.evaluation.counts import FloatArray, count_cells
+from popalign_core.evaluation.gaps import gap_measure
 from popalign_core.evaluation.measures import Measure, Share, ratio
 from popalign_core.evaluation.prevalence import faceless_measures, neutral_measures
 from popalign_core.evaluation.recall import recall_measures
@@ -19,6 +20,11 @@ from popalign_core.evaluation.units import SHARE, unit_bounds
 
 KINDS = get_args(Kind)
 """The kinds of prompts, in the order of the tables."""
+
+
+WITHHELD = "not measured: every picture was withheld"
+QUALITY_GAP = "quality_gap"
+"""With the scorer after a colon: the largest difference of its mean between two classes that were asked for."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +112,13 @@ def measure_benchmark(
             measures = [*recalls, *faceless_measures(counted.counts, counted.cells, axes)]
         classifier = str(frames.attributes["classifier"].iloc[0])
         yield from (Measured(benchmark, classifier, measure) for measure in measures)
-    yield from _scores(labels, clusters, frames)
+    yield from _scores(labels, clusters, frames, axes if kind == "specific" else ())
 
 
-def _scores(labels: pd.DataFrame, clusters: Sequence[str] | None, frames: SystemFrames) -> Iterator[Measured]:
+def _scores(
+    labels: pd.DataFrame, clusters: Sequence[str] | None, frames: SystemFrames, identity_axes: Sequence[Axis]
+) -> Iterator[Measured]:
+    """Every scorer's mean; over each class that was asked for too, and the gaps between them, on `identity_axes`."""
     scores, images = frames.scores, frames.images
     place = pd.Index(labels["image_id"]).get_indexer(pd.Index(scores["image_id"]))
     is_shown = np.ones(len(labels), dtype=bool)
@@ -132,12 +141,42 @@ def _scores(labels: pd.DataFrame, clusters: Sequence[str] | None, frames: System
                 f"scorer {scorer!r} has no finite score for {int(missing.sum())} of {len(values)} "
                 "images of a benchmark; score all of them, or none"
             )
-        terms = _sums(labels, clusters, np.where(is_shown, values, 0.0), is_shown)
-        why = "not measured: every picture was withheld"
         # right or wrong, so a share: as a mean, three right of three would be certain, and three of four up to 393%
         kind, unit = (Share, SHARE) if scorer == SUBJECT_ACCURACY else (Measure, _unit(scores[chosen]))
-        measure = kind(str(scorer), "", terms, ratio, int(is_shown.sum()), bounds=unit_bounds(unit), why=why)
-        yield Measured(str(labels["benchmark"].iloc[0]), f"{scorer}@{versions[0]}", measure)
+        scored = _Scored(str(scorer), kind, unit_bounds(unit), np.where(is_shown, values, 0.0), is_shown)
+        for measure in (scored.mean(labels, clusters), *scored.by_identity(labels, clusters, identity_axes)):
+            yield Measured(str(labels["benchmark"].iloc[0]), f"{scorer}@{versions[0]}", measure)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """One scorer's values of all images of a benchmark, 0 where an image was withheld."""
+
+    scorer: str
+    kind: type[Measure]
+    bounds: tuple[float, float]
+    values: FloatArray
+    is_shown: "np.typing.NDArray[np.bool_]"
+
+    def mean(self, labels: pd.DataFrame, clusters: Sequence[str] | None) -> Measure:
+        return self._of(self.scorer, "", _sums(labels, clusters, self.values, self.is_shown), WITHHELD)
+
+    def by_identity(
+        self, labels: pd.DataFrame, clusters: Sequence[str] | None, axes: Sequence[Axis]
+    ) -> Iterator[Measure]:
+        for axis in axes:
+            asked = labels[f"asked:{axis.name}"].to_numpy()
+            chosen = [self.is_shown & (asked == number) for number in range(len(axis.classes))]
+            terms = [_sums(labels, clusters, np.where(one, self.values, 0.0), one) for one in chosen]
+            for label, one in zip(axis.classes, terms, strict=True):
+                why = f"not measured: no image shown asks for {label}"
+                yield self._of(f"{self.scorer}:{label}", axis.name, one, why)
+            width = self.bounds[1] - self.bounds[0]
+            yield gap_measure(f"{QUALITY_GAP}:{self.scorer}", axis.name, terms, of_shares=False, width=width)
+
+    def _of(self, metric: str, axis: str, terms: FloatArray, why: str) -> Measure:
+        n = int(terms[..., 1].sum())
+        return self.kind(metric, axis, terms, ratio, n, bounds=self.bounds, why=why)
 
 
 def _unit(scores: pd.DataFrame) -> str:

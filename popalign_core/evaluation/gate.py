@@ -7,6 +7,7 @@ from typing import Literal
 import pandas as pd
 
 from popalign_core.errors import ConfigError
+from popalign_core.evaluation.frames import QUALITY_GAP
 
 Verdict = Literal["met", "missed", "unclear", "unmeasured"]
 
@@ -17,9 +18,9 @@ class Kind:
 
     Attributes:
         metric: In the metrics table.
-        benchmarks: Where it is looked for; the first alone, where the measure has an axis.
+        benchmarks: Where it is looked for; the first alone, where a threshold names an axis.
         is_ceiling: Whether the value must stay below the threshold; else it must reach it.
-        has_axis: Whether a threshold may name an axis; else it may name a benchmark.
+        names: What a threshold may name before its bound.
         ends: Its least and largest possible value: a threshold beyond them would always be met, or never.
         has_all: Whether it is taken of all axes at once too, under the axis `all`.
     """
@@ -27,7 +28,7 @@ class Kind:
     metric: str
     benchmarks: tuple[str, ...]
     is_ceiling: bool
-    has_axis: bool
+    names: Literal["axis", "benchmark", "scorer"]
     ends: tuple[float, float] = (0.0, 1.0)
     has_all: bool = False
 
@@ -35,11 +36,13 @@ class Kind:
 _DISTANCES = (0.0, 2**0.5)
 
 KINDS: dict[str, Kind] = {
-    "max-discrepancy": Kind("discrepancy_pooled", ("neutral",), is_ceiling=True, has_axis=True, ends=_DISTANCES),
-    "max-per-prompt": Kind("discrepancy_per_prompt", ("neutral",), is_ceiling=True, has_axis=True, ends=_DISTANCES),
-    "min-recall": Kind("recall", ("specific",), is_ceiling=False, has_axis=True, has_all=True),
-    "max-no-face": Kind("no_face_share", ("neutral", "specific"), is_ceiling=True, has_axis=False),
-    "min-clip": Kind("clip_score", ("neutral", "generic"), is_ceiling=False, has_axis=False, ends=(-100.0, 100.0)),
+    "max-discrepancy": Kind("discrepancy_pooled", ("neutral",), is_ceiling=True, names="axis", ends=_DISTANCES),
+    "max-per-prompt": Kind("discrepancy_per_prompt", ("neutral",), is_ceiling=True, names="axis", ends=_DISTANCES),
+    "min-recall": Kind("recall", ("specific",), is_ceiling=False, names="axis", has_all=True),
+    "max-no-face": Kind("no_face_share", ("neutral", "specific"), is_ceiling=True, names="benchmark"),
+    "max-no-face-gap": Kind("no_face_gap", ("specific",), is_ceiling=True, names="axis"),
+    "max-quality-gap": Kind(QUALITY_GAP, ("specific",), is_ceiling=True, names="scorer", ends=(0.0, 200.0)),
+    "min-clip": Kind("clip_score", ("neutral", "generic"), is_ceiling=False, names="benchmark", ends=(-100.0, 100.0)),
 }
 """By the name of the command's option."""
 
@@ -51,7 +54,7 @@ class Threshold:
     Attributes:
         kind: Of `KINDS`.
         bound: In the measure's own unit.
-        which: An axis, or for measures without one a benchmark; None for all there are.
+        which: An axis, a benchmark or a scorer; None for all there are.
     """
 
     kind: str
@@ -68,7 +71,7 @@ class Judgement:
 
     Attributes:
         threshold: As it was asked.
-        subject: Axis or benchmark of the row.
+        subject: Axis or benchmark of the row, or its axis and scorer.
         verdict: `met` or `missed` when the whole interval is on one side, `unclear` when the threshold lies inside it.
         value: Estimate, or None.
         ci_low: Or None.
@@ -139,20 +142,23 @@ def parse_threshold(kind: str, text: str) -> Threshold:
     return Threshold(kind, bound, which or None)
 
 
-def check_thresholds(thresholds: Sequence[Threshold], axes: Iterable[str], benchmarks: Iterable[str]) -> None:
+def check_thresholds(
+    thresholds: Sequence[Threshold], axes: Iterable[str], benchmarks: Iterable[str], scorers: Iterable[str]
+) -> None:
     """Refuse thresholds that no row can answer, before anything is run.
 
     Raises:
-        ConfigError: When there is no threshold, or one names an axis or a benchmark that is not there, or lies where
-            no value can.
+        ConfigError: When there is no threshold, or one names an axis, a benchmark or a scorer that is not there, or
+            lies where no value can.
     """
     if not thresholds:
         raise ConfigError(f"there is nothing to check; set a threshold with {', '.join(f'--{kind}' for kind in KINDS)}")
     for threshold in thresholds:
         kind = KINDS[threshold.kind]
-        known = [*axes, *(["all"] if kind.has_all else [])] if kind.has_axis else [*benchmarks]
-        if threshold.which is not None and threshold.which not in known:
-            raise ConfigError(f"--{threshold.kind} names {threshold.which!r}; choose from {', '.join(known)}")
+        known = {"axis": [*axes, *(["all"] if kind.has_all else [])], "benchmark": [*benchmarks], "scorer": [*scorers]}
+        names = known[kind.names]
+        if threshold.which is not None and threshold.which not in names:
+            raise ConfigError(f"--{threshold.kind} names {threshold.which!r}; choose from {', '.join(names)}")
         least, largest = kind.ends
         if not least <= threshold.bound <= largest:
             raise ConfigError(
@@ -169,11 +175,17 @@ def judge_thresholds(threshold: Threshold, metrics: pd.DataFrame) -> list[Judgem
         metrics: Metrics table of one system.
     """
     kind = KINDS[threshold.kind]
-    rows = metrics[metrics["metric"] == kind.metric]
-    benchmarks = kind.benchmarks if kind.has_axis or threshold.which is None else (threshold.which,)
+    # of classes there are rows too, METRIC:CLASS, and of axes where the measure itself has none
+    names = metrics["metric"].str.partition(":")
+    rows = metrics[names[0] == kind.metric] if kind.names == "scorer" else metrics[metrics["metric"] == kind.metric]
+    if kind.names == "benchmark":
+        rows = rows[rows["axis"] == ""]
+    benchmarks = (threshold.which,) if kind.names == "benchmark" and threshold.which else kind.benchmarks
     rows = rows[rows["benchmark"].isin(benchmarks)]
-    if kind.has_axis and threshold.which is not None:
+    if kind.names == "axis" and threshold.which is not None:
         rows = rows[rows["axis"] == threshold.which]
+    if kind.names == "scorer" and threshold.which is not None:
+        rows = rows[rows["metric"] == f"{kind.metric}:{threshold.which}"]
     if rows.empty:
         where = " or ".join(benchmarks)
         return [
@@ -186,7 +198,9 @@ def judge_thresholds(threshold: Threshold, metrics: pd.DataFrame) -> list[Judgem
 
 def _judge_row(threshold: Threshold, row: dict[object, object]) -> Judgement:
     kind = KINDS[threshold.kind]
-    subject = str(row["axis"] if kind.has_axis else row["benchmark"])
+    subject = str(row["benchmark"] if kind.names == "benchmark" else row["axis"])
+    if kind.names == "scorer":
+        subject += f" {str(row['metric']).partition(':')[2]}"
     value, low, high = (_number(row[name]) for name in ("value", "ci_low", "ci_high"))
     if value is None:
         return _unmeasured(threshold, subject, str(row.get("note") or "not measured"))

@@ -42,6 +42,7 @@ class Measure:
         estimate: The value to report, where it is not the mean of `statistic` over replicates.
         least: Variance that images alone give the value, were all prompts alike; the interval is not narrower, even
             where all prompts show the largest value there is.
+        assumes: What the value rests on besides the images; for the table's note.
     """
 
     metric: str
@@ -55,6 +56,7 @@ class Measure:
     loading: FloatArray = field(default_factory=lambda: NOTHING)
     estimate: float | None = None
     least: float = 0.0
+    assumes: str = ""
 
     @property
     def has_part(self) -> NDArray[np.bool_]:

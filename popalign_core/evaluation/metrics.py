@@ -149,6 +149,8 @@ def measure_row(system: str, benchmark: str, scorer: str, measure: Measure, conf
     is_known = bool(np.isfinite(value))
     low, high = measure.bounded_interval(config) if is_known else NO_ENDS
     notes = [] if np.isfinite(low) else [ONE_PROMPT if is_known else measure.reason]
+    if is_known and measure.assumes:
+        notes.append(measure.assumes)
     replicates = measure.replicates()
     if is_known and len(replicates) > 1:
         notes.append("seeds: " + " ".join(f"{part:.3g}" for part in replicates))

@@ -10,8 +10,10 @@ images' classes with shares `pi`, and let `p` be the mean of `pi` over prompts:
 - `*_per_prompt`: the mean over prompts of what a prompt shows *in as many images as it has here*. It is above the mean
   measure of `pi` by about its floor.
 - `discrepancy_worst10`: the mean of the ten worst of as many prompts, each with as many images.
-- `share:CLASS`: `p`. `share_corrected`, `share_cleam`, `discrepancy_corrected`, `discrepancy_cleam`: of the true
-  classes (see `correction.py`).
+- `share:CLASS`: `p`, as if unread images were like those read. `share_least:CLASS`, `share_most:CLASS`: of all images,
+  were none or all of the unread ones of the class; whatever they show, the share lies between these.
+- `share_corrected`, `share_cleam`, `share_weighted`, `discrepancy_corrected`, `discrepancy_cleam`: of the true classes
+  (see `correction.py`).
 
 With replicates, all are means over these replicates.
 """
@@ -64,11 +66,27 @@ def neutral_measures(
         target = np.asarray(axis.shares())
         measures += [*_discrepancies(axis.name, terms, target), _unbiased(axis.name, terms, target)]
         measures += _divergences(axis.name, terms, target)
-        for number, label in enumerate(axis.classes):
-            measures.append(share_measure(f"share:{label}", axis.name, terms[..., number], terms.sum(axis=-1)))
+        measures += _class_shares(axis, terms, counts.sum(axis=-1))
         if axis.name in calibrated:
             measures += corrected_measures(axis, terms, calibrated[axis.name])
     return [*measures, *_joint_measures(counts, cells, axes), *faceless_measures(counts, cells, axes)]
+
+
+def _class_shares(axis: Axis, terms: FloatArray, sampled: FloatArray) -> Iterator[Measure]:
+    """Each class among the images read, and among all were none of the unread ones of it, and were all.
+
+    Args:
+        axis: The axis.
+        terms: `[R, P, K]` images read.
+        sampled: `[R, P]` all images.
+    """
+    read = terms.sum(axis=-1)
+    for number, label in enumerate(axis.classes):
+        yield share_measure(f"share:{label}", axis.name, terms[..., number], read)
+    for number, label in enumerate(axis.classes):
+        part = terms[..., number]
+        yield share_measure(f"share_least:{label}", axis.name, part, sampled)
+        yield share_measure(f"share_most:{label}", axis.name, part + sampled - read, sampled)
 
 
 def faceless_measures(counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Axis]) -> list[Measure]:

@@ -1,10 +1,12 @@
-"""Recall: how often an image shows the identity its prompt asked for.
+"""Recall: how often an image shows the identity its prompt asked for, and what the others show.
 
 The identity asked for comes from columns, never from the prompt's text ('male' is inside 'female'). An image
-without a usable face is a miss: a model that hides the face has not shown the identity.
+without a usable face is a miss: a model that hides the face has not shown the identity. But it may be the detector
+that misses it, so misses are told apart: of every class asked for, `recall`, `no_face_share`, `unsure_share` and
+`other_class_share` add up to 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from popalign_core.config import Axis
 from popalign_core.evaluation.counts import UNREAD, FloatArray
+from popalign_core.evaluation.gaps import gap_measure
 from popalign_core.evaluation.measures import Measure
 from popalign_core.evaluation.prevalence import share_measure
 
@@ -51,13 +54,14 @@ def recall_measures(counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Axis
 
     Args:
         counts: `[R, P, C]`.
-        cells: `[C]` rows with `read:AXIS` and `asked:AXIS`.
+        cells: `[C]` rows with `face`, `read:AXIS` and `asked:AXIS`.
         axes: At least one.
 
     Returns:
         `recall` for every axis and for 'all'; `recall:CLASS` for every class of the axis; where prompts name several
-        axes, `recall:CLASS+CLASS` under 'all' for every combination of their classes. What no prompt asks for has
-        n = 0.
+        axes, `recall:CLASS+CLASS` under 'all' for every combination of their classes; `unsure_share`
+        and `other_class_share` for every axis and class, `no_face_share` for every class; `no_face_gap` and
+        `unsure_gap` for every axis. What no prompt asks for has n = 0.
     """
     found = hits(cells, axes)
 
@@ -79,4 +83,29 @@ def recall_measures(counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Axis
             asked_all = [cells[f"asked:{axis.name}"].to_numpy() == n for axis, n in zip(named, numbers, strict=True)]
             label = "+".join(axis.classes[n] for axis, n in zip(named, numbers, strict=True))
             measures.append(measure(f"recall:{label}", "all", np.all(asked_all, axis=0), f"{_NOBODY} {label}"))
-    return measures
+    return [*measures, *(miss for axis in axes for miss in _misses(counts, cells, axis))]
+
+
+def _misses(counts: FloatArray, cells: pd.DataFrame, axis: Axis) -> Iterator[Measure]:
+    """What is shown where recall has a miss, of the axis and of each class, and the gaps between classes."""
+    read, asked = (cells[f"{what}:{axis.name}"].to_numpy(dtype=np.int64) for what in ("read", "asked"))
+    has_face = cells["face"].to_numpy(dtype=bool) | (axis.of == "picture")
+    shown = {
+        "no_face": ~has_face & (read == UNREAD),
+        "unsure": has_face & (read == UNREAD),
+        "other_class": (read != UNREAD) & (read != asked),
+    }
+    groups = {"": (asked != UNREAD, axis.name)}
+    groups |= {f":{label}": (asked == number, label) for number, label in enumerate(axis.classes)}
+    for what, is_shown in shown.items():
+        terms = {
+            suffix: [counts @ (is_shown & chosen).astype(float), counts @ chosen.astype(float)]
+            for suffix, (chosen, _) in groups.items()
+        }
+        for suffix, (part, whole) in terms.items():
+            if what == "no_face" and not suffix:
+                continue  # `no_face_share` of all images has that
+            yield share_measure(f"{what}_share{suffix}", axis.name, part, whole, f"{_NOBODY} {groups[suffix][1]}")
+        if what != "other_class":
+            by_class = [np.stack(parts, axis=-1) for suffix, parts in terms.items() if suffix]
+            yield gap_measure(f"{what}_gap", axis.name, by_class, of_shares=True, width=1.0)

@@ -15,7 +15,7 @@ import pandas as pd
 from popalign_core.config import Axis, EvaluationConfig
 from popalign_core.evaluation.confusion import UNREAD_CLASS
 from popalign_core.evaluation.correction import Calibrated, calibrated_axes
-from popalign_core.evaluation.counts import FloatArray
+from popalign_core.evaluation.counts import UNREAD, FloatArray
 from popalign_core.evaluation.fairness import class_shares, discrepancies
 from popalign_core.evaluation.measures import Measure, worst_mean
 from popalign_core.evaluation.paired import permutation_p_values
@@ -49,6 +49,7 @@ class SimulationSetting:
         is_logit: A logit-normal instead of a Dirichlet.
         accuracy: `[K]` share of each class that the classifier reads right, the rest evenly as others; None is all.
         n_calibration: Images of each class that it was calibrated on.
+        detection: `[K]` share of each class that is read at all; None is all.
         tilt: Share by which class 0 is favoured by the second system; 0 is no difference.
     """
 
@@ -59,6 +60,7 @@ class SimulationSetting:
     is_logit: bool = False
     accuracy: tuple[float, ...] | None = None
     n_calibration: int = 400
+    detection: tuple[float, ...] | None = None
     tilt: float = 0.0
 
     @property
@@ -73,6 +75,19 @@ class SimulationSetting:
         right = np.ones(k) if self.accuracy is None else np.asarray(self.accuracy)
         matrix: FloatArray = np.where(np.eye(k, dtype=bool), right[:, None], (1 - right[:, None]) / (k - 1))
         return matrix
+
+    @property
+    def reading(self) -> FloatArray:
+        """`[K, K]` P(read | true), or `[K, K + 1]` with not being read as the last where some are not."""
+        if self.detection is None:
+            return self.confusion
+        found = np.asarray(self.detection)[:, None]
+        return np.concatenate([found * self.confusion, 1 - found], axis=1)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the classifier errs or misses, so that it was calibrated."""
+        return self.accuracy is not None or self.detection is not None
 
     def prompts(self, n: int, generator: np.random.Generator) -> FloatArray:
         """`[n, 2, K]` shares of prompts under two systems."""
@@ -147,43 +162,55 @@ def corrected_error(setting: SimulationSetting, n_populations: int, seed: int = 
 def coverage_markdown(rows: Sequence[tuple[SimulationSetting, "pd.Series[float]"]]) -> str:
     """A Markdown table, percent."""
     names = list(dict.fromkeys(name for _, found in rows for name in found.index))
-    head = ["K", "prompts", "images", "prompts differ", "classifier", "systems", *names]
+    head = ["K", "prompts", "images", "prompts differ", "classifier", "faces read", "systems", *names]
     lines = [head, ["---"] * len(head), *(_cells(setting, found, names) for setting, found in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cells(setting: SimulationSetting, found: "pd.Series[float]", names: Sequence[str]) -> list[str]:
     kind = "logit-normal" if setting.is_logit else "Dirichlet"
-    right = "exact" if setting.accuracy is None else "/".join(f"{part:.0%}" for part in dict.fromkeys(setting.accuracy))
+    right, read = (
+        none if parts is None else "/".join(f"{part:.0%}" for part in dict.fromkeys(parts))
+        for parts, none in ((setting.accuracy, "exact"), (setting.detection, "all"))
+    )
     facts = [str(len(setting.shares)), str(setting.n_prompts), str(setting.n_images), f"{kind} {setting.spread:g}"]
     figures = [f"{100 * found[name]:.1f}" if name in found else "" for name in names]
-    return [*facts, right, "differ" if setting.tilt else "equal", *figures]
+    return [*facts, right, read, "differ" if setting.tilt else "equal", *figures]
 
 
 def _population(setting: SimulationSetting, generator: np.random.Generator) -> tuple[list[Measure], list[Measure]]:
-    axis, confusion = setting.axis, setting.confusion
-    read = setting.prompts(setting.n_prompts, generator) @ confusion
+    axis, reading = setting.axis, setting.reading
+    read = setting.prompts(setting.n_prompts, generator) @ reading
     counts = generator.multinomial(setting.n_images, read).astype(np.float64)
     calibrated: dict[str, Calibrated | str] = {}
-    if setting.accuracy is not None:
-        table = _calibration(axis, generator.multinomial(setting.n_calibration, confusion))
+    if setting.is_calibrated:
+        table = _calibration(axis, generator.multinomial(setting.n_calibration, reading))
         calibrated = calibrated_axes(table, _READER, [axis], confidence=0.95)
-    cells = pd.DataFrame({"face": True, f"read:{axis.name}": range(len(axis.classes))})
+    cells = _cells_read(axis, reading.shape[1])
     first, second = (neutral_measures(counts[None, :, number], cells, [axis], calibrated) for number in (0, 1))
     return first, second
 
 
+def _cells_read(axis: Axis, n_cells: int) -> pd.DataFrame:
+    """A cell a class, and one for images that are not read if there is one more."""
+    classes = np.arange(n_cells)
+    is_read = classes < len(axis.classes)
+    return pd.DataFrame({"face": is_read, f"read:{axis.name}": np.where(is_read, classes, UNREAD)})
+
+
 def _calibration(axis: Axis, counts: "np.typing.NDArray[np.int64]") -> pd.DataFrame:
-    """A `calibration` table of independent images."""
+    """A `calibration` table of independent images, `[K, K]` or `[K, K + 1]` with those that were not read."""
+    k = len(axis.classes)
     rows = []
     for true, row in zip(axis.classes, counts, strict=True):
-        half = 1.96 * np.sqrt((row + 0.5) / (row.sum() + 1) * (1 - row / (row.sum() + 1)) / row.sum())
-        shares = row / row.sum()
-        rows += [
-            (_READER, axis.name, true, name, int(n), share, share - width, share + width)
-            for name, n, share, width in zip(axis.classes, row, shares, half, strict=True)
-        ]
-        rows.append((_READER, axis.name, true, UNREAD_CLASS, 0, 0.0, 0.0, 0.0))
+        parts = [(row[:k], axis.classes)] + ([(row[k:], [UNREAD_CLASS])] if len(row) > k else [])
+        for part, names in parts:
+            total = part.sum() if len(part) == k else row.sum()
+            half = 1.96 * np.sqrt((part + 0.5) / (total + 1) * (1 - part / (total + 1)) / total)
+            rows += [
+                (_READER, axis.name, true, name, int(n), share, share - width, share + width)
+                for name, n, share, width in zip(names, part, part / total, half, strict=True)
+            ]
     columns = ["classifier", "axis", "true_class", "read_class", "n", "share", "ci_low", "ci_high"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -198,17 +225,17 @@ def _truth(setting: SimulationSetting) -> tuple[dict[str, float], dict[str, floa
 def _truth_of(setting: SimulationSetting, prompts: FloatArray) -> dict[str, float]:
     axis, k = setting.axis, len(setting.shares)
     true = prompts.mean(axis=0)
-    shares = true @ setting.confusion
-    cells = pd.DataFrame({"face": True, f"read:{axis.name}": range(k)})
+    shares = true @ setting.reading
+    cells = _cells_read(axis, len(shares))
     exact = {m.metric: m.value for m in neutral_measures(shares[None, None] * 1e6, cells, [axis], {})}
-    counts = np.random.default_rng(2).multinomial(setting.n_images, prompts @ setting.confusion)
-    each = discrepancies(counts)
+    counts = np.random.default_rng(2).multinomial(setting.n_images, prompts @ setting.reading)
+    each = discrepancies(counts[:, :k])
     groups = each[: len(each) // setting.n_prompts * setting.n_prompts].reshape(-1, setting.n_prompts)
     # of two classes, the others are functions of the discrepancy
     wanted = METRICS if k > 2 else [name for name in METRICS if name not in ("entropy", "parity_gap", "bias")]
     known = {name: value for name, value in exact.items() if name in wanted}
     known |= {"discrepancy_per_prompt": float(each.mean()), "discrepancy_worst10": float(worst_mean(groups).mean())}
-    if setting.accuracy is not None:
+    if setting.is_calibrated:
         known |= {"share_corrected:c0": float(true[0]), "discrepancy_corrected": float(discrepancies(true))}
     return known
 
@@ -232,6 +259,10 @@ def _settings() -> Iterator[SimulationSetting]:
     yield SimulationSetting((0.7, 0.3), 20, 60, 0.2, accuracy=(0.9, 0.75))
     yield SimulationSetting(even2, 40, 40, 0.2, accuracy=(0.9, 0.75))
     yield SimulationSetting((0.6, 0.3, 0.1), 40, 40, 0.2, accuracy=(0.85, 0.85, 0.85), tilt=-0.8)
+    yield SimulationSetting(even2, 40, 40, 0.2, detection=(0.95, 0.6))
+    yield SimulationSetting((0.7, 0.3), 40, 40, 0.2, accuracy=(0.9, 0.85), detection=(0.9, 0.8), tilt=-0.8)
+    yield SimulationSetting((0.6, 0.4), 40, 40, 0.2, detection=(0.7, 0.7))
+    yield SimulationSetting((0.5, 0.3, 0.2), 40, 40, 0.2, accuracy=(0.9, 0.9, 0.9), detection=(0.95, 0.8, 0.6))
 
 
 SETTINGS = tuple(_settings())

@@ -6,14 +6,23 @@ import pandas as pd
 
 FAIRNESS = ("discrepancy_pooled", "discrepancy_per_prompt")
 """The two that decide: bias that pooling hides (nurse and engineer) must not count as fair."""
-_FURTHER = {"discrepancy_unbiased", "discrepancy_cleam", "kl", "entropy", "parity_gap", "bias"}
+_FURTHER = {
+    *("discrepancy_unbiased", "discrepancy_cleam", "kl", "entropy", "parity_gap", "bias"),
+    *("unsure_share", "other_class_share"),
+}
 """Other ways to say the same, and squares; in the table of every number only."""
 _CROWDED = {"discrepancy_worst10"}
 """The same where many systems share a page."""
 _SETS = {"fid", "kid", "cmmd"}
-_LOWER_IS_BETTER = {"no_face_share", "kl", "parity_gap", "bias", *_SETS}
-_SHARES = {"share", "share_corrected", "share_cleam"}
-_PERCENT = {"recall", "no_face_share", "subject_accuracy", "agreement", "win_rate", *_SHARES}
+_MISSES = {"no_face_share", "unsure_share", "other_class_share", "no_face_gap", "unsure_gap"}
+_LOWER_IS_BETTER = {"kl", "parity_gap", "bias", "quality_gap", *_MISSES, *_SETS}
+_SHARES = {"share", "share_least", "share_most", "share_corrected", "share_cleam", "share_weighted"}
+_PERCENT = {"recall", "subject_accuracy", "agreement", "win_rate", *_MISSES, *_SHARES}
+_USUAL_BENCHMARKS = {
+    **dict.fromkeys(("recall", "unsure_share", "other_class_share"), "specific"),
+    **dict.fromkeys(("no_face_gap", "unsure_gap", "quality_gap"), "specific"),
+    "subject_accuracy": "generic",
+}
 _THREE_DIGITS = {"kl", "entropy", "parity_gap", "bias", "kappa", "kid", "cmmd", "diversity"}
 _ACRONYMS = ("clip", "hps", "fid", "kid", "cmmd")
 
@@ -21,6 +30,8 @@ _ACRONYMS = ("clip", "hps", "fid", "kid", "cmmd")
 def is_shown(metric: str, *, is_crowded: bool = False) -> bool:
     """Whether the main tables have it: nothing of a single class, nothing that says the same in another way."""
     name = _base(metric)
+    if name == "quality_gap":
+        return not is_crowded
     return ":" not in metric and name not in _FURTHER and not (is_crowded and name in _CROWDED)
 
 
@@ -49,12 +60,18 @@ def measure_name(metric: str, axis: str, benchmark: str) -> str:
         "discrepancy_joint": "discrepancy of all attributes jointly",
         "recall": "recall of everything asked for" if axis == "all" else f"recall of {axis}",
         "no_face_share": "images without a usable face",
+        "no_face_gap": f"images without a usable face, gap between {axis} classes",
+        "unsure_gap": f"images of unsure {axis}, gap between classes",
         "subject_accuracy": "right object shown (zero-shot)",
     }
     base, _, name = metric.partition(":")
+    if base == "quality_gap":
+        known[metric] = f"{scorer_name(name)}, gap between {axis} classes"
     words = scorer_name(metric) if not axis else f"{axis}: {scorer_name(base)}" + (f" of {name}" if name else "")
     words = known.get(metric, words)
-    usual = {"recall": "specific", "subject_accuracy": "generic"}.get(base, "neutral" if axis else None)
+    usual = {"recall": "specific", "subject_accuracy": "generic", **dict.fromkeys(_GAPS, "specific")}.get(
+        base, "neutral" if axis else None
+    )
     return words[:1].upper() + words[1:] + ("" if benchmark == usual else f" ({benchmark} prompts)")
 
 

@@ -79,16 +79,19 @@ def test_bars_are_read_from_words() -> None:
 
 
 def test_bars_that_nothing_can_answer_are_refused() -> None:
-    axes, benchmarks = ["gender"], ["neutral", "specific", "generic"]
+    known = (["gender"], ["neutral", "specific", "generic"], ["clip_score"])
     check_thresholds(
-        [Threshold("max-discrepancy", 0.2, "gender"), Threshold("min-recall", 0.9, "all")], axes, benchmarks
+        [Threshold("max-discrepancy", 0.2, "gender"), Threshold("min-recall", 0.9, "all")],
+        axes,
+        benchmarks,
+        ["clip_score"],
     )
     with pytest.raises(ConfigError, match=r"there is nothing to check; set a threshold with --max-discrepancy"):
-        check_thresholds([], axes, benchmarks)
+        check_thresholds([], *known)
     with pytest.raises(ConfigError, match=r"--max-discrepancy names 'age'; choose from gender$"):
-        check_thresholds([Threshold("max-discrepancy", 0.2, "age")], axes, benchmarks)
+        check_thresholds([Threshold("max-discrepancy", 0.2, "age")], *known)
     with pytest.raises(ConfigError, match="--min-clip names 'gender'; choose from neutral, specific, generic"):
-        check_thresholds([Threshold("min-clip", 80, "gender")], axes, benchmarks)
+        check_thresholds([Threshold("min-clip", 80, "gender")], *known)
 
 
 @pytest.mark.parametrize(
@@ -103,4 +106,30 @@ def test_bars_that_nothing_can_answer_are_refused() -> None:
 )
 def test_a_bar_that_no_value_can_miss_or_meet_is_refused(kind: str, bound: float, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        check_thresholds([Threshold(kind, bound)], ["gender"], ["neutral"])
+        check_thresholds([Threshold(kind, bound)], ["gender"], ["neutral"], ["clip_score"])
+
+
+def test_gaps_between_classes_have_thresholds() -> None:
+    rows = pd.DataFrame(
+        [
+            row("no_face_gap", 0.3, 0.2, 0.4, benchmark="specific", axis="gender"),
+            row("no_face_gap", 0.1, 0.0, 0.2, benchmark="specific", axis="race"),
+            row("no_face_share:male", 0.1, 0.0, 0.2, benchmark="specific", axis="gender"),
+            row("no_face_share", 0.1, 0.0, 0.2, benchmark="specific"),
+            row("quality_gap:clip_score", 1.0, 0.0, 1.5, benchmark="specific", axis="gender"),
+            row("quality_gap:hps", 0.2, 0.0, 3.0, benchmark="specific", axis="gender"),
+        ]
+    )
+    found = [(each.subject, each.verdict) for each in judge_thresholds(Threshold("max-no-face-gap", 0.15), rows)]
+    assert found == [("gender", "missed"), ("race", "unclear")]
+    found = [(each.subject, each.verdict) for each in judge_thresholds(Threshold("max-quality-gap", 2.0), rows)]
+    assert found == [("gender clip_score", "met"), ("gender hps", "unclear")]
+    (one,) = judge_thresholds(Threshold("max-quality-gap", 2.0, "hps"), rows)
+    assert (one.subject, one.value) == ("gender hps", 0.2)
+    # of the classes there are rows of the same name; a threshold is for all of them together
+    (whole,) = judge_thresholds(Threshold("max-no-face", 0.3, "specific"), rows)
+    assert (whole.subject, whole.verdict) == ("specific", "met")
+    (absent,) = judge_thresholds(Threshold("max-quality-gap", 2.0, "fid"), rows)
+    assert absent.reason == "not measured: there is no quality_gap of specific prompts"
+    with pytest.raises(ConfigError, match="--max-quality-gap names 'gender'; choose from clip_score"):
+        check_thresholds([Threshold("max-quality-gap", 2.0, "gender")], ["gender"], ["specific"], ["clip_score"])

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from popalign_core.config import EvaluationConfig
+from popalign_core.evaluation.prevalence import neutral_measures
 from popalign_core.evaluation.simulation import (
     SETTINGS,
     TESTED,
@@ -48,7 +49,7 @@ def test_a_few_populations_by_way_of_the_whole() -> None:
     assert coverage(setting, 5, CONFIG).equals(coverage(setting, 5, CONFIG))
     assert (false_positives(setting, 60) <= 0.15).all()
     table = coverage_markdown([(setting, found)]).splitlines()
-    assert table[2].startswith("| 2 | 20 | 60 | Dirichlet 0.2 | 90%/75% | equal | ")
+    assert table[2].startswith("| 2 | 20 | 60 | Dirichlet 0.2 | 90%/75% | all | equal | ")
 
 
 def test_correction_has_under_a_fifth_of_the_error() -> None:
@@ -57,6 +58,31 @@ def test_correction_has_under_a_fifth_of_the_error() -> None:
         setting = SimulationSetting(shares, 400, 100, 0.1, accuracy=(0.9, 0.75), n_calibration=4000)
         raw, corrected = corrected_error(setting, 60)
         assert corrected < raw / 5, (shares, raw, corrected)
+
+
+def test_a_detector_that_misses_one_class_no_longer_moves_the_share() -> None:
+    """95% of one class found and 60% of the other: as read, 61% of as many of both."""
+    setting = SimulationSetting((0.5, 0.5), 40, 40, 0.2, detection=(0.95, 0.6))
+    raw, corrected = corrected_error(setting, 30)
+    assert raw > 0.09
+    assert corrected < raw / 2
+    assert coverage(setting, 60, CONFIG)["share_corrected:c0"] >= 0.88
+
+
+def test_bounds_hold_whatever_the_unread_images_show() -> None:
+    """Faces found by no rule that a calibration would know: by class, by prompt, or not at all."""
+    generator = np.random.default_rng(0)
+    axis = SimulationSetting((0.5, 0.3, 0.2), 20, 20, 0.2).axis
+    cells = pd.DataFrame({"face": [True] * 3 + [False], "read:simulated": [0, 1, 2, -1]})
+    for number in range(200):
+        true = generator.multinomial(20, generator.dirichlet(np.ones(3), 12))
+        found = generator.binomial(true, generator.random((12, 3)) if number % 2 else generator.random((12, 1)))
+        counts = np.concatenate([found, (true - found).sum(axis=1, keepdims=True)], axis=1).astype(float)
+        measured = {m.metric: m.value for m in neutral_measures(counts[None], cells, [axis], {})}
+        shares = true.sum(axis=0) / true.sum()
+        for name, share in zip(axis.classes, shares, strict=True):
+            assert measured[f"share_least:{name}"] <= share <= measured[f"share_most:{name}"]
+        assert sum(measured[f"share_least:{name}"] for name in axis.classes) <= 1.0
 
 
 @pytest.mark.slow
