@@ -228,12 +228,12 @@ def _calibrated(table: pd.DataFrame, axis: Axis, confidence: float) -> Calibrate
     values, vectors = np.linalg.eigh(covariances)
     errors = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
     unread = rows.reindex(pd.MultiIndex.from_product([axis.classes, [UNREAD_CLASS]]))
-    missed, low, high = (unread[name].to_numpy(dtype=np.float64) for name in ("n", "ci_low", "ci_high"))
+    missed, least, most = (unread[name].to_numpy(dtype=np.float64) for name in ("n", "ci_low", "ci_high"))
     missed = np.nan_to_num(missed)
     total = n.sum(axis=1) + missed
     share = (missed + 0.5) / (total + 1)
     spread = share * (1 - share)
-    detection_errors = np.sqrt(spread / _worth(spread, ((high - low) / (2 * z)) ** 2, total))
+    detection_errors = np.sqrt(spread / _worth(spread, ((most - least) / (2 * z)) ** 2, total))
     return Calibrated(confusion, errors, n.sum(axis=1) / total, detection_errors)
 
 

@@ -30,6 +30,7 @@ CHANGES = ("discrepancy_pooled", "discrepancy_per_prompt", "share:c0", "discrepa
 
 TESTED = ("discrepancy_pooled", "discrepancy_per_prompt", "share:c0")
 """Metrics whose test is looked at."""
+TESTED_CORRECTED = ("share_corrected:c0", "discrepancy_corrected")
 N_PERMUTATIONS = 999
 """Of a test; fewer than of a real one, as there are many tests."""
 
@@ -137,14 +138,15 @@ def false_positives(
     """How often the permutation test finds a difference between the two systems, which should be equal.
 
     Returns:
-        For every metric of `TESTED` the share of populations with a p-value of at most `level`.
+        For every metric of `TESTED`, and of `TESTED_CORRECTED` where the classifier errs or misses, the share of populations with a p-value of at most `level`.
     """
     generator = np.random.default_rng(seed)
+    names = [*TESTED, *(TESTED_CORRECTED if setting.is_calibrated else ())]
     found = []
     for number in range(n_populations):
         first, second = ({m.metric: m for m in system} for system in _population(setting, generator))
-        found.append(permutation_p_values([(second[name], first[name]) for name in TESTED], number, N_PERMUTATIONS))
-    return pd.Series((np.array(found) <= level).mean(axis=0), index=list(TESTED))
+        found.append(permutation_p_values([(second[name], first[name]) for name in names], number, N_PERMUTATIONS))
+    return pd.Series((np.array(found) <= level).mean(axis=0), index=names)
 
 
 def corrected_error(setting: SimulationSetting, n_populations: int, seed: int = 0) -> tuple[float, float]:

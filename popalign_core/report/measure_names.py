@@ -69,9 +69,7 @@ def measure_name(metric: str, axis: str, benchmark: str) -> str:
         known[metric] = f"{scorer_name(name)}, gap between {axis} classes"
     words = scorer_name(metric) if not axis else f"{axis}: {scorer_name(base)}" + (f" of {name}" if name else "")
     words = known.get(metric, words)
-    usual = {"recall": "specific", "subject_accuracy": "generic", **dict.fromkeys(_GAPS, "specific")}.get(
-        base, "neutral" if axis else None
-    )
+    usual = _USUAL_BENCHMARKS.get(base, "neutral" if axis else None)
     return words[:1].upper() + words[1:] + ("" if benchmark == usual else f" ({benchmark} prompts)")
 
 

@@ -80,12 +80,7 @@ def test_bars_are_read_from_words() -> None:
 
 def test_bars_that_nothing_can_answer_are_refused() -> None:
     known = (["gender"], ["neutral", "specific", "generic"], ["clip_score"])
-    check_thresholds(
-        [Threshold("max-discrepancy", 0.2, "gender"), Threshold("min-recall", 0.9, "all")],
-        axes,
-        benchmarks,
-        ["clip_score"],
-    )
+    check_thresholds([Threshold("max-discrepancy", 0.2, "gender"), Threshold("min-recall", 0.9, "all")], *known)
     with pytest.raises(ConfigError, match=r"there is nothing to check; set a threshold with --max-discrepancy"):
         check_thresholds([], *known)
     with pytest.raises(ConfigError, match=r"--max-discrepancy names 'age'; choose from gender$"):

@@ -110,6 +110,6 @@ def test_intervals_hold_the_truth_in_95_of_100_populations(number: int) -> None:
 @pytest.mark.parametrize("number", EQUAL)
 def test_equal_systems_are_called_different_in_5_of_100_populations(number: int) -> None:
     found = false_positives(SETTINGS[number], 4000, seed=number)
-    assert list(found.index) == list(TESTED)
+    assert list(found.index)[: len(TESTED)] == list(TESTED)
     assert (found <= 0.06).all(), found
     assert (found[["discrepancy_per_prompt", "share:c0"]] >= 0.04).all(), found
