@@ -238,7 +238,7 @@ def _reproducibility(inputs: Inputs, view: ComparisonView) -> dict[str, str]:
 
 compare_statistics = Stage(
     "comparison",
-    "6",
+    "7",
     ComparisonView.of,
     _fill,
     inputs=("prompts",),

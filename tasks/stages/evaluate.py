@@ -80,7 +80,7 @@ def _fill(view: EvaluateView, inputs: Inputs, build: Build, runtime: RuntimeConf
 
 evaluate_system = Stage(
     "evaluate",
-    "5",
+    "6",
     EvaluateView.of,
     _fill,
     inputs=("prompts", "sample", "attributes", "scores"),

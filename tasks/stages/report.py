@@ -110,7 +110,7 @@ def _reproducibility(inputs: Inputs, view: ReportView) -> dict[str, str]:
 
 write_report = Stage(
     "report",
-    "6",
+    "7",
     ReportView.of,
     _fill,
     inputs=(
