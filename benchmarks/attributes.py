@@ -38,10 +38,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from popalign_core.attributes.classifier_interface import likeliest
 from popalign_core.attributes.deepface import DeepFaceReader
 from popalign_core.attributes.deepface_files import HEAD_WEIGHTS, modeling, weights_place
 from popalign_core.attributes.detector import FaceDetector
-from popalign_core.attributes.reader import likeliest
 from popalign_core.config import AttributesConfig
 
 Pictures = list[NDArray[np.uint8]]

@@ -4,7 +4,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.plan.checkpoints import evaluate_checkpoints, find_checkpoints
-from flows.published import call_as_task, chosen_config, leaderboard_markdown
+from flows.prefect_artifacts import call_as_task, chosen_config, leaderboard_markdown
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from tasks.publishing.leaderboard import read_leaderboard
 

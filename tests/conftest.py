@@ -77,7 +77,7 @@ class PixelSumReader:
     def read(self, pictures: Any, image_ids: Any = ()) -> list[Any]:
         from chessboards import chessboard
 
-        from popalign_core.attributes.reader import FaceReading
+        from popalign_core.attributes.classifier_interface import FaceReading
 
         readings = []
         for pixels in pictures:
@@ -163,7 +163,7 @@ def tiny_run(make_once: MakeOnce, tiny_weights: Path) -> Path:
     """The store of a whole run of `tiny_config` by the name "run", for reading."""
 
     def fill(folder: Path) -> None:
-        from flows.plan.running import call_directly
+        from flows.plan.execution import call_directly
         from flows.plan.runs import run_pipeline
 
         with pytest.MonkeyPatch.context() as patch:

@@ -110,7 +110,7 @@ def stage(
     force: Force = False,
 ) -> None:
     """Run one stage, and before it whatever it needs and is not in the store."""
-    from flows.plan.running import call_directly
+    from flows.plan.execution import call_directly
     from flows.plan.runs import run_stage
     from flows.terminal.options import build_config
     from flows.terminal.progress import console_progress
@@ -160,7 +160,7 @@ def train_pairs(
     replace: Replace = False,
 ) -> None:
     """Train the base model on imported pairs or sets; the same command again resumes."""
-    from flows.plan.running import call_directly
+    from flows.plan.execution import call_directly
     from flows.plan.runs import train_on_pairs
     from flows.terminal.options import build_config, run_name
     from flows.terminal.progress import console_progress
@@ -183,7 +183,7 @@ def evaluate(
 ) -> None:
     """Evaluate models that the leaderboard does not have yet, and print their rows."""
     from flows.plan.checkpoints import evaluate_checkpoints, evaluation_protocol, named_checkpoints
-    from flows.plan.running import call_directly
+    from flows.plan.execution import call_directly
     from flows.terminal.options import build_config
     from flows.terminal.progress import console_progress
     from flows.terminal.terminal_tables import board_lines
@@ -304,7 +304,7 @@ def _open(root: str | None, *, create: bool = True) -> "Store":
 def _run_here(
     config: "PipelineConfig", runtime: "RuntimeConfig", name: str, planned: "Plan", *, replace: bool
 ) -> "dict[str, ArtifactRef]":
-    from flows.plan.running import call_directly
+    from flows.plan.execution import call_directly
     from flows.plan.runs import run_pipeline
     from flows.terminal.progress import console_progress
 

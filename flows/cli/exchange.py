@@ -102,7 +102,7 @@ def import_images(
     settings: Settings = None,
 ) -> None:
     """Bring pictures of the evaluation prompts, drawn elsewhere, into the store, and print their key."""
-    from flows.plan.running import call_directly
+    from flows.plan.execution import call_directly
     from flows.plan.runs import import_pictures
     from flows.terminal.options import build_config
     from flows.terminal.progress import console_progress

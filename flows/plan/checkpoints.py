@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from flows.plan.execution import Call, run_plan
 from flows.plan.planning import plan_run
-from flows.plan.running import Call, run_plan
 from flows.plan.steps import PROMPT_STEPS, evaluation_steps
 from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from flows.plan.execution import Call, run_plan
 from flows.plan.planning import Plan, plan_run
-from flows.plan.running import Call, run_plan
 from flows.plan.steps import PAIRS_STEP, PROMPT_STEPS, Step, needed_for
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef
@@ -31,7 +31,7 @@ def run_pipeline(
         config: What decides the results.
         runtime: Store, device, batch size.
         name: Of the run's folder.
-        call: How a node is run: `graph.call_directly(...)` or `published.call_as_task`.
+        call: How a node is run: `execution.call_directly(...)` or `prefect_artifacts.call_as_task`.
         planned: The plan of this run; made here when not given.
         replace: Whether a finished run of another configuration may give way.
 

@@ -51,7 +51,7 @@ def serve(database_url: str, settings: ReviewSettings) -> None:
     """Serve until interrupted."""
     import uvicorn
 
-    from flows.review.patience import ImpatientProtocol
+    from flows.review.request_timeouts import ImpatientProtocol
 
     uvicorn.run(
         make_app(database_url, settings),

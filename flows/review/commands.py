@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flows.review import create_commands
-from flows.review.opening import Database, Name, Root, Url, database_url, open_database, read_text
+from flows.review.study_arguments import Database, Name, Root, Url, database_url, open_database, read_text
 
 studies = typer.Typer(
     no_args_is_help=True, help="Studies in which people judge, label or curate.", rich_markup_mode=None
@@ -18,7 +18,7 @@ for command in (create_commands.create, create_commands.curate, create_commands.
 @studies.command("list")
 def list_studies(root: Root = None, database: Database = None) -> None:
     """All studies and how far they are."""
-    from flows.review.lines import about
+    from flows.review.study_text import about
 
     opened = open_database(database, root)
     for study in opened.studies():
@@ -80,7 +80,7 @@ def instructions(
 @studies.command()
 def results(name: Name, root: Root = None, database: Database = None) -> None:
     """Win rates, agreement and whom the checks flag; labels of each class; how near the target sets came."""
-    from flows.review.lines import study_lines
+    from flows.review.study_text import study_lines
 
     for line in study_lines(open_database(database, root), name):
         typer.echo(line)

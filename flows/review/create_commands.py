@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.review.opening import Database, Name, Root, open_database, read_text
+from flows.review.study_arguments import Database, Name, Root, open_database, read_text
 from popalign_core.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from flows.review.templating import message, page
 from popalign_core.config.review import CurateConfig
 from popalign_core.errors import InputError
 from popalign_core.preferences.chain import Chain, Proposal, accept, undo_proposal
-from popalign_core.review.curating import next_proposal, replay, weigh
+from popalign_core.review.curation_chains import next_proposal, replay, weigh
 from storage.reviews.chain_steps import add_step, drop_step, end_chain, read_classes, read_steps
 from storage.reviews.review_tables import DONE, GIVEN_UP, ChainStep, StudyPair
 from storage.reviews.votes import Turn

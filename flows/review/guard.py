@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.review.patience import BODY_S
+from flows.review.request_timeouts import BODY_S
 from flows.review.server_settings import ReviewSettings
 
 _log = logging.getLogger("popalign.review")

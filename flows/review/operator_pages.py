@@ -4,7 +4,6 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from markupsafe import Markup
 
-from flows.review.lines import about
 from flows.review.sessions import (
     OPERATOR_COOKIE,
     Form,
@@ -17,6 +16,7 @@ from flows.review.sessions import (
     review_of,
     sign_form,
 )
+from flows.review.study_text import about
 from flows.review.templating import markdown, page
 from storage.reviews.review_tables import Rater, Study
 from tasks.studies.pairwise import completion_code, invite, parse_study

@@ -22,7 +22,7 @@ from flows.review.sessions import (
 )
 from flows.review.templating import markdown, message, page
 from popalign_core.config.review import CANNOT_TELL, CurateConfig, LabelConfig, StudyConfig
-from popalign_core.review.screen import MEDIA_TYPE
+from popalign_core.review.screen_images import MEDIA_TYPE
 from storage.reviews.review_tables import CHOICES, SAID
 from storage.reviews.votes import Turn
 from tasks.studies.pairwise import completion_code, parse_study

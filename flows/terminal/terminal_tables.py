@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flows.plan.planning import PlannedNode
-    from popalign_core.evaluation.gate import GateOutcome
+    from popalign_core.evaluation.thresholds import GateOutcome
     from popalign_core.report.standings import ComparisonResults
     from storage.store import GarbageReport
 

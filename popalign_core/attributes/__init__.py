@@ -2,16 +2,16 @@
 
 __all__ = [
     "classifier_factory",
+    "classifier_interface",
+    "classifier_process",
     "deepface",
     "deepface_files",
+    "deepface_heads",
     "detector",
-    "embedded",
     "filtering",
-    "heads",
-    "isolated",
-    "networks",
+    "image_classifiers",
     "people_labels",
-    "reader",
+    "portraits_classifier",
     "voting",
     "zero_shot",
 ]

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
+from popalign_core.attributes.classifier_interface import AttributeReader, FaceClassifier, FaceReading, Pictures
 from popalign_core.attributes.detector import FaceDetector, crop_face
-from popalign_core.attributes.reader import AttributeReader, FaceClassifier, FaceReading, Pictures
 from popalign_core.config import AttributesConfig, NetworkConfig, PeopleConfig, ZeroShotConfig
 
 _VERSION_DIGITS = 12
@@ -86,7 +86,7 @@ def _build(
     name: str, config: AttributesConfig, device: str, contents: Mapping[str, str], of_picture: Set[str]
 ) -> AttributeReader:
     if name == "portraits":
-        from popalign_core.attributes.embedded import PortraitsReader
+        from popalign_core.attributes.portraits_classifier import PortraitsReader
 
         return PortraitsReader(device)
     if name == "deepface":
@@ -106,7 +106,7 @@ def _load_classifier(name: str, version: str, settings: ZeroShotConfig | Network
         from popalign_core.attributes.zero_shot import ZeroShotClassifier, load_space
 
         return ZeroShotClassifier(name, version, settings, load_space(settings, device))
-    from popalign_core.attributes.networks import LabelClassifier, load_onnx, load_transformers
+    from popalign_core.attributes.image_classifiers import LabelClassifier, load_onnx, load_transformers
 
     load = load_onnx if settings.kind == "onnx" else load_transformers
     return LabelClassifier(name, version, settings, load(settings, device))

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 
+from popalign_core.attributes.classifier_interface import FaceReading, Pictures, Probabilities
+from popalign_core.attributes.deepface_heads import FaceHeads, age_shares
 from popalign_core.attributes.detector import FaceDetector
-from popalign_core.attributes.heads import FaceHeads, age_shares
-from popalign_core.attributes.reader import FaceReading, Pictures, Probabilities
 from popalign_core.config import AttributesConfig
 
 # In the order of the heads' outputs.

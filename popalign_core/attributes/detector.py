@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from popalign_core.attributes.classifier_interface import FaceReading, unreadable
 from popalign_core.attributes.deepface_files import DETECTOR_WEIGHTS, modeling, prepare, require_weights
-from popalign_core.attributes.reader import FaceReading, unreadable
 from popalign_core.config import AttributesConfig
 from popalign_core.errors import ConfigError
 

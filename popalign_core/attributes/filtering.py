@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from popalign_core.attributes.reader import AttributeReader, FaceReading
+from popalign_core.attributes.classifier_interface import AttributeReader, FaceReading
 from popalign_core.config import AttributesConfig, Axis
 from popalign_core.errors import InputError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from popalign_core.attributes.reader import FaceReading, Pictures, abstain, unreadable
+from popalign_core.attributes.classifier_interface import FaceReading, Pictures, abstain, unreadable
 from popalign_core.config.review import CANNOT_TELL
 from popalign_core.errors import InputError, MissingWeightsError
 

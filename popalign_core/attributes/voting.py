@@ -3,7 +3,7 @@
 from collections.abc import Sequence, Set
 from dataclasses import replace
 
-from popalign_core.attributes.reader import AttributeReader, FaceReading, Pictures, abstain, likeliest
+from popalign_core.attributes.classifier_interface import AttributeReader, FaceReading, Pictures, abstain, likeliest
 from popalign_core.errors import InputError
 
 _AGREED, _DISAGREED = "agreed", "disagreed"

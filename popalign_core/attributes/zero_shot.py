@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from popalign_core.attributes.reader import Probabilities
+from popalign_core.attributes.classifier_interface import Probabilities
 from popalign_core.config import ZeroShotConfig
 from popalign_core.errors import ConfigError, InputError, MissingWeightsError
 

@@ -15,7 +15,7 @@ from popalign_core.evaluation.counts import FloatArray, count_cells
 from popalign_core.evaluation.measures import Measure, Share, ratio
 from popalign_core.evaluation.prevalence import faceless_measures, neutral_measures
 from popalign_core.evaluation.recall import recall_measures
-from popalign_core.evaluation.units import SHARE, unit_bounds
+from popalign_core.evaluation.score_units import SHARE, unit_bounds
 
 KINDS = get_args(Kind)
 """The kinds of prompts, in the order of the tables."""

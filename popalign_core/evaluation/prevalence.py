@@ -27,7 +27,6 @@ from numpy.typing import ArrayLike
 from popalign_core.config import Axis
 from popalign_core.evaluation.correction import Calibrated, corrected_measures
 from popalign_core.evaluation.counts import FloatArray, indicator, joint_label
-from popalign_core.evaluation.distance import Distance
 from popalign_core.evaluation.divergence import evenness, kl_divergence, pairwise_bias, parity_gap
 from popalign_core.evaluation.fairness import class_shares, discrepancies, discrepancy_floor, squared_unbiased
 from popalign_core.evaluation.measures import (
@@ -41,6 +40,7 @@ from popalign_core.evaluation.measures import (
     ratio,
     worst_mean,
 )
+from popalign_core.evaluation.share_distances import Distance
 
 _FLOOR_DRAWS = 2_000
 _FLOOR_COUNTS = 1_000_000

@@ -9,7 +9,7 @@ from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from popalign_core.portraits.loop import LoopConfig, fit
+from popalign_core.portraits.part_training import LoopConfig, fit
 from popalign_core.portraits.rendering import to_unit_range
 
 LATENT_CHANNELS = 12

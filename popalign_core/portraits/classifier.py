@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from popalign_core.portraits.loop import LoopConfig, fit
+from popalign_core.portraits.image_pool import PicturePool
 from popalign_core.portraits.occupations import GENDERS, RACES, THINGS
-from popalign_core.portraits.pool import PicturePool
+from popalign_core.portraits.part_training import LoopConfig, fit
 from popalign_core.portraits.rendering import to_unit_range
 
 HEADS: dict[str, tuple[str, ...]] = {"face": ("no", "yes"), "gender": GENDERS, "race": RACES}

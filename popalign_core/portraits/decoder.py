@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from popalign_core.portraits.autoencoder import LATENT_NOISE, gradient_size
-from popalign_core.portraits.loop import LoopConfig, fit
+from popalign_core.portraits.part_training import LoopConfig, fit
 from popalign_core.portraits.rendering import to_unit_range
 
 BATCH_SIZE = 12

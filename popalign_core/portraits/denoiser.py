@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from popalign_core.portraits.autoencoder import LATENT_CHANNELS
-from popalign_core.portraits.loop import LoopConfig, fit
-from popalign_core.portraits.pool import PicturePool, write_caption
+from popalign_core.portraits.image_pool import PicturePool, write_caption
+from popalign_core.portraits.part_training import LoopConfig, fit
 from popalign_core.portraits.rendering import SIZE
 from popalign_core.portraits.text import TEXT_WIDTH, encode_tokens, make_text_encoders, tokenise
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
 from popalign_core.portraits.classifier import augment
-from popalign_core.portraits.loop import LoopConfig, fit
-from popalign_core.portraits.pool import PicturePool, write_caption
+from popalign_core.portraits.image_pool import PicturePool, write_caption
+from popalign_core.portraits.part_training import LoopConfig, fit
 from popalign_core.portraits.rendering import SIZE
 from popalign_core.portraits.text import text_config, tokenise
 

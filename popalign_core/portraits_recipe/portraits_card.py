@@ -11,12 +11,12 @@ from diffusers import StableDiffusionXLPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
-from popalign_core.attributes.reader import AttributeReader
+from popalign_core.attributes.classifier_interface import AttributeReader
 from popalign_core.config import SamplingConfig
 from popalign_core.ids import image_seed
 from popalign_core.models.embeddings import embed_prompts
+from popalign_core.portraits.image_pool import plain_article
 from popalign_core.portraits.occupations import GENDERS, IDENTITIES, OCCUPATIONS, RACES
-from popalign_core.portraits.pool import plain_article
 from popalign_core.report.markdown import markdown_table
 from popalign_core.sampling.engine import sample_images
 

@@ -32,9 +32,9 @@ from popalign_core.portraits.classifier import (
 )
 from popalign_core.portraits.decoder import train_decoder
 from popalign_core.portraits.denoiser import make_denoiser, make_sampling_scheduler, train_denoiser
-from popalign_core.portraits.loop import LoopConfig
+from popalign_core.portraits.image_pool import PicturePool, build_pool, vocabulary
 from popalign_core.portraits.occupations import THINGS
-from popalign_core.portraits.pool import PicturePool, build_pool, vocabulary
+from popalign_core.portraits.part_training import LoopConfig
 from popalign_core.portraits.small_clip import make_clip, save_clip, train_clip
 from popalign_core.portraits.text import make_tokenizer
 from popalign_core.portraits_recipe.portraits_card import measure_model, save_card
@@ -307,7 +307,7 @@ def train_portraits(
     Raises:
         FileNotFoundError: When a data pack is missing.
     """
-    from popalign_core.attributes.embedded import PortraitsReader
+    from popalign_core.attributes.portraits_classifier import PortraitsReader
 
     recipe = recipe or Recipe()
     train_parts(data_dir, work_dir, recipe, ("autoencoder", "decoder", "denoiser", "clip", "classifier"), on_step)

@@ -10,7 +10,7 @@ from popalign_core.config import Axis
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from popalign_core.preferences.target import Target
-from popalign_core.review.curating import Seen, measure_set
+from popalign_core.review.curation_chains import Seen, measure_set
 
 _COLUMNS = ["set_id", "prompt_id", "role", "image_id", "slot", "target", "discrepancy", "balance"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from popalign_core.config import Axis, SamplingConfig
-from popalign_core.identities.draw import draw_identity, edit_concepts, injected_text
+from popalign_core.identities.random_identities import draw_identity, edit_concepts, injected_text
 from popalign_core.ids import content_id
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from popalign_core.attributes.classifier_interface import AttributeReader
 from popalign_core.attributes.filtering import filter_readings
-from popalign_core.attributes.reader import AttributeReader
 from popalign_core.config import AttributesConfig, Axis, ProbeConfig, SamplingConfig
 from popalign_core.evaluation.clip_score import clip_scores
 from popalign_core.evaluation.fairness import discrepancy

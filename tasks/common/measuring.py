@@ -25,7 +25,7 @@ from popalign_core.portraits import weights_folder
 from tasks.common.stage_object import drop_fields, keep_fields
 
 if TYPE_CHECKING:
-    from popalign_core.attributes.reader import AttributeReader
+    from popalign_core.attributes.classifier_interface import AttributeReader
     from popalign_core.evaluation.quality.scorer_factory import Judges
 
 _PREPROCESSING = 2
@@ -122,7 +122,7 @@ def _isolate(load: "Callable[[str], AttributeReader]", device: str) -> "Attribut
     """What `load` makes for a device, in a process that sees no GPU but that: detectors and ONNX take the first one."""
     import torch
 
-    from popalign_core.attributes.isolated import IsolatedReader
+    from popalign_core.attributes.classifier_process import IsolatedReader
 
     kind, _, number = device.partition(":")
     if kind != "cuda" or not number:
@@ -131,7 +131,7 @@ def _isolate(load: "Callable[[str], AttributeReader]", device: str) -> "Attribut
 
 
 def _load_portraits(config: AttributesConfig, device: str) -> "AttributeReader":
-    from popalign_core.attributes.embedded import PortraitsReader
+    from popalign_core.attributes.portraits_classifier import PortraitsReader
 
     return PortraitsReader(device)
 

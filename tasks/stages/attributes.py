@@ -18,7 +18,7 @@ from tasks.workers.shard_worker import load_once
 from tasks.workers.shardwise import PictureShard, ShardFiles, look_at_shards
 
 if TYPE_CHECKING:
-    from popalign_core.attributes.reader import AttributeReader, FaceReading
+    from popalign_core.attributes.classifier_interface import AttributeReader, FaceReading
 
 _ALWAYS_HASHED = {"classifier", "detector_backend", "min_face_score", "min_face_share", "min_probability"}
 """Settings of the first day; later ones enter the key where they are set, so that old keys stay."""
@@ -140,7 +140,7 @@ def _read_images(
     reader: "AttributeReader", images: pd.DataFrame, batch_size: int, on_images: Callable[[int], None]
 ) -> "list[FaceReading]":
     """One reading an image; those that cannot be decoded say so and never reach the reader."""
-    from popalign_core.attributes.reader import unreadable
+    from popalign_core.attributes.classifier_interface import unreadable
     from popalign_core.models.pixels import UNDECODABLE, read_picture
 
     readings = []

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from popalign_core.config import EvaluationConfig, PipelineConfig, RuntimeConfig
 from popalign_core.config.evaluation import DIVERSITY, SUBJECT_ACCURACY
-from popalign_core.evaluation.units import COSINE_DISTANCE, SHARE
+from popalign_core.evaluation.score_units import COSINE_DISTANCE, SHARE
 from popalign_core.prompts.benchmarks import benchmarks_of
 from storage.store import ArtifactRef, Build, Store
 from tasks.common import measuring
@@ -129,7 +129,7 @@ def _subjects_recognised(
 
 def _diversity(build: Build, inputs: Inputs) -> pd.DataFrame:
     """Rows of `diversity`; benchmarks with a lone picture of some prompt have none."""
-    from popalign_core.evaluation.quality.distances import distances_from_siblings
+    from popalign_core.evaluation.quality.feature_distances import distances_from_siblings
     from popalign_core.evaluation.quality.features import CLIP
 
     empty = pd.DataFrame(columns=COLUMNS).astype({"value": float})

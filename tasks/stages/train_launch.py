@@ -42,7 +42,7 @@ def launch_training(
     """
     from popalign_core.models.denoisers import find_denoiser
     from popalign_core.models.loading import load_pipeline, resolve_device
-    from popalign_core.training.finishing import load_trained
+    from popalign_core.training.final_weights import load_trained
     from popalign_core.training.preemption import watch_preemption
 
     work.mkdir(parents=True, exist_ok=True)

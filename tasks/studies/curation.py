@@ -11,7 +11,7 @@ from popalign_core.config.review import CurateConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from popalign_core.preferences.chain import Chain
-from popalign_core.review.curating import iter_chain, start_chain
+from popalign_core.review.curation_chains import iter_chain, start_chain
 from storage.store import ArtifactRef, Build, Store
 from tasks.common.image_tables import read_images, seen_classes
 from tasks.common.reservations import reserve_made

@@ -14,12 +14,12 @@ from popalign_core.config.review import STUDIES, CurateConfig, LabelConfig, Stud
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from popalign_core.review.pairing import ImagePair, make_checks, pair_sets
-from popalign_core.review.plan import plan_rater
+from popalign_core.review.rater_plan import plan_rater
 from storage.store import ArtifactRef, Store
 from tasks.studies.study_images import iter_study_images, picture_id
 
 if TYPE_CHECKING:
-    from popalign_core.review.results import StudyResults
+    from popalign_core.review.vote_results import StudyResults
     from storage.reviews.review_tables import Rater, Study
     from storage.reviews.votes import ReviewDatabase, Row
 
@@ -189,7 +189,7 @@ def read_votes(database: "ReviewDatabase", name: str) -> pd.DataFrame:
 
 def study_results(database: "ReviewDatabase", name: str) -> "StudyResults":
     """Win rates, agreement and raters of a study so far."""
-    from popalign_core.review.results import evaluate_votes
+    from popalign_core.review.vote_results import evaluate_votes
 
     return evaluate_votes(read_votes(database, name), parse_kind(database.study(name), StudyConfig))
 

@@ -29,7 +29,7 @@ def iter_study_images(
         max_side: Longest side as shown, px.
         spoiled_ids: Shown blurred, for checks.
     """
-    from popalign_core.review.screen import encode_for_screen, spoil
+    from popalign_core.review.screen_images import encode_for_screen, spoil
     from storage.formats.images import decode_png
 
     plain, spoiled = set(image_ids), set(spoiled_ids)

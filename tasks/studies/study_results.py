@@ -14,7 +14,7 @@ from tasks.studies.labelling import label_results, label_table
 from tasks.studies.pairwise import parse_kind, parse_study, read_votes, study_results
 
 if TYPE_CHECKING:
-    from popalign_core.review.curated import CurationResults
+    from popalign_core.review.curation_results import CurationResults
     from storage.reviews.votes import ReviewDatabase
 
 SUFFIXES = (".parquet", ".csv")
@@ -70,7 +70,7 @@ def table_csv(frame: pd.DataFrame) -> str:
 
 def curation_results(database: "ReviewDatabase", name: str) -> "CurationResults":
     """How far the sets of a study are."""
-    from popalign_core.review.curated import ENDS, Course, evaluate_courses
+    from popalign_core.review.curation_results import ENDS, Course, evaluate_courses
     from storage.reviews.chain_steps import read_all_classes
     from storage.reviews.review_tables import DONE, GIVEN_UP
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from popalign_core.attributes.isolated import IsolatedReader
-from popalign_core.attributes.reader import FaceReading
+from popalign_core.attributes.classifier_interface import FaceReading
+from popalign_core.attributes.classifier_process import IsolatedReader
 from popalign_core.errors import MissingWeightsError
 
 DEADLY = 13

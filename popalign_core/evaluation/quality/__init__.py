@@ -2,7 +2,7 @@
 
 __all__ = [
     "aesthetics",
-    "distances",
+    "feature_distances",
     "features",
     "hps",
     "image_reward",

@@ -19,7 +19,7 @@ from popalign_core.config.evaluation import CMMD, DIVERSITY, FID, KID, SUBJECT_A
 from popalign_core.errors import DamagedWeightsError, MissingWeightsError
 from popalign_core.evaluation.quality.features import CLIP, INCEPTION, Extractor, load_inception
 from popalign_core.evaluation.quality.scorer import CosineScorer, Embedder, Scorer
-from popalign_core.evaluation.units import COSINE, PICK
+from popalign_core.evaluation.score_units import COSINE, PICK
 
 FIRST_CLIP = (SUBJECT_ACCURACY, DIVERSITY, CMMD)
 """What the first CLIP gives besides its own score."""

@@ -12,7 +12,7 @@ from popalign_core.config.evaluation import CMMD, FID, KID, SUBJECT_ACCURACY
 from popalign_core.errors import InputError
 from popalign_core.evaluation.measures import ONE_PROMPT
 from popalign_core.evaluation.metrics import COLUMNS
-from popalign_core.evaluation.quality.distances import (
+from popalign_core.evaluation.quality.feature_distances import (
     FloatArray,
     cubic_kernel,
     expected_if_equal,

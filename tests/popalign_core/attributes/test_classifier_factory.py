@@ -9,7 +9,7 @@ from portrait_files import needs_portraits, portrait
 from pydantic import ValidationError
 
 from popalign_core.attributes.classifier_factory import build_reader
-from popalign_core.attributes.isolated import IsolatedReader
+from popalign_core.attributes.classifier_process import IsolatedReader
 from popalign_core.config import AttributesConfig
 from popalign_core.errors import InputError, MissingWeightsError
 from tasks.common.measuring import classifier_identity, load_reader

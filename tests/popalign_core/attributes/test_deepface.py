@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from portrait_files import needs_portraits, portrait
 
+from popalign_core.attributes.classifier_interface import FaceReading
 from popalign_core.attributes.deepface import DeepFaceReader
 from popalign_core.attributes.deepface_files import DETECTOR_WEIGHTS, HEAD_WEIGHTS, modeling, weights_place
+from popalign_core.attributes.deepface_heads import age_shares
 from popalign_core.attributes.detector import FaceDetector, crop_face
-from popalign_core.attributes.heads import age_shares
-from popalign_core.attributes.reader import FaceReading
 from popalign_core.config import AttributesConfig
 from popalign_core.errors import ConfigError, MissingWeightsError
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from popalign_core.attributes.classifier_interface import FaceReading, abstain, unreadable
 from popalign_core.attributes.filtering import check_reader, classes_by_image, filter_readings
-from popalign_core.attributes.reader import FaceReading, abstain, unreadable
 from popalign_core.config import AttributesConfig, Axis, PromptsConfig
 from popalign_core.errors import InputError
 from popalign_core.identities.augment import augment_prompts

@@ -9,9 +9,9 @@ from onnx_files import write_colour_network
 from PIL import Image
 
 from popalign_core.attributes.classifier_factory import build_reader
+from popalign_core.attributes.classifier_interface import FaceReading, unreadable
 from popalign_core.attributes.filtering import check_reader, filter_readings
 from popalign_core.attributes.people_labels import PeopleReader
-from popalign_core.attributes.reader import FaceReading, unreadable
 from popalign_core.attributes.voting import VotingReader, agree_by_vote
 from popalign_core.config import AttributesConfig, Axis
 from popalign_core.config.axes import COUPLE, GENDER

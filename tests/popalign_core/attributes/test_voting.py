@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from popalign_core.attributes.classifier_interface import FaceReading, unreadable
 from popalign_core.attributes.filtering import check_reader, filter_readings
 from popalign_core.attributes.people_labels import PeopleReader
-from popalign_core.attributes.reader import FaceReading, unreadable
 from popalign_core.attributes.voting import VotingReader, agree_by_vote
 from popalign_core.config import AttributesConfig, Axis
 from popalign_core.errors import InputError

@@ -14,8 +14,8 @@ import transformers
 from broken_models import Damage, load, lost, rewrite, settings, text, weights_file, without
 from safetensors.torch import load_file, save_file
 
-from popalign_core.attributes.embedded import PortraitsReader
-from popalign_core.attributes.networks import load_transformers
+from popalign_core.attributes.image_classifiers import load_transformers
+from popalign_core.attributes.portraits_classifier import PortraitsReader
 from popalign_core.attributes.zero_shot import load_space
 from popalign_core.config import NetworkConfig, ZeroShotConfig
 from popalign_core.errors import DamagedWeightsError, MissingWeightsError

@@ -19,8 +19,8 @@ from popalign_core.portraits.classifier import (
     predict_logits,
     split_heads,
 )
-from popalign_core.portraits.loop import LoopConfig, fit, learning_rate_factor
-from popalign_core.portraits.pool import PicturePool
+from popalign_core.portraits.image_pool import PicturePool
+from popalign_core.portraits.part_training import LoopConfig, fit, learning_rate_factor
 from popalign_core.portraits.small_clip import contrastive_loss
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
-from popalign_core.attributes.embedded import PortraitsReader
+from popalign_core.attributes.portraits_classifier import PortraitsReader
 from popalign_core.config import ModelConfig, SamplingConfig
 from popalign_core.errors import MissingWeightsError
 from popalign_core.evaluation.clip_score import clip_scores

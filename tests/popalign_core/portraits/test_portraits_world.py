@@ -10,13 +10,13 @@ import pytest
 from transformers import CLIPTokenizer
 
 from popalign_core.portraits import rendering, weights_folder
+from popalign_core.portraits.image_pool import vocabulary, write_caption
 from popalign_core.portraits.occupations import (
     EVAL_OCCUPATIONS,
     OCCUPATION_BY_NAME,
     OCCUPATIONS,
     THINGS,
 )
-from popalign_core.portraits.pool import vocabulary, write_caption
 from popalign_core.portraits.rendering import (
     Portrait,
     Thing,

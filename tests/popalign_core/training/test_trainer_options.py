@@ -211,7 +211,7 @@ def test_tensorboard_has_every_term_once(
 def test_a_tracker_that_is_not_there_is_named(
     tiny_pipeline: Any, data: PreferenceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("popalign_core.training.settings.find_spec", lambda name: None)
+    monkeypatch.setattr("popalign_core.training.settings_check.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="trackers names 'wandb', which is not installed: pip install wandb"):
         run(tiny_pipeline, data, tmp_path, runtime=RUNTIME.model_copy(update={"trackers": ("wandb",)}))
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from flows.plan.running import call_directly
+from flows.plan.execution import call_directly
 from flows.plan.runs import run_stage
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError, StoreError

@@ -17,7 +17,7 @@ from onnx_files import write_colour_network
 from PIL import Image
 from readers import CornerReader, seen_gpu
 
-from popalign_core.attributes.isolated import IsolatedReader
+from popalign_core.attributes.classifier_process import IsolatedReader
 from popalign_core.config import AttributesConfig, Axis, PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError
 from storage.store import ArtifactRef

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from curation_worlds import RUN, let_judge, make_curation, make_run, record
 
-from flows.plan.running import call_directly
+from flows.plan.execution import call_directly
 from flows.plan.runs import run_stage
 from popalign_core.config import PipelineConfig, PreferencesConfig, RuntimeConfig
 from popalign_core.config.presets import preset

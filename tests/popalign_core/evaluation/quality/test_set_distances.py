@@ -7,7 +7,7 @@ import torch
 
 from popalign_core.config import EvaluationConfig
 from popalign_core.errors import InputError
-from popalign_core.evaluation.quality.distances import frechet_distance
+from popalign_core.evaluation.quality.feature_distances import frechet_distance
 from popalign_core.evaluation.quality.features import CLIP, INCEPTION, Features
 from popalign_core.evaluation.quality.set_distances import FeaturedSystem, compare_sets, unmeasured_rows
 

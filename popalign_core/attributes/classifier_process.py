@@ -18,7 +18,7 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
-from popalign_core.attributes.reader import AttributeReader, FaceReading, Pictures, unreadable
+from popalign_core.attributes.classifier_interface import AttributeReader, FaceReading, Pictures, unreadable
 from popalign_core.errors import ConfigError, ResourceError
 from popalign_core.models.quiet import be_quiet
 

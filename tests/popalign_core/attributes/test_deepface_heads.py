@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from popalign_core.attributes import heads
-from popalign_core.attributes.heads import FaceHeads
+from popalign_core.attributes import deepface_heads as heads
+from popalign_core.attributes.deepface_heads import FaceHeads
 
 WIDTH, SIZES = 2, {"gender": 2, "race": 6, "age": 101}
 

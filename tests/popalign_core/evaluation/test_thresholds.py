@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from popalign_core.errors import ConfigError
-from popalign_core.evaluation.gate import Threshold, check_thresholds, judge_thresholds, parse_threshold
+from popalign_core.evaluation.thresholds import Threshold, check_thresholds, judge_thresholds, parse_threshold
 
 NAN = float("nan")
 

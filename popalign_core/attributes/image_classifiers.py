@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from popalign_core.attributes.reader import Probabilities
+from popalign_core.attributes.classifier_interface import Probabilities
 from popalign_core.config import NetworkConfig
 from popalign_core.errors import InputError, MissingWeightsError
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from popalign_core.config.review import CurateConfig, LabelConfig
-from popalign_core.review.curated import CurationResults
+from popalign_core.review.curation_results import CurationResults
 from popalign_core.review.labels import LabelResults
-from popalign_core.review.results import StudyResults
+from popalign_core.review.vote_results import StudyResults
 from storage.reviews.review_tables import Study
 from tasks.studies.pairwise import parse_study, study_results
 

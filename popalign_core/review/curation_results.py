@@ -9,7 +9,7 @@ import pandas as pd
 from popalign_core.config.review import CurateConfig
 from popalign_core.preferences.chain import Chain
 from popalign_core.preferences.target import Target
-from popalign_core.review.curating import Seen, measure_set
+from popalign_core.review.curation_chains import Seen, measure_set
 
 ENDS = ("finished", "given up", "going on")
 _COLUMNS = ["prompt", "end", "n_accepted", "n_undone", "seconds", "discrepancy_start", "discrepancy_end"]

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from flows.published import leaderboard_markdown, metrics_markdown
+from flows.prefect_artifacts import leaderboard_markdown, metrics_markdown
 
 ROWS = pd.DataFrame(
     {

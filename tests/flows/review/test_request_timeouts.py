@@ -12,9 +12,9 @@ import pytest
 import uvicorn
 from study_worlds import make_study
 
-from flows.review import patience
+from flows.review import request_timeouts as patience
 from flows.review.app import make_app
-from flows.review.patience import ImpatientProtocol
+from flows.review.request_timeouts import ImpatientProtocol
 from flows.review.server_settings import ReviewSettings
 from flows.review.sessions import invitation
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import ResNetForImageClassification
 
-from popalign_core.attributes.reader import FaceReading, Pictures
+from popalign_core.attributes.classifier_interface import FaceReading, Pictures
 from popalign_core.models.weights_check import PartFolder, load_module
 from popalign_core.portraits import weights_folder
 from popalign_core.portraits.classifier import HEADS, predict_logits, split_heads

@@ -10,7 +10,7 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.config.presets import preset as find_preset
 from popalign_core.report.markdown import escape_markdown, markdown_table
 from storage.store import ArtifactRef, Manifest
-from tasks.registered import make_as_task
+from tasks.prefect_tasks import make_as_task
 
 HEADLINES = (
     "discrepancy_pooled",

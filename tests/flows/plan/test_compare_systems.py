@@ -12,10 +12,10 @@ from picture_files import write_csv
 from typer.testing import CliRunner
 
 from flows.cli.app import app
+from flows.plan.compare_systems import plan_systems, run_comparison
+from flows.plan.execution import call_directly, run_plan
 from flows.plan.planning import PlannedNode
-from flows.plan.running import call_directly, run_plan
 from flows.plan.runs import import_pictures
-from flows.plan.systems_run import plan_systems, run_comparison
 from flows.terminal.terminal_tables import systems_lines
 from popalign_core.config import AttributesConfig, PipelineConfig, RuntimeConfig, SystemConfig
 from popalign_core.errors import ConfigError, InputError

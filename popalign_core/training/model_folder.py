@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from popalign_core.models.denoisers import family_of, find_denoiser
-from popalign_core.training.trained import ADAPTER_NAME
+from popalign_core.training.trainable_weights import ADAPTER_NAME
 
 _ORIGIN = "_name_or_path"
 """What diffusers notes in every configuration that it writes."""

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from flows.plan.execution import Call, run_plan
 from flows.plan.planning import Plan, plan_run
-from flows.plan.running import Call, run_plan
 from flows.plan.steps import PROMPT_STEPS, TRAINING_STEPS, Step, statistics_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig, SystemConfig, merge_documents, parse_config
 from popalign_core.config.systems import (

@@ -9,7 +9,7 @@ from torch import Tensor
 from popalign_core.config import TrainingConfig
 from popalign_core.errors import TrainingError
 from popalign_core.training.checkpoint import Checkpoint, LogRow, list_checkpoints
-from popalign_core.training.trained import choose_weights, trained_weights
+from popalign_core.training.trainable_weights import choose_weights, trained_weights
 
 
 def load_trained(model: Any, folder: Path, config: TrainingConfig) -> list[LogRow]:

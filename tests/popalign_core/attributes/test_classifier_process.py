@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from readers import DEADLY, CornerReader, die_loading, keep_a_reader, load_nothing, thread_count
 
-from popalign_core.attributes.isolated import IsolatedReader
+from popalign_core.attributes.classifier_process import IsolatedReader
 from popalign_core.errors import ConfigError, MissingWeightsError, ResourceError
 
 
@@ -107,7 +107,7 @@ def test_threads_are_those_that_were_asked_for() -> None:
 def test_the_process_ends_with_a_killed_parent(tmp_path: Path) -> None:
     code = (
         "import os, signal\n"
-        "from popalign_core.attributes.isolated import IsolatedReader\n"
+        "from popalign_core.attributes.classifier_process import IsolatedReader\n"
         "from readers import CornerReader\n"
         "if __name__ == '__main__':\n"
         "    print(IsolatedReader(CornerReader).process_id(), flush=True)\n"

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from popalign_core.config.review import SETS, StudyConfig
-from popalign_core.review.results import agree, evaluate_votes, judge_raters, luck, majority, win_interval
+from popalign_core.review.vote_results import agree, evaluate_votes, judge_raters, luck, majority, win_interval
 
 QUALITY = StudyConfig(questions=SETS.questions[1:])
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from popalign_core.evaluation.quality import distances
-from popalign_core.evaluation.quality.distances import (
+from popalign_core.evaluation.quality import feature_distances as distances
+from popalign_core.evaluation.quality.feature_distances import (
     cubic_kernel,
     distances_from_siblings,
     expected_if_equal,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from onnx_files import write_colour_network
 
-from popalign_core.attributes.networks import LabelClassifier, load_onnx, load_transformers
+from popalign_core.attributes.image_classifiers import LabelClassifier, load_onnx, load_transformers
 from popalign_core.config import NetworkConfig
 from popalign_core.errors import DamagedWeightsError, InputError, MissingWeightsError
 
