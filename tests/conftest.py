@@ -61,7 +61,7 @@ WIDTH = 32
 GENDERS = ("male", "female")
 
 
-class PixelSumReader:
+class PixelSumClassifier:
     """Male where the red on the white squares of a chessboard sums to more than that on the black ones. No model.
 
     Even-handed over the tiny pipeline's pictures, and a measure of a whole picture: a pixel that is rounded to the next
@@ -216,7 +216,7 @@ def make_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 def _stand_in(weights: Path, patch: pytest.MonkeyPatch) -> None:
     from tasks.common import measuring
 
-    reader = measuring.Classifier(lambda: "pixel-sum@1", lambda config, device: PixelSumReader())
+    reader = measuring.Classifier(lambda: "pixel-sum@1", lambda config, device: PixelSumClassifier())
     patch.setitem(measuring.CLASSIFIERS, "portraits", reader)
     patch.setattr(measuring, "clip_folder", lambda: weights / "clip")
 

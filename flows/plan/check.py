@@ -1,4 +1,4 @@
-"""A model before its thresholds: evaluated where the leaderboard does not have it, then judged. For someone's CI."""
+"""Checking a model against thresholds, for CI; it is evaluated first where the leaderboard does not have it."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -55,7 +55,7 @@ def plan_systems(
             the base model.
         config: What decides the results, the configuration's own systems among it.
         runtime: Store.
-        n_seeds: Replicates: so many evaluation seeds, and for trained systems so many training seeds.
+        n_seeds: Replicates: the number of evaluation seeds, and of training seeds for trained systems.
         scale: Share of the evaluation images, for a quick look.
 
     Raises:
@@ -80,14 +80,14 @@ def plan_systems(
                 steps += (step for step in system_steps(config, name, replicate) if step.node not in given)
                 inputs |= _statistics(name, replicate, config)
     if any(system.trains for system in systems.values()):
-        inputs["calibration"] = "calibration"  # the images it takes are drawn for the training
+        inputs["calibration"] = "calibration"  # the images it takes are sampled for the training
     options = {"systems": names, "n_seeds": n_seeds, "scale": scale}
     steps.append(Step(NODE, comparison.compare_statistics, inputs, options))
     return SystemsPlan(names, config, plan_run(config, runtime, steps, given, target=NODE))
 
 
 def system_steps(config: PipelineConfig, name: str, replicate: int = 0) -> tuple[Step, ...]:
-    """What it takes to draw and read the evaluation images of a system, its training and those before it included.
+    """The steps that sample and measure a system's evaluation images, its training and those before it included.
 
     Raises:
         ConfigError: When there is no such system, or what it changes does not fit.
@@ -95,11 +95,11 @@ def system_steps(config: PipelineConfig, name: str, replicate: int = 0) -> tuple
     config = configure_replicate(config, replicate)
     training = tuple(_training_steps(config, name, replicate))
     model = training[-1].node if training else None
-    drawn = configure_system(config, name)
+    measured = configure_system(config, name)
     label = _label(name, replicate)
-    measuring = [replace(step, config=drawn) for step in statistics_steps(label, model)]
+    measuring = [replace(step, config=measured) for step in statistics_steps(label, model)]
     if config.evaluation.second_classifier is not None:
-        measuring.append(_second_reading(label, drawn))
+        measuring.append(_second_reading(label, measured))
     return (*training, *measuring)
 
 
@@ -160,7 +160,7 @@ def _training_steps(config: PipelineConfig, name: str, replicate: int) -> Iterat
 
 
 def _second_reading(label: str, config: PipelineConfig) -> Step:
-    """Another classifier's look at a system's images."""
+    """The step that reads a system's images with the second classifier."""
     changes = {"attributes": {"classifier": config.evaluation.second_classifier}}
     document = merge_documents(config.model_dump(exclude_none=True), changes)
     _, first, _ = statistics_steps(label)

@@ -30,7 +30,7 @@ def list_studies(root: Root = None, database: Database = None) -> None:
 @studies.command()
 def links(
     name: Name,
-    new: Annotated[int, typer.Option("--new", metavar="N", min=0, help="Invite so many more raters first.")] = 0,
+    new: Annotated[int, typer.Option("--new", metavar="N", min=0, help="Invite N more raters first.")] = 0,
     url: Url = None,
     root: Root = None,
     database: Database = None,
@@ -58,7 +58,7 @@ def close(
     root: Root = None,
     database: Database = None,
 ) -> None:
-    """End a rater's part; what is not answered goes to whoever is invited next."""
+    """End a rater's part; its unanswered questions go to raters invited later."""
     open_database(database, root).close_rater(name, rater)
     typer.echo(f"rater {rater} is closed; `popalign study links {name} --new 1` invites another")
 
@@ -125,7 +125,7 @@ def export(
     root: Root = None,
     database: Database = None,
 ) -> None:
-    """Write everything said, raters under pseudonyms, as table `votes`, `labels` or `curated`."""
+    """Write all answers, raters under pseudonyms, as table `votes`, `labels` or `curated`."""
     from tasks.studies.study_results import export_study
 
     n_rows = export_study(open_database(database, root), name, path, known_only=known_only)

@@ -1,4 +1,4 @@
-"""`popalign study create`, `curate` and `label`: studies made of what a run drew."""
+"""`popalign study create`, `curate` and `label`: studies made of what a run sampled."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ def create(
         typer.Option("--set", metavar="FIELD=VALUE", help="Such as n_raters=5, n_pairs=40, set_size=4, n_checks=6."),
     ] = None,
 ) -> None:
-    """Make a study of what two systems drew for the same prompts and seeds."""
+    """Make a study of what two systems sampled for the same prompts and seeds."""
     from flows.terminal.options import DEFAULT_ROOT
     from storage.store import Store
     from tasks.studies.pairwise import create_study, find_samples
@@ -90,7 +90,7 @@ def label(
     name: Name,
     run: Run,
     images: Annotated[
-        str, typer.Option(help="Which: `sample`, drawn for preferences, or such as `sample-eval:base`.")
+        str, typer.Option(help="Which: `sample`, sampled for preferences, or such as `sample-eval:base`.")
     ] = "sample",
     axes: Annotated[
         list[str] | None,

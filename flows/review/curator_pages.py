@@ -43,7 +43,7 @@ class _Standing:
         return [*self.pair.pictures_a, *self.pair.pictures_b][ids.index(str(image_id))]
 
     def ahead(self) -> list[str]:
-        """Pictures that come next, whatever is answered."""
+        """Images that come next, whatever is answered."""
         proposal = self.proposal
         if proposal is None:
             return []

@@ -1,4 +1,4 @@
-"""How long a connection of the review app may keep a request open: nobody else is kept out by who never ends one."""
+"""Time limits of the review app's requests, so that clients that never finish one do not block others."""
 
 import asyncio
 from typing import Any

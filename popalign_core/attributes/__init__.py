@@ -1,4 +1,4 @@
-"""Attributes: what a face reader sees in an image, and which images are dropped and why."""
+"""Attributes: what a face classifier sees in an image, and which images are dropped and why."""
 
 __all__ = [
     "classifier_factory",

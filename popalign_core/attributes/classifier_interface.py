@@ -1,4 +1,4 @@
-"""What a face reader is: pictures in, one reading a picture out; and what a classifier of faces found elsewhere is."""
+"""Interfaces of classifiers: of whole images, with a face detector, and of faces that are cut out already."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Pictures: TypeAlias = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
+Images: TypeAlias = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 """`[H, W, 3]` RGB uint8 each, of any size; or one array `[N, H, W, 3]`."""
 
 Probabilities: TypeAlias = dict[str, dict[str, float]]
 """Axis to class to probability."""
 
 UNSURE = "unsure"
-"""The class of an axis on which a reader abstains: no axis has it, so `filtering.judge` drops the reading."""
+"""The class of an axis on which a classifier abstains: no axis has it, so `filter_readings` drops the image."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class FaceReading:
         n_faces: Faces that count; 0 when there is none.
         box: x, y, width, height of the largest face in px, or None.
         detector_score: Confidence in that face, in [0, 1].
-        probabilities: Of the largest face, if there is one; and of the whole picture on the axes of that.
-        face_share: Share of the image area that the box covers. A reader of aligned portraits, whose faces are
+        probabilities: Of the largest face, if there is one; and of the whole image on the axes of that.
+        face_share: Share of the image area that the box covers. A classifier of aligned portraits, whose faces are
             never small, leaves it at 1.
-        problem: Why nothing could be read, as a drop reason; None when the image was looked at.
+        problem: Why nothing could be read, as a drop reason; None when the image was read.
     """
 
     n_faces: int
@@ -40,11 +40,11 @@ class FaceReading:
 
 
 def unreadable(problem: str) -> FaceReading:
-    """The reading of an image that could not be looked at, and why."""
+    """The reading of an image that could not be read, and why."""
     return FaceReading(0, None, 0.0, {}, 0.0, problem)
 
 
-class AttributeReader(Protocol):
+class AttributeClassifier(Protocol):
     """Finds faces and reads attributes off the largest one.
 
     Attributes:
@@ -57,25 +57,25 @@ class AttributeReader(Protocol):
     version: str
     axes: dict[str, tuple[str, ...]]
 
-    def read(self, pictures: Pictures, image_ids: Sequence[str] = ()) -> list[FaceReading]:
-        """One reading a picture, in order; only people's labels need the ids of stored images."""
+    def read(self, images: Images, image_ids: Sequence[str] = ()) -> list[FaceReading]:
+        """One reading an image, in order; only people's labels need the ids of stored images."""
         ...
 
 
 class FaceClassifier(Protocol):
-    """Tells classes of pictures that somebody else cut out; attributes as those of `AttributeReader`."""
+    """Classifies faces that are cut out already; attributes as those of `AttributeClassifier`."""
 
     name: str
     version: str
     axes: dict[str, tuple[str, ...]]
 
-    def classify(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Probabilities]:
-        """Probabilities on every axis, one a picture `[H, W, 3]` RGB uint8, in order; none for no pictures."""
+    def classify(self, images: Sequence[NDArray[np.uint8]]) -> list[Probabilities]:
+        """Probabilities on every axis, one an image `[H, W, 3]` RGB uint8, in order; none for no images."""
         ...
 
 
 def abstain(classes: Sequence[str]) -> dict[str, float]:
-    """What a reader says of an axis on which it does not decide."""
+    """The probabilities of an axis that a classifier leaves undecided."""
     return dict.fromkeys(classes, 0.0) | {UNSURE: 1.0}
 
 

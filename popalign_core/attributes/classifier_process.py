@@ -1,7 +1,7 @@
-"""A reader in a process of its own: its frameworks, its memory and its crashes are not the pipeline's.
+"""A classifier in a process of its own: its frameworks, its memory and its crashes are not the pipeline's.
 
 DeepFace and its detectors bring runtimes that crash on bad luck, fight over threads, and hold the GPU's memory for as
-long as their process lives. Here they live in one spawned process, which ends with the reader and is started again
+long as their process lives. Here they live in one spawned process, which ends with the classifier and is started again
 when it dies. Killing it costs one batch's time and no result.
 """
 
@@ -18,26 +18,26 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
-from popalign_core.attributes.classifier_interface import AttributeReader, FaceReading, Pictures, unreadable
+from popalign_core.attributes.classifier_interface import AttributeClassifier, FaceReading, Images, unreadable
 from popalign_core.errors import ConfigError, ResourceError
 from popalign_core.models.quiet import be_quiet
 
-READER_DIED = "reader_died"
+CLASSIFIER_DIED = "reader_died"
 """Drop reason: the process died whenever it looked at this image."""
 
 R = TypeVar("R")
 _N_TRIES = 2
-_here: dict[str, AttributeReader] = {}
+_here: dict[str, AttributeClassifier] = {}
 
 
-class IsolatedReader:
-    """An attribute reader that another process runs; attributes as those of the reader in it."""
+class IsolatedClassifier:
+    """An attribute classifier that another process runs; attributes as those of the classifier in it."""
 
-    def __init__(self, load: Callable[[], AttributeReader], n_threads: int = 0, gpu: int | None = None) -> None:
-        """Start the process and load the reader in it.
+    def __init__(self, load: Callable[[], AttributeClassifier], n_threads: int = 0, gpu: int | None = None) -> None:
+        """Start the process and load the classifier in it.
 
         Args:
-            load: Makes the reader; travels to the process, so it must be picklable.
+            load: Makes the classifier; travels to the process, so it must be picklable.
             n_threads: Of torch there; 0 leaves its default.
             gpu: Of those that this process sees, the only one that the other sees; None for all.
 
@@ -48,7 +48,7 @@ class IsolatedReader:
         """
         if current_process().daemon:
             raise ConfigError(
-                "an attribute reader works in a process of its own, which this one, a daemon, may not start; "
+                "an attribute classifier works in a process of its own, which this one, a daemon, may not start; "
                 "start Dask's workers with DASK_DISTRIBUTED__WORKER__DAEMON=False"
             )
         self._load, self._n_threads, self._gpu = load, n_threads, gpu
@@ -57,24 +57,24 @@ class IsolatedReader:
             self.name, self.version, self.axes = self._ask(_describe)
         except BrokenProcessPool as error:
             raise ResourceError(
-                "the process of the attribute reader died while it loaded its models; see whether memory ran out"
+                "the process of the attribute classifier died while it loaded its models; see whether memory ran out"
             ) from error
 
-    def read(self, pictures: Pictures, image_ids: Sequence[str] = ()) -> list[FaceReading]:
-        """Read a batch; when the process dies, again in a new one, and then picture by picture.
+    def read(self, images: Images, image_ids: Sequence[str] = ()) -> list[FaceReading]:
+        """Read a batch; when the process dies, again in a new one, and then image by image.
 
         Raises:
-            ResourceError: When it dies on every picture of the batch.
+            ResourceError: When it dies on every image of the batch.
         """
-        readings = self._read(list(pictures), image_ids)
+        readings = self._read(list(images), image_ids)
         if readings is None:
-            alone = [self._read([one], image_ids[i : i + 1], 1) for i, one in enumerate(pictures)]
+            alone = [self._read([one], image_ids[i : i + 1], 1) for i, one in enumerate(images)]
             if not any(alone):
                 raise ResourceError(
-                    f"the process of the attribute reader {self.name}@{self.version} died on each of {len(alone)} "
+                    f"the process of the attribute classifier {self.name}@{self.version} died on each of {len(alone)} "
                     "image(s) and in every new process; see whether memory ran out, or lower runtime.batch_size"
                 )
-            readings = [one[0] if one else unreadable(READER_DIED) for one in alone]
+            readings = [one[0] if one else unreadable(CLASSIFIER_DIED) for one in alone]
         return readings
 
     def process_id(self) -> int:
@@ -82,12 +82,12 @@ class IsolatedReader:
         return self._ask(os.getpid)
 
     def _read(
-        self, pictures: list[NDArray[np.uint8]], image_ids: Sequence[str], n_tries: int = _N_TRIES
+        self, images: list[NDArray[np.uint8]], image_ids: Sequence[str], n_tries: int = _N_TRIES
     ) -> list[FaceReading] | None:
         """None when the process dies every time."""
         for _ in range(n_tries):
             try:
-                return self._ask(_read, pictures, list(image_ids))
+                return self._ask(_read, images, list(image_ids))
             except BrokenProcessPool:
                 continue
         return None
@@ -133,14 +133,14 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _open(load: Callable[[], AttributeReader]) -> None:
-    _here["reader"] = load()
+def _open(load: Callable[[], AttributeClassifier]) -> None:
+    _here["classifier"] = load()
 
 
 def _describe() -> tuple[str, str, dict[str, tuple[str, ...]]]:
-    reader = _here["reader"]
-    return reader.name, reader.version, reader.axes
+    classifier = _here["classifier"]
+    return classifier.name, classifier.version, classifier.axes
 
 
-def _read(pictures: list[NDArray[np.uint8]], image_ids: list[str]) -> list[FaceReading]:
-    return _here["reader"].read(pictures, image_ids)
+def _read(images: list[NDArray[np.uint8]], image_ids: list[str]) -> list[FaceReading]:
+    return _here["classifier"].read(images, image_ids)

@@ -1,6 +1,6 @@
 """DeepFace's gender, race and age networks, run together on batches of faces.
 
-Each is a VGG-Face whose last layers were trained anew. Where two heads' convolutions are equal, number by number, they
+Each is a VGG-Face whose last layers were fine-tuned. Where two heads' convolutions are equal, number by number, they
 are run once for both, which is most of the work: so it is when training froze them, as the known recipe for these heads
 does. The numbers are compared when the files are read, so nothing depends on how they were made.
 """

@@ -27,7 +27,7 @@ class Network:
 
     Attributes:
         labels: Of its outputs, in order.
-        run: Pictures `[H, W, 3]` RGB uint8 of any size to outputs `[N, K]`.
+        run: Images `[H, W, 3]` RGB uint8 of any size to outputs `[N, K]`.
         is_logits: Whether a softmax over an axis's labels makes probabilities of the outputs, or they are some.
     """
 
@@ -66,9 +66,9 @@ class LabelClassifier:
             if wrong:
                 raise InputError(f"attributes.classifiers.{name}.axes: {wrong} {text}")
 
-    def classify(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Probabilities]:
+    def classify(self, images: Sequence[NDArray[np.uint8]]) -> list[Probabilities]:
         """Probabilities of each axis's labels, added up to classes."""
-        parts = [self._network.run(pictures[i : i + _BATCH]) for i in range(0, len(pictures), _BATCH)]
+        parts = [self._network.run(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
         outputs = np.concatenate(parts) if parts else np.empty((0, len(self._network.labels)))
         if not np.isfinite(outputs).all():
             raise InputError(f"classifier {self.name}: its outputs are not finite; its weights or its input are broken")
@@ -117,8 +117,8 @@ def load_transformers(settings: NetworkConfig, device: str) -> Network:
     model = model.to(torch.device(device))
 
     @torch.inference_mode()
-    def run(pictures: Sequence[NDArray[np.uint8]]) -> FloatArray:
-        values = preprocessing.apply_all(pictures)
+    def run(images: Sequence[NDArray[np.uint8]]) -> FloatArray:
+        values = preprocessing.apply_all(images)
         outputs: FloatArray = model(pixel_values=values.to(model.device)).logits.double().cpu().numpy()
         return outputs
 
@@ -156,8 +156,8 @@ def load_onnx(settings: NetworkConfig, device: str) -> Network:
     prepare = _resizing((shape[2], shape[3]), int(Image.Resampling.BILINEAR), 1 / 255, settings.mean, settings.std)
     batch = shape[0] if isinstance(shape[0], int) else None
 
-    def run(pictures: Sequence[NDArray[np.uint8]]) -> FloatArray:
-        values = np.stack([prepare(pixels) for pixels in pictures])
+    def run(images: Sequence[NDArray[np.uint8]]) -> FloatArray:
+        values = np.stack([prepare(pixels) for pixels in images])
         step = batch or len(values)
         parts = [values[i : i + step] for i in range(0, len(values), step)]
         filled = [np.pad(part, [(0, step - len(part)), *[(0, 0)] * 3]) for part in parts]

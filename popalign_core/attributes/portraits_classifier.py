@@ -1,4 +1,4 @@
-"""The embedded model's own classifier as an attribute reader."""
+"""The embedded model's own attribute classifier."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import ResNetForImageClassification
 
-from popalign_core.attributes.classifier_interface import FaceReading, Pictures
+from popalign_core.attributes.classifier_interface import FaceReading, Images
 from popalign_core.models.weights_check import PartFolder, load_module
 from popalign_core.portraits import weights_folder
 from popalign_core.portraits.classifier import HEADS, predict_logits, split_heads
 from popalign_core.portraits.rendering import SIZE
 
 FACE_BOX_SHARE = (0.2, 0.1, 0.6, 0.75)
-"""The portraits are aligned, so a face is always here: x, y, width, height as shares of the picture."""
+"""The portraits are aligned, so a face is always here: x, y, width, height as shares of the image."""
 
 
-class PortraitsReader:
-    """Reads face, gender and race off 64 px pictures of the embedded model; it knows nothing of other pictures.
+class PortraitsFaceClassifier:
+    """Reads face, gender and race off 64 px images of the embedded model; it knows nothing of other images.
 
     Attributes:
         name: "portraits".
@@ -39,14 +39,14 @@ class PortraitsReader:
         self._model = load_module(ResNetForImageClassification, part, torch.float32).to(self._device).eval()
         self._temperatures = _read_temperatures(part)
 
-    def read(self, pictures: Pictures, image_ids: Sequence[str] = ()) -> list[FaceReading]:
-        """One reading a picture, in order. Pictures of other sizes are scaled to 64 px."""
-        if len(pictures) == 0:
+    def read(self, images: Images, image_ids: Sequence[str] = ()) -> list[FaceReading]:
+        """One reading an image, in order. Images of other sizes are scaled to 64 px."""
+        if len(images) == 0:
             return []
-        logits = split_heads(predict_logits(self._model, np.stack([_resize(pixels) for pixels in pictures])))
+        logits = split_heads(predict_logits(self._model, np.stack([_resize(pixels) for pixels in images])))
         shares = {head: (values / self._temperatures[head]).softmax(1).numpy() for head, values in logits.items()}
         readings = []
-        for i, (pixels, score) in enumerate(zip(pictures, shares["face"][:, 1], strict=True)):
+        for i, (pixels, score) in enumerate(zip(images, shares["face"][:, 1], strict=True)):
             found = bool(score >= 0.5)
             if not found:
                 readings.append(FaceReading(0, None, float(score), {}))

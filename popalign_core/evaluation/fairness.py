@@ -1,7 +1,7 @@
 """How far a population is from its target: discrepancy (Eq. 13), its floor, its correction.
 
 Everything is taken over the *fixed* class list of an axis. Dividing by the classes that happen to be observed
-would call a model that draws one race only perfectly fair.
+would call a model that samples one race only perfectly fair.
 """
 
 import math

@@ -28,7 +28,7 @@ class SystemFrames:
     Attributes:
         name: The system's name in the metrics table.
         images: image_id, prompt_id, index, seed (pixels are not needed); `replicate`, if there are several; where a
-            column `is_shown` is false the picture was withheld, and nothing could score it.
+            column `is_shown` is false the image was withheld, and nothing could score it.
         attributes: Attributes table of the neutral and specific images.
         scores: Scores table; may be empty.
     """

@@ -72,7 +72,7 @@ def neutral_measures(
 
 
 def faceless_measures(counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Axis]) -> list[Measure]:
-    """Share of all images without one usable face; none where every axis is read off the whole picture.
+    """Share of all images without one usable face; none where every axis is read off the whole image.
 
     Args:
         counts: `[R, P, C]`.

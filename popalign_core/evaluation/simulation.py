@@ -33,7 +33,7 @@ TESTED = ("discrepancy_pooled", "discrepancy_per_prompt", "share:c0")
 N_PERMUTATIONS = 999
 """Of a test; fewer than of a real one, as there are many tests."""
 
-_READER = "simulated@1"
+_CLASSIFIER = "simulated@1"
 _TRUTH_DRAWS = 200_000
 
 
@@ -167,7 +167,7 @@ def _population(setting: SimulationSetting, generator: np.random.Generator) -> t
     calibrated: dict[str, Calibrated | str] = {}
     if setting.accuracy is not None:
         table = _calibration(axis, generator.multinomial(setting.n_calibration, confusion))
-        calibrated = calibrated_axes(table, _READER, [axis], confidence=0.95)
+        calibrated = calibrated_axes(table, _CLASSIFIER, [axis], confidence=0.95)
     cells = pd.DataFrame({"face": True, f"read:{axis.name}": range(len(axis.classes))})
     first, second = (neutral_measures(counts[None, :, number], cells, [axis], calibrated) for number in (0, 1))
     return first, second
@@ -180,10 +180,10 @@ def _calibration(axis: Axis, counts: "np.typing.NDArray[np.int64]") -> pd.DataFr
         half = 1.96 * np.sqrt((row + 0.5) / (row.sum() + 1) * (1 - row / (row.sum() + 1)) / row.sum())
         shares = row / row.sum()
         rows += [
-            (_READER, axis.name, true, name, int(n), share, share - width, share + width)
+            (_CLASSIFIER, axis.name, true, name, int(n), share, share - width, share + width)
             for name, n, share, width in zip(axis.classes, row, shares, half, strict=True)
         ]
-        rows.append((_READER, axis.name, true, UNREAD_CLASS, 0, 0.0, 0.0, 0.0))
+        rows.append((_CLASSIFIER, axis.name, true, UNREAD_CLASS, 0, 0.0, 0.0, 0.0))
     columns = ["classifier", "axis", "true_class", "read_class", "n", "share", "ci_low", "ci_high"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -1,4 +1,4 @@
-"""An identity drawn for each image: what random identity injection and Fair Diffusion put into a neutral prompt."""
+"""A random identity for each image: what random identity injection and Fair Diffusion put into a neutral prompt."""
 
 from collections.abc import Mapping, Sequence
 

@@ -138,11 +138,11 @@ def _read_document(part: PartFolder) -> dict[str, Any]:
         if not isinstance(shared, dict):
             raise part.refusal(f"{file.name} has no image_processor")
         document = shared
-    said = {key: value for key, value in document.items() if value is not None and not key.startswith("_")}
-    if (wrong := _wrong_type(said)) is not None:
+    settings = {key: value for key, value in document.items() if value is not None and not key.startswith("_")}
+    if (wrong := _wrong_type(settings)) is not None:
         name, expected = wrong
-        raise part.refusal(f"{file.name} has {name} {said[name]!r}, not {expected}")
-    return said
+        raise part.refusal(f"{file.name} has {name} {settings[name]!r}, not {expected}")
+    return settings
 
 
 def _clip_steps(part: PartFolder, document: dict[str, Any]) -> ImagePreprocessing | None:

@@ -34,9 +34,9 @@ def fuse_lora(pipeline: Any, file: Path, scale: float) -> None:
         pipeline.unload_lora_weights()
     except (RuntimeError, ValueError, LookupError, TypeError) as error:
         # diffusers looks for the layers by name, and fails at the first step after none was found
-        said = "its layers are not this model's" if isinstance(error, LookupError) else " ".join(str(error).split())
+        reason = "its layers are not this model's" if isinstance(error, LookupError) else " ".join(str(error).split())
         raise ConfigError(
-            f"the LoRA {file} does not fit {type(pipeline).__name__}: {said[:_LONGEST_REASON]}; "
+            f"the LoRA {file} does not fit {type(pipeline).__name__}: {reason[:_LONGEST_REASON]}; "
             "give one that was trained on this model"
         ) from error
 

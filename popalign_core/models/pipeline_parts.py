@@ -135,7 +135,7 @@ def _class_of(entry: list[str], part: PartFolder) -> Any:
 
 
 def _load_scheduler(kind: Any, part: PartFolder, is_flow: bool) -> Any:
-    """A scheduler on whose noise levels the samplers here can draw.
+    """A scheduler whose noise levels the samplers here can use.
 
     Raises:
         DamagedWeightsError: When it is of another kind, or a setting is missing or unknown.
@@ -156,8 +156,8 @@ def _load_scheduler(kind: Any, part: PartFolder, is_flow: bool) -> Any:
 def _wrong_setting(name: str, settings: dict[str, Any]) -> str | None:
     """What is wrong with a scheduler's settings, of those that the samplers read; None if nothing is."""
     is_flow, betas = name in _OF_FLOWS, settings.get("trained_betas")
-    if (said := settings.get("_class_name", name)) != name:
-        return f"is of {said}, but model_index.json has {name}"
+    if (class_name := settings.get("_class_name", name)) != name:
+        return f"is of {class_name}, but model_index.json has {name}"
     needed: tuple[str, ...] = _FLOW_SETTINGS if is_flow else () if betas is not None else _BETA_SETTINGS
     if is_flow and settings.get("use_dynamic_shifting"):
         needed += _SHIFT_SETTINGS

@@ -1,4 +1,4 @@
-"""The training pool: every picture the embedded model learns from, rendered once and kept in memory."""
+"""The training pool: every image the embedded model learns from, rendered once and kept in memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,21 +23,21 @@ EMPTY_CAPTION_RATE = 0.1
 
 
 @dataclass(frozen=True)
-class PicturePool:
-    """Pictures with what is known about each.
+class ImagePool:
+    """Images with what is known about each.
 
     Attributes:
         pixels_u8: `[N, 64, 64, 3]` RGB.
-        rows: One row a picture: `draw` (neutral, identity, extra, thing), `portrait_id`, `occupation`, `gender`,
+        rows: One row an image: `draw` (neutral, identity, extra, thing), `portrait_id`, `occupation`, `gender`,
             `race`, `covered`, `thing`. Columns that do not apply hold None.
     """
 
     pixels_u8: NDArray[np.uint8]
     rows: pd.DataFrame
 
-    def select(self, mask: NDArray[np.bool_]) -> "PicturePool":
-        """The pictures where `mask` is true."""
-        return PicturePool(self.pixels_u8[mask], self.rows[mask].reset_index(drop=True))
+    def select(self, mask: NDArray[np.bool_]) -> "ImagePool":
+        """The images where `mask` is true."""
+        return ImagePool(self.pixels_u8[mask], self.rows[mask].reset_index(drop=True))
 
 
 def build_pool(
@@ -50,7 +50,7 @@ def build_pool(
     n_things: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
-) -> PicturePool:
+) -> ImagePool:
     """Render a pool.
 
     Neutral draws take the identity from the occupation's biased joint; identity draws take the six identities
@@ -82,7 +82,7 @@ def build_pool(
         if progress and index % 1000 == 0:
             progress(index, len(plan))
     columns = ["draw", "portrait_id", "occupation", "gender", "race", "covered", "thing"]
-    return PicturePool(pixels, pd.DataFrame(rows, columns=columns).astype(object).where(lambda t: t.notna(), None))
+    return ImagePool(pixels, pd.DataFrame(rows, columns=columns).astype(object).where(lambda t: t.notna(), None))
 
 
 def _draw_person(

@@ -43,7 +43,7 @@ class AxisBalance:
 
 
 def start_chain(neutral: Sequence[str], specific: Sequence[str], size: int, seed: int, prompt_id: str) -> Chain | None:
-    """A set as the model draws it, and all other images as candidates.
+    """A set as the model samples it, and all other images as candidates.
 
     Args:
         neutral: Ids of the images of the prompt itself.

@@ -47,7 +47,7 @@ def plan_rater(
     """
     lacking = [pair for pair in pairs if not pair.checks and coverage.get(pair.pair_id, 0) < config.n_raters]
     if not lacking:
-        raise InputError(f"every pair has its {config.n_raters} raters already; nobody else is needed")
+        raise InputError(f"every pair has its {config.n_raters} raters already; no more raters are needed")
     shuffled = [lacking[number] for number in generator.permutation(len(lacking))]
     shuffled.sort(key=lambda pair: coverage.get(pair.pair_id, 0))
     chosen = shuffled[: config.pairs_per_rater or None]

@@ -1,4 +1,4 @@
-"""Pictures as a rater sees them: sized for a screen, and spoiled ones for checks."""
+"""Images as a rater sees them: sized for a screen, and spoiled ones for checks."""
 
 import io
 
@@ -13,15 +13,15 @@ _LOSSLESS_SIDE = 128
 
 
 def encode_for_screen(pixels_u8: NDArray[np.uint8], max_side: int) -> bytes:
-    """A picture [H, W, 3] uint8 as WebP, its longer side at most `max_side` px; never enlarged."""
-    picture = Image.fromarray(pixels_u8)
-    picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    """An image [H, W, 3] uint8 as WebP, its longer side at most `max_side` px; never enlarged."""
+    image = Image.fromarray(pixels_u8)
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     sink = io.BytesIO()
-    picture.save(sink, "WEBP", quality=_QUALITY, lossless=max(picture.size) <= _LOSSLESS_SIDE)
+    image.save(sink, "WEBP", quality=_QUALITY, lossless=max(image.size) <= _LOSSLESS_SIDE)
     return sink.getvalue()
 
 
 def spoil(pixels_u8: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture blurred until nobody can call it the better one; shape and type stay."""
+    """The image blurred so much that it is clearly the worse one; shape and type stay."""
     radius = max(pixels_u8.shape[:2]) / 12
     return np.asarray(Image.fromarray(pixels_u8).filter(ImageFilter.GaussianBlur(radius)))

@@ -116,9 +116,9 @@ def agree(
 def judge_raters(votes: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
     """A row a rater; `flag` says why the answers are not to be trusted.
 
-    Whoever answers at random passes a check by chance once in three. A rater is flagged when that would pass as many
-    checks, or more, with a probability above `max_luck`; so at least 1 - `max_luck` of such raters are. Fewer checks
-    than could ever tell (2 at .05) flag nobody.
+    Random answers pass a check once in three. A rater is flagged when random answers would pass as many checks, or
+    more, with a probability above `max_luck`; so at least 1 - `max_luck` of random raters are flagged. Too few checks
+    to tell (2 at .05) flag no one.
     """
     rows = []
     for rater, given in votes.groupby("rater"):

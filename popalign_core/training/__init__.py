@@ -1,4 +1,4 @@
-"""Training: population DPO (Eq. 11) and its rivals, on the sampler's own latents."""
+"""Training: population DPO (Eq. 11) and its baselines, on the sampler's own latents."""
 
 __all__ = [
     "accelerate",

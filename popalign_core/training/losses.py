@@ -22,7 +22,7 @@ def retention_loss(policy_pred: Tensor, reference_pred: Tensor) -> Tensor:
 
     Population alignment asks for another mixture under neutral captions only. Nothing in Eq. 11 holds the rest in
     place: what identity words mean, and objects, drift along with the mixture. Under captions that are to stay, this
-    is (up to the timestep's weight) the divergence of what the two models draw.
+    is (up to the timestep's weight) the divergence of what the two models sample.
     """
     return mean_squared_error(policy_pred, reference_pred.detach())
 

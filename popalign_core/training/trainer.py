@@ -166,7 +166,7 @@ class TrainingRun:
             finish_model(self.model, final, self.config, self.dtype)
 
     def _begin(self) -> None:
-        """Before the first step: what the base draws, and beta."""
+        """Before the first step: what the base samples, and beta."""
         if self.config.beta == "auto":
             self.running.beta = self._calibrate()
         if self.probe is not None and self.config.probe is not None:

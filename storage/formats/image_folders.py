@@ -2,7 +2,7 @@
 
 Metadata follow the ImageFolder convention of HF `datasets`: `metadata.csv`, `metadata.jsonl` or `metadata.parquet` with
 `file_name` (from there, with either slash) and one of the columns in `NAMED_BY`, in the folder or, as on HF's hub, in
-folders below it such as `train/`. Without any, sub-folders each bear a prompt's text. Images are known by their
+folders below it such as `train/`. Without any, sub-folders are named by the prompts' texts. Images are known by their
 content; every other file is left out and counted, but for hidden ones.
 """
 
@@ -94,7 +94,7 @@ def _named_by_folder(folder: Path, images: Iterable[Path]) -> Iterator[Named]:
         if path.parent == folder:
             raise InputError(
                 f"nothing names the prompt of {path}; write {_METADATA[0]} with {_FILE!r} and one of {list(NAMED_BY)}, "
-                "or put the image into a sub-folder that bears the prompt's text"
+                "or put the image into a sub-folder named by the prompt's text"
             )
         yield "folder", path.parent.name, path
 

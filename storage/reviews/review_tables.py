@@ -8,10 +8,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 CHOICES = ("first", "tie", "second")
 """What a rater can answer about two sets, in terms of the page."""
 
-SAID = "="
+ANSWER_PREFIX = "="
 """Before any other answer: a class that was seen, or how a chain ended."""
 
-DONE, GIVEN_UP = f"{SAID}done", f"{SAID}given up"
+DONE, GIVEN_UP = f"{ANSWER_PREFIX}done", f"{ANSWER_PREFIX}given up"
 """How a chain ended."""
 
 _ID = String(32)
@@ -104,7 +104,7 @@ class Vote(Base):
 
     __tablename__ = "votes"
     __table_args__ = (
-        CheckConstraint(f"choice in {CHOICES} or substr(choice, 1, 1) = '{SAID}'"),
+        CheckConstraint(f"choice in {CHOICES} or substr(choice, 1, 1) = '{ANSWER_PREFIX}'"),
         CheckConstraint("seconds >= 0"),
     )
     asked_id: Mapped[int] = mapped_column(ForeignKey("asked.asked_id"), primary_key=True, autoincrement=False)

@@ -146,7 +146,7 @@ class ReviewDatabase:
             return session.scalar(asked)
 
     def invite(self, name: str, plan: Plan) -> Rater:
-        """Add a rater with a plan; whoever is invited at the same time waits, so that no pair gets too many."""
+        """Add a rater with a plan; concurrent invitations wait, so that no pair gets too many."""
         with self.begin() as session:
             # This comes first: it locks the study on either database.
             count = update(Study).where(Study.name == name).values(n_invited=Study.n_invited + 1)
@@ -257,7 +257,7 @@ class ReviewDatabase:
             return [(vote, asked, pair) for vote, asked, pair in session.execute(rows)]
 
     def coverage(self, name: str) -> dict[str, int]:
-        """Pair id -> raters who have judged it wholly or in part, or still may; pairs nobody has are absent."""
+        """Pair id -> raters who have judged it wholly or in part, or still may; pairs without a rater are absent."""
         with self.begin() as session:
             return _coverage(session, name)
 

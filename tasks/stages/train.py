@@ -15,7 +15,7 @@ _SCHEDULER_FILE = "scheduler_config.json"
 
 
 def check_settings(view: TrainView, runtime: RuntimeConfig) -> None:
-    """Refuse settings that training would refuse, before a run draws the images that it trains on.
+    """Refuse settings that training would refuse, before a run samples the images that it trains on.
 
     Raises:
         ConfigError: Naming the setting.

@@ -153,11 +153,11 @@ def _follow(command: list[str], work: Path, n_steps: int, on_progress: Progress,
 
 def _raise_failure(work: Path, code: int, *, preempted: bool) -> None:
     try:
-        said = json.loads((work / ERROR_FILE).read_text(encoding="utf-8"))
+        failure = json.loads((work / ERROR_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        said = None
-    if said is not None:
-        raise getattr(errors, said["type"])(said["message"])
+        failure = None
+    if failure is not None:
+        raise getattr(errors, failure["type"])(failure["message"])
     if preempted:
         raise PreemptedError(f"SIGTERM before the first step was done; {work} keeps what there is")
     last = "\n".join((work / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()[-15:])

@@ -77,7 +77,7 @@ def create_curation(
     settings: Mapping[str, Any],
     instructions: str | None = None,
 ) -> tuple[int, int]:
-    """Make a study of the images that a run drew for its preferences: a chain for each neutral training prompt.
+    """Make a study of the images that a run sampled for its preferences: a chain for each neutral training prompt.
 
     Args:
         database: Takes it.
@@ -101,7 +101,7 @@ def create_curation(
     if not chains:
         raise InputError(
             f"none of the {len(found)} prompt(s) of run {run!r} has images for a set of {config.set_size} and half as "
-            "many neutral ones besides; give a smaller set_size, or draw more with preferences.n_neutral"
+            "many neutral ones besides; give a smaller set_size, or sample more with preferences.n_neutral"
         )
     seen = seen_classes(store.read_table(refs["attributes"], "attributes"))
     rows = [_row(name, prompt, chain) for prompt, chain in chains]
@@ -115,8 +115,8 @@ def create_curation(
         "instructions": instructions or (SHIPPED / "instructions_curate.md").read_text(encoding="utf-8"),
     }
     shown = {image_id for row in rows for image_id in (*row["images_a"], *row["images_b"])}
-    pictures = iter_study_images(store, name, [refs["sample"]], shown, config.max_side)
-    database.create_study(study, pictures, rows, classes)
+    screen_images = iter_study_images(store, name, [refs["sample"]], shown, config.max_side)
+    database.create_study(study, screen_images, rows, classes)
     return len(chains), sum(chain is None for _, chain in found)
 
 
@@ -172,7 +172,7 @@ def _read_run(store: Store, run: str, settings: Mapping[str, Any]) -> tuple[dict
     nodes = read_nodes(store, run)
     missing = [node for node in INPUTS if node not in nodes]
     if missing:
-        raise InputError(f"run {run!r} drew nothing for preferences: it has no {', '.join(missing)}; name another run")
+        raise InputError(f"run {run!r} has no images for preferences: it lacks {', '.join(missing)}; name another run")
     record = store.run_folder(run).read_record() or {}
     axes = PipelineConfig.model_validate(record["meta"]["config"]).identity_axes
     config = CurateConfig.model_validate({"axes": axes, **settings})
@@ -182,7 +182,7 @@ def _read_run(store: Store, run: str, settings: Mapping[str, Any]) -> tuple[dict
 def _chains(
     prompts: pd.DataFrame, images: pd.DataFrame, config: CurateConfig
 ) -> "Iterator[tuple[pd.Series[Any], Chain | None]]":
-    """Each neutral training prompt that is drawn, and its chain."""
+    """Each neutral training prompt that is sampled, and its chain."""
     import numpy as np
 
     ids = {str(prompt_id): each.tolist() for prompt_id, each in images.groupby("prompt_id")["image_id"]}

@@ -1,4 +1,4 @@
-"""Studies in which people say what they see in single pictures of a run, and their labels as a table."""
+"""Studies in which people say what they see in single images of a run, and their labels as a table."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ def create_labelling(
         classes: Axis -> classes beyond those that the run's configuration has; an axis it does not have needs all of
             its classes. Empty takes the axes of the configuration as they are.
         settings: Fields of `LabelConfig` besides the questions.
-        node: Which images: `sample` for those drawn for preferences, `sample-eval:base` and the like for evaluation.
+        node: Which images: `sample` for those sampled for preferences, `sample-eval:base` and the like for evaluation.
         instructions: Markdown; the shipped ones when not given.
 
     Returns:
@@ -51,8 +51,8 @@ def create_labelling(
     """
     nodes = read_nodes(store, run)
     if node not in nodes or not node.startswith("sample"):
-        drawn = ", ".join(sorted(each for each in nodes if each.startswith("sample")))
-        raise InputError(f"run {run!r} has no images {node!r}; it has: {drawn}")
+        sampled = ", ".join(sorted(each for each in nodes if each.startswith("sample")))
+        raise InputError(f"run {run!r} has no images {node!r}; it has: {sampled}")
     questions = _questions(store, run, classes)
     config = LabelConfig.model_validate({**settings, "questions": questions})
     chosen = _choose(store, nodes.get("benchmarks", nodes["identities"]), nodes[node], config)
@@ -65,8 +65,8 @@ def create_labelling(
         "source": {"run": run, node: str(nodes[node])},
         "instructions": instructions or (SHIPPED / "instructions_label.md").read_text(encoding="utf-8"),
     }
-    pictures = iter_study_images(store, name, [nodes[node]], set(chosen["image_id"]), config.max_side)
-    database.create_study(study, pictures, rows)
+    images = iter_study_images(store, name, [nodes[node]], set(chosen["image_id"]), config.max_side)
+    database.create_study(study, images, rows)
     return len(rows)
 
 
@@ -79,13 +79,13 @@ def label_table(database: "ReviewDatabase", name: str, *, known_only: bool = Fal
         known_only: Whether a free class becomes `cannot tell`: what a classifier without it can be held against.
     """
     from storage.formats.schemas import SCHEMAS
-    from storage.reviews.review_tables import SAID
+    from storage.reviews.review_tables import ANSWER_PREFIX
 
     study = database.study(name)
     free = {(question.axis, each) for question in parse_kind(study, LabelConfig).questions for each in question.free}
 
-    def said(axis: str, choice: str) -> str:
-        answer = choice.removeprefix(SAID)
+    def answer_of(axis: str, choice: str) -> str:
+        answer = choice.removeprefix(ANSWER_PREFIX)
         return CANNOT_TELL if known_only and (axis, answer) in free else answer
 
     rows = [
@@ -96,7 +96,7 @@ def label_table(database: "ReviewDatabase", name: str, *, known_only: bool = Fal
             "image_id": pair.images_a[0],
             "prompt_id": pair.prompt_id,
             "axis": asked.question,
-            "class": said(asked.question, vote.choice),
+            "class": answer_of(asked.question, vote.choice),
             "seconds": vote.seconds,
         }
         for vote, asked, pair in database.votes(name)

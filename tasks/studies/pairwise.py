@@ -1,4 +1,4 @@
-"""Studies by people: made from what two systems drew, their raters invited, their votes as a table."""
+"""Studies by people: made from what two systems sampled, their raters invited, their votes as a table."""
 
 import hashlib
 import hmac
@@ -53,14 +53,14 @@ def find_samples(store: Store, run: str, systems: Sequence[str]) -> StudySource:
         systems: Names, such as `base` and `aligned`.
 
     Raises:
-        InputError: When the run is not complete, or did not draw with such a system.
+        InputError: When the run is not complete, or did not sample with such a system.
     """
     nodes = read_nodes(store, run)
-    drawn = {node.partition(":")[2]: ref for node, ref in nodes.items() if node.startswith("sample-eval:")}
-    missing = [system for system in systems if system not in drawn]
+    sampled = {node.partition(":")[2]: ref for node, ref in nodes.items() if node.startswith("sample-eval:")}
+    missing = [system for system in systems if system not in sampled]
     if missing:
-        raise InputError(f"run {run!r} has no images of {', '.join(missing)}; it has: {', '.join(sorted(drawn))}")
-    return StudySource(run, nodes["identities"], {system: drawn[system] for system in systems})
+        raise InputError(f"run {run!r} has no images of {', '.join(missing)}; it has: {', '.join(sorted(sampled))}")
+    return StudySource(run, nodes["identities"], {system: sampled[system] for system in systems})
 
 
 def read_nodes(store: Store, run: str) -> dict[str, ArtifactRef]:
@@ -85,7 +85,7 @@ def create_study(
     benchmark: str = "neutral",
     instructions: str | None = None,
 ) -> int:
-    """Make a study of the images of two systems, with all its pictures, sized for the screen.
+    """Make a study of the images of two systems, with copies of them sized for the screen.
 
     Args:
         database: Takes it.
@@ -119,8 +119,8 @@ def create_study(
     spoiled = {image_id for pair in checks if pair.kind == "spoiled" for image_id in pair.b}
     plain = {image_id for pair in (*pairs, *checks) for image_id in pair.a}
     plain |= {image_id for pair in (*pairs, *checks) if pair.kind != "spoiled" for image_id in pair.b}
-    pictures = iter_study_images(store, name, systems.values(), plain, config.max_side, spoiled)
-    database.create_study(study, pictures, rows)
+    images = iter_study_images(store, name, systems.values(), plain, config.max_side, spoiled)
+    database.create_study(study, images, rows)
     return len(pairs)
 
 
@@ -200,9 +200,7 @@ def completion_code(study: "Study", rater_id: str) -> str:
 
 
 def pseudonym(study: "Study", rater_id: str) -> str:
-    """What stands for a rater in whatever leaves the database: a letter first, since whoever reads CSV takes digits
-    around an `e` for a number, and `49347e715232` for infinity.
-    """
+    """A rater's name in exports. It starts with a letter: CSV readers take `49347e715232` for a number, and infinity."""
     return f"r{_keyed(study, 'export', rater_id)[:12]}"
 
 

@@ -1,4 +1,4 @@
-"""The pictures of a study: sized for the screen, under ids that tell nothing."""
+"""The images of a study: sized for the screen, under ids that tell nothing."""
 
 from collections.abc import Collection, Iterable, Iterator
 
@@ -19,7 +19,7 @@ def iter_study_images(
     max_side: int,
     spoiled_ids: Collection[str] = (),
 ) -> Iterator[tuple[str, bytes]]:
-    """Id and bytes of every picture that a study shows, read a shard at a time.
+    """Id and bytes of every image that a study shows, read a shard at a time.
 
     Args:
         store: Has the images.

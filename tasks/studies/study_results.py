@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".parquet", ".csv")
 REPORT = "report.html"
-_APPEARANCE = "People judged appearance in pictures. They did not judge anyone's identity."
+_APPEARANCE = "People judged appearance in images. They did not judge anyone's identity."
 _LABEL_LIMITS = (_APPEARANCE, "Agreement is that of these people. Others, or other instructions, may see it otherwise.")
 _CURATION_LIMITS = (
     _APPEARANCE,
@@ -112,8 +112,8 @@ def write_page(database: "ReviewDatabase", name: str, instructions: str, path: P
     study = database.study(name)
     subtitle, limits = {
         "judge": (f"{study.system_a} against {study.system_b}, judged by people", JUDGING_LIMITS),
-        "label": ("What people saw in single pictures", _LABEL_LIMITS),
-        "curate": ("Sets that people made, a picture at a time", _CURATION_LIMITS),
+        "label": ("What people saw in single images", _LABEL_LIMITS),
+        "curate": ("Sets that people made, an image at a time", _CURATION_LIMITS),
     }[parse_study(study).kind]
     about = {**study.source, "configuration": json.dumps(study.config, sort_keys=True)}
     page = study_document(name, subtitle, results_section(database, name), instructions, limits, about)

@@ -181,7 +181,7 @@ class _Round:
         del self.left[number]
 
     def _stop(self) -> None:
-        """Nobody waits for what is under way."""
+        """Do not wait for what is under way."""
         if self.runtime.runner == "processes":
             shutil.rmtree(self.place.folder, ignore_errors=True)
         for future in self.running:

@@ -1,8 +1,8 @@
-"""How far two sets of pictures are apart, and how far the pictures of one set are from each other, by their features.
+"""How far two sets of images are apart, and how far the images of one set are from each other, by their features.
 
 Kernel distances are kept as sums over pairs of prompts. From these the distance without any one prompt follows, and
-with it the interval: pictures of one prompt are alike, so prompts are what is drawn at random. Nothing is larger than
-a block of the kernel matrix, however many pictures there are.
+with it the interval: images of one prompt are alike, so prompts are what is drawn at random. Nothing is larger than
+a block of the kernel matrix, however many images there are.
 """
 
 from collections.abc import Callable
@@ -35,15 +35,15 @@ def gaussian_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class KernelSums:
-    """A kernel summed over the pictures of every pair of P prompts, of two sets x and y on the same prompts.
+    """A kernel summed over the images of every pair of P prompts, of two sets x and y on the same prompts.
 
     Attributes:
         xx: `[P, P]`.
         yy: `[P, P]`.
         xy: `[P, P]`, x in the rows.
-        own_x: `[P]`, of the pairs of a picture with itself.
+        own_x: `[P]`, of the pairs of an image with itself.
         own_y: `[P]`.
-        n_x: `[P]` pictures.
+        n_x: `[P]` images.
         n_y: `[P]`.
     """
 
@@ -63,7 +63,7 @@ def kernel_sums(
 
     Args:
         x: `[N, D]` features of one set.
-        x_prompt: `[N]` number of each picture's prompt, from 0 to P - 1.
+        x_prompt: `[N]` number of each image's prompt, from 0 to P - 1.
         y: `[M, D]` of the other.
         y_prompt: `[M]`, the same prompts.
         kernel: Of `[N, D]` and `[M, D]`.
@@ -105,11 +105,11 @@ def _own(x: Tensor, kernel: Kernel) -> FloatArray:
 
 
 def squared_mmd(sums: KernelSums, *, unbiased: bool) -> tuple[float, FloatArray]:
-    """Squared maximum mean discrepancy (Gretton et al. 2012) of all pictures, and without each prompt.
+    """Squared maximum mean discrepancy (Gretton et al. 2012) of all images, and without each prompt.
 
     Args:
         sums: Of the kernel.
-        unbiased: Leave out the pairs of a picture with itself, as KID does and CMMD does not.
+        unbiased: Leave out the pairs of an image with itself, as KID does and CMMD does not.
 
     Returns:
         The distance, and `[P]` distances without one prompt each.
@@ -125,7 +125,7 @@ def squared_mmd(sums: KernelSums, *, unbiased: bool) -> tuple[float, FloatArray]
 def expected_if_equal(sums: KernelSums) -> float:
     """What `squared_mmd` with `unbiased=False` is expected to give for two samples of one distribution, of these sizes.
 
-    The pairs of a picture with itself make the difference: `(own - others) / n` for each of the two.
+    The pairs of an image with itself make the difference: `(own - others) / n` for each of the two.
     """
     parts = ((sums.xx, sums.own_x, sums.n_x), (sums.yy, sums.own_y, sums.n_y))
     found = 0.0
@@ -151,7 +151,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     """FID (Heusel et al. 2017): `|mean_x - mean_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`, of `[N, D]` and `[M, D]`.
 
     With `C = A^T A` the trace of the root is the sum of the singular values of `A_x A_y^T`, roots of the eigenvalues
-    of its square: that needs no root of a matrix that is not positive, as that of few pictures is.
+    of its square: that needs no root of a matrix that is not positive, as that of few images is.
     """
     x, y = x.double(), y.double()
     (mean_x, root_x), (mean_y, root_y) = _moments(x), _moments(y)
@@ -168,7 +168,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def distances_from_siblings(features: Tensor, groups: NDArray[np.str_]) -> FloatArray:
-    """Mean cosine distance of each picture from the others of its group; NaN where there is no other.
+    """Mean cosine distance of each image from the others of its group; NaN where there is no other.
 
     The mean over a group is that over all its pairs.
 

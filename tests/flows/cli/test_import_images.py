@@ -1,4 +1,4 @@
-"""Pictures from the command line: a folder or Parquet files go in, a key comes out."""
+"""Images from the command line: a folder or Parquet files go in, a key comes out."""
 
 from pathlib import Path
 

@@ -15,7 +15,7 @@ from flows.cli.app import app
 from flows.plan.compare_systems import plan_systems, run_comparison
 from flows.plan.execution import call_directly, run_plan
 from flows.plan.planning import PlannedNode
-from flows.plan.runs import import_pictures
+from flows.plan.runs import import_external_images
 from flows.terminal.terminal_tables import systems_lines
 from popalign_core.config import AttributesConfig, PipelineConfig, RuntimeConfig, SystemConfig
 from popalign_core.errors import ConfigError, InputError
@@ -40,7 +40,7 @@ def config(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: P
     texts = ("a photo of a judge", "a photo of a dancer", "a photo of a cat", "a photo of a male judge")
     rows: Any = [(text, portrait(seed=10 * n + i)) for n, text in enumerate(texts) for i in range(4)]
     folder = write_csv(tmp_path / "pictures", rows)
-    imported = import_pictures([folder], tiny_config, tiny_runtime, call=call_directly())["imported"]
+    imported = import_external_images([folder], tiny_config, tiny_runtime, call=call_directly())["imported"]
     systems = {
         "aligned+cads": SystemConfig(aligned=True, sampling={"cads": {"tau1": 0.2}}),
         "elsewhere": SystemConfig(images=imported.key),

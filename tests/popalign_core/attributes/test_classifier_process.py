@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from readers import DEADLY, CornerReader, die_loading, keep_a_reader, load_nothing, thread_count
+from classifiers import DEADLY, CornerClassifier, die_loading, keep_a_reader, load_nothing, thread_count
 
-from popalign_core.attributes.classifier_process import IsolatedReader
+from popalign_core.attributes.classifier_process import IsolatedClassifier
 from popalign_core.errors import ConfigError, MissingWeightsError, ResourceError
 
 
@@ -22,22 +22,22 @@ def pictures(*values: int) -> list[np.ndarray]:
     return [np.full((8, 8 + i, 3), value, np.uint8) for i, value in enumerate(values)]
 
 
-def scores(reader: IsolatedReader, *values: int) -> list[int]:
-    return [round(reading.detector_score * 255) for reading in reader.read(pictures(*values))]
+def scores(classifier: IsolatedClassifier, *values: int) -> list[int]:
+    return [round(reading.detector_score * 255) for reading in classifier.read(pictures(*values))]
 
 
 def test_it_reads_as_the_reader_in_it_does_in_another_process() -> None:
-    reader = IsolatedReader(CornerReader)
-    assert (reader.name, reader.version, reader.axes) == ("corner", "1", CornerReader.axes)
-    assert reader.read(pictures(1, 2, 3), ["a", "b", "c"]) == CornerReader().read(pictures(1, 2, 3))
-    assert reader.read([]) == []
-    assert reader.process_id() != os.getpid()
+    classifier = IsolatedClassifier(CornerClassifier)
+    assert (classifier.name, classifier.version, classifier.axes) == ("corner", "1", CornerClassifier.axes)
+    assert classifier.read(pictures(1, 2, 3), ["a", "b", "c"]) == CornerClassifier().read(pictures(1, 2, 3))
+    assert classifier.read([]) == []
+    assert classifier.process_id() != os.getpid()
 
 
 def test_kill_minus_9_in_the_middle_of_a_batch_loses_nothing(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    reader = IsolatedReader(partial(CornerReader, log=log, delay_s=1.0))
-    victim = reader.process_id()
+    classifier = IsolatedClassifier(partial(CornerClassifier, log=log, delay_s=1.0))
+    victim = classifier.process_id()
 
     def kill_once_it_reads() -> None:
         while not log.exists():
@@ -46,9 +46,9 @@ def test_kill_minus_9_in_the_middle_of_a_batch_loses_nothing(tmp_path: Path) -> 
 
     killer = threading.Thread(target=kill_once_it_reads)
     killer.start()
-    assert scores(reader, 1, 2, 3) == [1, 2, 3]
+    assert scores(classifier, 1, 2, 3) == [1, 2, 3]
     killer.join()
-    assert reader.process_id() != victim
+    assert classifier.process_id() != victim
     begun = [line.split() for line in log.read_text().splitlines()]
     assert [int(n) for _, n in begun] == [3, 3]  # the batch again, whole, in the new process
     assert begun[0][0] == str(victim)
@@ -69,48 +69,48 @@ def test_a_worker_process_ends_with_a_reader_in_its_hands() -> None:
 def test_a_daemon_is_told_that_it_may_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(current_process()._config, "daemon", True)  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="with DASK_DISTRIBUTED__WORKER__DAEMON=False"):
-        IsolatedReader(CornerReader)
+        IsolatedClassifier(CornerClassifier)
 
 
 def test_killed_between_batches_it_starts_again() -> None:
-    reader = IsolatedReader(CornerReader)
+    classifier = IsolatedClassifier(CornerClassifier)
     for value in (4, 5):
-        os.kill(reader.process_id(), signal.SIGKILL)
-        assert scores(reader, value) == [value]
+        os.kill(classifier.process_id(), signal.SIGKILL)
+        assert scores(classifier, value) == [value]
 
 
 def test_a_deadly_image_is_dropped_with_a_reason_and_its_neighbours_are_read() -> None:
-    reader = IsolatedReader(CornerReader)
-    readings = reader.read(pictures(1, DEADLY, 3))
+    classifier = IsolatedClassifier(CornerClassifier)
+    readings = classifier.read(pictures(1, DEADLY, 3))
     assert [reading.problem for reading in readings] == [None, "reader_died", None]
     assert [reading.n_faces for reading in readings] == [1, 0, 1]
-    assert scores(reader, 7) == [7]
+    assert scores(classifier, 7) == [7]
 
 
 def test_a_process_that_dies_on_everything_ends_the_stage() -> None:
-    reader = IsolatedReader(CornerReader)
+    classifier = IsolatedClassifier(CornerClassifier)
     with pytest.raises(ResourceError, match=r"corner@1 died on each of 2 image\(s\) .*; see whether memory ran out"):
-        reader.read(pictures(DEADLY, DEADLY))
+        classifier.read(pictures(DEADLY, DEADLY))
 
 
 def test_errors_of_loading_arrive_as_they_are() -> None:
     with pytest.raises(MissingWeightsError, match="no file at /nowhere; put one there"):
-        IsolatedReader(load_nothing)
+        IsolatedClassifier(load_nothing)
     with pytest.raises(ResourceError, match="died while it loaded"):
-        IsolatedReader(die_loading)
+        IsolatedClassifier(die_loading)
 
 
 def test_threads_are_those_that_were_asked_for() -> None:
-    assert IsolatedReader(thread_count, n_threads=2).version == "2"
+    assert IsolatedClassifier(thread_count, n_threads=2).version == "2"
 
 
 def test_the_process_ends_with_a_killed_parent(tmp_path: Path) -> None:
     code = (
         "import os, signal\n"
-        "from popalign_core.attributes.classifier_process import IsolatedReader\n"
-        "from readers import CornerReader\n"
+        "from popalign_core.attributes.classifier_process import IsolatedClassifier\n"
+        "from face_classifiers import CornerClassifier\n"
         "if __name__ == '__main__':\n"
-        "    print(IsolatedReader(CornerReader).process_id(), flush=True)\n"
+        "    print(IsolatedClassifier(CornerClassifier).process_id(), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     script = tmp_path / "parent.py"

@@ -56,12 +56,12 @@ FACES = list(np.random.default_rng(0).random((40, 224, 224, 3), dtype=np.float32
 def test_forty_faces_take_three_passes_of_each_trunk_and_not_forty_of_each_head(monkeypatch, passes, seeds, n_trunks):
     by_axis = dict(zip(SIZES, seeds, strict=True))
     monkeypatch.setattr(heads, "_load", lambda axis: network(axis, by_axis[axis]))
-    reader = FaceHeads(list(SIZES))
-    assert reader.n_trunks == n_trunks
-    together = reader.read(FACES)
+    classifier = FaceHeads(list(SIZES))
+    assert classifier.n_trunks == n_trunks
+    together = classifier.read(FACES)
     assert sorted(passes) == sorted([16, 16, 8] * n_trunks)
     assert {axis: shares.shape for axis, shares in together.items()} == {axis: (40, k) for axis, k in SIZES.items()}
-    alone = reader.read(FACES[17:18])
+    alone = classifier.read(FACES[17:18])
     for axis, shares in together.items():
         np.testing.assert_allclose(shares[17], alone[axis][0], atol=1e-6)
         np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-6)

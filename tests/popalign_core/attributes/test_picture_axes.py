@@ -8,11 +8,11 @@ import pytest
 from onnx_files import write_colour_network
 from PIL import Image
 
-from popalign_core.attributes.classifier_factory import build_reader
+from popalign_core.attributes.classifier_factory import build_classifier
 from popalign_core.attributes.classifier_interface import FaceReading, unreadable
-from popalign_core.attributes.filtering import check_reader, filter_readings
-from popalign_core.attributes.people_labels import PeopleReader
-from popalign_core.attributes.voting import VotingReader, agree_by_vote
+from popalign_core.attributes.filtering import check_classifier, filter_readings
+from popalign_core.attributes.people_labels import PeopleClassifier
+from popalign_core.attributes.voting import VotingClassifier, agree_by_vote
 from popalign_core.config import AttributesConfig, Axis
 from popalign_core.config.axes import COUPLE, GENDER
 from popalign_core.errors import InputError
@@ -34,19 +34,19 @@ def tone_config(folder: Path, *names: str) -> AttributesConfig:
 
 
 def build(settings: AttributesConfig, *axes: Axis):
-    of_picture = {axis.name for axis in axes if axis.of == "picture"}
-    return build_reader(settings, "cpu", dict.fromkeys(settings.classifiers, "0123456789abcdef"), of_picture)
+    of_image = {axis.name for axis in axes if axis.of == "picture"}
+    return build_classifier(settings, "cpu", dict.fromkeys(settings.classifiers, "0123456789abcdef"), of_image)
 
 
 def test_a_picture_without_a_face_has_its_class_and_no_drop_reason(tmp_path):
     settings = tone_config(tmp_path)
-    reader = build(settings, TONE)
-    assert reader.version == "0123456789ab"  # no detector: none is loaded
-    table = filter_readings(reader.read([LIGHT, DARK]), ["a", "b"], [TONE], settings, "tone@1")
+    classifier = build(settings, TONE)
+    assert classifier.version == "0123456789ab"  # no detector: none is loaded
+    table = filter_readings(classifier.read([LIGHT, DARK]), ["a", "b"], [TONE], settings, "tone@1")
     assert table["class"].tolist() == ["light", "dark"]
     assert table["drop_reason"].isna().all()
     assert table["box"].isna().all()
-    assert reader.read([]) == []
+    assert classifier.read([]) == []
 
 
 def test_of_a_face_the_same_axis_needs_one(tmp_path):
@@ -63,9 +63,9 @@ def test_faces_and_pictures_are_read_side_by_side(tmp_path):
         settings = tone_config(tmp_path, *names)
         if not names:
             settings = settings.model_copy(update={"classifier": ("tone", "portraits")})
-        reader = build(settings, TONE, GENDER)
-        check_reader(reader, [GENDER, TONE])
-        table = filter_readings(reader.read([LIGHT, DARK]), ["a", "b"], [GENDER, TONE], settings, "v")
+        classifier = build(settings, TONE, GENDER)
+        check_classifier(classifier, [GENDER, TONE])
+        table = filter_readings(classifier.read([LIGHT, DARK]), ["a", "b"], [GENDER, TONE], settings, "v")
         assert table["class"].tolist() == [None, "light", None, "dark"]
         assert table["drop_reason"].tolist() == ["no_face", None, "no_face", None]
 
@@ -92,9 +92,9 @@ def test_doubt_and_unreadable_pictures_are_still_reasons():
 
 def test_people_and_a_network_vote_on_pictures(tmp_path):
     said = pd.DataFrame([("a", "tone", "light"), ("b", "tone", "light")], columns=["image_id", "axis", "class"])
-    people = PeopleReader("people", "1", {"tone": ("dark", "light")}, said)
-    reader = VotingReader([build(tone_config(tmp_path), TONE), people], {"tone"})
-    readings = reader.read([LIGHT, DARK, DARK], ["a", "b", "c"])
+    people = PeopleClassifier("people", "1", {"tone": ("dark", "light")}, said)
+    classifier = VotingClassifier([build(tone_config(tmp_path), TONE), people], {"tone"})
+    readings = classifier.read([LIGHT, DARK, DARK], ["a", "b", "c"])
     assert [agree_by_vote(reading) for reading in readings] == [{"tone": True}, {"tone": False}, {"tone": False}]
     table = filter_readings(readings, ["a", "b", "c"], [TONE], AttributesConfig(), "v")
     assert table["class"].tolist() == ["light", None, None]

@@ -80,7 +80,7 @@ def test_features_of_other_networks_or_images_are_refused() -> None:
     with pytest.raises(InputError, match=r"cmmd of 'aligned' against 'base': .* different networks, w and v"):
         compare_sets(PROMPTS, base, system("aligned", 1, 1, version="w"), CONFIG, {})
     strange = FeaturedSystem("aligned", base.images.iloc[:20], base.features)
-    with pytest.raises(InputError, match="4 of 24 features are of pictures that are not among its 20 images"):
+    with pytest.raises(InputError, match="4 of 24 features are of images that are not among its 20 images"):
         compare_sets(PROMPTS, base, strange, CONFIG, {})
 
 

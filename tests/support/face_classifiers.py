@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from popalign_core.attributes.classifier_interface import FaceReading
-from popalign_core.attributes.classifier_process import IsolatedReader
+from popalign_core.attributes.classifier_process import IsolatedClassifier
 from popalign_core.errors import MissingWeightsError
 
 DEADLY = 13
 
 
-class CornerReader:
+class CornerClassifier:
     """Tells the value of a picture's first pixel as its score; dies as if out of memory at `DEADLY`."""
 
     name, version = "corner", "1"
@@ -36,34 +36,34 @@ class CornerReader:
         ]
 
 
-def load_nothing() -> CornerReader:
+def load_nothing() -> CornerClassifier:
     raise MissingWeightsError("no file at /nowhere; put one there")
 
 
-def die_loading() -> CornerReader:
+def die_loading() -> CornerClassifier:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
 
 
-def thread_count() -> CornerReader:
+def thread_count() -> CornerClassifier:
     """A reader whose version is the number of torch's threads."""
     import torch
 
-    reader = CornerReader()
-    reader.version = str(torch.get_num_threads())
-    return reader
+    classifier = CornerClassifier()
+    classifier.version = str(torch.get_num_threads())
+    return classifier
 
 
-def seen_gpu(device: str) -> CornerReader:
+def seen_gpu(device: str) -> CornerClassifier:
     """A reader whose version says which device it was given, and which GPUs its process sees."""
-    reader = CornerReader()
-    reader.version = f"{device} of {os.environ.get('CUDA_VISIBLE_DEVICES')}"
-    return reader
+    classifier = CornerClassifier()
+    classifier.version = f"{device} of {os.environ.get('CUDA_VISIBLE_DEVICES')}"
+    return classifier
 
 
-kept: list[IsolatedReader] = []
+kept: list[IsolatedClassifier] = []
 
 
 def keep_a_reader() -> None:
     """What a worker of a pool does: it has the reader for all its life."""
-    kept.append(IsolatedReader(CornerReader))
+    kept.append(IsolatedClassifier(CornerClassifier))
