@@ -1,4 +1,4 @@
-"""Flow `popalign-evaluate`: checkpoints that were never evaluated, each once, onto the leaderboard."""
+"""Flow `popalign-evaluate`: evaluates new checkpoints, each once, for the leaderboard."""
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact

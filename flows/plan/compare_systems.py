@@ -1,4 +1,4 @@
-"""Systems side by side: the steps that measure them on the same prompts and seeds, and the run that does it."""
+"""Comparing systems: the steps that measure them on the same prompts and seeds, and the run of those steps."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

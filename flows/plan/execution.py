@@ -1,4 +1,4 @@
-"""A plan carried out, node by node."""
+"""Running a plan, node by node."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial

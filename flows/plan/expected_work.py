@@ -1,4 +1,4 @@
-"""How many images a step will see; an estimate while prompts are still to be written."""
+"""How many images a step will process; an estimate while prompts are still to be written."""
 
 from collections.abc import Mapping
 from math import prod

@@ -1,4 +1,4 @@
-"""The table of steps: which stage works where in a flow, and what it takes from whom. Imports no torch."""
+"""The table of steps: the nodes of a flow, the stage of each, and its inputs. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

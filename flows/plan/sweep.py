@@ -1,4 +1,4 @@
-"""A sweep: its points as systems side by side, those whose training diverges told apart and never left out."""
+"""A sweep: its points as systems side by side, points whose training diverges are marked, never left out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -38,7 +38,7 @@ def links(
     """Every rater's link and completion code, a line each, separated by tabs; answers are in the third column."""
     from flows.review.server_settings import ReviewSettings
     from flows.review.sessions import invitation
-    from tasks.studies.pairwise import completion_code, invite
+    from tasks.studies.study_records import completion_code, invite
 
     opened = open_database(database, root)
     study = opened.study(name)

@@ -1,4 +1,4 @@
-"""Before every request: the name it came for, its size, failed attempts. After it: the headers of the answer."""
+"""Checks of every request (host name, size, failed log-ins) and the security headers of every answer."""
 
 import asyncio
 import logging

@@ -25,7 +25,7 @@ from popalign_core.config.review import CANNOT_TELL, CurateConfig, LabelConfig, 
 from popalign_core.review.screen_images import MEDIA_TYPE
 from storage.reviews.review_tables import ANSWER_PREFIX, CHOICES
 from storage.reviews.votes import Turn
-from tasks.studies.pairwise import completion_code, parse_study
+from tasks.studies.study_records import completion_code, parse_study
 
 router = APIRouter(prefix="/s/{name}")
 _CLASS_KEYS = "123456789abcdefghijklmnopqrstvwxyz"

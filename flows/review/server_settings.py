@@ -1,4 +1,4 @@
-"""How the review app is served: where, to whom, and how much of it at once."""
+"""Settings of the review server: address, allowed hosts and proxies, rate limits."""
 
 import secrets
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Who is asking: a rater by a signed link and then a cookie, the operator by the token. Every form is signed too."""
+"""Sessions: a rater has a signed link and then a cookie, the operator a token. Every form is signed too."""
 
 import hmac
 import time

@@ -1,4 +1,4 @@
-"""What the commands of the review app take, and what they open."""
+"""Options that the study commands share, and opening the database."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -8,7 +8,8 @@ from popalign_core.review.curation_results import CurationResults
 from popalign_core.review.labels import LabelResults
 from popalign_core.review.vote_results import StudyResults
 from storage.reviews.review_tables import Study
-from tasks.studies.pairwise import parse_study, study_results
+from tasks.studies.pairwise import study_results
+from tasks.studies.study_records import parse_study
 
 if TYPE_CHECKING:
     from storage.reviews.votes import ReviewDatabase

@@ -77,10 +77,6 @@ class IsolatedClassifier:
             readings = [one[0] if one else unreadable(CLASSIFIER_DIED) for one in alone]
         return readings
 
-    def process_id(self) -> int:
-        """Of the process, which is started if there is none."""
-        return self._ask(os.getpid)
-
     def _read(
         self, images: list[NDArray[np.uint8]], image_ids: Sequence[str], n_tries: int = _N_TRIES
     ) -> list[FaceReading] | None:

@@ -56,11 +56,6 @@ class FaceHeads:
             network.backbone = _with_trunk(network.backbone, self._networks.get(self._trunk_of[axis], network).backbone)
             self._networks[axis] = network.requires_grad_(False).to(self._device)
 
-    @property
-    def n_trunks(self) -> int:
-        """How many distinct trunks a face goes through."""
-        return len(set(self._trunk_of.values()))
-
     @torch.inference_mode()
     def read(self, crops: Sequence[NDArray[np.float32]]) -> dict[str, NDArray[np.float64]]:
         """Probabilities of faces `[224, 224, 3]` BGR in [0, 1]: axis -> `[N, K]`, each row summing to 1."""

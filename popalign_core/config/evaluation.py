@@ -1,4 +1,4 @@
-"""How the evaluation images are sampled, who scores them, and how certain the statistics are."""
+"""How the evaluation images are sampled and scored, and how certain the statistics are."""
 
 from typing import Annotated, Literal, Self
 
@@ -96,7 +96,7 @@ class EvaluationConfig(Frozen):
         description="reads the images of `popalign compare` too, to say how often two classifiers agree",
     )
     scorers: dict[ScorerName, ScorerConfig] = Field(
-        default={}, exclude_if=is_empty, description="who scores, by metric; empty is the CLIP of the portraits alone"
+        default={}, exclude_if=is_empty, description="scorers by metric; empty takes the embedded CLIP alone"
     )
 
     @model_validator(mode="after")

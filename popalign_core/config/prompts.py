@@ -75,7 +75,7 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
     "couples": {"list": "couples", "axes": ("couple",)},
     "age": {"list": "ages", "axes": ("age",)},
 }
-"""Benchmarks that a configuration may name without a list; what it says besides is laid over these."""
+"""Benchmarks that a configuration may name without a list; its other fields override these."""
 
 
 class PromptsConfig(Frozen):

@@ -34,7 +34,7 @@ class RuntimeConfig(Frozen):
         default=None, description="local folder the trackers write below; default logs/ below a local root, else here"
     )
     runner: Literal["inline", "threads", "processes", "ray", "dask"] = Field(
-        default="inline", description="who samples, reads and scores the shards of images"
+        default="inline", description="what samples, reads and scores the shards of images"
     )
     n_workers: int = Field(default=1, ge=1, description="of the runner; on one machine, at best one a GPU")
     runner_address: str | None = Field(

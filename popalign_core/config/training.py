@@ -57,7 +57,7 @@ class TrainingConfig(Frozen):
         default=(), description="drawn from these alone: few-step models such as SDXL-Turbo (249, 499, 749, 999)"
     )
     min_timestep: int = Field(
-        default=0, ge=0, description="timesteps are drawn from here up: who is in an image is decided early"
+        default=0, ge=0, description="the lowest timestep that is trained: who is in an image is decided at high noise"
     )
     timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
     n_steps: int = Field(default=150, ge=1)

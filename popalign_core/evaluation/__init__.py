@@ -19,7 +19,6 @@ __all__ = [
     "recall",
     "score_units",
     "share_distances",
-    "simulation",
     "thresholds",
     "wins",
 ]

@@ -139,7 +139,7 @@ def _pooled_discrepancy(metric: str, axis: str, terms: FloatArray, target: Float
 
 
 def _unbiased(axis: str, terms: FloatArray, target: FloatArray) -> Distance:
-    """Unlike `fairness.discrepancy_unbiased` it takes off the differences between prompts too, if there are several."""
+    """Unlike `fairness.squared_unbiased` it takes off the differences between prompts too, if there are several."""
 
     def shown(shares: FloatArray) -> FloatArray:
         return _distance(shares, target) ** 2

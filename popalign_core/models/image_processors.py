@@ -64,10 +64,6 @@ class ImagePreprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def apply(self, pixels_u8: NDArray[np.uint8]) -> Tensor:
-        """`[H, W, 3]` uint8 to `[3, h, w]` float32."""
-        return self.apply_all([pixels_u8])[0]
-
     def apply_all(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         """B of `[H, W, 3]` uint8 to `[B, 3, h, w]` float32; resized side by side, as PIL lets go of the interpreter."""
         n_threads = torch.get_num_threads()

@@ -115,7 +115,7 @@ def write_caption(row: dict[str, object], rng: np.random.Generator) -> str:
     """
     template = TEMPLATES[rng.integers(len(TEMPLATES))]
     if row["draw"] == "extra":
-        raise ValueError("an 'extra' picture has no caption: its race label is unknown")
+        raise ValueError("an 'extra' image has no caption: its race label is unknown")
     if rng.random() < EMPTY_CAPTION_RATE:
         return ""
     if row["draw"] == "thing":

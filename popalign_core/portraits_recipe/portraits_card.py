@@ -29,7 +29,7 @@ class Measurement:
     """Images of the model and what the classifier reads in them.
 
     Attributes:
-        rows: One row a picture: kind, occupation, asked_gender, asked_race, face, gender, race.
+        rows: One row an image: kind, occupation, asked_gender, asked_race, face, gender, race.
         pixels_u8: `[N, 64, 64, 3]` in the order of the rows.
     """
 

@@ -87,7 +87,7 @@ def load_pool(data_dir: Path, work_dir: Path, recipe: Recipe, split: str = "trai
 
 
 def captioned(pool: ImagePool) -> ImagePool:
-    """The pictures whose caption is known."""
+    """The images whose caption is known."""
     return pool.select((pool.rows["draw"] != "extra").to_numpy())
 
 
@@ -234,7 +234,7 @@ def _fit_classifier(
 
 
 def _folds(labels: Labels) -> NDArray[np.int64]:
-    """A fold for every picture, by identity or object, spread within each cell of gender and race."""
+    """A fold for every image, by identity or object, spread within each cell of gender and race."""
     cells: dict[tuple[int, int], list[str]] = {}
     genders, races = labels.classes["gender"].tolist(), labels.classes["race"].tolist()
     for who, gender, race in zip(labels.identity, genders, races, strict=True):
@@ -246,7 +246,7 @@ def _folds(labels: Labels) -> NDArray[np.int64]:
 
 
 def _through_autoencoder(autoencoder: AutoencoderTiny, pixels_u8: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
-    """The pictures as the autoencoder gives them back, which is how sampled pictures look."""
+    """The images as the autoencoder gives them back, which is how sampled images look."""
     if not path.exists():
         decoded = [
             decode_portraits(autoencoder, encode_portraits(autoencoder, pixels_u8[i : i + 256]))

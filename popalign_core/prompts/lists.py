@@ -16,7 +16,7 @@ from popalign_core.prompts.checks import check_balance
 
 SETS = ("occupations-train", "occupations-eval", "couples", "ages", "descriptors")
 """Shipped sets, written for this project: 300 and 100 occupations, and for evaluation couples, people of any age, and
-descriptions that pictures of people are often biased about."""
+descriptions that images of people are often biased about."""
 TEXT_COLUMNS = ("subject", "prompt", "text", "caption")
 """Columns that hold prompts, whatever their case; the first one there is read."""
 THEME_COLUMN = "theme"

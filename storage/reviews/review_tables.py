@@ -1,4 +1,4 @@
-"""The tables of a review database: studies, their pictures and pairs, who is asked what, and the votes."""
+"""The tables of a review database: studies, their images and pairs, questions to raters, and votes."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class Base(DeclarativeBase):
 
 
 class Study(Base):
-    """Two systems judged by people, pictures labelled or sets curated, as `config` says; then there are no systems.
+    """Two systems judged by people, images labelled or sets curated, as `config` says; then there are no systems.
 
     `secret` signs its raters' links and hides who they are in the export; `n_invited` counts its raters.
     """
@@ -49,9 +49,9 @@ class Picture(Base):
 
 
 class StudyPair(Base):
-    """Two sets of pictures for one prompt; `checks` names the question whose answer is known to be A.
+    """Two sets of images for one prompt; `checks` names the question whose answer is known to be A.
 
-    Of a picture to label, A alone; of a set to curate, A is what it starts from and B are the candidates.
+    Of an image to label, A alone; of a set to curate, A is what it starts from and B are the candidates.
     """
 
     __tablename__ = "pairs"
@@ -67,7 +67,7 @@ class StudyPair(Base):
 
 
 class Classes(Base):
-    """What a classifier saw in the pictures of a set to curate: image id -> axis -> class; what it could not read is
+    """What a classifier read in the images of a set to curate: image id -> axis -> class; what it could not read is
     absent.
     """
 
@@ -77,7 +77,7 @@ class Classes(Base):
 
 
 class Rater(Base):
-    """Somebody who was invited; who that is, the database does not know."""
+    """A person who was invited, without a name."""
 
     __tablename__ = "raters"
     rater_id: Mapped[str] = mapped_column(_ID, primary_key=True)
@@ -100,7 +100,7 @@ class Asked(Base):
 
 
 class Vote(Base):
-    """An answer. Its key is the question's: nobody can answer a question twice."""
+    """An answer. Its key is the question's: no question is answered twice."""
 
     __tablename__ = "votes"
     __table_args__ = (

@@ -79,7 +79,7 @@ def content_digest(path: Path) -> str:
 
 
 def classifier_identity(config: AttributesConfig) -> Any:
-    """What stands in a key for who reads: weights and labels by their content, never by their path."""
+    """What identifies the classifiers in a key: weights and labels by their content, never by their path."""
     found = [_identity(name, config) for name in config.names]
     return found[0] if isinstance(config.classifier, str) else found
 
@@ -157,7 +157,7 @@ def clip_folder() -> Path:
 
 
 def scorer_identities(config: EvaluationConfig) -> dict[str, Any]:
-    """What stands in a key for who scores: weights by their content, never by their path; null for absent ones."""
+    """What identifies the scorers in a key: weights by their content, never by their path; null for absent ones."""
     if not config.scorers:
         return {"clip": folder_digest(clip_folder())}
     contents = _scorer_contents(config.scorers)

@@ -66,7 +66,7 @@ def classifiers_in_use(settings: AttributesConfig) -> AttributesConfig:
 
 
 def hashed_classifier(settings: AttributesConfig) -> dict[str, Any]:
-    """What a key holds of who reads, and when an image is dropped."""
+    """What the key holds: the classifiers, and when an image is dropped."""
     later = settings.model_dump(mode="json", exclude_defaults=True, exclude={"classifiers"})
     hashed = settings.model_dump(mode="json", include=_ALWAYS_HASHED) | later
     return {"attributes": hashed, "classifier": classifier_identity(settings)}

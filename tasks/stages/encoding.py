@@ -46,7 +46,7 @@ class Encoder(Generic[RowT]):
 
     Attributes:
         files: Hold the rows.
-        n_pictures: A row.
+        n_images: A row.
         unit: What a row is, in the plural; its shards count them by this name.
         chunks: Files, rows a chunk and the numbers of the chunks wanted, to each chunk's number and its rows.
         fault: Why a row cannot be used, as far as can be told without decoding its images.

@@ -9,7 +9,7 @@ from tasks.common.stage_object import Inputs, Progress, Stage, View, drop_fields
 
 
 class EvaluateView(View):
-    """What metrics depend on besides the statistics.
+    """What metrics depend on in addition to the statistics.
 
     Attributes:
         system: Its name stands in the table.

@@ -15,7 +15,7 @@ _NOT_PROBED = ("seed", "sdedit", "inject_identity", "fair_diffusion", "safety_ch
 
 
 class TrainView(View):
-    """What a training depends on besides its inputs.
+    """What a training depends on in addition to its inputs.
 
     Attributes:
         training: Objective, weights, optimiser.

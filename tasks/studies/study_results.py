@@ -11,7 +11,8 @@ from popalign_core.errors import InputError
 from storage.store import Store
 from tasks.studies.curation import curated_table, iter_curated
 from tasks.studies.labelling import label_results, label_table
-from tasks.studies.pairwise import parse_kind, parse_study, read_votes, study_results
+from tasks.studies.pairwise import read_votes, study_results
+from tasks.studies.study_records import parse_kind, parse_study
 
 if TYPE_CHECKING:
     from popalign_core.review.curation_results import CurationResults

@@ -1,4 +1,4 @@
-"""A function over the shards of a stage, on Prefect's task runners: a dead worker costs the job it was at, no more."""
+"""A function over the shards of a stage, on Prefect's task runners: a dead worker costs only its own job."""
 
 import shutil
 from collections import Counter, deque

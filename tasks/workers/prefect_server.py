@@ -1,4 +1,4 @@
-"""The Prefect server that is configured: whether it answers, before work begins, and its errors in words."""
+"""The configured Prefect server: a check that it answers before work begins, and readable errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

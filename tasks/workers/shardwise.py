@@ -1,4 +1,4 @@
-"""Stages made shard by shard: which are left, who makes them, and how what comes back is kept."""
+"""Stages made shard by shard: finding the shards that are left, running them on workers, storing the results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

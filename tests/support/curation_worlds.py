@@ -22,7 +22,7 @@ from storage.reviews.votes import ReviewDatabase
 from storage.store import ArtifactRef, Store
 from tasks.studies.curation import create_curation
 from tasks.studies.labelling import create_labelling
-from tasks.studies.pairwise import parse_kind
+from tasks.studies.study_records import parse_kind
 
 RUN = "run"
 GENDER = Axis(name="gender", classes=("male", "female"))

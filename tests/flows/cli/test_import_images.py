@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from image_files import Named, write_csv, write_parquet
 from pair_files import picture
-from picture_files import Named, write_csv, write_parquet
 from typer.testing import CliRunner, Result
 
 from flows.cli.app import app

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chessboards import lit
-from picture_files import write_csv
+from image_files import write_csv
 from typer.testing import CliRunner
 
 from flows.cli.app import app

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from classifiers import DEADLY, CornerClassifier, die_loading, keep_a_reader, load_nothing, thread_count
+from face_classifiers import DEADLY, CornerClassifier, die_loading, keep_a_reader, load_nothing, thread_count
 
 from popalign_core.attributes.classifier_process import IsolatedClassifier
 from popalign_core.errors import ConfigError, MissingWeightsError, ResourceError
@@ -31,13 +31,13 @@ def test_it_reads_as_the_reader_in_it_does_in_another_process() -> None:
     assert (classifier.name, classifier.version, classifier.axes) == ("corner", "1", CornerClassifier.axes)
     assert classifier.read(pictures(1, 2, 3), ["a", "b", "c"]) == CornerClassifier().read(pictures(1, 2, 3))
     assert classifier.read([]) == []
-    assert classifier.process_id() != os.getpid()
+    assert classifier._ask(os.getpid) != os.getpid()
 
 
 def test_kill_minus_9_in_the_middle_of_a_batch_loses_nothing(tmp_path: Path) -> None:
     log = tmp_path / "log"
     classifier = IsolatedClassifier(partial(CornerClassifier, log=log, delay_s=1.0))
-    victim = classifier.process_id()
+    victim = classifier._ask(os.getpid)
 
     def kill_once_it_reads() -> None:
         while not log.exists():
@@ -48,7 +48,7 @@ def test_kill_minus_9_in_the_middle_of_a_batch_loses_nothing(tmp_path: Path) -> 
     killer.start()
     assert scores(classifier, 1, 2, 3) == [1, 2, 3]
     killer.join()
-    assert classifier.process_id() != victim
+    assert classifier._ask(os.getpid) != victim
     begun = [line.split() for line in log.read_text().splitlines()]
     assert [int(n) for _, n in begun] == [3, 3]  # the batch again, whole, in the new process
     assert begun[0][0] == str(victim)
@@ -75,7 +75,7 @@ def test_a_daemon_is_told_that_it_may_start_no_process(monkeypatch: pytest.Monke
 def test_killed_between_batches_it_starts_again() -> None:
     classifier = IsolatedClassifier(CornerClassifier)
     for value in (4, 5):
-        os.kill(classifier.process_id(), signal.SIGKILL)
+        os.kill(classifier._ask(os.getpid), signal.SIGKILL)
         assert scores(classifier, value) == [value]
 
 
@@ -110,7 +110,7 @@ def test_the_process_ends_with_a_killed_parent(tmp_path: Path) -> None:
         "from popalign_core.attributes.classifier_process import IsolatedClassifier\n"
         "from face_classifiers import CornerClassifier\n"
         "if __name__ == '__main__':\n"
-        "    print(IsolatedClassifier(CornerClassifier).process_id(), flush=True)\n"
+        "    print(IsolatedClassifier(CornerClassifier)._ask(os.getpid), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     script = tmp_path / "parent.py"

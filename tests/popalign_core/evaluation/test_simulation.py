@@ -3,9 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-
-from popalign_core.config import EvaluationConfig
-from popalign_core.evaluation.simulation import (
+from simulated_populations import (
     SETTINGS,
     TESTED,
     SimulationSetting,
@@ -14,6 +12,8 @@ from popalign_core.evaluation.simulation import (
     coverage_markdown,
     false_positives,
 )
+
+from popalign_core.config import EvaluationConfig
 
 CONFIG = EvaluationConfig(n_bootstrap=400)
 EQUAL = [number for number, setting in enumerate(SETTINGS) if not setting.tilt]

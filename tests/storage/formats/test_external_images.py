@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from picture_files import Named, write_csv, write_files, write_jsonl, write_parquet, write_subfolders
+from image_files import Named, write_csv, write_files, write_jsonl, write_parquet, write_subfolders
 
 from popalign_core.errors import InputError
 from storage.formats.external_images import ImageLabel, iter_external_images, open_external_images

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_files import write_parquet
 from pair_files import ten_pairs, write_pairs
-from picture_files import write_parquet
 from set_files import two_sets, write_sets
 from sibling_types import BOOLEANS, IMAGES, NUMBERS, SHARES, TEXTS, WHOLES
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from chessboards import lit
+from image_files import Named, write_csv, write_jsonl, write_parquet, write_subfolders
 from pair_files import picture
-from picture_files import Named, write_csv, write_jsonl, write_parquet, write_subfolders
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError

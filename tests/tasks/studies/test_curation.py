@@ -18,7 +18,7 @@ from storage.reviews.votes import ReviewDatabase
 from storage.store import Store
 from tasks.common.stage_object import open_store
 from tasks.studies.curation import create_curation, curated_table, publish_curated
-from tasks.studies.pairwise import invite
+from tasks.studies.study_records import invite
 from tasks.studies.study_results import add_to_report, curation_results, export_study, results_section
 
 
