@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from popalign_core.documents import read_json
 from popalign_core.errors import MissingWeightsError
-from popalign_core.models.weights_check import PartFolder, is_number
+from popalign_core.models.config_fit import is_number
+from popalign_core.models.weights_check import PartFolder
 
 ADAPTER_FILE: Final = "adapter_model.safetensors"
 _ADAPTER_SETTINGS: Final = "adapter_config.json"
