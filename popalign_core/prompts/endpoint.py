@@ -30,7 +30,7 @@ from popalign_core.prompts.answers import (
 from popalign_core.prompts.pacing import Budget, Pace, SpentError, StoppedError, backoff_s
 from popalign_core.prompts.service_errors import (
     asked_wait,
-    explain,
+    explain_error,
     may_pass,
     refuses_form,
     status_of,
@@ -194,7 +194,7 @@ class Endpoint:
                     continue
                 may_be_form = form < _PLAIN and status_of(error) == 500 and n_tries >= max(self._llm.max_retries, 1)
                 if not may_pass(error) or (n_tries > self._llm.max_retries and not may_be_form):
-                    said = self._without_key(explain(error, self._llm, n_tries))
+                    said = self._without_key(explain_error(error, self._llm, n_tries))
                     raise ServiceError(f"{self._llm.base_url}: {said}") from error
                 form = _PLAIN if may_be_form else form
                 self._rest(error, n_tries)

@@ -132,7 +132,7 @@ def _refuses_key(error: "openai.APIStatusError") -> bool:
     )
 
 
-def explain(error: Exception, llm: LLMConfig, n_tries: int) -> str:
+def explain_error(error: Exception, llm: LLMConfig, n_tries: int) -> str:
     """What the service did, and what to do about it."""
     import openai
 
