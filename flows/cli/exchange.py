@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.terminal.arguments import Config, Preset, Root, Settings
+from flows.terminal.arguments import Config, Preset, Root, Settings, filled_path
 
 if TYPE_CHECKING:
     from popalign_core.config import PipelineConfig, RuntimeConfig
@@ -20,7 +20,10 @@ exports = typer.Typer(no_args_is_help=True, help="Data for other programs.", ric
 
 @imports.command("pairs")
 def import_pairs(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Parquet files with Pick-a-Pic's columns.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(parser=filled_path, metavar="FILE...", help="Parquet files with Pick-a-Pic's columns."),
+    ],
     preset: Preset = None,
     config: Config = None,
     root: Root = None,
@@ -42,6 +45,7 @@ def import_sets(
     paths: Annotated[
         list[Path],
         typer.Argument(
+            parser=filled_path,
             metavar="PATH...",
             help="Parquet files, or folders of them, as `popalign export preferences --format datasets` writes.",
         ),
@@ -91,6 +95,7 @@ def import_images(
     paths: Annotated[
         list[Path],
         typer.Argument(
+            parser=filled_path,
             metavar="PATH...",
             help="Parquet files with image and prompt_id, prompt, text or caption, or folders: with metadata.csv, "
             "metadata.jsonl or metadata.parquet, or sub-folders named by the prompts' texts.",
@@ -123,7 +128,7 @@ def import_images(
 @exports.command("preferences")
 def export_preferences(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Of stage preferences, as `popalign plan` lists it.")],
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Of the folder to make.")],
+    path: Annotated[Path, typer.Argument(parser=filled_path, metavar="PATH", help="Of the folder to make.")],
     form: Annotated[
         Literal["pickapic", "datasets"],
         typer.Option("--format", help="Pairs as Diffusion-DPO trainers read them, or sets for HF `datasets`."),

@@ -7,6 +7,7 @@ import typer
 
 from flows.review import create_commands
 from flows.review.study_arguments import Database, Name, Root, Url, database_url, open_database, read_text
+from flows.terminal.arguments import filled_path
 
 studies = typer.Typer(
     no_args_is_help=True, help="Studies in which people judge, label or curate.", rich_markup_mode=None
@@ -66,7 +67,9 @@ def close(
 @studies.command()
 def instructions(
     name: Name,
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Markdown to put in their place.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(parser=filled_path, metavar="[FILE]", help="Markdown to put in their place.")
+    ] = None,
     root: Root = None,
     database: Database = None,
 ) -> None:
@@ -91,7 +94,11 @@ def report(
     name: Name,
     path: Annotated[
         Path | None,
-        typer.Argument(metavar="[PATH]", help="Of an HTML page to write; without it, the run's report gets a section."),
+        typer.Argument(
+            parser=filled_path,
+            metavar="[PATH]",
+            help="Of an HTML page to write; without it, the run's report gets a section.",
+        ),
     ] = None,
     root: Root = None,
     database: Database = None,
@@ -113,7 +120,7 @@ def report(
 @studies.command()
 def export(
     name: Name,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Ends in .parquet or .csv.")],
+    path: Annotated[Path, typer.Argument(parser=filled_path, metavar="PATH", help="Ends in .parquet or .csv.")],
     known_only: Annotated[
         bool,
         typer.Option(
@@ -156,7 +163,9 @@ def review(
             "command line: give the variable or --token-file.",
         ),
     ] = None,
-    token_file: Annotated[Path | None, typer.Option(help="A file whose first line is the token.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(parser=filled_path, metavar="PATH", help="A file whose first line is the token.")
+    ] = None,
     url: Url = None,
     trusted_proxies: Annotated[
         list[str] | None,

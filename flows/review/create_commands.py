@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flows.review.study_arguments import Database, Name, Root, open_database, read_text
+from flows.terminal.arguments import filled_path
 from popalign_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from storage.store import Store
 
 Run = Annotated[str, typer.Option(help="Folder under runs/ whose images are used.")]
-Instructions = Annotated[Path | None, typer.Option(help="A Markdown file; a shipped text when not given.")]
+Instructions = Annotated[
+    Path | None,
+    typer.Option(parser=filled_path, metavar="PATH", help="A Markdown file; a shipped text when not given."),
+]
 
 
 def create(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from popalign_core.attributes.classifier_interface import FaceReading, Images, abstain, unreadable
 from popalign_core.config.review import CANNOT_TELL
+from popalign_core.documents import other_separator
 from popalign_core.errors import InputError, MissingWeightsError
 
 UNLABELLED = "unlabelled"
@@ -82,7 +83,7 @@ def read_labels(path: Path) -> pd.DataFrame:
         table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     except Exception as error:  # what pandas and pyarrow raise has no common root
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{path} cannot be read ({reason}); give UTF-8 CSV or Parquet") from error
+        raise InputError(f"{path} cannot be read ({reason}); give UTF-8 CSV with commas, or Parquet") from error
     names = list(table.columns)
     missing = [name for name in LABEL_COLUMNS if name not in names]
     if missing:
@@ -106,7 +107,10 @@ def _read_csv(path: Path) -> pd.DataFrame:
     """Every cell as text. The first line is read as a row: as a header, pandas would rename what is there twice, and
     take the first column for an index where lines are longer.
     """
-    rows = pd.read_csv(path, dtype=str, header=None, keep_default_na=False, na_values=[""])
+    with path.open(encoding="utf-8-sig") as file:
+        if (found := other_separator(file.readline(), ",", LABEL_COLUMNS)) is not None:
+            raise ValueError(f"it has {found} between its columns, not commas")
+    rows = pd.read_csv(path, dtype=str, header=None, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
     return rows.iloc[1:].set_axis(rows.iloc[0], axis=1)
 
 

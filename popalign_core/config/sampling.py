@@ -11,7 +11,7 @@ class ModelConfig(Frozen):
     """A text-to-image model: the shipped `portraits`, a local diffusers folder, or a hub id with a revision."""
 
     name: Text = Field(default="portraits", description="'portraits', a folder, or a hub id")
-    revision: str | None = Field(default=None, description="hub revision (commit); required for a hub id")
+    revision: Text | None = Field(default=None, description="hub revision (commit); required for a hub id")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     storage: Literal["float8"] | None = Field(
         default=None, description="sampling: how the denoiser's weights are kept; they are cast to dtype when used"

@@ -18,12 +18,12 @@ def fuse_lora(pipeline: Any, file: Path, scale: float) -> None:
 
     Args:
         pipeline: Of a class that can take LoRAs; changed in place, on the CPU or elsewhere.
-        file: In diffusers', kohya's or peft's format, safetensors.
+        file: In diffusers', kohya's, ComfyUI's or peft's format, safetensors.
         scale: 1 is the LoRA as trained.
 
     Raises:
         MissingWeightsError: When the file, or the adapter_config.json beside it, is damaged.
-        ConfigError: When it is another model's, or no LoRA that diffusers can load.
+        ConfigError: When it is another model's, in a format that is not read for this one, or no LoRA.
     """
     try:
         weights, metadata = read_lora(pipeline, file)

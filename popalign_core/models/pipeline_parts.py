@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from popalign_core.errors import DamagedWeightsError
-from popalign_core.models.weights_check import UNREADABLE, PartFolder, is_number, load_module, load_tokenizer
+from popalign_core.models.config_fit import is_number
+from popalign_core.models.weights_check import UNREADABLE, PartFolder, check_end, load_module, load_tokenizer
 
 # Schedulers whose noise is that of the betas in their configuration; the samplers here start from these.
 _OF_BETAS = frozenset(
@@ -105,7 +106,11 @@ def load_pipeline_parts(
         if name == "scheduler":
             found[name] = _load_scheduler(kind, part, str(index["_class_name"]).startswith(_FLOW_PIPELINES))
         elif name.startswith("tokenizer"):
-            found[name] = _load_words(kind, part, found.get(name.replace("tokenizer", "text_encoder")))
+            encoder = name.replace("tokenizer", "text_encoder")
+            found[name] = _load_words(kind, part, found.get(encoder))
+            if encoder in found:
+                of_encoder = PartFolder(f"{encoder} of {root.what}", root.path / encoder, root.fix)
+                check_end(found[encoder], found[name], of_encoder)
         elif issubclass(kind, nn.Module):
             found[name] = load_module(kind, part, dtype)
     return found

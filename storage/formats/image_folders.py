@@ -11,11 +11,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import pyarrow as pa
 
+from popalign_core.documents import other_separator
 from popalign_core.errors import InputError
 from storage.formats.column_kinds import TEXT
 from storage.formats.external_files import check_columns, iter_rows, list_files, opened
@@ -153,7 +155,11 @@ def _read_parquet(path: Path) -> tuple[list[str], Rows]:
 
 
 def _read_csv(path: Path, file: Iterable[str]) -> tuple[list[str], Rows]:
-    reader = csv.DictReader(file, strict=True)
+    lines = iter(file)
+    first = next(lines, "")
+    if (found := other_separator(first, ",", (_FILE, *NAMED_BY))) is not None:
+        raise InputError(f"{path} has {found} between its columns, not commas; save it again with commas")
+    reader = csv.DictReader(chain([first], lines), strict=True)
     rows: Rows = [(f"line {reader.line_num}", row) for row in reader]
     for where, row in rows:
         more: Any = row.get(None)  # type: ignore[call-overload]  # where DictReader puts them

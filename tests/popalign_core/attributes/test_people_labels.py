@@ -143,8 +143,12 @@ def test_an_index_is_a_column_like_others(tmp_path):
     [
         (b"image_id,axis,class,class\na,hat,one,two\n", r"has the columns \['class'\] more than once"),
         (b"image_id,axis,class\na,hat,one,\nb,hat,two,\n", "cannot be read .*Expected 3 fields in line 2, saw 4"),
-        ("image_id,axis,class\na,hat,béret\n".encode("latin1"), "cannot be read .*; give UTF-8 CSV or Parquet"),
-        ("image_id,axis,class\na,hat,one\n".encode("utf-16"), "cannot be read .*; give UTF-8 CSV or Parquet"),
+        (b"image_id;axis;class\na;hat;one\n", "has semicolons between its columns, not commas.*; give UTF-8 CSV with"),
+        (b"\xef\xbb\xbfimage_id;axis;class\na;hat;1,5\n", "has semicolons between its columns"),
+        (b"image_id\taxis\tclass\na\that\tone\n", "has tabs between its columns, not commas"),
+        (b"sep=;\nimage_id;axis;class\na;hat;one\n", "has semicolons between its columns"),
+        ("image_id,axis,class\na,hat,béret\n".encode("latin1"), "cannot be read .*; give UTF-8 CSV with commas"),
+        ("image_id,axis,class\na,hat,one\n".encode("utf-16"), "cannot be read .*; give UTF-8 CSV with commas"),
         (b'image_id,axis,class\na,hat,"one\n', "cannot be read .*EOF inside string"),
     ],
 )

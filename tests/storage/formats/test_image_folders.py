@@ -139,6 +139,13 @@ def test_names_that_lead_nowhere_are_refused(tmp_path: Path, file: Any, message:
     ("name", "content", "message"),
     [
         ("metadata.csv", "file_name,text,text\n0.png,a,b\n", r"has the column 'text' 2 times; keep one"),
+        (
+            "metadata.csv",
+            "file_name;text\n0.png;a photo, smiling\n",
+            "has semicolons between its columns, not commas; save",
+        ),
+        ("metadata.csv", "\ufefffile_name\ttext\n0.png\ta judge\n", "has tabs between its columns, not commas"),
+        ("metadata.csv", "sep=;\nfile_name;text\n0.png;a judge\n", "has semicolons between its columns"),
         ("metadata.csv", "file_name,text\n0.png,a photo, smiling\n", r"line 2 has more cells .*\[' smiling'\]; put co"),
         ("metadata.csv", 'file_name,text\n0.png,"a photo\n', r"cannot be read \(unexpected end of data\)"),
         ("metadata.csv", "file_name,text\n0.png,café\n".encode("latin1"), r"cannot be read .*; write it again as UTF"),
