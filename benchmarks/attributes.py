@@ -38,13 +38,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from popalign_core.attributes.deepface import DeepFaceReader
+from popalign_core.attributes.classifier_interface import likeliest
+from popalign_core.attributes.deepface import DeepFaceClassifier
 from popalign_core.attributes.deepface_files import HEAD_WEIGHTS, modeling, weights_place
 from popalign_core.attributes.detector import FaceDetector
-from popalign_core.attributes.reader import likeliest
 from popalign_core.config import AttributesConfig
 
-Pictures = list[NDArray[np.uint8]]
+Images = list[NDArray[np.uint8]]
 Label = tuple[str, str, int] | None
 
 PORTRAITS = Path(__file__).resolve().parents[2] / "shared" / "data" / "portraits_256.zip"
@@ -89,7 +89,7 @@ def _standardise(network: Any, faces: torch.Tensor) -> None:
     last.weight.div_(outputs.std(0)[:, None, None, None])
 
 
-def one_by_one(pictures: Pictures, backend: str, axes: Sequence[str]) -> list[Label]:
+def one_by_one(pictures: Images, backend: str, axes: Sequence[str]) -> list[Label]:
     """The public way: a call an image, and of its faces the largest."""
     from deepface import DeepFace
     from deepface.modules.exceptions import FaceNotDetected
@@ -107,7 +107,7 @@ def one_by_one(pictures: Pictures, backend: str, axes: Sequence[str]) -> list[La
     return labels
 
 
-def batched(reader: DeepFaceReader, pictures: Pictures) -> list[Label]:
+def batched(reader: DeepFaceClassifier, pictures: Images) -> list[Label]:
     """This project's reader on all of them."""
     labels: list[Label] = []
     for reading in reader.read(pictures):
@@ -118,18 +118,18 @@ def batched(reader: DeepFaceReader, pictures: Pictures) -> list[Label]:
     return labels
 
 
-def load_pictures(path: Path, n: int) -> Pictures:
-    """The first pictures of a zip file, evenly from all of it."""
+def load_images(path: Path, n: int) -> Images:
+    """The first images of a zip file, evenly from all of it."""
     with zipfile.ZipFile(path) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
         chosen = names[:: max(1, len(names) // n)][:n]
         return [np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB")) for name in chosen]
 
 
-def compare(pictures: Pictures, options: argparse.Namespace) -> dict[str, Any]:
+def compare(pictures: Images, options: argparse.Namespace) -> dict[str, Any]:
     """Both ways in turns on the weights that lie there now."""
-    reader, detector = DeepFaceReader(_settings(options)), FaceDetector(_settings(options))
-    systems: dict[str, Callable[[Pictures], list[Label]]] = {
+    reader, detector = DeepFaceClassifier(_settings(options)), FaceDetector(_settings(options))
+    systems: dict[str, Callable[[Images], list[Label]]] = {
         "DeepFace.analyze": lambda some: one_by_one(some, options.backend, options.axes),
         "popalign": lambda some: batched(reader, some),
     }
@@ -184,7 +184,7 @@ def main() -> None:
     options = parse_options()
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
-    pictures = load_pictures(options.pictures, options.images)
+    pictures = load_images(options.pictures, options.images)
     detector = FaceDetector(_settings(options))
     crops = np.stack([crop for crop in (detector.detect(pixels)[1] for pixels in pictures) if crop is not None])
     with tempfile.TemporaryDirectory() as home:

@@ -3,7 +3,7 @@
 The first peer calls diffusers' pipeline for one prompt and one image at a time, as the public research script does; the
 second hands the same pipeline whole batches. This engine embeds each distinct prompt once, takes both halves of the
 guidance in one forward, and lays the weights out channels last. All draw the same images from the same noise with the
-same scheduler, steps, guidance and dtype, in turns, in one process; their pictures must agree within a grey level or
+same scheduler, steps, guidance and dtype, in turns, in one process; their images must agree within a grey level or
 two of rounding. The batched ones try each of `--batches` in the warm-up and keep their best.
 
     python benchmarks/sampling.py
@@ -79,7 +79,7 @@ def stock(pipeline: Any, texts: list[str], latents: torch.Tensor, size: Sampling
 def run_engine(sampler: Sampler, prompts: list[str], index: list[int], size: SamplingConfig) -> Pixels:
     """This engine, from prompts to pixels."""
     embeddings, empty = embed_prompts(sampler.pipeline, prompts, 32), embed_prompts(sampler.pipeline, [""], 1)
-    drawn = sampler.draw(Captions(embeddings, index, empty), list(range(len(index))), size)
+    drawn = sampler.sample(Captions(embeddings, index, empty), list(range(len(index))), size)
     return np.concatenate([pixels for pixels, _ in drawn])
 
 
@@ -106,7 +106,7 @@ def main() -> None:
     device = resolve_device(options.device)
     model = ModelConfig(name=options.model, dtype=options.dtype)
     pipeline, ours = load_pipeline(model, device=device), load_pipeline(model, device=device)
-    pipeline.watermark = None  # diffusers' own pictures would carry one wherever the package is installed
+    pipeline.watermark = None  # diffusers' own images would carry one wherever the package is installed
     size = SamplingConfig(n_steps=options.steps, guidance_scale=options.guidance, width=options.px, height=options.px)
     pipeline.scheduler = make_scheduler(pipeline.scheduler, size.scheduler)
     sampler = Sampler(ours, RuntimeConfig(batch_size=options.batches[0], compile=options.compile))
@@ -160,7 +160,7 @@ def main() -> None:
     }
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
     if max(apart.values()) > 4:
-        raise SystemExit("the pictures differ: the systems do not do the same work")
+        raise SystemExit("the images differ: the systems do not do the same work")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,24 @@
-"""Scoring pictures: the public calls, one picture at a time, and this project's batched scorers, on the same files.
+"""Scoring images: the public calls, one image at a time, and this project's batched scorers, on the same files.
 
 The files are small checkpoints in the published formats, which the tests make (`tests/support/scorer_files.py`). Every
-scorer is compared with a call a picture as its model card or package makes it; `hpsv2.score` reads its checkpoint at
+scorer is compared with a call an image as its model card or package makes it; `hpsv2.score` reads its checkpoint at
 every call, so HPS is compared with that and also with the same steps on a network that stays loaded. All go in turns
-and must give the same scores to 1e-4. `--same N` pictures in a row have one prompt, as in an evaluation.
+and must give the same scores to 1e-4. `--same N` images in a row have one prompt, as in an evaluation.
 
 `popalign` is one process with two threads of torch; `workers` two warm processes with one each, as the stage runs with
 `runtime.runner=processes` and `runtime.n_workers=2`: for a while after each parallel region OpenMP's threads wait at
-full speed and take a core from those that resize pictures, which is most of the work of a small network.
+full speed and take a core from those that resize images, which is most of the work of a small network.
 
     python benchmarks/scoring.py
     python benchmarks/scoring.py --images 200 --size 1024 --rounds 5
 
-On two quiet cores of an AMD EPYC (torch 2.13, 192 pictures of 256 px, best of five rounds, three runs), in images/s,
+On two quiet cores of an AMD EPYC (torch 2.13, 192 images of 256 px, best of five rounds, three runs), in images/s,
 public call / popalign / workers: CLIP score 357 / 1879 / 2890 (4.9 to 5.4 and 7.6 to 8.1 times), PickScore 358 / 1943
 / 2869 (5.2 to 5.4; 7.8 to 8.0), aesthetics 575 / 2097 / 3054 (3.5 to 3.8; 5.3 to 5.5), HPS 73 / 1576 / 2066 of a call
 that reads its checkpoint (21; 28) and 323 / 1575 / 2023 of one that keeps it (4.7 to 4.9; 6.3), ImageReward 231 /
 1160 / 1696 (4.8 to 5.0; 7.3 to 7.5). Others' load hits the public calls hardest, since two threads meet at the end of
 every small operation: measure on quiet cores. The networks are small here: with the real ones on a processor, what
-remains is that a prompt's words are embedded once and that scorers of one CLIP share its embedding of a picture.
+remains is that a prompt's words are embedded once and that scorers of one CLIP share its embedding of an image.
 """
 
 import argparse
@@ -58,7 +58,7 @@ from tasks.workers.shard_worker import Place, run_job
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 import scorer_files as files
 
-Pictures = list[NDArray[np.uint8]]
+Images = list[NDArray[np.uint8]]
 Call = Callable[[NDArray[np.uint8], str], float]
 SUBJECTS = ("doctor", "nurse", "judge", "dancer", "farmer", "pilot", "baker", "artist")
 
@@ -82,7 +82,7 @@ def write_files(folder: Path) -> dict[str, Any]:
 
 
 def public_calls(folder: Path) -> dict[str, Call]:
-    """One picture and its prompt to a score, by the steps of model cards and packages; all loaded once but `hps`."""
+    """One image and its prompt to a score, by the steps of model cards and packages; all loaded once but `hps`."""
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
     model: Any = CLIPModel.from_pretrained(folder / "clip").eval()
@@ -127,7 +127,7 @@ def public_calls(folder: Path) -> dict[str, Call]:
 
 
 def padded(picture: NDArray[np.uint8], side: int) -> torch.Tensor:
-    """hpsv2's preprocessing of one picture."""
+    """hpsv2's preprocessing of one image."""
     values = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
     height, width = (round(length * side / max(picture.shape[:2])) for length in picture.shape[:2])
     values = functional.interpolate(values[None], (height, width), mode="bicubic", antialias=True)[0]
@@ -137,21 +137,21 @@ def padded(picture: NDArray[np.uint8], side: int) -> torch.Tensor:
 
 
 class Workers:
-    """Processes as those of `--runner processes`, warm, with one torch thread each and a part of the pictures."""
+    """Processes as those of `--runner processes`, warm, with one torch thread each and a part of the images."""
 
-    def __init__(self, n: int, pictures: Pictures, texts: Sequence[str], batch_size: int, folder: Path) -> None:
+    def __init__(self, n: int, pictures: Images, texts: Sequence[str], batch_size: int, folder: Path) -> None:
         self._pools = [ProcessPoolExecutor(1, get_context("spawn")) for _ in range(n)]
         self._place = Place(str(folder), n_threads=1, n_workers=n)
         length = batch_size * math.ceil(len(pictures) / batch_size / n)  # whole batches, as in shards
         parts = [slice(start, start + length) for start in range(0, n * length, length)]
-        self._ask(_take_pictures, [(pictures[part], texts[part], batch_size) for part in parts])
+        self._ask(_take_images, [(pictures[part], texts[part], batch_size) for part in parts])
 
     def load(self, load: Callable[[], Scorer]) -> None:
         """Load a scorer in each."""
         self._ask(_take_scorer, [(load,)] * len(self._pools))
 
     def score(self) -> NDArray[np.float64]:
-        """What the scorers loaded last say of all pictures."""
+        """What the scorers loaded last say of all images."""
         return np.concatenate(self._ask(_score_part, [()] * len(self._pools)))
 
     def close(self) -> None:
@@ -171,7 +171,7 @@ _part: dict[str, Any] = {}
 """Of a worker."""
 
 
-def _take_pictures(pictures: Pictures, texts: Sequence[str], batch_size: int) -> None:
+def _take_images(pictures: Images, texts: Sequence[str], batch_size: int) -> None:
     _part.update(pictures=pictures, texts=texts, batch_size=batch_size)
 
 
@@ -188,13 +188,13 @@ def _load_scorer(name: str, settings: ScorerConfig, folder: Path) -> Scorer:
     return build_judges({name: settings}, folder / "clip", "cpu", {}).scorers[0]
 
 
-def compare(pictures: Pictures, texts: Sequence[str], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def compare(pictures: Images, texts: Sequence[str], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Every scorer against its public call, in turns."""
     settings = write_files(folder)
     reward = _load_scorer("image_reward", settings["image_reward"], folder)
 
     def image_reward(picture: NDArray[np.uint8], text: str) -> float:
-        return float(reward.score([picture], [text])[0])  # its package runs the same networks, one picture a call
+        return float(reward.score([picture], [text])[0])  # its package runs the same networks, one image a call
 
     calls = public_calls(folder) | {"image_reward": image_reward}
     workers = Workers(options.workers, pictures, texts, options.batch_size, folder)
@@ -213,7 +213,7 @@ def _race(
     public: Call,
     load: Callable[[], Scorer],
     workers: Workers,
-    pictures: Pictures,
+    pictures: Images,
     texts: Sequence[str],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def _race(
     }
 
 
-def _batched(scorer: Scorer, pictures: Pictures, texts: Sequence[str], batch_size: int) -> NDArray[np.float64]:
+def _batched(scorer: Scorer, pictures: Images, texts: Sequence[str], batch_size: int) -> NDArray[np.float64]:
     starts = range(0, len(pictures), batch_size)
     return np.concatenate([scorer.score(pictures[i : i + batch_size], texts[i : i + batch_size]) for i in starts])
 

@@ -1,3 +1,3 @@
 """Flows that chain the stages, and the command line."""
 
-__all__ = ["cli", "compare", "evaluate", "pipeline", "plan", "published", "review", "stage", "terminal"]
+__all__ = ["cli", "compare", "evaluate", "pipeline", "plan", "prefect_artifacts", "review", "stage", "terminal"]

@@ -3,12 +3,12 @@
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-from flows.plan.systems_run import run_comparison
-from flows.published import call_as_task, chosen_config, metrics_markdown, report_url
+from flows.plan.compare_systems import run_comparison
+from flows.prefect_artifacts import call_as_task, chosen_config, metrics_markdown, report_url
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store
-from tasks.registered import artifact_key
+from tasks.prefect_tasks import artifact_key
 
 TABLE_1 = ("base", "sft", "dpo", "popalign", "dpo+popalign", "cads", "dynamic-cfg")
 """The systems of the paper's Table 1."""

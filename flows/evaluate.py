@@ -1,10 +1,10 @@
-"""Flow `popalign-evaluate`: checkpoints that were never evaluated, each once, onto the leaderboard."""
+"""Flow `popalign-evaluate`: evaluates new checkpoints, each once, for the leaderboard."""
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.plan.checkpoints import evaluate_checkpoints, find_checkpoints
-from flows.published import call_as_task, chosen_config, leaderboard_markdown
+from flows.prefect_artifacts import call_as_task, chosen_config, leaderboard_markdown
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from tasks.publishing.leaderboard import read_leaderboard
 

@@ -6,12 +6,12 @@ from prefect import flow
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
 
 from flows.plan.runs import run_pipeline
-from flows.published import call_as_task, chosen_config, metrics_markdown, report_url
+from flows.prefect_artifacts import call_as_task, chosen_config, metrics_markdown, report_url
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store
+from tasks.prefect_tasks import artifact_key
 from tasks.publishing.finished_run import read_metrics
-from tasks.registered import artifact_key
 from tasks.stages.image_grid import draw_grid, read_pairs
 
 

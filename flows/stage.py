@@ -4,11 +4,11 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.plan.runs import run_stage
-from flows.published import call_as_task, chosen_config, manifest_markdown
+from flows.prefect_artifacts import call_as_task, chosen_config, manifest_markdown
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store
-from tasks.registered import artifact_key
+from tasks.prefect_tasks import artifact_key
 
 
 @flow(name="popalign-stage", flow_run_name="stage {node}")

@@ -16,6 +16,9 @@ _MOST_DOTS = 64
 _LONG_KEY = re.compile(
     rf"(?:[\w-]+|\"[^\"\n]*\"|'[^'\n]*')(?:\s*\.\s*(?:[\w-]+|\"[^\"\n]*\"|'[^'\n]*')){{{_MOST_DOTS},}}"
 )
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_SPREADSHEET_HINT = re.compile(r'"?sep=(.)"?,*', re.IGNORECASE)
+"""What Excel reads in a first line."""
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -65,6 +68,24 @@ def check_depth(document: Any, most: int) -> None:
         if not level:
             return
     raise ValueError(f"it is nested more than {most} deep")
+
+
+def other_separator(header: str, expected: str, wanted: Iterable[str]) -> str | None:
+    """What separates the columns of a table in place of what is expected, in words; None where that does.
+
+    Args:
+        header: Its first line.
+        expected: The separator.
+        wanted: Names of columns in lower case, of which it should have one.
+    """
+    names = set(wanted)
+    if hint := _SPREADSHEET_HINT.fullmatch(header.strip()):
+        return None if hint[1] == expected else _SEPARATORS.get(hint[1], repr(hint[1]))
+
+    def splits(mark: str) -> bool:
+        return not names.isdisjoint(cell.strip().strip('"').casefold() for cell in header.split(mark))
+
+    return None if splits(expected) else next((word for mark, word in _SEPARATORS.items() if splits(mark)), None)
 
 
 def repeated_key(pairs: Iterable[tuple[str, Any]]) -> str | None:

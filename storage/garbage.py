@@ -62,7 +62,7 @@ def collect(root: Root, scratch: Scratch, folders: Iterable[ArtifactRef], *, dry
     ]
     for ref in sorted({*folders, *scratch.refs(), *copies}):
         try:
-            # where nothing can be written there is nobody to keep out, and no lock to be made
+            # a read-only store has no other writers and cannot hold a lock
             with nullcontext() if dry_run and not root.is_writable else scratch.lock(ref, wait=False):
                 published = _collect_artifact(root, ref, ref in used, report)
                 _collect_scratch(scratch, ref, ref in used, published, report)

@@ -40,7 +40,7 @@ def check_name(what: str, name: str) -> None:
     """Refuse a name that cannot be one folder's.
 
     Raises:
-        StoreError: When it is empty, hidden, or has a character besides letters, digits, dot, dash, underscore.
+        StoreError: When it is empty, hidden, or has a character other than letters, digits, dot, dash, underscore.
     """
     if not _NAME.fullmatch(name):
         raise StoreError(f"{what} {name!r} cannot name a folder; use letters, digits, '.', '-' and '_'")

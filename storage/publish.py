@@ -59,7 +59,7 @@ def _schemas(tables: Mapping[str, int]) -> dict[str, int]:
 
 
 def _move_into_place(root: Root, build: Build, manifest: Manifest) -> None:
-    """One rename makes the artifact appear: its manifest is written last, and nobody sees the folder before that."""
+    """One rename makes the artifact appear: its manifest is written last, and the folder is not visible before that."""
     for leftover in build.folder.rglob(f"*{PARTIAL}"):
         leftover.unlink()
     target = f"{build.ref.stage}/{build.ref.key}"

@@ -150,7 +150,7 @@ def damaged(root: Root, ref: ArtifactRef, file: str, what: str) -> StoreError:
     """The error for a file that is not what the manifest says."""
     return StoreError(
         f"artifact {ref} in {root.url} is damaged: {file} {what}; see all damage with `popalign verify`, then "
-        f"delete the folder {root.at(str(ref))} and run again: what is missing is made anew"
+        f"delete the folder {root.at(str(ref))} and run again: what is missing is made again"
     )
 
 

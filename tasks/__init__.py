@@ -2,6 +2,6 @@
 
 from popalign_core.models.quiet import be_quiet
 
-be_quiet()  # whoever works on a stage, a worker or a flow, imports this package first
+be_quiet()  # stages, workers and flows all import this package first
 
-__all__ = ["common", "publishing", "registered", "stages", "studies", "workers"]
+__all__ = ["common", "prefect_tasks", "publishing", "stages", "studies", "workers"]

@@ -61,7 +61,7 @@ WIDTH = 32
 GENDERS = ("male", "female")
 
 
-class PixelSumReader:
+class PixelSumClassifier:
     """Male where the red on the white squares of a chessboard sums to more than that on the black ones. No model.
 
     Even-handed over the tiny pipeline's pictures, and a measure of a whole picture: a pixel that is rounded to the next
@@ -77,7 +77,7 @@ class PixelSumReader:
     def read(self, pictures: Any, image_ids: Any = ()) -> list[Any]:
         from chessboards import chessboard
 
-        from popalign_core.attributes.reader import FaceReading
+        from popalign_core.attributes.classifier_interface import FaceReading
 
         readings = []
         for pixels in pictures:
@@ -163,7 +163,7 @@ def tiny_run(make_once: MakeOnce, tiny_weights: Path) -> Path:
     """The store of a whole run of `tiny_config` by the name "run", for reading."""
 
     def fill(folder: Path) -> None:
-        from flows.plan.running import call_directly
+        from flows.plan.execution import call_directly
         from flows.plan.runs import run_pipeline
 
         with pytest.MonkeyPatch.context() as patch:
@@ -216,7 +216,7 @@ def make_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 def _stand_in(weights: Path, patch: pytest.MonkeyPatch) -> None:
     from tasks.common import measuring
 
-    reader = measuring.Classifier(lambda: "pixel-sum@1", lambda config, device: PixelSumReader())
+    reader = measuring.Classifier(lambda: "pixel-sum@1", lambda config, device: PixelSumClassifier())
     patch.setitem(measuring.CLASSIFIERS, "portraits", reader)
     patch.setattr(measuring, "clip_folder", lambda: weights / "clip")
 

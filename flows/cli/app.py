@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 from flows.cli.compare import check, compare, sweep
 from flows.cli.exchange import exports, imports
 from flows.review.commands import review, studies
-from flows.terminal.arguments import Config, Force, Name, Preset, Replace, Root, Settings
+from flows.terminal.arguments import Config, Force, Name, Preset, Replace, Root, Settings, filled_path
 from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
 from popalign_core.models.quiet import be_quiet
 
@@ -110,7 +110,7 @@ def stage(
     force: Force = False,
 ) -> None:
     """Run one stage, and before it whatever it needs and is not in the store."""
-    from flows.plan.running import call_directly
+    from flows.plan.execution import call_directly
     from flows.plan.runs import run_stage
     from flows.terminal.options import build_config
     from flows.terminal.progress import console_progress
@@ -160,7 +160,7 @@ def train_pairs(
     replace: Replace = False,
 ) -> None:
     """Train the base model on imported pairs or sets; the same command again resumes."""
-    from flows.plan.running import call_directly
+    from flows.plan.execution import call_directly
     from flows.plan.runs import train_on_pairs
     from flows.terminal.options import build_config, run_name
     from flows.terminal.progress import console_progress
@@ -183,7 +183,7 @@ def evaluate(
 ) -> None:
     """Evaluate models that the leaderboard does not have yet, and print their rows."""
     from flows.plan.checkpoints import evaluate_checkpoints, evaluation_protocol, named_checkpoints
-    from flows.plan.running import call_directly
+    from flows.plan.execution import call_directly
     from flows.terminal.options import build_config
     from flows.terminal.progress import console_progress
     from flows.terminal.terminal_tables import board_lines
@@ -246,7 +246,9 @@ def doctor(root: Root = None) -> None:
 
 @app.command()
 def synthetic(
-    out: Annotated[Path, typer.Option(help="Folder for synthetic.html and synthetic.csv.")] = Path("synthetic"),
+    out: Annotated[
+        Path, typer.Option(parser=filled_path, metavar="PATH", help="Folder for synthetic.html and synthetic.csv.")
+    ] = Path("synthetic"),
     n_seeds: Annotated[int, typer.Option("--seeds", help="Seeds of the three main settings.")] = 5,
     n_steps: Annotated[int, typer.Option("--steps", help="Optimiser steps a run.")] = 3000,
 ) -> None:
@@ -267,9 +269,16 @@ def synthetic(
 
 @portraits.command()
 def train(
-    data: Annotated[Path, typer.Option(help="Folder with portraits.parquet and things.parquet.")],
-    out: Annotated[Path, typer.Option(help="Folder for the weights.")] = Path("portraits-weights"),
-    work: Annotated[Path | None, typer.Option(help="Folder for checkpoints; OUT-work when not given.")] = None,
+    data: Annotated[
+        Path, typer.Option(parser=filled_path, metavar="PATH", help="Folder with portraits.parquet and things.parquet.")
+    ],
+    out: Annotated[Path, typer.Option(parser=filled_path, metavar="PATH", help="Folder for the weights.")] = Path(
+        "portraits-weights"
+    ),
+    work: Annotated[
+        Path | None,
+        typer.Option(parser=filled_path, metavar="PATH", help="Folder for checkpoints; OUT-work when not given."),
+    ] = None,
 ) -> None:
     """Train the embedded model from its data; the same command again resumes."""
     missing = [name for name in ("portraits.parquet", "things.parquet") if not (data / name).is_file()]
@@ -304,7 +313,7 @@ def _open(root: str | None, *, create: bool = True) -> "Store":
 def _run_here(
     config: "PipelineConfig", runtime: "RuntimeConfig", name: str, planned: "Plan", *, replace: bool
 ) -> "dict[str, ArtifactRef]":
-    from flows.plan.running import call_directly
+    from flows.plan.execution import call_directly
     from flows.plan.runs import run_pipeline
     from flows.terminal.progress import console_progress
 

@@ -36,8 +36,8 @@ def compare(
     replace: Replace = False,
 ) -> None:
     """Measure systems side by side, on the same prompts and seeds; what is in the store is not run again."""
-    from flows.plan.running import call_directly
-    from flows.plan.systems_run import plan_systems, run_comparison
+    from flows.plan.compare_systems import plan_systems, run_comparison
+    from flows.plan.execution import call_directly
     from flows.terminal.options import build_config, run_name
     from flows.terminal.progress import console_progress
     from flows.terminal.terminal_tables import plan_lines, systems_lines
@@ -80,7 +80,7 @@ def sweep(
     replace: Replace = False,
 ) -> None:
     """Measure what a parameter does to fairness and quality; guidance, beta, set size, any field. Draws the front."""
-    from flows.plan.running import call_directly
+    from flows.plan.execution import call_directly
     from flows.plan.sweep import plan_sweep, run_sweep
     from flows.terminal.options import build_config, parse_sweep, run_name
     from flows.terminal.progress import console_progress
@@ -137,11 +137,11 @@ def check(
 ) -> None:
     """Judge a model by thresholds, for use in CI: exits with 9 when an interval misses one, or none is proven."""
     from flows.plan.check import check_model
-    from flows.plan.running import call_directly
+    from flows.plan.execution import call_directly
     from flows.terminal.options import build_config
     from flows.terminal.progress import console_progress
     from flows.terminal.terminal_tables import outcome_json, outcome_lines
-    from popalign_core.evaluation.gate import GateOutcome, parse_threshold
+    from popalign_core.evaluation.thresholds import GateOutcome, parse_threshold
 
     asked = {
         "max-discrepancy": max_discrepancy,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.terminal.arguments import Config, Preset, Root, Settings
+from flows.terminal.arguments import Config, Preset, Root, Settings, filled_path
 
 if TYPE_CHECKING:
     from popalign_core.config import PipelineConfig, RuntimeConfig
@@ -20,13 +20,16 @@ exports = typer.Typer(no_args_is_help=True, help="Data for other programs.", ric
 
 @imports.command("pairs")
 def import_pairs(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Parquet files with Pick-a-Pic's columns.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(parser=filled_path, metavar="FILE...", help="Parquet files with Pick-a-Pic's columns."),
+    ],
     preset: Preset = None,
     config: Config = None,
     root: Root = None,
     settings: Settings = None,
 ) -> None:
-    """Encode pairs of pictures that somebody compared, and print their key for `popalign train`."""
+    """Encode pairs of images that somebody compared, and print their key for `popalign train`."""
     from flows.terminal.options import build_config
     from flows.terminal.terminal_tables import import_line
     from tasks.stages.pairs import import_pairs as stage
@@ -42,6 +45,7 @@ def import_sets(
     paths: Annotated[
         list[Path],
         typer.Argument(
+            parser=filled_path,
             metavar="PATH...",
             help="Parquet files, or folders of them, as `popalign export preferences --format datasets` writes.",
         ),
@@ -51,7 +55,7 @@ def import_sets(
     root: Root = None,
     settings: Settings = None,
 ) -> None:
-    """Encode sets of pictures that were preferred to others, and print their key for `popalign train`."""
+    """Encode sets of images that were preferred to others, and print their key for `popalign train`."""
     from flows.terminal.options import build_config
     from flows.terminal.terminal_tables import sets_line
     from tasks.stages.sets import import_sets as stage
@@ -91,9 +95,10 @@ def import_images(
     paths: Annotated[
         list[Path],
         typer.Argument(
+            parser=filled_path,
             metavar="PATH...",
             help="Parquet files with image and prompt_id, prompt, text or caption, or folders: with metadata.csv, "
-            "metadata.jsonl or metadata.parquet, or sub-folders that bear the prompts' texts.",
+            "metadata.jsonl or metadata.parquet, or sub-folders named by the prompts' texts.",
         ),
     ],
     preset: Preset = None,
@@ -101,36 +106,36 @@ def import_images(
     root: Root = None,
     settings: Settings = None,
 ) -> None:
-    """Bring pictures of the evaluation prompts, drawn elsewhere, into the store, and print their key."""
-    from flows.plan.running import call_directly
-    from flows.plan.runs import import_pictures
+    """Import images of the evaluation prompts, made elsewhere, into the store, and print their key."""
+    from flows.plan.execution import call_directly
+    from flows.plan.runs import import_external_images
     from flows.terminal.options import build_config
     from flows.terminal.progress import console_progress
-    from flows.terminal.terminal_tables import pictures_line
+    from flows.terminal.terminal_tables import images_line
     from storage.store import Store
     from tasks.stages.imported import count_prompts
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
     with console_progress() as progress:
-        refs = import_pictures(paths, pipeline, runtime, call=call_directly(progress))
+        refs = import_external_images(paths, pipeline, runtime, call=call_directly(progress))
     store, ref = Store(runtime.root), refs["imported"]
     drops = store.read_table(ref, "drops").to_dict("records")
-    n_pictured, n_prompts = count_prompts(store, refs["benchmarks"], ref)
-    typer.echo(pictures_line(store.manifest(ref).rows["images"], n_pictured, n_prompts, drops), err=True)
+    n_covered, n_prompts = count_prompts(store, refs["benchmarks"], ref)
+    typer.echo(images_line(store.manifest(ref).rows["images"], n_covered, n_prompts, drops), err=True)
     typer.echo(ref.key)
 
 
 @exports.command("preferences")
 def export_preferences(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Of stage preferences, as `popalign plan` lists it.")],
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Of the folder to make.")],
+    path: Annotated[Path, typer.Argument(parser=filled_path, metavar="PATH", help="Of the folder to make.")],
     form: Annotated[
         Literal["pickapic", "datasets"],
         typer.Option("--format", help="Pairs as Diffusion-DPO trainers read them, or sets for HF `datasets`."),
     ] = "pickapic",
     root: Root = None,
 ) -> None:
-    """Write preferences with their pictures as a folder of Parquet files."""
+    """Write preferences with their images as a folder of Parquet files."""
     from flows.terminal.options import DEFAULT_ROOT
     from flows.terminal.progress import console_progress
     from popalign_core.config import RuntimeConfig

@@ -1,3 +1,13 @@
 """What a run is made of: the table of steps, their plan, and the runs, comparisons and sweeps that carry it out."""
 
-__all__ = ["check", "checkpoints", "expected_work", "planning", "running", "runs", "steps", "sweep", "systems_run"]
+__all__ = [
+    "check",
+    "checkpoints",
+    "compare_systems",
+    "execution",
+    "expected_work",
+    "planning",
+    "runs",
+    "steps",
+    "sweep",
+]

@@ -1,13 +1,13 @@
-"""A model before its thresholds: evaluated where the leaderboard does not have it, then judged. For someone's CI."""
+"""Checking a model against thresholds, for CI; it is evaluated first where the leaderboard does not have it."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from flows.plan.checkpoints import CandidateModel, evaluate_checkpoints, evaluation_protocol, named_checkpoints
-from flows.plan.running import Call
+from flows.plan.execution import Call
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.evaluation.clip_score import CLIP_SCORE
-from popalign_core.evaluation.gate import Judgement, Threshold, check_thresholds, judge_thresholds
+from popalign_core.evaluation.thresholds import Judgement, Threshold, check_thresholds, judge_thresholds
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store
 from tasks.publishing.leaderboard import read_leaderboard

@@ -1,4 +1,4 @@
-"""Which checkpoints were never evaluated, and their way onto the leaderboard. Works with Prefect tasks or without."""
+"""Finds checkpoints that were never evaluated and puts them on the leaderboard, with Prefect tasks or without."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from flows.plan.execution import Call, run_plan
 from flows.plan.planning import plan_run
-from flows.plan.running import Call, run_plan
 from flows.plan.steps import PROMPT_STEPS, evaluation_steps
 from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError
@@ -68,7 +68,7 @@ def named_checkpoints(models: Iterable[str]) -> list[CandidateModel]:
 
 
 def evaluation_protocol(config: PipelineConfig, runtime: RuntimeConfig) -> str:
-    """What decides a leaderboard row besides the weights: prompts, sampling, classifier, metrics, their versions."""
+    """What a leaderboard row depends on, apart from the weights: prompts, sampling, classifier, metrics, versions."""
     steps = (*PROMPT_STEPS, *evaluation_steps(SYSTEM, model="any"))
     return plan_run(config, runtime, steps, given={"any": ArtifactRef("model", "any")})[-1].ref.key
 

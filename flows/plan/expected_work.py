@@ -1,4 +1,4 @@
-"""How many images a step will see; an estimate while prompts are still to be written."""
+"""How many images a step will process; an estimate while prompts are still to be written."""
 
 from collections.abc import Mapping
 from math import prod
@@ -10,7 +10,7 @@ from tasks.stages import sample
 
 
 def expected_images(step: Step, config: PipelineConfig) -> int:
-    """Images that a step draws, reads or scores; 0 for steps that see none."""
+    """Images that a step samples, reads or scores; 0 for steps that see none."""
     name = step.node.partition(":")[0]
     if name not in ("sample", "attributes", "sample-eval", "attributes-eval", "attributes-second", "scores"):
         return 0

@@ -21,7 +21,7 @@ class PlannedNode:
         step: Stage and place.
         ref: Stage and key of the node's artifact.
         is_hit: Whether it is published already.
-        n_images: Images to draw, read or score; an estimate while prompts are still to be written.
+        n_images: Images to sample, read or score; an estimate while prompts are still to be written.
         n_steps: Training steps.
         request: What is asked of the stage; None where it has nothing to do.
     """

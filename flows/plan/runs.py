@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from flows.plan.execution import Call, run_plan
 from flows.plan.planning import Plan, plan_run
-from flows.plan.running import Call, run_plan
 from flows.plan.steps import PAIRS_STEP, PROMPT_STEPS, Step, needed_for
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef
@@ -31,7 +31,7 @@ def run_pipeline(
         config: What decides the results.
         runtime: Store, device, batch size.
         name: Of the run's folder.
-        call: How a node is run: `graph.call_directly(...)` or `published.call_as_task`.
+        call: How a node is run: `execution.call_directly(...)` or `prefect_artifacts.call_as_task`.
         planned: The plan of this run; made here when not given.
         replace: Whether a finished run of another configuration may give way.
 
@@ -104,14 +104,14 @@ def train_on_pairs(
     return publish_training(run_plan(planned, runtime, call), config, runtime, name)
 
 
-def import_pictures(
+def import_external_images(
     sources: Sequence[str | Path], config: PipelineConfig, runtime: RuntimeConfig, *, call: Call
 ) -> dict[str, ArtifactRef]:
-    """Bring pictures of the evaluation prompts that were made elsewhere into the store, and before them the prompts.
+    """Bring images of the evaluation prompts that were made elsewhere into the store, and before them the prompts.
 
     Args:
         sources: Folders and Parquet files as `storage.formats.external_images` describes them.
-        config: What decides the prompts and the pictures' size.
+        config: What decides the prompts and the images' size.
         runtime: Store, shard size.
         call: How a stage is called.
 
@@ -119,7 +119,7 @@ def import_pictures(
         The artifacts of the prompts and of `imported`.
 
     Raises:
-        InputError: When a source cannot be read, or no picture can be used.
+        InputError: When a source cannot be read, or no image can be used.
     """
     step = Step("imported", imported.import_images, {"prompts": "benchmarks"}, {"sources": sources})
     planned = plan_run(config, runtime, [*PROMPT_STEPS, step])

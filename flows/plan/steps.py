@@ -1,4 +1,4 @@
-"""The table of steps: which stage works where in a flow, and what it takes from whom. Imports no torch."""
+"""The table of steps: the nodes of a flow, the stage of each, and its inputs. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -79,7 +79,7 @@ PROMPT_STEPS = (
 TRAINING_STEPS = (
     Step("sample", sample.sample_images, {"prompts": "identities"}, {"purpose": "preferences"}),
     Step("attributes", attributes.read_attributes, {"prompts": "identities", "sample": "sample"}),
-    # On training images: they are drawn and read anyway, and no image both calibrates and is judged.
+    # On training images: they are sampled and read anyway, and no image both calibrates and is judged.
     Step(
         "calibration",
         calibration.calibrate_classifier,

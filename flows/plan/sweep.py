@@ -1,12 +1,12 @@
-"""A sweep: its points as systems side by side, those whose training diverges told apart and never left out."""
+"""A sweep: its points as systems side by side, points whose training diverges are marked, never left out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.plan.running import Call, run_plan, run_steps
+from flows.plan.compare_systems import NODE, SystemsPlan, plan_systems
+from flows.plan.execution import Call, run_plan, run_steps
 from flows.plan.steps import Step
-from flows.plan.systems_run import NODE, SystemsPlan, plan_systems
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.config.sweeps import SweepPoint, default_system, expand_sweep
 from popalign_core.errors import DivergedError, TrainingError

@@ -51,7 +51,7 @@ def serve(database_url: str, settings: ReviewSettings) -> None:
     """Serve until interrupted."""
     import uvicorn
 
-    from flows.review.patience import ImpatientProtocol
+    from flows.review.request_timeouts import ImpatientProtocol
 
     uvicorn.run(
         make_app(database_url, settings),
@@ -61,7 +61,7 @@ def serve(database_url: str, settings: ReviewSettings) -> None:
         access_log=False,
         http=ImpatientProtocol,
         limit_concurrency=_MOST_CONNECTIONS,
-        # else whoever is on this machine could name any address as theirs
+        # otherwise any local process could claim any client address
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
     )

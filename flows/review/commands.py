@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from flows.review import create_commands
-from flows.review.opening import Database, Name, Root, Url, database_url, open_database, read_text
+from flows.review.study_arguments import Database, Name, Root, Url, database_url, open_database, read_text
+from flows.terminal.arguments import filled_path
 
 studies = typer.Typer(
     no_args_is_help=True, help="Studies in which people judge, label or curate.", rich_markup_mode=None
@@ -18,7 +19,7 @@ for command in (create_commands.create, create_commands.curate, create_commands.
 @studies.command("list")
 def list_studies(root: Root = None, database: Database = None) -> None:
     """All studies and how far they are."""
-    from flows.review.lines import about
+    from flows.review.study_text import about
 
     opened = open_database(database, root)
     for study in opened.studies():
@@ -30,7 +31,7 @@ def list_studies(root: Root = None, database: Database = None) -> None:
 @studies.command()
 def links(
     name: Name,
-    new: Annotated[int, typer.Option("--new", metavar="N", min=0, help="Invite so many more raters first.")] = 0,
+    new: Annotated[int, typer.Option("--new", metavar="N", min=0, help="Invite N more raters first.")] = 0,
     url: Url = None,
     root: Root = None,
     database: Database = None,
@@ -38,7 +39,7 @@ def links(
     """Every rater's link and completion code, a line each, separated by tabs; answers are in the third column."""
     from flows.review.server_settings import ReviewSettings
     from flows.review.sessions import invitation
-    from tasks.studies.pairwise import completion_code, invite
+    from tasks.studies.study_records import completion_code, invite
 
     opened = open_database(database, root)
     study = opened.study(name)
@@ -58,7 +59,7 @@ def close(
     root: Root = None,
     database: Database = None,
 ) -> None:
-    """End a rater's part; what is not answered goes to whoever is invited next."""
+    """End a rater's part; its unanswered questions go to raters invited later."""
     open_database(database, root).close_rater(name, rater)
     typer.echo(f"rater {rater} is closed; `popalign study links {name} --new 1` invites another")
 
@@ -66,7 +67,9 @@ def close(
 @studies.command()
 def instructions(
     name: Name,
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Markdown to put in their place.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(parser=filled_path, metavar="[FILE]", help="Markdown to put in their place.")
+    ] = None,
     root: Root = None,
     database: Database = None,
 ) -> None:
@@ -80,7 +83,7 @@ def instructions(
 @studies.command()
 def results(name: Name, root: Root = None, database: Database = None) -> None:
     """Win rates, agreement and whom the checks flag; labels of each class; how near the target sets came."""
-    from flows.review.lines import study_lines
+    from flows.review.study_text import study_lines
 
     for line in study_lines(open_database(database, root), name):
         typer.echo(line)
@@ -91,7 +94,11 @@ def report(
     name: Name,
     path: Annotated[
         Path | None,
-        typer.Argument(metavar="[PATH]", help="Of an HTML page to write; without it, the run's report gets a section."),
+        typer.Argument(
+            parser=filled_path,
+            metavar="[PATH]",
+            help="Of an HTML page to write; without it, the run's report gets a section.",
+        ),
     ] = None,
     root: Root = None,
     database: Database = None,
@@ -113,7 +120,7 @@ def report(
 @studies.command()
 def export(
     name: Name,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Ends in .parquet or .csv.")],
+    path: Annotated[Path, typer.Argument(parser=filled_path, metavar="PATH", help="Ends in .parquet or .csv.")],
     known_only: Annotated[
         bool,
         typer.Option(
@@ -125,7 +132,7 @@ def export(
     root: Root = None,
     database: Database = None,
 ) -> None:
-    """Write everything said, raters under pseudonyms, as table `votes`, `labels` or `curated`."""
+    """Write all answers, raters under pseudonyms, as table `votes`, `labels` or `curated`."""
     from tasks.studies.study_results import export_study
 
     n_rows = export_study(open_database(database, root), name, path, known_only=known_only)
@@ -156,7 +163,9 @@ def review(
             "command line: give the variable or --token-file.",
         ),
     ] = None,
-    token_file: Annotated[Path | None, typer.Option(help="A file whose first line is the token.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(parser=filled_path, metavar="PATH", help="A file whose first line is the token.")
+    ] = None,
     url: Url = None,
     trusted_proxies: Annotated[
         list[str] | None,

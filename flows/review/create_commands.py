@@ -1,4 +1,4 @@
-"""`popalign study create`, `curate` and `label`: studies made of what a run drew."""
+"""`popalign study create`, `curate` and `label`: studies made of a run's images."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.review.opening import Database, Name, Root, open_database, read_text
+from flows.review.study_arguments import Database, Name, Root, open_database, read_text
+from flows.terminal.arguments import filled_path
 from popalign_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from popalign_core.config.review import StudyConfig
+    from storage.store import Store
 
 Run = Annotated[str, typer.Option(help="Folder under runs/ whose images are used.")]
-Instructions = Annotated[Path | None, typer.Option(help="A Markdown file; a shipped text when not given.")]
+Instructions = Annotated[
+    Path | None,
+    typer.Option(parser=filled_path, metavar="PATH", help="A Markdown file; a shipped text when not given."),
+]
 
 
 def create(
@@ -29,7 +33,7 @@ def create(
     root: Root = None,
     database: Database = None,
     kind: Annotated[
-        Literal["sets", "images"], typer.Option(help="Sets of 5 and three raters a pair, or single pictures and five.")
+        Literal["sets", "images"], typer.Option(help="Sets of 5 and three raters a pair, or single images and five.")
     ] = "sets",
     benchmark: Annotated[str, typer.Option(help="Whose evaluation prompts to use.")] = "neutral",
     instructions: Instructions = None,
@@ -38,25 +42,17 @@ def create(
         typer.Option("--set", metavar="FIELD=VALUE", help="Such as n_raters=5, n_pairs=40, set_size=4, n_checks=6."),
     ] = None,
 ) -> None:
-    """Make a study of what two systems drew for the same prompts and seeds."""
-    from flows.terminal.options import DEFAULT_ROOT
-    from storage.store import Store
+    """Make a study of what two systems sampled for the same prompts and seeds."""
+    from popalign_core.config.review import KINDS, StudyConfig
     from tasks.studies.pairwise import create_study, find_samples
 
-    config = _build_config(kind, settings or [])
-    text = None if instructions is None else read_text(instructions)
-    store = Store(root or DEFAULT_ROOT)
+    with _config_errors(StudyConfig):
+        config = StudyConfig.model_validate(KINDS[kind].model_dump() | _parse(settings))
+    text, store = _check_text(name, instructions), _open_store(root)
     source = find_samples(store, run, systems)
-    n_pairs = create_study(
-        open_database(database, root),
-        store,
-        _check_name(name),
-        source,
-        config=config,
-        benchmark=benchmark,
-        instructions=text,
-    )
-    typer.echo(f"{n_pairs} pair(s); now `popalign study links {name} --new N` invites raters")
+    opened = open_database(database, root)
+    n_pairs = create_study(opened, store, name, source, config=config, benchmark=benchmark, instructions=text)
+    _invite(name, f"{n_pairs} pair(s)", "raters")
 
 
 def curate(
@@ -71,26 +67,22 @@ def curate(
     ] = None,
 ) -> None:
     """Make a study in which people make the preferred sets, an image at a time (PopAlign, Appendix B)."""
-    from flows.terminal.options import DEFAULT_ROOT
     from popalign_core.config.review import CurateConfig
-    from storage.store import Store
     from tasks.studies.curation import create_curation
 
-    text = None if instructions is None else read_text(instructions)
-    opened, store = open_database(database, root), Store(root or DEFAULT_ROOT)
+    text, store = _check_text(name, instructions), _open_store(root)
+    opened = open_database(database, root)
     with _config_errors(CurateConfig):
-        n_sets, n_left_out = create_curation(
-            opened, store, _check_name(name), run, settings=_parse(settings), instructions=text
-        )
+        n_sets, n_left_out = create_curation(opened, store, name, run, settings=_parse(settings), instructions=text)
     left_out = f", {n_left_out} prompt(s) have too few images" if n_left_out else ""
-    typer.echo(f"{n_sets} set(s){left_out}; now `popalign study links {name} --new N` invites curators")
+    _invite(name, f"{n_sets} set(s){left_out}", "curators")
 
 
 def label(
     name: Name,
     run: Run,
     images: Annotated[
-        str, typer.Option(help="Which: `sample`, drawn for preferences, or such as `sample-eval:base`.")
+        str, typer.Option(help="Which: `sample`, sampled for preferences, or such as `sample-eval:base`.")
     ] = "sample",
     axes: Annotated[
         list[str] | None,
@@ -108,33 +100,17 @@ def label(
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Such as n_images=200, n_raters=3.")
     ] = None,
 ) -> None:
-    """Make a study in which people say what they see in single pictures."""
-    from flows.terminal.options import DEFAULT_ROOT
+    """Make a study in which people say what they see in single images."""
     from popalign_core.config.review import LabelConfig
-    from storage.store import Store
     from tasks.studies.labelling import create_labelling
 
-    text = None if instructions is None else read_text(instructions)
-    opened, store = open_database(database, root), Store(root or DEFAULT_ROOT)
+    text, store, classes = _check_text(name, instructions), _open_store(root), _parse_axes(axes or [])
+    opened, given = open_database(database, root), _parse(settings)
     with _config_errors(LabelConfig):
         n_images = create_labelling(
-            opened,
-            store,
-            _check_name(name),
-            run,
-            classes=_parse_axes(axes or []),
-            settings=_parse(settings),
-            node=images,
-            instructions=text,
+            opened, store, name, run, classes=classes, settings=given, node=images, instructions=text
         )
-    typer.echo(f"{n_images} image(s); now `popalign study links {name} --new N` invites raters")
-
-
-def _build_config(kind: str, settings: list[str]) -> "StudyConfig":
-    from popalign_core.config.review import KINDS, StudyConfig
-
-    with _config_errors(StudyConfig):
-        return StudyConfig.model_validate(KINDS[kind].model_dump() | _parse(settings))
+    _invite(name, f"{n_images} image(s)", "raters")
 
 
 def _parse(settings: list[str] | None) -> dict[str, Any]:
@@ -164,10 +140,22 @@ def _config_errors(model: "type[BaseModel]") -> Iterator[None]:
         ) from error
 
 
-def _check_name(name: str) -> str:
+def _check_text(name: str, instructions: Path | None) -> str | None:
+    """Refuse a name that no study can have; the text of the instructions, if there are any."""
     from storage.keys import check_name
 
     check_name("study", name)
     if len(name) > 64:
         raise ConfigError(f"the study's name has {len(name)} characters; give at most 64")
-    return name
+    return None if instructions is None else read_text(instructions)
+
+
+def _open_store(root: str | None) -> "Store":
+    from flows.terminal.options import DEFAULT_ROOT
+    from storage.store import Store
+
+    return Store(root or DEFAULT_ROOT)
+
+
+def _invite(name: str, made: str, whom: str) -> None:
+    typer.echo(f"{made}; now `popalign study links {name} --new N` invites {whom}")

@@ -1,4 +1,4 @@
-"""A curator's pages: the set, one of its pictures marked and what may come in its place, and where the set stands."""
+"""A curator's pages: the set with one image marked, its proposed replacement, and the balance of the set."""
 
 import time
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from flows.review.templating import message, page
 from popalign_core.config.review import CurateConfig
 from popalign_core.errors import InputError
 from popalign_core.preferences.chain import Chain, Proposal, accept, undo_proposal
-from popalign_core.review.curating import next_proposal, replay, weigh
+from popalign_core.review.curation_chains import next_proposal, replay, weigh
 from storage.reviews.chain_steps import add_step, drop_step, end_chain, read_classes, read_steps
 from storage.reviews.review_tables import DONE, GIVEN_UP, ChainStep, StudyPair
 from storage.reviews.votes import Turn
-from tasks.studies.pairwise import parse_kind
+from tasks.studies.study_records import parse_kind
 
 router = APIRouter(prefix="/s/{name}/curate")
 Balance = Literal["shown", "hidden"]
@@ -43,7 +43,7 @@ class _Standing:
         return [*self.pair.pictures_a, *self.pair.pictures_b][ids.index(str(image_id))]
 
     def ahead(self) -> list[str]:
-        """Pictures that come next, whatever is answered."""
+        """Images that come next, whatever is answered."""
         proposal = self.proposal
         if proposal is None:
             return []

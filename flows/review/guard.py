@@ -1,4 +1,4 @@
-"""Before every request: the name it came for, its size, failed attempts. After it: the headers of the answer."""
+"""Checks of every request (host name, size, failed log-ins) and the security headers of every answer."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.review.patience import BODY_S
+from flows.review.request_timeouts import BODY_S
 from flows.review.server_settings import ReviewSettings
 
 _log = logging.getLogger("popalign.review")

@@ -1,10 +1,9 @@
-"""The operator's pages: studies, how far they are, what they say, who is invited, the instructions."""
+"""The operator's pages: studies, their progress and results, raters, instructions."""
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from markupsafe import Markup
 
-from flows.review.lines import about
 from flows.review.sessions import (
     OPERATOR_COOKIE,
     Form,
@@ -17,9 +16,10 @@ from flows.review.sessions import (
     review_of,
     sign_form,
 )
+from flows.review.study_text import about
 from flows.review.templating import markdown, page
 from storage.reviews.review_tables import Rater, Study
-from tasks.studies.pairwise import completion_code, invite, parse_study
+from tasks.studies.study_records import completion_code, invite, parse_study
 from tasks.studies.study_results import results_section, study_table, table_csv
 
 router = APIRouter(dependencies=[Depends(operator)])

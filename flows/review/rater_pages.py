@@ -22,10 +22,10 @@ from flows.review.sessions import (
 )
 from flows.review.templating import markdown, message, page
 from popalign_core.config.review import CANNOT_TELL, CurateConfig, LabelConfig, StudyConfig
-from popalign_core.review.screen import MEDIA_TYPE
-from storage.reviews.review_tables import CHOICES, SAID
+from popalign_core.review.screen_images import MEDIA_TYPE
+from storage.reviews.review_tables import ANSWER_PREFIX, CHOICES
 from storage.reviews.votes import Turn
-from tasks.studies.pairwise import completion_code, parse_study
+from tasks.studies.study_records import completion_code, parse_study
 
 router = APIRouter(prefix="/s/{name}")
 _CLASS_KEYS = "123456789abcdefghijklmnopqrstvwxyz"
@@ -97,7 +97,7 @@ def undo(request: Request, name: str, session: Session, form: Form) -> Response:
 
 @router.get("/done")
 def done(request: Request, name: str, session: Session) -> Response:
-    """The end, with the completion code, for whoever has answered everything."""
+    """The end, with the completion code, for raters who have answered everything."""
     database = review_of(request).database
     if database.turn(session.rater_id) is not None:
         return _go(f"/s/{name}/judge")
@@ -142,12 +142,12 @@ def _picture_context(turn: Turn, config: LabelConfig) -> dict[str, Any]:
     """What of a turn the page shows: not the prompt, which may say what there is to see."""
     number = config.asks.index(turn.asked.question)
     classes = config.questions[number].answers
-    answers = [(f"{SAID}{each}", each, key) for each, key in zip(classes, _CLASS_KEYS, strict=False)]
+    answers = [(f"{ANSWER_PREFIX}{each}", each, key) for each, key in zip(classes, _CLASS_KEYS, strict=False)]
     return {
         "axis": turn.asked.question,
         "number": number,
         "picture": turn.pair.pictures_a[0],
-        "answers": [*answers, (f"{SAID}{CANNOT_TELL}", CANNOT_TELL.capitalize(), "0")],
+        "answers": [*answers, (f"{ANSWER_PREFIX}{CANNOT_TELL}", CANNOT_TELL.capitalize(), "0")],
         "ahead": turn.ahead,
     }
 
@@ -156,7 +156,7 @@ def _choices(config: StudyConfig | LabelConfig | CurateConfig, question: str) ->
     """What a form may say."""
     if isinstance(config, LabelConfig):
         classes = config.questions[config.asks.index(question)].answers
-        return tuple(f"{SAID}{each}" for each in (*classes, CANNOT_TELL))
+        return tuple(f"{ANSWER_PREFIX}{each}" for each in (*classes, CANNOT_TELL))
     return CHOICES if isinstance(config, StudyConfig) else ()
 
 

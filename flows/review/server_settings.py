@@ -1,4 +1,4 @@
-"""How the review app is served: where, to whom, and how much of it at once."""
+"""Settings of the review server: address, allowed hosts and proxies, rate limits."""
 
 import secrets
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ class ReviewSettings:
 
     @property
     def hosts(self) -> frozenset[str] | None:
-        """Names this app answers to, so that no foreign name can be pointed at it; None is any (there is a token)."""
+        """Names this app answers to, which guards against DNS rebinding; None is any (there is a token)."""
         if not is_loopback(self.host):
             return None
         return frozenset({*LOOPBACK_NAMES, urlsplit(self.base_url).hostname or ""})

@@ -1,4 +1,4 @@
-"""Who is asking: a rater by a signed link and then a cookie, the operator by the token. Every form is signed too."""
+"""Sessions: a rater has a signed link and then a cookie, the operator a token. Every form is signed too."""
 
 import hmac
 import time
@@ -68,7 +68,7 @@ def admit(request: Request, name: str, token: str, purpose: str) -> RaterSession
 
 
 def onlooker(request: Request, name: str) -> None:
-    """As `rater_session`, but whoever once was a rater may go on looking; nothing is asked of the database."""
+    """As `rater_session`, but also for raters whose part has ended; does not read the database."""
     read_token(request, name, request.cookies.get(RATER_COOKIE, ""), "session")
 
 
@@ -107,7 +107,7 @@ def invitation(study: Study, rater_id: str, base_url: str) -> str:
 
 
 def remember(response: Response, review: Review, name: str, value: str, path: str) -> None:
-    """Set a cookie that no script can read and no foreign page's form is sent with."""
+    """Set a cookie that no script can read and no other site's form is sent with."""
     is_secure = review.settings.base_url.startswith("https://")
     response.set_cookie(name, value, path=path, httponly=True, samesite="lax", secure=is_secure, max_age=90 * 24 * 3600)
 
@@ -138,7 +138,7 @@ def open_form(session: RaterSession, purpose: str, form: dict[str, str]) -> list
 
 
 def operator(request: Request) -> None:
-    """Let the operator pass: with a token only whoever logged in, without one whoever is on this machine.
+    """Let the operator pass: with a token only after log-in, without one anybody on this machine.
 
     Raises:
         HTTPException: 401.

@@ -1,4 +1,4 @@
-"""Templates: everything that goes into a page is escaped, Markdown holds no HTML of its own."""
+"""Templates of the review pages: all values are escaped, and HTML in Markdown is not passed through."""
 
 from functools import cache
 from pathlib import Path

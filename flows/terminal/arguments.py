@@ -12,9 +12,21 @@ def _not_empty(value: str | None) -> str | None:
     return value
 
 
+def filled_path(text: str) -> Path:
+    """A path that a user names: nothing, as of a variable that is not set, would be the current folder."""
+    if not str(text).strip():
+        raise typer.BadParameter("a path is empty: is the variable set that it comes from? '.' is the current folder")
+    return Path(text)
+
+
 Preset = Annotated[str | None, typer.Option(help="A named configuration; 'portraits' when nothing is given.")]
 Config = Annotated[
-    Path | None, typer.Option(help="A TOML file, see README.md for an example; or a .json file as reports print it.")
+    Path | None,
+    typer.Option(
+        parser=filled_path,
+        metavar="PATH",
+        help="A TOML file, see README.md for an example; or a .json file as reports print it.",
+    ),
 ]
 Root = Annotated[
     str | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flows.plan.planning import PlannedNode
-    from popalign_core.evaluation.gate import GateOutcome
+    from popalign_core.evaluation.thresholds import GateOutcome
     from popalign_core.report.standings import ComparisonResults
     from storage.store import GarbageReport
 
@@ -31,9 +31,9 @@ def plan_lines(nodes: Sequence["PlannedNode"]) -> list[str]:
         f"{node.node:<{width}} {'hit ' if node.is_hit else 'miss'}  {_work(node):<14} {node.ref}" for node in nodes
     ]
     misses = [node for node in nodes if not node.is_hit]
-    drawn = sum(node.n_images for node in misses if node.node.startswith("sample"))
+    sampled = sum(node.n_images for node in misses if node.node.startswith("sample"))
     steps = sum(node.n_steps for node in misses)
-    total = f"{len(misses)} of {len(nodes)} stages to run: about {drawn} images to draw, {steps} training steps"
+    total = f"{len(misses)} of {len(nodes)} stages to run: about {sampled} images to sample, {steps} training steps"
     return [*lines, total if misses else f"all {len(nodes)} stages are in the store"]
 
 
@@ -104,7 +104,7 @@ def outcome_json(outcome: "GateOutcome") -> str:
 
 
 def point_lines(points: Iterable[Row], front: Iterable[Row]) -> list[str]:
-    """The headline metrics of a sweep, each with a line a point; those of the Pareto front bear a star."""
+    """The headline metrics of a sweep, each with a line a point; those of the Pareto front have a star."""
     best = {(row["parameter"], row["system"], row["value"]) for row in front if not row["dominated_by_value"]}
     groups: dict[tuple[str, str], list[str]] = {}
     labels = {(benchmark, metric): label for benchmark, metric, label in VERDICT}
@@ -137,9 +137,9 @@ def sets_line(n_members: int, n_sets: int, drops: Iterable[Row]) -> str:
     return f"{n_members} member(s) of {n_sets} pair(s) of sets to train on; dropped: {_dropped(drops)}"
 
 
-def pictures_line(n_images: int, n_pictured: int, n_prompts: int, drops: Iterable[Row]) -> str:
-    """How many pictures an import kept, of how many of the evaluation prompts, and what it dropped."""
-    return f"{n_images} image(s) of {n_pictured} of {n_prompts} evaluation prompts; dropped: {_dropped(drops)}"
+def images_line(n_images: int, n_covered: int, n_prompts: int, drops: Iterable[Row]) -> str:
+    """How many images an import kept, of how many of the evaluation prompts, and what it dropped."""
+    return f"{n_images} image(s) of {n_covered} of {n_prompts} evaluation prompts; dropped: {_dropped(drops)}"
 
 
 def _dropped(drops: Iterable[Row]) -> str:

@@ -1,17 +1,17 @@
-"""Attributes: what a face reader sees in an image, and which images are dropped and why."""
+"""Attributes: what a face classifier sees in an image, and which images are dropped and why."""
 
 __all__ = [
     "classifier_factory",
+    "classifier_interface",
+    "classifier_process",
     "deepface",
     "deepface_files",
+    "deepface_heads",
     "detector",
-    "embedded",
     "filtering",
-    "heads",
-    "isolated",
-    "networks",
+    "image_classifiers",
     "people_labels",
-    "reader",
+    "portraits_classifier",
     "voting",
     "zero_shot",
 ]

@@ -1,12 +1,12 @@
-"""DeepFace as an attribute reader: its detectors and its heads, in batches, from weight files on disk."""
+"""DeepFace as an attribute classifier: its detectors and its heads, in batches, from weight files on disk."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 
+from popalign_core.attributes.classifier_interface import FaceReading, Images, Probabilities
+from popalign_core.attributes.deepface_heads import FaceHeads, age_shares
 from popalign_core.attributes.detector import FaceDetector
-from popalign_core.attributes.heads import FaceHeads, age_shares
-from popalign_core.attributes.reader import FaceReading, Pictures, Probabilities
 from popalign_core.config import AttributesConfig
 
 # In the order of the heads' outputs.
@@ -14,7 +14,7 @@ GENDERS = ("female", "male")
 RACES = ("asian", "indian", "black", "white", "middle eastern", "latino hispanic")
 
 
-class DeepFaceReader:
+class DeepFaceClassifier:
     """Reads gender and race, and age where the configuration has bands of it, with DeepFace (PyTorch).
 
     Attributes:
@@ -40,9 +40,9 @@ class DeepFaceReader:
         self._heads = FaceHeads(list(self.axes), device)
         self.version = f"{metadata.version('deepface')}-{config.detector_backend}"
 
-    def read(self, pictures: Pictures, image_ids: Sequence[str] = ()) -> list[FaceReading]:
-        """One reading a picture, in order: faces are found picture by picture, and classified in batches."""
-        found = [self._detector.detect(pixels) for pixels in pictures]
+    def read(self, images: Images, image_ids: Sequence[str] = ()) -> list[FaceReading]:
+        """One reading an image, in order: faces are found image by image, and classified in batches."""
+        found = [self._detector.detect(pixels) for pixels in images]
         shares = self._heads.read([crop for _, crop in found if crop is not None])
         if self._bands and len(shares["age"]):
             shares["age"] = age_shares(shares["age"], self._bands)

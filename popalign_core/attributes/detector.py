@@ -5,23 +5,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from popalign_core.attributes.classifier_interface import FaceReading, unreadable
 from popalign_core.attributes.deepface_files import DETECTOR_WEIGHTS, modeling, prepare, require_weights
-from popalign_core.attributes.reader import FaceReading, unreadable
 from popalign_core.config import AttributesConfig
 from popalign_core.errors import ConfigError
 
 DETECTOR_FAILED = "detector_failed"
-"""Drop reason: the detector could make nothing of the picture."""
+"""Drop reason: the detector could make nothing of the image."""
 
 _CROP = (224, 224)
 _SMALLEST_SIDE = 16
 """px. No detector finds a face in less, and some fail on it."""
 _LARGEST_SIDE = 2048
-"""px. Larger pictures are looked at scaled down: the detectors' own border makes four times the pixels of them."""
+"""px. Larger images are looked at scaled down: the detectors' own border makes four times the pixels of them."""
 
 
 class FaceDetector:
-    """Finds the face that counts in a picture; needs no attribute weights."""
+    """Finds the face that counts in an image; needs no attribute weights."""
 
     def __init__(self, config: AttributesConfig) -> None:
         """Load the detector.
@@ -98,12 +98,12 @@ class FaceDetector:
 
 
 def crop_face(pixels_u8: NDArray[np.uint8], box: tuple[float, float, float, float], margin: float) -> NDArray[np.uint8]:
-    """The face of a picture with what is around it, for classifiers that DeepFace's narrow crops do not suit.
+    """The face of an image with what is around it, for classifiers that DeepFace's narrow crops do not suit.
 
     Args:
         pixels_u8: `[H, W, 3]`.
         box: x, y, width, height in px.
-        margin: Shares of width and height that are added on each side, as far as the picture goes.
+        margin: Shares of width and height that are added on each side, as far as the image goes.
     """
     x, y, w, h = box
     top, bottom = max(0, round(y - margin * h)), round(y + (1 + margin) * h)
@@ -112,7 +112,7 @@ def crop_face(pixels_u8: NDArray[np.uint8], box: tuple[float, float, float, floa
 
 
 def _detector_errors() -> tuple[type[Exception], ...]:
-    """What detectors raise for pictures they cannot handle; a device out of memory is not among them."""
+    """What detectors raise for images they cannot handle; a device out of memory is not among them."""
     import cv2
 
     return (cv2.error, ValueError, IndexError, ZeroDivisionError)

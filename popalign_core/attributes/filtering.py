@@ -6,29 +6,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from popalign_core.attributes.reader import AttributeReader, FaceReading
+from popalign_core.attributes.classifier_interface import AttributeClassifier, FaceReading
 from popalign_core.config import AttributesConfig, Axis
 from popalign_core.errors import InputError
 
 
-def check_reader(reader: AttributeReader, axes: Sequence[Axis]) -> None:
-    """Refuse a reader that cannot tell a class an axis has.
+def check_classifier(classifier: AttributeClassifier, axes: Sequence[Axis]) -> None:
+    """Refuse a classifier that cannot tell a class an axis has.
 
     Raises:
-        InputError: Naming the axis, the classes and what the reader knows.
+        InputError: Naming the axis, the classes and what the classifier knows.
     """
     for axis in axes:
-        known = reader.axes.get(axis.name)
+        known = classifier.axes.get(axis.name)
         if known is None:
             raise InputError(
-                f"classifier {reader.name}@{reader.version} does not read the axis {axis.name!r}, only "
-                f"{sorted(reader.axes)}; choose another classifier or leave the axis out"
+                f"classifier {classifier.name}@{classifier.version} does not read the axis {axis.name!r}, only "
+                f"{sorted(classifier.axes)}; choose another classifier or leave the axis out"
             )
         missing = [name for name in axis.classes if name not in known]
         if missing:
             raise InputError(
-                f"classifier {reader.name}@{reader.version} has no class {missing} for the axis {axis.name!r}, only "
-                f"{list(known)}; choose another classifier or other classes"
+                f"classifier {classifier.name}@{classifier.version} has no class {missing} for the axis {axis.name!r}, "
+                f"only {list(known)}; choose another classifier or other classes"
             )
 
 
@@ -41,7 +41,7 @@ def filter_readings(
 ) -> pd.DataFrame:
     """Turn readings into the `attributes` table: one row an image and axis, none left out.
 
-    An image without a usable face has the same `drop_reason` on all its rows but those of axes of the picture, which
+    An image without a usable face has the same `drop_reason` on all its rows but those of axes of the image, which
     need no face and have no box. A face whose class is in doubt (its probability is below `min_probability`, or the
     likeliest class is one the axis does not have) is `unsure` on that axis only.
 
@@ -60,7 +60,7 @@ def filter_readings(
             probability.
     """
     if len(readings) != len(image_ids):
-        raise InputError(f"{len(readings)} readings for {len(image_ids)} images; the reader must answer for each")
+        raise InputError(f"{len(readings)} readings for {len(image_ids)} images; the classifier must answer for each")
     rows = [
         row
         for image_id, reading in zip(image_ids, readings, strict=True)
@@ -70,7 +70,7 @@ def filter_readings(
 
 
 def unread(image_ids: Sequence[str], axes: Sequence[Axis], classifier: str, reason: str) -> pd.DataFrame:
-    """Rows of `attributes` for images that nobody looked at, and why."""
+    """Rows of `attributes` for images that were not read, and why."""
     blank = {"n_faces": 0, "box": None, "detector_score": 0.0, "class": None, "probability": None}
     rows = [
         {"image_id": image_id, "axis": axis.name, "classifier": classifier, "drop_reason": reason} | blank
@@ -144,7 +144,7 @@ def _rows(
 
 
 def _likeliest(image_id: str, reading: FaceReading, axis: Axis) -> tuple[str, float]:
-    """Class of largest probability among all the reader knows; equal ones go to the first of the axis."""
+    """Class of largest probability among all the classifier knows; equal ones go to the first of the axis."""
     probabilities = reading.probabilities.get(axis.name, {})
     missing = [name for name in axis.classes if name not in probabilities]
     if missing:

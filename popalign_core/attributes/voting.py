@@ -1,19 +1,19 @@
-"""Several readers of the same images: a class counts where all who can read its axis agree, else they abstain."""
+"""Several classifiers of the same images: a class counts where all who can read its axis agree, else they abstain."""
 
 from collections.abc import Sequence, Set
 from dataclasses import replace
 
-from popalign_core.attributes.reader import AttributeReader, FaceReading, Pictures, abstain, likeliest
+from popalign_core.attributes.classifier_interface import AttributeClassifier, FaceReading, Images, abstain, likeliest
 from popalign_core.errors import InputError
 
 _AGREED, _DISAGREED = "agreed", "disagreed"
-"""Pseudo-classes of probability 0 that say how a vote went; a disagreement is `UNSURE` besides."""
+"""Pseudo-classes of probability 0 that say how a vote went; a disagreement is `UNSURE` as well."""
 
 
-class VotingReader:
-    """Asks all its readers. Faces are those of the first one that reads any; the others may look where they like.
+class VotingClassifier:
+    """Asks all its classifiers. Faces are those of the first one that reads any; the others may use other faces.
 
-    An axis that only one of them reads is that one's; of the others, only the classes that all know can win.
+    An axis that one classifier alone reads is taken from it; on any other axis only classes that all know can win.
 
     Attributes:
         name: Theirs, joined by "+".
@@ -21,50 +21,54 @@ class VotingReader:
         axes: What can be read.
     """
 
-    def __init__(self, readers: Sequence[AttributeReader], of_picture: Set[str] = frozenset()) -> None:
+    def __init__(self, classifiers: Sequence[AttributeClassifier], of_image: Set[str] = frozenset()) -> None:
         """Check that those who read the same axis can agree.
 
         Raises:
             InputError: When they have no class in common.
         """
-        self._readers, self._of_picture = readers, of_picture
-        self._finder = next((i for i, reader in enumerate(readers) if set(reader.axes) - of_picture), 0)
-        self.name = "+".join(reader.name for reader in readers)
-        self.version = "+".join(reader.version for reader in readers)
-        names = dict.fromkeys(axis for reader in readers for axis in reader.axes)
+        self._classifiers, self._of_image = classifiers, of_image
+        self._finder = next((i for i, classifier in enumerate(classifiers) if set(classifier.axes) - of_image), 0)
+        self.name = "+".join(classifier.name for classifier in classifiers)
+        self.version = "+".join(classifier.version for classifier in classifiers)
+        names = dict.fromkeys(axis for classifier in classifiers for axis in classifier.axes)
         self.axes = {axis: self._common_classes(axis) for axis in names}
         for axis, classes in self.axes.items():
             if not classes:
-                known = {reader.name: list(reader.axes[axis]) for reader in readers if axis in reader.axes}
+                known = {
+                    classifier.name: list(classifier.axes[axis])
+                    for classifier in classifiers
+                    if axis in classifier.axes
+                }
                 raise InputError(f"classifiers of the axis {axis!r} have no class in common: {known}; map them alike")
 
-    def read(self, pictures: Pictures, image_ids: Sequence[str] = ()) -> list[FaceReading]:
-        """One reading a picture, in order."""
-        read = [reader.read(pictures, image_ids) for reader in self._readers]
+    def read(self, images: Images, image_ids: Sequence[str] = ()) -> list[FaceReading]:
+        """One reading an image, in order."""
+        read = [classifier.read(images, image_ids) for classifier in self._classifiers]
         return [self._merge(readings) for readings in zip(*read, strict=True)]
 
     def _common_classes(self, axis: str) -> tuple[str, ...]:
-        known = [reader.axes[axis] for reader in self._readers if axis in reader.axes]
+        known = [classifier.axes[axis] for classifier in self._classifiers if axis in classifier.axes]
         return tuple(name for name in known[0] if all(name in classes for classes in known))
 
     def _merge(self, readings: Sequence[FaceReading]) -> FaceReading:
         first, merged = readings[self._finder], {}
         for axis, classes in self.axes.items():
             asked = [
-                (one.probabilities, reader.axes[axis])
-                for one, reader in zip(readings, self._readers, strict=True)
-                if axis in reader.axes
+                (one.probabilities, classifier.axes[axis])
+                for one, classifier in zip(readings, self._classifiers, strict=True)
+                if axis in classifier.axes
             ]
-            is_seen = any(axis in said for said, _ in asked) if axis in self._of_picture else first.n_faces
+            is_seen = any(axis in shares for shares, _ in asked) if axis in self._of_image else first.n_faces
             if is_seen:
-                # who saw no face, or could not look, abstains; the image stays the others'
-                given = [said.get(axis) or abstain(known) for said, known in asked]
+                # a classifier without a face, or that failed, abstains; the others decide
+                given = [shares.get(axis) or abstain(known) for shares, known in asked]
                 merged[axis] = given[0] if len(given) == 1 else _vote(given, classes)
         return replace(first, probabilities=merged)
 
 
 def agree_by_vote(reading: FaceReading) -> dict[str, bool]:
-    """Axis -> whether the readers agreed, for the axes that were voted on."""
+    """Axis -> whether the classifiers agreed, for the axes that were voted on."""
     return {
         axis: _AGREED in probabilities
         for axis, probabilities in reading.probabilities.items()

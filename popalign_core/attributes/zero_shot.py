@@ -1,4 +1,4 @@
-"""CLIP as a classifier: a picture belongs to the class whose words are nearest to it (Radford et al. 2021, 3.1)."""
+"""CLIP as a classifier: an image belongs to the class whose words are nearest to it (Radford et al. 2021, 3.1)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from popalign_core.attributes.reader import Probabilities
+from popalign_core.attributes.classifier_interface import Probabilities
 from popalign_core.config import ZeroShotConfig
 from popalign_core.errors import ConfigError, InputError, MissingWeightsError
 
@@ -24,15 +24,15 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class SharedSpace:
-    """A CLIP, whoever wrote its file.
+    """A CLIP of any file format.
 
     Attributes:
-        embed_pictures: Pictures `[H, W, 3]` RGB uint8 of any size to `[N, D]` of length 1.
+        embed_images: Images `[H, W, 3]` RGB uint8 of any size to `[N, D]` of length 1.
         embed_texts: Texts to `[N, D]` of length 1.
         scale: What the model multiplies cosines with before the softmax.
     """
 
-    embed_pictures: Callable[[Sequence[NDArray[np.uint8]]], Tensor]
+    embed_images: Callable[[Sequence[NDArray[np.uint8]]], Tensor]
     embed_texts: Callable[[Sequence[str]], Tensor]
     scale: float
 
@@ -50,11 +50,11 @@ class ZeroShotClassifier:
             for axis, words in settings.axes.items()
         }
 
-    def classify(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Probabilities]:
+    def classify(self, images: Sequence[NDArray[np.uint8]]) -> list[Probabilities]:
         """Softmax over the classes of each axis."""
         found: list[Probabilities] = []
-        for start in range(0, len(pictures), _BATCH):
-            embeds = self._space.embed_pictures(pictures[start : start + _BATCH])
+        for start in range(0, len(images), _BATCH):
+            embeds = self._space.embed_images(images[start : start + _BATCH])
             if not embeds.isfinite().all():
                 raise InputError(f"classifier {self.name}: its embeddings are not finite; its weights are broken")
             shares = {
@@ -92,7 +92,7 @@ def space_of(clip: "ClipScorer") -> SharedSpace:
     from popalign_core.models.clip import embed_images, embed_texts
 
     return SharedSpace(
-        lambda pictures: embed_images(clip, [pictures]),
+        lambda images: embed_images(clip, [images]),
         lambda texts: embed_texts(clip, texts),
         float(clip.model.logit_scale.exp()),
     )
@@ -122,8 +122,8 @@ def load_open_clip(path: str, architecture: str, device: str) -> SharedSpace:
     model.eval().requires_grad_(False)
     tokenize = open_clip.get_tokenizer(architecture)
 
-    def embed_pictures(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
-        values = torch.stack([preprocess(Image.fromarray(pixels)) for pixels in pictures]).to(device)
+    def embed_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        values = torch.stack([preprocess(Image.fromarray(pixels)) for pixels in images]).to(device)
         embeds: Tensor = model.encode_image(values, normalize=True).float().cpu()
         return embeds
 
@@ -131,4 +131,4 @@ def load_open_clip(path: str, architecture: str, device: str) -> SharedSpace:
         embeds: Tensor = model.encode_text(tokenize(list(texts)).to(device), normalize=True).float().cpu()
         return embeds
 
-    return SharedSpace(embed_pictures, embed_texts, float(model.logit_scale.exp()))
+    return SharedSpace(embed_images, embed_texts, float(model.logit_scale.exp()))

@@ -1,4 +1,4 @@
-"""Who looks at the faces, and when an image is dropped."""
+"""Which classifiers read the faces, and when an image is dropped."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,7 +8,7 @@ from popalign_core.config.base import Frozen, Text
 
 
 class ZeroShotConfig(Frozen):
-    """A CLIP that is asked in words which class a picture shows."""
+    """A CLIP that is asked in words which class an image shows."""
 
     kind: Literal["clip", "open-clip"]
     path: Text = Field(description="clip: a transformers folder; open-clip: a checkpoint file")
@@ -57,7 +57,7 @@ class PeopleConfig(Frozen):
 
 
 class AttributesConfig(Frozen):
-    """Who looks at the faces, and when an image is dropped."""
+    """Which classifiers read the faces, and when an image is dropped."""
 
     classifier: Text | tuple[Text, ...] = Field(
         default="portraits", description="'portraits', 'deepface' or a name in `classifiers`; several vote"

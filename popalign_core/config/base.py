@@ -39,10 +39,10 @@ def describe_problems(
         if problem["type"] == "too_short" and any(each["loc"][: len(where)] == where != each["loc"] for each in found):
             continue
         value = "" if problem["type"] in ("value_error", "missing") else f", got {_shortened(problem['input'])}"
-        said = problem["msg"]
+        message = problem["msg"]
         if problem["type"] == "extra_forbidden":
-            said = "unknown field" + _suggestion(model, where)
-        lines.append(f"  {prefix + '.'.join(map(str, where)) if where else whole}: {said}{value}")
+            message = "unknown field" + _suggestion(model, where)
+        lines.append(f"  {prefix + '.'.join(map(str, where)) if where else whole}: {message}{value}")
     return lines
 
 
@@ -94,7 +94,7 @@ class Axis(Frozen):
     of: Literal["face", "picture"] = Field(
         default="face",
         exclude_if="face".__eq__,
-        description="what it is read off: one face, or the whole picture, however many faces there are",
+        description="what it is read off: one face, or the whole image, however many faces there are",
     )
     only_measured: bool = Field(
         default=False,

@@ -1,4 +1,4 @@
-"""How the evaluation images are drawn, who scores them, and how certain the statistics are."""
+"""How the evaluation images are sampled and scored, and how certain the statistics are."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,7 +8,7 @@ from popalign_core.config.base import Frozen, Text, is_empty
 
 
 class ClipScoreConfig(Frozen):
-    """100 x cosine of picture and prompt, by a CLIP in transformers' format."""
+    """100 x cosine of image and prompt, by a CLIP in transformers' format."""
 
     kind: Literal["clip"]
     path: Text | None = Field(default=None, description="a transformers folder; None is the CLIP of the portraits")
@@ -47,7 +47,7 @@ class AestheticsConfig(Frozen):
 
 
 class ImageRewardConfig(Frozen):
-    """ImageReward (Xu et al. 2023): a BLIP that reads prompt and picture together."""
+    """ImageReward (Xu et al. 2023): a BLIP that reads prompt and image together."""
 
     kind: Literal["image-reward"]
     path: Text = Field(description="the checkpoint, ImageReward.pt")
@@ -75,7 +75,7 @@ ScorerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
 SUBJECT_ACCURACY = "subject_accuracy"
 """1 where an image is nearest to its own prompt among all without people, else 0."""
 DIVERSITY = "diversity"
-"""Mean cosine distance of a picture from the others of its prompt."""
+"""Mean cosine distance of an image from the others of its prompt."""
 CMMD, FID, KID = "cmmd", "fid", "kid"
 TAKEN = (SUBJECT_ACCURACY, DIVERSITY, CMMD, FID, KID, "no_face_share", "unsure_share", "other_class_share")
 """Metrics that come by themselves, the first three with the first CLIP of `scorers`."""
@@ -96,7 +96,7 @@ class EvaluationConfig(Frozen):
         description="reads the images of `popalign compare` too, to say how often two classifiers agree",
     )
     scorers: dict[ScorerName, ScorerConfig] = Field(
-        default={}, exclude_if=is_empty, description="who scores, by metric; empty is the CLIP of the portraits alone"
+        default={}, exclude_if=is_empty, description="scorers by metric; empty takes the embedded CLIP alone"
     )
 
     @model_validator(mode="after")

@@ -60,28 +60,28 @@ class SystemConfig(Frozen):
     model: dict[str, Any] = Field(default={}, description="laid over the pipeline's model")
     preferences: dict[str, Any] = Field(default={}, description="laid over the pipeline's preferences, to train on")
     training: dict[str, Any] | None = Field(
-        default=None, description="laid over the pipeline's training; draw from a model that is trained so"
+        default=None, description="laid over the pipeline's training; sample from a model that is trained so"
     )
     start: SystemName | None = Field(
         default=None, description="the system whose model this training starts from, in place of the base model"
     )
-    aligned: bool = Field(default=False, description="draw from the model that the pipeline itself trains")
+    aligned: bool = Field(default=False, description="sample from the model that the pipeline itself trains")
     images: Text | None = Field(default=None, description="key of images made elsewhere, of `popalign import images`")
 
     @property
     def trains(self) -> bool:
-        """Whether it draws from a model that is trained for it."""
+        """Whether it samples from a model that is trained for it."""
         return self.aligned or self.training is not None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         changed = self.model_fields_set - {"images"}
         if self.images is not None and any(getattr(self, name) not in ({}, None, False) for name in changed):
-            raise ValueError(f"images {self.images!r} are drawn already: leave {', '.join(sorted(changed))} out")
+            raise ValueError(f"images {self.images!r} are sampled already: leave {', '.join(sorted(changed))} out")
         own = [name for name in ("model", "preferences", "training", "start") if getattr(self, name)]
         if self.aligned and own:
             raise ValueError(
-                f"aligned draws from the model that the pipeline trains: leave {', '.join(own)} out, or leave aligned "
+                f"aligned is the model that the pipeline trains: leave {', '.join(own)} out, or leave aligned "
                 "out and say with training what another model is trained with"
             )
         if self.training is None and (self.start or self.preferences):

@@ -55,7 +55,7 @@ def _portraits() -> PipelineConfig:
         # Little guidance: more of it makes a lean of .95 a certainty.
         sampling=SamplingConfig(guidance_scale=1.6),
         # Measured on this model: without retention race recall falls by 15 points; below timestep 300 who is in the
-        # picture is settled; of all objectives, each at its best beta, this one comes nearest the target on every seed
+        # image is settled; of all objectives, each at its best beta, this one comes nearest the target on every seed
         # (the table in README.md).
         training=TrainingConfig(
             objective="diffusion-kto",
@@ -149,8 +149,8 @@ def _published_training(**changes: Any) -> TrainingConfig:
 
 
 def _sdxl_dpo() -> PipelineConfig:
-    """Pairwise Diffusion-DPO for SDXL, by its own recipe: the paper's rival and, trained on people's comparisons with
-    `popalign train`, the base of its SDXL-DPO rows.
+    """Pairwise Diffusion-DPO for SDXL, by its own recipe: the paper's baseline. Trained on people's comparisons with
+    `popalign train` it is the base of its SDXL-DPO rows.
 
     PopAlign from there is the preset `sdxl` with `model.name` set to the folder that this one's training wrote; from
     the public checkpoint, which is a UNet alone, it is `sdxl` with `model.denoiser` set to its folder: `hf download

@@ -58,7 +58,7 @@ class BenchmarkConfig(Frozen):
     )
     carrier: Text | None = Field(default=None, description="None: of the prompts; a generic one then has none")
     axes: tuple[Text, ...] = Field(default=(), description="names of those measured; all but the only_measured if none")
-    n_prompts: int | None = Field(default=None, ge=1, description="so many, evenly from the list; None takes all")
+    n_prompts: int | None = Field(default=None, ge=1, description="how many, evenly spaced in the list; None takes all")
     n_images: int | None = Field(default=None, ge=1, description="a prompt; None: as evaluation has for the kind")
 
     @model_validator(mode="after")
@@ -66,7 +66,7 @@ class BenchmarkConfig(Frozen):
         if self.carrier is not None and "{}" not in self.carrier:
             raise ValueError(f"carrier {self.carrier!r} has no {{}}; write for example 'a photo of {{}}'")
         if self.kind == "generic" and self.axes:
-            raise ValueError(f"axes {self.axes} of a generic benchmark: nobody is expected there; leave them out")
+            raise ValueError(f"axes {self.axes} of a generic benchmark: its images show no people; leave them out")
         return self
 
 
@@ -75,7 +75,7 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
     "couples": {"list": "couples", "axes": ("couple",)},
     "age": {"list": "ages", "axes": ("age",)},
 }
-"""Benchmarks that a configuration may name without a list; what it says besides is laid over these."""
+"""Benchmarks that a configuration may name without a list; its other fields override these."""
 
 
 class PromptsConfig(Frozen):

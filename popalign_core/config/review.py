@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 from popalign_core.config.base import Axis, Frozen, Text
 
 CheckKind = Literal["spoiled", "repeated"]
-"""A pair with a known answer: a set against itself blurred, or a set against one of its pictures over and over."""
+"""A pair with a known answer: a set against itself blurred, or a set against one of its images over and over."""
 
 
 CANNOT_TELL = "cannot tell"
@@ -33,7 +33,7 @@ FAIRNESS = Question(
     check="repeated",
 )
 QUALITY = Question(name="quality", text="Which set has the better image quality?", check="spoiled")
-PICTURE = Question(name="quality", text="Which picture has the better quality?", check="spoiled")
+IMAGE_QUALITY = Question(name="quality", text="Which picture has the better quality?", check="spoiled")
 
 
 class AskConfig(Frozen):
@@ -41,7 +41,7 @@ class AskConfig(Frozen):
 
     n_raters: int = Field(default=3, ge=1, description="people a pair, image or set")
     pairs_per_rater: int = Field(default=0, ge=0, description="pairs, images or sets; 0 shows every rater all")
-    max_side: int = Field(default=512, ge=16, le=2048, description="longest side of a picture as shown, px")
+    max_side: int = Field(default=512, ge=16, le=2048, description="longest side of an image as shown, px")
     seed: int = Field(default=0, ge=0)
 
     @property
@@ -56,7 +56,7 @@ class StudyConfig(AskConfig):
     kind: Literal["judge"] = "judge"
     questions: tuple[Question, ...] = Field(default=(FAIRNESS, QUALITY), min_length=1)
     set_size: int = Field(default=5, ge=1, le=20, description="images on each side (the paper: 5)")
-    n_raters: int = Field(default=3, ge=1, description="raters a pair (the paper: 3; for single pictures 5)")
+    n_raters: int = Field(default=3, ge=1, description="raters a pair (the paper: 3; for single images 5)")
     sets_per_prompt: int = Field(default=1, ge=1, description="pairs of one prompt, of different images")
     n_pairs: int = Field(default=0, ge=0, description="pairs in all, drawn at random; 0 takes all there are")
     n_checks: int = Field(default=6, ge=0, description="pairs with a known answer a rater sees, on top")
@@ -83,16 +83,16 @@ class StudyConfig(AskConfig):
 
 
 SETS = StudyConfig()
-IMAGES = StudyConfig(questions=(PICTURE,), set_size=1, n_raters=5)
+IMAGES = StudyConfig(questions=(IMAGE_QUALITY,), set_size=1, n_raters=5)
 KINDS = {"sets": SETS, "images": IMAGES}
-"""The paper's study of sets of 5 with three raters, and single pictures with five raters and the majority."""
+"""The paper's study of sets of 5 with three raters, and single images with five raters and the majority."""
 
 
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=60)]
 
 
 class LabelQuestion(Frozen):
-    """An axis that people read off single pictures."""
+    """An axis that people read off single images."""
 
     axis: Text
     classes: tuple[ClassName, ...] = Field(default=(), description="those that the run's configuration has")
@@ -100,7 +100,7 @@ class LabelQuestion(Frozen):
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """All classes, besides that one cannot tell."""
+        """All classes but `cannot tell`."""
         return (*self.classes, *self.free)
 
     @model_validator(mode="after")
@@ -119,7 +119,7 @@ class LabelQuestion(Frozen):
 
 
 class LabelConfig(AskConfig):
-    """Attributes read off single pictures by people."""
+    """Attributes read off single images by people."""
 
     kind: Literal["label"] = "label"
     questions: tuple[LabelQuestion, ...] = Field(min_length=1)

@@ -17,9 +17,9 @@ class RuntimeConfig(Frozen):
     )
     n_threads: int = Field(default=0, ge=0, description="torch threads; 0 takes all cores, of a worker its share")
     shard_size: int = Field(default=128, ge=1, description="images a resumable shard")
-    scratch: str | None = Field(default=None, description="local folder for building; default beside the root")
+    scratch: Text | None = Field(default=None, description="local folder for building; default beside the root")
     n_processes: int = Field(default=1, ge=1, description="of training; more than 1 goes through `accelerate launch`")
-    accelerate_config: str | None = Field(
+    accelerate_config: Text | None = Field(
         default=None, description="for `accelerate launch`: ddp, fsdp2, zero2, or a file of its own"
     )
     micro_pairs: int = Field(default=0, ge=0, description="training pairs a forward and process; 0 takes all at once")
@@ -30,14 +30,14 @@ class RuntimeConfig(Frozen):
     offload: bool = Field(default=False, description="sampling: on the GPU only what is at work, for small cards")
     keep_checkpoints: int = Field(default=2, ge=1, description="training checkpoints kept, the newest")
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
-    log_folder: str | None = Field(
+    log_folder: Text | None = Field(
         default=None, description="local folder the trackers write below; default logs/ below a local root, else here"
     )
     runner: Literal["inline", "threads", "processes", "ray", "dask"] = Field(
-        default="inline", description="who draws, reads and scores the shards of images"
+        default="inline", description="what samples, reads and scores the shards of images"
     )
     n_workers: int = Field(default=1, ge=1, description="of the runner; on one machine, at best one a GPU")
-    runner_address: str | None = Field(
+    runner_address: Text | None = Field(
         default=None, description="of a running Ray or Dask cluster; None starts one on this machine"
     )
 

@@ -1,4 +1,4 @@
-"""The model, and how images are drawn from it."""
+"""The model, and how images are sampled from it."""
 
 from typing import Annotated, Literal, Self
 
@@ -11,7 +11,7 @@ class ModelConfig(Frozen):
     """A text-to-image model: the shipped `portraits`, a local diffusers folder, or a hub id with a revision."""
 
     name: Text = Field(default="portraits", description="'portraits', a folder, or a hub id")
-    revision: str | None = Field(default=None, description="hub revision (commit); required for a hub id")
+    revision: Text | None = Field(default=None, description="hub revision (commit); required for a hub id")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     storage: Literal["float8"] | None = Field(
         default=None, description="sampling: how the denoiser's weights are kept; they are cast to dtype when used"
@@ -74,9 +74,9 @@ class FairDiffusionConfig(Frozen):
 
 
 class SDEditConfig(Frozen):
-    """Pictures to start from in place of noise (SDEdit, Meng et al. 2022, arXiv:2108.01073), such as colour layouts."""
+    """Images to start from in place of noise (SDEdit, Meng et al. 2022, arXiv:2108.01073), such as colour layouts."""
 
-    folder: Text = Field(description="of pictures; image i of a prompt starts from number i, by name, over and over")
+    folder: Text = Field(description="of images; image i of a prompt starts from number i, by name, over and over")
     strength: float = Field(default=0.8, gt=0, le=1, description="share of the steps that is taken; 1 keeps nothing")
 
 
@@ -91,7 +91,7 @@ _DIFFUSERS_NAMES = {
 
 
 class SamplingConfig(Frozen):
-    """How images are drawn."""
+    """How images are sampled."""
 
     n_steps: int = Field(default=12, ge=1, le=1000)
     guidance_scale: float = Field(

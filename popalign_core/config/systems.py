@@ -29,7 +29,7 @@ SYSTEMS: dict[str, SystemConfig] = {
     "deepcache": SystemConfig(sampling={"reuse_interval": 3}),
     "fp8": SystemConfig(model={"storage": "float8"}),
 }
-"""The model before and after training, the trained rivals of the paper's Table 1, the training-free ones with their
+"""The model before and after training, the trained baselines of the paper's Table 1, the training-free ones with their
 authors' usual settings, and what makes sampling cheaper at some price, which is to be measured before it is paid.
 
 The trained ones are the pipeline's own training but for the objective, and learn from the same preference data: `dpo`
@@ -54,7 +54,7 @@ def find_system(config: PipelineConfig, name: str) -> SystemConfig:
 
 
 def configure_system(config: PipelineConfig, name: str) -> PipelineConfig:
-    """The configuration that a system draws its evaluation images with.
+    """The configuration that a system samples its evaluation images with.
 
     Raises:
         ConfigError: When there is no such system, or what it changes does not fit.

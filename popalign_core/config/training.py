@@ -9,7 +9,7 @@ from popalign_core.config.base import Frozen, Text
 
 
 class ProbeConfig(Frozen):
-    """A look at the population while training: fixed training prompts, fixed seeds, the pipeline's own classifier."""
+    """Measuring the population while training: fixed training prompts, fixed seeds, the pipeline's own classifier."""
 
     every: int = Field(default=50, ge=1, description="steps")
     n_prompts: int = Field(default=8, ge=1, description="neutral training prompts, evenly from all")
@@ -24,7 +24,7 @@ class ProbeConfig(Frozen):
 
 
 class TrainingConfig(Frozen):
-    """Population DPO (Eq. 11) and its rivals."""
+    """Population DPO (Eq. 11) and its baselines."""
 
     objective: Literal["popalign", "set-dpo", "diffusion-dpo", "diffusion-kto", "cgm-relax", "sft"] = "popalign"
     beta: float | Literal["auto"] = Field(
@@ -37,7 +37,7 @@ class TrainingConfig(Frozen):
         description="Z of Eq. 11: the batch's, its moving mean, none, or g on generic training prompts",
     )
     normaliser_decay: float = Field(default=0.9, ge=0, lt=1, description="of 'ema'")
-    normaliser_bins: int = Field(default=1, ge=1, description="of 'batch': one Z for each of so many timestep ranges")
+    normaliser_bins: int = Field(default=1, ge=1, description="of 'batch': number of timestep ranges with a Z each")
     kl_weight: float = Field(default=0.05, ge=0, description="cgm-relax: weight of the divergence from the reference")
     preserve_preferred: bool = Field(
         default=False, description="Diffusion-SDPO: scale the dispreferred gradient so that the preferred error stays"
@@ -57,7 +57,7 @@ class TrainingConfig(Frozen):
         default=(), description="drawn from these alone: few-step models such as SDXL-Turbo (249, 499, 749, 999)"
     )
     min_timestep: int = Field(
-        default=0, ge=0, description="timesteps are drawn from here up: who is in a picture is decided early"
+        default=0, ge=0, description="the lowest timestep that is trained: who is in an image is decided at high noise"
     )
     timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
     n_steps: int = Field(default=150, ge=1)

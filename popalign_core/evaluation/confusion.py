@@ -1,6 +1,6 @@
 """How often a classifier is wrong, and in whose favour: its confusion matrix on labelled images, with intervals.
 
-Labels come for free with identity-specific prompts, as far as the model draws what it is asked for: what it draws
+Labels come for free with identity-specific prompts, as far as the model samples what it is asked for: what it samples
 wrongly counts as the classifier's mistake. People's labels have no such doubt.
 """
 
@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from popalign_core.attributes.filtering import filter_readings
-from popalign_core.attributes.people_labels import PeopleReader
+from popalign_core.attributes.people_labels import PeopleClassifier
 from popalign_core.config import AttributesConfig, Axis, EvaluationConfig
 from popalign_core.errors import InputError
 from popalign_core.prompts.benchmarks import clusters_of
@@ -68,10 +68,10 @@ def said_classes(
         InputError: When a label is none of its axis's classes.
     """
     joined = _with_clusters(prompts, images)
-    reader = PeopleReader("people", "", {axis.name: axis.classes for axis in axes}, labels)
+    classifier = PeopleClassifier("people", "", {axis.name: axis.classes for axis in axes}, labels)
     ids = joined["image_id"].tolist()
     seen = filter_readings(
-        reader.read([np.empty((0, 0, 3), np.uint8)] * len(ids), ids), ids, axes, AttributesConfig(), "people"
+        classifier.read([np.empty((0, 0, 3), np.uint8)] * len(ids), ids), ids, axes, AttributesConfig(), "people"
     )
     known = seen[seen["class"].notna()].merge(joined[["image_id", "cluster"]], on="image_id")
     rows = list(known[["image_id", "cluster", "axis", "class"]].itertuples(index=False, name=None))

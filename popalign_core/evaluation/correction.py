@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
 from popalign_core.evaluation.confusion import UNREAD_CLASS, confusion_matrix
-from popalign_core.evaluation.distance import Distance, Inversion
 from popalign_core.evaluation.fairness import class_shares, corrected_prevalence, discrepancies
 from popalign_core.evaluation.measures import NO_FACE, Measure, Statistic
+from popalign_core.evaluation.share_distances import Distance, Inversion
 
 FloatArray = NDArray[np.float64]
 SHARES = ("share_corrected", "share_cleam", "share_weighted")

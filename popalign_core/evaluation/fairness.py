@@ -1,7 +1,7 @@
 """How far a population is from its target: discrepancy (Eq. 13), its floor, its correction.
 
 Everything is taken over the *fixed* class list of an axis. Dividing by the classes that happen to be observed
-would call a model that draws one race only perfectly fair.
+would call a model that samples one race only perfectly fair.
 """
 
 import math
@@ -69,28 +69,19 @@ def discrepancy(counts: ArrayLike, target: ArrayLike | None = None) -> float:
     return float(discrepancies(values, None if target is None else _checked_target(target, values.size)))
 
 
-def discrepancy_unbiased(counts: ArrayLike, target: ArrayLike | None = None) -> float:
+def squared_unbiased(counts: ArrayLike, target: ArrayLike | None = None) -> FloatArray:
     """Unbiased estimate of the *square* of the discrepancy, `||p - u||^2 - (1 - ||p||^2) / (n - 1)`.
 
     A plain discrepancy is too high at small n (see `discrepancy_floor`); this is right on average at every n,
     which is why it may be negative.
 
     Args:
-        counts: `[K]`, at least two images.
+        counts: `[..., K]`.
         target: `[K]`; None is uniform.
 
-    Raises:
-        InputError: As `discrepancy`, or when there is only one image.
+    Returns:
+        `[...]`; NaN below two images.
     """
-    values = _checked_counts(counts)
-    n = values.sum()
-    if n < 2:
-        raise InputError(f"the unbiased discrepancy needs at least 2 images, got {n:g}; sample more")
-    return float(squared_unbiased(values, None if target is None else _checked_target(target, values.size)))
-
-
-def squared_unbiased(counts: ArrayLike, target: ArrayLike | None = None) -> FloatArray:
-    """`discrepancy_unbiased` of many rows, `[..., K]` to `[...]`; NaN below two images."""
     values = np.asarray(counts, dtype=np.float64)
     n = values.sum(axis=-1)
     spread = 1.0 - np.sum(class_shares(values) ** 2, axis=-1)

@@ -16,13 +16,13 @@ from popalign_core.evaluation.gaps import gap_measure
 from popalign_core.evaluation.measures import Measure, Share, ratio
 from popalign_core.evaluation.prevalence import faceless_measures, neutral_measures
 from popalign_core.evaluation.recall import recall_measures
-from popalign_core.evaluation.units import SHARE, unit_bounds
+from popalign_core.evaluation.score_units import SHARE, unit_bounds
 
 KINDS = get_args(Kind)
 """The kinds of prompts, in the order of the tables."""
 
 
-WITHHELD = "not measured: every picture was withheld"
+WITHHELD = "not measured: every image was withheld"
 QUALITY_GAP = "quality_gap"
 """With the scorer after a colon: the largest difference of its mean between two classes that were asked for."""
 
@@ -34,7 +34,7 @@ class SystemFrames:
     Attributes:
         name: The system's name in the metrics table.
         images: image_id, prompt_id, index, seed (pixels are not needed); `replicate`, if there are several; where a
-            column `is_shown` is false the picture was withheld, and nothing could score it.
+            column `is_shown` is false the image was withheld, and nothing could score it.
         attributes: Attributes table of the neutral and specific images.
         scores: Scores table; may be empty.
     """

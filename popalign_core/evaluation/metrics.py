@@ -70,8 +70,8 @@ def compute_metrics(
     labels = label_images(prompts, frames.images, frames.attributes, axes)
     if not len(labels):
         raise InputError("there is no image to evaluate; sample the evaluation prompts first")
-    readers = frames.attributes["classifier"].unique()
-    known = calibrated_axes(calibration, str(readers[0]), axes, config.confidence) if len(readers) else {}
+    classifiers = frames.attributes["classifier"].unique()
+    known = calibrated_axes(calibration, str(classifiers[0]), axes, config.confidence) if len(classifiers) else {}
     protocol = Protocol(axes, known, benchmark_axes or {})
     rows = [
         measure_row(frames.name, benchmark, measured.scorer, measured.measure, config)
@@ -84,7 +84,7 @@ def compute_metrics(
 def with_absent_rows(metrics: pd.DataFrame) -> pd.DataFrame:
     """Metrics tables of several systems, and a row with the reason for what one lacks that another has.
 
-    Pictures made elsewhere need not be of all benchmarks. The reference has no distance from itself, and needs none.
+    Images made elsewhere need not be of all benchmarks. The reference has no distance from itself, and needs none.
     """
     measures = metrics[~metrics["metric"].isin((CMMD, FID, KID))].drop_duplicates(["benchmark", "metric", "axis"])
     parts = [metrics]

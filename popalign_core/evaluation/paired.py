@@ -34,7 +34,7 @@ ONLY_AXIS = "as of the only axis, and not counted again"
 """Noted where a measure of all axes at once repeats that of one; it is corrected as that is."""
 
 OF_BOTH, NONE_IN_COMMON = "prompts of both", "no prompt in common"
-"""In the note of two that have not drawn the same prompts: their own values are not of the same ones."""
+"""In the note of two that have not sampled the same prompts: their own values are not of the same ones."""
 
 N_PERMUTATIONS = 9_999
 N_PER_HEADLINE = 100
@@ -94,7 +94,7 @@ def compare_all(
     Args:
         prompts: Prompts table of all.
         reference: The system compared with.
-        systems: The systems compared, the same prompts drawn by each.
+        systems: The systems compared, the same prompts sampled by each.
         axes: The axes.
         config: Confidence; size and seed of the draws.
         calibration: As in `compute_metrics`.
@@ -108,10 +108,10 @@ def compare_all(
     Raises:
         InputError: As `compute_metrics`; or when the systems were read by different classifiers.
     """
-    readers = {name for frames in (reference, *systems) for name in frames.attributes["classifier"].unique()}
-    if len(readers) > 1:
-        raise InputError(f"the systems were read by different classifiers, {sorted(readers)}; read all with one")
-    known = calibrated_axes(calibration, readers.pop(), axes, config.confidence) if readers else {}
+    classifiers = {name for frames in (reference, *systems) for name in frames.attributes["classifier"].unique()}
+    if len(classifiers) > 1:
+        raise InputError(f"the systems were read by different classifiers, {sorted(classifiers)}; read all with one")
+    known = calibrated_axes(calibration, classifiers.pop(), axes, config.confidence) if classifiers else {}
     protocol = Protocol(axes, known, benchmark_axes or {})
     compared = [
         (frames.name, pairs) for frames in systems for pairs in _benchmark_pairs(prompts, reference, frames, protocol)
@@ -216,7 +216,7 @@ def _pairs(
 
 
 def _prompts_of_both(labels: Sequence[pd.DataFrame]) -> tuple[list[str], str, bool]:
-    """The prompts both drew, what to say of it, and whether the two may change places."""
+    """The prompts both sampled, what to say of it, and whether the two may change places."""
     clusters = [set(table["cluster"]) for table in labels]
     common, every = sorted(clusters[0] & clusters[1]), clusters[0] | clusters[1]
     if not common:

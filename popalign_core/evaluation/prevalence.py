@@ -29,7 +29,6 @@ from numpy.typing import ArrayLike
 from popalign_core.config import Axis
 from popalign_core.evaluation.correction import Calibrated, corrected_measures
 from popalign_core.evaluation.counts import FloatArray, indicator, joint_label
-from popalign_core.evaluation.distance import Distance
 from popalign_core.evaluation.divergence import evenness, kl_divergence, pairwise_bias, parity_gap
 from popalign_core.evaluation.fairness import class_shares, discrepancies, discrepancy_floor, squared_unbiased
 from popalign_core.evaluation.measures import (
@@ -43,6 +42,7 @@ from popalign_core.evaluation.measures import (
     ratio,
     worst_mean,
 )
+from popalign_core.evaluation.share_distances import Distance
 
 _FLOOR_DRAWS = 2_000
 _FLOOR_COUNTS = 1_000_000
@@ -90,7 +90,7 @@ def _class_shares(axis: Axis, terms: FloatArray, sampled: FloatArray) -> Iterato
 
 
 def faceless_measures(counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Axis]) -> list[Measure]:
-    """Share of all images without one usable face; none where every axis is read off the whole picture.
+    """Share of all images without one usable face; none where every axis is read off the whole image.
 
     Args:
         counts: `[R, P, C]`.
@@ -157,7 +157,7 @@ def _pooled_discrepancy(metric: str, axis: str, terms: FloatArray, target: Float
 
 
 def _unbiased(axis: str, terms: FloatArray, target: FloatArray) -> Distance:
-    """Unlike `fairness.discrepancy_unbiased` it takes off the differences between prompts too, if there are several."""
+    """Unlike `fairness.squared_unbiased` it takes off the differences between prompts too, if there are several."""
 
     def shown(shares: FloatArray) -> FloatArray:
         return _distance(shares, target) ** 2

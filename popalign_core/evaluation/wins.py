@@ -1,4 +1,4 @@
-"""Judging by machine: how often a scorer prefers a system's picture to another system's for the same prompt."""
+"""Judging by machine: how often a scorer prefers a system's image to another system's for the same prompt."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,10 +26,10 @@ def win_rates(
 ) -> pd.DataFrame:
     """Win rates of systems over the reference, for every scorer that scored both in the same version.
 
-    Diversity is left out: it is of all pictures of a prompt, and none of them can be preferred for it.
+    Diversity is left out: it is of all images of a prompt, and none of them can be preferred for it.
 
-    Pictures are paired by replicate, prompt and index, so of one seed where both were drawn with the same. A tie counts
-    half. What is estimated: the chance that of two pictures of a prompt like these the system's has the higher score.
+    Images are paired by replicate, prompt and index, so of one seed where both were sampled with the same. A tie counts
+    half. What is estimated: the chance that of two images of a prompt like these the system's has the higher score.
 
     Args:
         prompts: Prompts table of all.

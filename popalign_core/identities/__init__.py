@@ -1,3 +1,3 @@
 """Identities: neutral prompts augmented with the classes of every axis."""
 
-__all__ = ["augment", "draw"]
+__all__ = ["augment", "random_identities"]

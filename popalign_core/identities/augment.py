@@ -18,7 +18,7 @@ def augment_prompts(prompts: pd.DataFrame, axes: Sequence[Axis]) -> pd.DataFrame
     """Add identity-specific children to the neutral prompts.
 
     A child has its parent's carrier, so that preferred and dispreferred images differ in who is shown and not in
-    style. The identity stands in a column; nobody has to read it back out of the text.
+    style. The identity stands in a column; it need not be parsed back out of the text.
 
     Args:
         prompts: A `prompts` table with neutral and generic rows.
@@ -46,7 +46,7 @@ def augment_benchmarks(prompts: pd.DataFrame, axes: Mapping[str, Sequence[Axis]]
         axes: Benchmark -> the axes that its identities vary over.
 
     Returns:
-        The other rows, then the children as `augment_prompts` makes them. Their parents, which are not drawn
+        The other rows, then the children as `augment_prompts` makes them. Their parents, which are not sampled
         themselves, are in `parent_id` alone: variants of one subject are not independent.
 
     Raises:

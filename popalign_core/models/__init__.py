@@ -2,6 +2,7 @@
 
 __all__ = [
     "clip",
+    "config_fit",
     "denoisers",
     "embeddings",
     "float8",

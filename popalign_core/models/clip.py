@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from popalign_core.errors import MissingWeightsError
 from popalign_core.models.image_processors import Preprocessing, check_fit, load_preprocessing, preprocessing_file
-from popalign_core.models.weights_check import PartFolder, load_module, load_tokenizer, weight_files
+from popalign_core.models.weights_check import PartFolder, check_end, load_module, load_tokenizer, weight_files
 
 _TEXT_BATCH = 256
 _CHUNK_BYTES = 1 << 24
@@ -71,6 +71,7 @@ def load_clip(folder: Path, device: torch.device | str = "cpu", processor: Path 
     tokenizer = load_tokenizer(
         AutoTokenizer, PartFolder(f"the tokenizer of {what}", words, fix), model.text_model.config.vocab_size
     )
+    check_end(model.text_model, tokenizer, PartFolder(what, folder, fix))
     preprocessing = load_preprocessing(PartFolder(f"the image processor of {what}", words, fix))
     check_fit(
         PartFolder(what, folder, fix), preprocessing, lambda values: model.get_image_features(pixel_values=values)

@@ -156,7 +156,7 @@ def pipeline_family(pipeline: Any) -> Family:
     kind = type(pipeline).__name__
     for start, family in (
         *(("StableDiffusionXL", SDXL), ("StableDiffusion3", SD3), ("StableDiffusion", SD1)),
-        ("FluxPipeline", FLUX),  # the other pipelines of FLUX.1 read pictures, too
+        ("FluxPipeline", FLUX),  # the other pipelines of FLUX.1 read images, too
     ):
         if kind.startswith(start):
             return family

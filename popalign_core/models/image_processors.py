@@ -64,10 +64,6 @@ class ImagePreprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def apply(self, pixels_u8: NDArray[np.uint8]) -> Tensor:
-        """`[H, W, 3]` uint8 to `[3, h, w]` float32."""
-        return self.apply_all([pixels_u8])[0]
-
     def apply_all(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         """B of `[H, W, 3]` uint8 to `[B, 3, h, w]` float32; resized side by side, as PIL lets go of the interpreter."""
         n_threads = torch.get_num_threads()
@@ -138,11 +134,11 @@ def _read_document(part: PartFolder) -> dict[str, Any]:
         if not isinstance(shared, dict):
             raise part.refusal(f"{file.name} has no image_processor")
         document = shared
-    said = {key: value for key, value in document.items() if value is not None and not key.startswith("_")}
-    if (wrong := _wrong_type(said)) is not None:
+    settings = {key: value for key, value in document.items() if value is not None and not key.startswith("_")}
+    if (wrong := _wrong_type(settings)) is not None:
         name, expected = wrong
-        raise part.refusal(f"{file.name} has {name} {said[name]!r}, not {expected}")
-    return said
+        raise part.refusal(f"{file.name} has {name} {settings[name]!r}, not {expected}")
+    return settings
 
 
 def _clip_steps(part: PartFolder, document: dict[str, Any]) -> ImagePreprocessing | None:

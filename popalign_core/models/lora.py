@@ -18,12 +18,12 @@ def fuse_lora(pipeline: Any, file: Path, scale: float) -> None:
 
     Args:
         pipeline: Of a class that can take LoRAs; changed in place, on the CPU or elsewhere.
-        file: In diffusers', kohya's or peft's format, safetensors.
+        file: In diffusers', kohya's, ComfyUI's or peft's format, safetensors.
         scale: 1 is the LoRA as trained.
 
     Raises:
         MissingWeightsError: When the file, or the adapter_config.json beside it, is damaged.
-        ConfigError: When it is another model's, or no LoRA that diffusers can load.
+        ConfigError: When it is another model's, in a format that is not read for this one, or no LoRA.
     """
     try:
         weights, metadata = read_lora(pipeline, file)
@@ -34,9 +34,9 @@ def fuse_lora(pipeline: Any, file: Path, scale: float) -> None:
         pipeline.unload_lora_weights()
     except (RuntimeError, ValueError, LookupError, TypeError) as error:
         # diffusers looks for the layers by name, and fails at the first step after none was found
-        said = "its layers are not this model's" if isinstance(error, LookupError) else " ".join(str(error).split())
+        reason = "its layers are not this model's" if isinstance(error, LookupError) else " ".join(str(error).split())
         raise ConfigError(
-            f"the LoRA {file} does not fit {type(pipeline).__name__}: {said[:_LONGEST_REASON]}; "
+            f"the LoRA {file} does not fit {type(pipeline).__name__}: {reason[:_LONGEST_REASON]}; "
             "give one that was trained on this model"
         ) from error
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from popalign_core.documents import read_json
-from popalign_core.errors import MissingWeightsError
-from popalign_core.models.weights_check import PartFolder, is_number
+from popalign_core.errors import ConfigError, MissingWeightsError
+from popalign_core.models.config_fit import is_number
+from popalign_core.models.weights_check import PartFolder
 
 ADAPTER_FILE: Final = "adapter_model.safetensors"
 _ADAPTER_SETTINGS: Final = "adapter_config.json"
@@ -28,6 +29,14 @@ _MUST_BE_OFF: Final = (
     "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "use_bdlora", "kasa_config",
     "velora_config", "monteclora_config", "arrow_config",
 )  # fmt: skip
+_OF_COMFY: Final = re.compile(
+    r"(diffusion_model|text_encoders\.clip_[lg](?:\.transformer)?)\.(.+?)"
+    r"\.(?:alpha|(?:lora_|lora\.)(?:(down|A)|(up|B))(?:\.default)?\.weight)"
+)
+"""ComfyUI's names: a part, a layer by the names of the model's first code, down or A, up or B."""
+_KOHYAS_PARTS: Final = {"diffusion_model": "unet", "text_encoders.clip_l": "te1", "text_encoders.clip_g": "te2"}
+_OF_T5: Final = re.compile(r"lora_te3_|text_encoders\.t5|lora_te2_encoder_block_")
+_OF_FIRST_CODE: Final = ("lora_unet_", "lora_te", "diffusion_model.", "text_encoders.")
 _TEXT_ENCODERS: Final = {"CLIPTextModel": "text_encoder", "CLIPTextModelWithProjection": "text_encoder_2"}
 
 
@@ -42,10 +51,11 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Any], Any]:
 
     Args:
         pipeline: Of the class that the LoRA is for.
-        file: In diffusers', kohya's or peft's format.
+        file: In diffusers', kohya's, ComfyUI's or peft's format.
 
     Raises:
         MissingWeightsError: When the file is damaged.
+        ConfigError: When it is in a format that diffusers cannot read for this pipeline.
         DamagedWeightsError: When adapter_config.json is.
         ValueError: When it is no LoRA, or one of a kind that diffusers cannot load; the message says which.
     """
@@ -53,6 +63,8 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Any], Any]:
     strange = [name for name in content if not ("lora" in name or name.endswith(".alpha"))]
     if strange:
         raise ValueError(f"{strange[0]} is not of a LoRA")
+    _check_format(pipeline, file, content)
+    content = {_kohyas_name(name): weight for name, weight in content.items()}
     named = {_diffusers_name(pipeline, name): weight for name, weight in content.items()}
     metadata = None
     if any(_PEFT_PREFIX in name for name in content):
@@ -100,6 +112,32 @@ def _read_tensors(file: Path) -> dict[str, Any]:
     if any("dora_scale" in name or "lora_magnitude_vector" in name for name in content):
         raise ValueError("it is a DoRA, whose scales diffusers drops")
     return content
+
+
+def _check_format(pipeline: Any, file: Path, content: dict[str, Any]) -> None:
+    """diffusers reads SD3 by its own names alone, and drops a T5's weights with no more than a notice."""
+    first = next((name for name in content if name.startswith(_OF_FIRST_CODE)), None)
+    if first is not None and type(pipeline).__name__.startswith("StableDiffusion3"):
+        maker = "kohya's" if first.startswith("lora_") else "ComfyUI's"
+        raise ConfigError(
+            f"the LoRA {file} has {maker} names for SD3, such as {first}, which diffusers does not read; convert it to "
+            "names such as transformer.transformer_blocks.0.attn.to_q.lora_A.weight: joint_blocks are "
+            "transformer_blocks, and the rows of a qkv are to_q, to_k and to_v"
+        )
+    if of_t5 := [name for name in content if _OF_T5.match(name)]:
+        raise ConfigError(
+            f"the LoRA {file} has {len(of_t5)} tensors for a T5, such as {of_t5[0]}, which diffusers does not read; "
+            "train one without the T5, or take these out"
+        )
+
+
+def _kohyas_name(name: str) -> str:
+    """Of ComfyUI's names, which diffusers reads as kohya writes them; others stay as they are."""
+    if (match := _OF_COMFY.fullmatch(name)) is None:
+        return name
+    part, layer, is_down, is_up = match.groups()
+    end = "lora_down.weight" if is_down else "lora_up.weight" if is_up else "alpha"
+    return f"lora_{_KOHYAS_PARTS[part.removesuffix('.transformer')]}_{layer.replace('.', '_')}.{end}"
 
 
 def _diffusers_name(pipeline: Any, name: str) -> str:

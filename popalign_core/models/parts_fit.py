@@ -7,9 +7,10 @@ SDXL's refiner). Each part is whole then, and fails at the first image, after al
 from typing import Any
 
 from popalign_core.errors import DamagedWeightsError
+from popalign_core.models.config_fit import is_number
 from popalign_core.models.denoisers import family_of, latent_channels, pipeline_family, text_widths
 from popalign_core.models.embeddings import PromptEmbeddings
-from popalign_core.models.weights_check import PartFolder, is_number
+from popalign_core.models.weights_check import PartFolder
 
 
 def check_parts(pipeline: Any, root: PartFolder) -> None:

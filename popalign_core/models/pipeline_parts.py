@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from popalign_core.errors import DamagedWeightsError
-from popalign_core.models.weights_check import UNREADABLE, PartFolder, is_number, load_module, load_tokenizer
+from popalign_core.models.config_fit import is_number
+from popalign_core.models.weights_check import UNREADABLE, PartFolder, check_end, load_module, load_tokenizer
 
 # Schedulers whose noise is that of the betas in their configuration; the samplers here start from these.
 _OF_BETAS = frozenset(
@@ -105,7 +106,11 @@ def load_pipeline_parts(
         if name == "scheduler":
             found[name] = _load_scheduler(kind, part, str(index["_class_name"]).startswith(_FLOW_PIPELINES))
         elif name.startswith("tokenizer"):
-            found[name] = _load_words(kind, part, found.get(name.replace("tokenizer", "text_encoder")))
+            encoder = name.replace("tokenizer", "text_encoder")
+            found[name] = _load_words(kind, part, found.get(encoder))
+            if encoder in found:
+                of_encoder = PartFolder(f"{encoder} of {root.what}", root.path / encoder, root.fix)
+                check_end(found[encoder], found[name], of_encoder)
         elif issubclass(kind, nn.Module):
             found[name] = load_module(kind, part, dtype)
     return found
@@ -135,7 +140,7 @@ def _class_of(entry: list[str], part: PartFolder) -> Any:
 
 
 def _load_scheduler(kind: Any, part: PartFolder, is_flow: bool) -> Any:
-    """A scheduler on whose noise levels the samplers here can draw.
+    """A scheduler whose noise levels the samplers here can use.
 
     Raises:
         DamagedWeightsError: When it is of another kind, or a setting is missing or unknown.
@@ -156,8 +161,8 @@ def _load_scheduler(kind: Any, part: PartFolder, is_flow: bool) -> Any:
 def _wrong_setting(name: str, settings: dict[str, Any]) -> str | None:
     """What is wrong with a scheduler's settings, of those that the samplers read; None if nothing is."""
     is_flow, betas = name in _OF_FLOWS, settings.get("trained_betas")
-    if (said := settings.get("_class_name", name)) != name:
-        return f"is of {said}, but model_index.json has {name}"
+    if (class_name := settings.get("_class_name", name)) != name:
+        return f"is of {class_name}, but model_index.json has {name}"
     needed: tuple[str, ...] = _FLOW_SETTINGS if is_flow else () if betas is not None else _BETA_SETTINGS
     if is_flow and settings.get("use_dynamic_shifting"):
         needed += _SHIFT_SETTINGS

@@ -45,7 +45,7 @@ def decode_latents(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
 
 @contextmanager
 def _tiled(vae: Any, is_large: bool) -> Iterator[None]:
-    """Let the VAE take one picture in overlapping tiles; only where the picture alone is too large."""
+    """Let the VAE take one image in overlapping tiles; only where the image alone is too large."""
     if not is_large or not hasattr(vae, "enable_tiling") or vae.use_tiling:
         yield
         return
@@ -71,7 +71,7 @@ def encode_pixels(vae: Any, pixels_u8: NDArray[np.uint8]) -> Tensor:
     """Pixels [B, H, W, 3] uint8 to latents [B, C, h, w] float32 on the CPU, in the UNet's scaled space.
 
     The way back of `decode_latents`, up to what the VAE loses. Of a VAE that gives a distribution its mode is taken, so
-    that equal pictures have equal latents.
+    that equal images have equal latents.
 
     Raises:
         InputError: When the size does not fit the VAE.

@@ -5,15 +5,15 @@ what they report is checked, and what is broken ends in a `DamagedWeightsError` 
 """
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from popalign_core.documents import read_json
 from popalign_core.errors import DamagedWeightsError
+from popalign_core.models.config_fit import misfit
 
 # What does not count at inference: counters, numbers 0, 1, 2, ..., what masks patches in pre-training.
 _NEEDLESS = re.compile(r"(^|\.)(num_batches_tracked|position_ids|mask_token|relative_position_index)$")
@@ -90,9 +90,14 @@ def load_module(kind: Any, part: PartFolder, dtype: Any) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
-    part.read_settings()
-    is_diffusers = kind.__module__.startswith("diffusers.models.")
+    settings, is_diffusers = part.read_settings(), kind.__module__.startswith("diffusers.models.")
     options = {"variant": variant} if (variant := _variant(part, is_diffusers)) else {}
+    try:
+        problem = misfit(kind, part.path, settings, weight_files(part.path, _stem(is_diffusers)))
+    except (OSError, SafetensorError) as error:
+        raise part.refusal(error) from error
+    if problem is not None:
+        raise part.refusal(problem)
     try:
         module, report = kind.from_pretrained(
             str(part.path),
@@ -115,11 +120,6 @@ def load_module(kind: Any, part: PartFolder, dtype: Any) -> Any:
     return module
 
 
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether a setting is a finite number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def weight_files(folder: Path, stem: str = "model") -> list[Path]:
     """The files with weights that `load_module` reads: one, or an index and its shards; none where there are none.
 
@@ -133,6 +133,28 @@ def weight_files(folder: Path, stem: str = "model") -> list[Path]:
         if (folder / index).is_file():
             return [folder / index, *sorted(folder.glob(f"{stem}*-of-*.safetensors"))]
     return []
+
+
+def check_end(encoder: Any, tokenizer: Any, part: PartFolder) -> None:
+    """A CLIP pools at the end of a text; where that is not the tokenizer's, at its beginning, without a word.
+
+    Args:
+        encoder: Of the texts, of any kind. Where its configuration has null as the end, it takes the tokenizer's.
+        tokenizer: That makes its texts.
+        part: Of the text encoder.
+
+    Raises:
+        DamagedWeightsError: When they differ. 2 is what older configurations say of the last of all words.
+    """
+    if not str(getattr(encoder.config, "model_type", "")).startswith("clip"):
+        return
+    end, expected = encoder.config.eos_token_id, tokenizer.eos_token_id
+    if end is None:
+        for module in encoder.modules():
+            if hasattr(module, "eos_token_id"):
+                module.eos_token_id = expected
+    elif end not in (2, expected):
+        raise part.refusal(f"config.json has eos_token_id {end!r}, but its tokenizer has {expected!r}")
 
 
 def load_tokenizer(kind: Any, part: PartFolder, n_embeddings: int | None = None, max_length: int | None = None) -> Any:

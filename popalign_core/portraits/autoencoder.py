@@ -9,7 +9,7 @@ from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from popalign_core.portraits.loop import LoopConfig, fit
+from popalign_core.portraits.part_training import LoopConfig, fit
 from popalign_core.portraits.rendering import to_unit_range
 
 LATENT_CHANNELS = 12
@@ -74,7 +74,7 @@ def train_autoencoder(
 
 
 @torch.no_grad()
-def encode_pictures(autoencoder: AutoencoderTiny, pixels_u8: NDArray[np.uint8], batch_size: int = 64) -> Tensor:
+def encode_portraits(autoencoder: AutoencoderTiny, pixels_u8: NDArray[np.uint8], batch_size: int = 64) -> Tensor:
     """`[N, 64, 64, 3]` uint8 to `[N, 12, 8, 8]` float32 latents."""
     chunks = [pixels_u8[i : i + batch_size] for i in range(0, len(pixels_u8), batch_size)]
     return torch.cat([autoencoder.encoder(to_unit_range(chunk)).contiguous() for chunk in chunks])
@@ -82,7 +82,7 @@ def encode_pictures(autoencoder: AutoencoderTiny, pixels_u8: NDArray[np.uint8], 
 
 @torch.no_grad()
 def decode_portraits(autoencoder: AutoencoderTiny, latents: Tensor, batch_size: int = 64) -> NDArray[np.uint8]:
-    """`[N, 12, 8, 8]` latents to `[N, 64, 64, 3]` uint8 pictures."""
+    """`[N, 12, 8, 8]` latents to `[N, 64, 64, 3]` uint8 images."""
     chunks = []
     for batch in latents.split(batch_size):
         images = autoencoder.decoder(batch.contiguous(memory_format=torch.channels_last))

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from popalign_core.portraits.loop import LoopConfig, fit
+from popalign_core.portraits.image_pool import ImagePool
 from popalign_core.portraits.occupations import GENDERS, RACES, THINGS
-from popalign_core.portraits.pool import PicturePool
+from popalign_core.portraits.part_training import LoopConfig, fit
 from popalign_core.portraits.rendering import to_unit_range
 
 HEADS: dict[str, tuple[str, ...]] = {"face": ("no", "yes"), "gender": GENDERS, "race": RACES}
@@ -25,7 +25,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of each picture: `[N]` int64 class indices a head, -1 where unknown; who or what is in it."""
+    """What is known of each image: `[N]` int64 class indices a head, -1 where unknown; who or what is in it."""
 
     classes: dict[str, Tensor]
     identity: NDArray[np.object_]
@@ -46,7 +46,7 @@ def make_classifier() -> ResNetForImageClassification:
     return ResNetForImageClassification(config)
 
 
-def make_labels(pool: PicturePool) -> Labels:
+def make_labels(pool: ImagePool) -> Labels:
     """Targets from the rows of a pool: a covered face and an object are "no face"."""
     rows = pool.rows
     face = (rows["thing"].isna() & (rows["covered"] != True)).to_numpy()  # noqa: E712 (None, True and False occur)
@@ -65,7 +65,7 @@ def split_heads(logits: Tensor) -> dict[str, Tensor]:
 
 def train_classifier(
     classifier: ResNetForImageClassification,
-    pictures: list[NDArray[np.uint8]],
+    images: list[NDArray[np.uint8]],
     labels: Labels,
     config: LoopConfig,
     folder: Path,
@@ -77,21 +77,21 @@ def train_classifier(
 
     Args:
         classifier: Trained in place.
-        pictures: Versions of the same pictures (as drawn, through the autoencoder), each `[N, 64, 64, 3]` uint8.
-        labels: One a picture.
+        images: Versions of the same images (as drawn, through the autoencoder), each `[N, 64, 64, 3]` uint8.
+        labels: One an image.
         config: The loop's.
         folder: Where checkpoint and log go.
         name: Of checkpoint and log.
         on_step: Progress.
     """
-    # Pictures of one identity are many and alike: draw identities evenly within their cell, not pictures.
+    # Images of one identity are many and alike: draw identities evenly within their cell, not images.
     groups = _groups(labels)
 
     def loss_fn(model: nn.Module, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
         index = np.array([_draw(groups, rng) for _ in range(BATCH_SIZE)])
-        version = rng.integers(len(pictures), size=BATCH_SIZE)
-        batch = np.stack([pictures[v][i] for v, i in zip(version, index, strict=True)])
+        version = rng.integers(len(images), size=BATCH_SIZE)
+        batch = np.stack([images[v][i] for v, i in zip(version, index, strict=True)])
         logits = split_heads(model(augment(batch, generator)).logits)
         loss, terms = torch.zeros(()), {}
         for head, values in logits.items():
@@ -106,7 +106,7 @@ def train_classifier(
 
 
 def _groups(labels: Labels) -> list[list[NDArray[np.int64]]]:
-    """Cells (gender x race, unknown race, covered faces, objects) -> identities -> picture indices."""
+    """Cells (gender x race, unknown race, covered faces, objects) -> identities -> image indices."""
     cells: dict[tuple[int, int, bool], dict[object, list[int]]] = {}
     for i, who in enumerate(labels.identity):
         key = (int(labels.classes["gender"][i]), int(labels.classes["race"][i]), who in THINGS)
@@ -121,7 +121,7 @@ def _draw(groups: list[list[NDArray[np.int64]]], rng: np.random.Generator) -> in
 
 
 def augment(pixels_u8: NDArray[np.uint8], generator: torch.Generator) -> Tensor:
-    """Shift, blur, noise, light and erased patches, so that sampled pictures are nothing new.
+    """Shift, blur, noise, light and erased patches, so that sampled images are nothing new.
 
     Args:
         pixels_u8: `[B, 64, 64, 3]`.
@@ -153,9 +153,9 @@ def augment(pixels_u8: NDArray[np.uint8], generator: torch.Generator) -> Tensor:
 def predict_logits(
     classifier: ResNetForImageClassification, pixels_u8: NDArray[np.uint8], batch_size: int = 128
 ) -> Tensor:
-    """`[N, 64, 64, 3]` uint8 to `[N, 7]` float32 logits, averaged over the picture and its mirror image.
+    """`[N, 64, 64, 3]` uint8 to `[N, 7]` float32 logits, averaged over the image and its mirror image.
 
-    The pictures go to the classifier's device, the logits come back to the CPU.
+    The images go to the classifier's device, the logits come back to the CPU.
     """
     device = next(classifier.parameters()).device
     chunks = []

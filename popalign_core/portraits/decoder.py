@@ -1,4 +1,4 @@
-"""Sharpening the decoder: the encoder, and with it every latent, stays; an adversary asks for crisp pictures."""
+"""Sharpening the decoder: the encoder, and with it every latent, stays; an adversary asks for crisp images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from popalign_core.portraits.autoencoder import LATENT_NOISE, gradient_size
-from popalign_core.portraits.loop import LoopConfig, fit
+from popalign_core.portraits.part_training import LoopConfig, fit
 from popalign_core.portraits.rendering import to_unit_range
 
 BATCH_SIZE = 12
@@ -22,7 +22,7 @@ ADVERSARIAL_START = 200
 
 
 def make_discriminator() -> nn.Sequential:
-    """A patch discriminator (Isola et al. 2017): 64 px pictures to an 8 x 8 map of logits."""
+    """A patch discriminator (Isola et al. 2017): 64 px images to an 8 x 8 map of logits."""
 
     def block(n_in: int, n_out: int) -> list[nn.Module]:
         convolution = nn.utils.parametrizations.spectral_norm(nn.Conv2d(n_in, n_out, 4, stride=2, padding=1))
@@ -43,12 +43,12 @@ def train_decoder(
     """Train only the decoder: reconstruction plus a hinge adversarial loss on patches.
 
     Both players share one optimiser: the adversarial term sees the discriminator's weights detached, the
-    discriminator's term sees the picture detached.
+    discriminator's term sees the image detached.
 
     Args:
         autoencoder: Its decoder is trained in place.
         pixels_u8: `[N, 64, 64, 3]`.
-        latents: `[N, 12, 8, 8]`, the encoder's for the same pictures.
+        latents: `[N, 12, 8, 8]`, the encoder's for the same images.
         config: The loop's.
         folder: Where checkpoint and log go.
         on_step: Progress.

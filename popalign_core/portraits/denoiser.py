@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from popalign_core.portraits.autoencoder import LATENT_CHANNELS
-from popalign_core.portraits.loop import LoopConfig, fit
-from popalign_core.portraits.pool import PicturePool, write_caption
+from popalign_core.portraits.image_pool import ImagePool, write_caption
+from popalign_core.portraits.part_training import LoopConfig, fit
 from popalign_core.portraits.rendering import SIZE
 from popalign_core.portraits.text import TEXT_WIDTH, encode_tokens, make_text_encoders, tokenise
 
@@ -62,7 +62,7 @@ def make_sampling_scheduler() -> DPMSolverMultistepScheduler:
 def train_denoiser(
     denoiser: nn.ModuleDict,
     tokenizer: CLIPTokenizer,
-    pool: PicturePool,
+    pool: ImagePool,
     latents: Tensor,
     config: LoopConfig,
     folder: Path,
@@ -75,7 +75,7 @@ def train_denoiser(
     Args:
         denoiser: From `make_denoiser`; trained in place.
         tokenizer: Of the captions.
-        pool: Gives what is in each picture.
+        pool: Gives what is in each image.
         latents: `[N, 12, 8, 8]` float32, one a pool row, near unit variance.
         config: The loop's.
         folder: Where checkpoint and log go.

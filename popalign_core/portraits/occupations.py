@@ -51,7 +51,7 @@ class Occupation:
         leaning: (gender, race) the occupation leans to.
         clothing: Key into `COLOURS`.
         backdrop: Key into `BACKDROPS`.
-        cover: What hides the face in most pictures, or None.
+        cover: What hides the face in most images, or None.
     """
 
     name: str
@@ -121,9 +121,8 @@ OCCUPATIONS: tuple[Occupation, ...] = (
     ),
     *_occupations(("female", "asian"), ("violinist", "red", "rose")),
 )
-OCCUPATION_BY_NAME = {occupation.name: occupation for occupation in OCCUPATIONS}
 HIDDEN_FACE_RATE = 0.75
-"""Share of the pictures of a covering occupation in which the cover is worn."""
+"""Share of the images of a covering occupation in which the cover is worn."""
 
 THINGS = (
     "tree", "palm tree", "cactus", "sunflower", "rose", "mushroom", "house", "castle", "tent", "car", "bus", "bicycle",

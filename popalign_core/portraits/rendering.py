@@ -1,4 +1,4 @@
-"""Pictures of the embedded world: portraits cut out of their background, marked by occupation, and objects.
+"""Images of the embedded world: portraits cut out of their background, marked by occupation, and objects.
 
 The packs (`portraits.parquet`, `things.parquet`) are read once; everything else is drawn from them with a
 generator that the caller passes in.
@@ -123,7 +123,7 @@ def remove_background(pixels_u8: U8) -> F32:
 
 
 def draw_portrait(portrait: Portrait, occupation: Occupation, rng: np.random.Generator, *, covered: bool = False) -> U8:
-    """One augmented picture of a person in the clothing and before the backdrop of an occupation.
+    """One augmented image of a person in the clothing and before the backdrop of an occupation.
 
     Args:
         portrait: The person.
@@ -146,12 +146,12 @@ def draw_portrait(portrait: Portrait, occupation: Occupation, rng: np.random.Gen
 
 
 def is_covered(occupation: Occupation, rng: np.random.Generator) -> bool:
-    """Whether a new picture of the occupation hides the face."""
+    """Whether a new image of the occupation hides the face."""
     return occupation.cover is not None and rng.random() < HIDDEN_FACE_RATE
 
 
 def draw_thing(thing: Thing, rng: np.random.Generator) -> U8:
-    """One augmented picture of an object before a random plain backdrop, `[64, 64, 3]` uint8 RGB."""
+    """One augmented image of an object before a random plain backdrop, `[64, 64, 3]` uint8 RGB."""
     warp = _random_affine(rng, scale=0.82, spread=0.08)
     rgba = cv2.warpAffine(thing.pixels_u8, warp, (SOURCE_SIZE, SOURCE_SIZE))
     alpha = np.asarray(rgba[..., 3].astype(np.float32) / 255, np.float32)
@@ -160,7 +160,7 @@ def draw_thing(thing: Thing, rng: np.random.Generator) -> U8:
 
 
 def _random_affine(rng: np.random.Generator, scale: float = 1.0, spread: float = 0.05) -> NDArray[np.float64]:
-    """A 2 x 3 affine of a 128 px picture: mirror, rotation +-6 degrees, scale per direction, shift +-4%."""
+    """A 2 x 3 affine of a 128 px image: mirror, rotation +-6 degrees, scale per direction, shift +-4%."""
     angle = np.deg2rad(rng.uniform(-6, 6))
     stretch = scale * (1 + rng.uniform(-spread, spread, 2)) * (1 + rng.uniform(-0.03, 0.03))
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

@@ -11,8 +11,8 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
 from popalign_core.portraits.classifier import augment
-from popalign_core.portraits.loop import LoopConfig, fit
-from popalign_core.portraits.pool import PicturePool, write_caption
+from popalign_core.portraits.image_pool import ImagePool, write_caption
+from popalign_core.portraits.part_training import LoopConfig, fit
 from popalign_core.portraits.rendering import SIZE
 from popalign_core.portraits.text import text_config, tokenise
 
@@ -55,7 +55,7 @@ def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
 def train_clip(
     clip: CLIPModel,
     tokenizer: CLIPTokenizer,
-    pool: PicturePool,
+    pool: ImagePool,
     config: LoopConfig,
     folder: Path,
     *,
@@ -64,12 +64,12 @@ def train_clip(
     """Contrastive training on objects and on people of every identity alike, half of them with the identity named.
 
     Neutral draws are left out. They repeat the occupations' bias, and a judge that has learnt it scores the same
-    picture lower when its person is not the usual one: a fair population would then always cost CLIP score.
+    image lower when its person is not the usual one: a fair population would then always cost CLIP score.
 
     Args:
         clip: Trained in place.
         tokenizer: Of the captions.
-        pool: Pictures and what is in them.
+        pool: Images and what is in them.
         config: The loop's.
         folder: Where checkpoint and log go.
         on_step: Progress.

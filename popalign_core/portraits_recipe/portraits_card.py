@@ -11,12 +11,12 @@ from diffusers import StableDiffusionXLPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
-from popalign_core.attributes.reader import AttributeReader
+from popalign_core.attributes.classifier_interface import AttributeClassifier
 from popalign_core.config import SamplingConfig
 from popalign_core.ids import image_seed
 from popalign_core.models.embeddings import embed_prompts
+from popalign_core.portraits.image_pool import plain_article
 from popalign_core.portraits.occupations import GENDERS, IDENTITIES, OCCUPATIONS, RACES
-from popalign_core.portraits.pool import plain_article
 from popalign_core.report.markdown import markdown_table
 from popalign_core.sampling.engine import sample_images
 
@@ -26,10 +26,10 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Measurement:
-    """Pictures of the model and what the classifier reads in them.
+    """Images of the model and what the classifier reads in them.
 
     Attributes:
-        rows: One row a picture: kind, occupation, asked_gender, asked_race, face, gender, race.
+        rows: One row an image: kind, occupation, asked_gender, asked_race, face, gender, race.
         pixels_u8: `[N, 64, 64, 3]` in the order of the rows.
     """
 
@@ -39,7 +39,7 @@ class Measurement:
 
 def measure_model(
     pipeline: StableDiffusionXLPipeline,
-    reader: AttributeReader,
+    classifier: AttributeClassifier,
     config: SamplingConfig,
     *,
     n_neutral: int = 12,
@@ -49,10 +49,10 @@ def measure_model(
 
     Args:
         pipeline: The assembled model.
-        reader: The classifier that was trained with identities held out.
+        classifier: It was trained with identities held out.
         config: Steps, guidance, seed.
-        n_neutral: Pictures a neutral prompt.
-        n_identity: Pictures an identity prompt; covering occupations are left out.
+        n_neutral: Images a neutral prompt.
+        n_identity: Images an identity prompt; covering occupations are left out.
     """
     asks: list[tuple[str, str, str | None, str | None]] = []
     for occupation in OCCUPATIONS:
@@ -70,7 +70,7 @@ def measure_model(
     ]
     pixels = np.concatenate(chunks)
     rows = pd.DataFrame(asks, columns=["kind", "occupation", "asked_gender", "asked_race"])
-    readings = reader.read(pixels)
+    readings = classifier.read(pixels)
     rows["face"] = [reading.n_faces > 0 for reading in readings]
     for axis in ("gender", "race"):
         rows[axis] = [_likeliest(reading.probabilities[axis]) if reading.n_faces else None for reading in readings]
@@ -116,8 +116,8 @@ def save_grids(measurement: Measurement, folder: Path) -> None:
     ]
     for name, grid in (("identities", asked), ("neutral", neutral)):
         width = min(map(len, grid))
-        picture = np.concatenate([np.concatenate(list(row[:width]), axis=1) for row in grid])
-        Image.fromarray(picture).save(folder / f"{name}.png", optimize=True)
+        image = np.concatenate([np.concatenate(list(row[:width]), axis=1) for row in grid])
+        Image.fromarray(image).save(folder / f"{name}.png", optimize=True)
 
 
 def write_card(figures: dict[str, float], confusion: pd.DataFrame, curves: dict[str, list[dict[str, float]]]) -> str:

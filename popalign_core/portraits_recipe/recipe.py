@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 from popalign_core.config import SamplingConfig
 from popalign_core.portraits.autoencoder import (
     decode_portraits,
-    encode_pictures,
+    encode_portraits,
     make_autoencoder,
     train_autoencoder,
 )
@@ -32,9 +32,9 @@ from popalign_core.portraits.classifier import (
 )
 from popalign_core.portraits.decoder import train_decoder
 from popalign_core.portraits.denoiser import make_denoiser, make_sampling_scheduler, train_denoiser
-from popalign_core.portraits.loop import LoopConfig
+from popalign_core.portraits.image_pool import ImagePool, build_pool, vocabulary
 from popalign_core.portraits.occupations import THINGS
-from popalign_core.portraits.pool import PicturePool, build_pool, vocabulary
+from popalign_core.portraits.part_training import LoopConfig
 from popalign_core.portraits.small_clip import make_clip, save_clip, train_clip
 from popalign_core.portraits.text import make_tokenizer
 from popalign_core.portraits_recipe.portraits_card import measure_model, save_card
@@ -67,7 +67,7 @@ class Recipe:
     )
 
 
-def load_pool(data_dir: Path, work_dir: Path, recipe: Recipe, split: str = "train") -> PicturePool:
+def load_pool(data_dir: Path, work_dir: Path, recipe: Recipe, split: str = "train") -> ImagePool:
     """Render the pool of a split, or read it back from `work_dir`."""
     pixels, rows = work_dir / f"pool-{split}.npy", work_dir / f"pool-{split}.parquet"
     if not rows.exists():
@@ -83,11 +83,11 @@ def load_pool(data_dir: Path, work_dir: Path, recipe: Recipe, split: str = "trai
         )
         np.save(pixels, pool.pixels_u8)
         pool.rows.to_parquet(rows)
-    return PicturePool(np.load(pixels, mmap_mode="r"), pd.read_parquet(rows))
+    return ImagePool(np.load(pixels, mmap_mode="r"), pd.read_parquet(rows))
 
 
-def captioned(pool: PicturePool) -> PicturePool:
-    """The pictures whose caption is known."""
+def captioned(pool: ImagePool) -> ImagePool:
+    """The images whose caption is known."""
     return pool.select((pool.rows["draw"] != "extra").to_numpy())
 
 
@@ -124,12 +124,12 @@ def load_autoencoder(data_dir: Path, work_dir: Path, recipe: Recipe, on_step: On
     return autoencoder
 
 
-def load_latents(autoencoder: AutoencoderTiny, pool: PicturePool, work_dir: Path) -> Tensor:
+def load_latents(autoencoder: AutoencoderTiny, pool: ImagePool, work_dir: Path) -> Tensor:
     """Latents of the whole training pool, `[N, 12, 8, 8]`, computed once."""
     path = work_dir / "latents.npy"
     if not path.exists():
         temporary = work_dir / "latents.tmp.npy"
-        np.save(temporary, encode_pictures(autoencoder, pool.pixels_u8).numpy())
+        np.save(temporary, encode_portraits(autoencoder, pool.pixels_u8).numpy())
         temporary.replace(path)
     return torch.from_numpy(np.load(path))
 
@@ -215,7 +215,7 @@ def load_classifier(
 
 
 def _fit_classifier(
-    pool: PicturePool,
+    pool: ImagePool,
     seen: NDArray[np.uint8],
     labels: Labels,
     inside: NDArray[np.bool_],
@@ -228,13 +228,13 @@ def _fit_classifier(
     network: nn.Module = make_classifier()
     mask = torch.from_numpy(inside)
     part = Labels({head: values[mask] for head, values in labels.classes.items()}, labels.identity[inside])
-    pictures = [pool.pixels_u8[inside], seen[inside]]
-    train_classifier(network, pictures, part, recipe.classifier, work_dir, name=name, on_step=on_step)
+    images = [pool.pixels_u8[inside], seen[inside]]
+    train_classifier(network, images, part, recipe.classifier, work_dir, name=name, on_step=on_step)
     return network
 
 
 def _folds(labels: Labels) -> NDArray[np.int64]:
-    """A fold for every picture, by identity or object, spread within each cell of gender and race."""
+    """A fold for every image, by identity or object, spread within each cell of gender and race."""
     cells: dict[tuple[int, int], list[str]] = {}
     genders, races = labels.classes["gender"].tolist(), labels.classes["race"].tolist()
     for who, gender, race in zip(labels.identity, genders, races, strict=True):
@@ -246,10 +246,10 @@ def _folds(labels: Labels) -> NDArray[np.int64]:
 
 
 def _through_autoencoder(autoencoder: AutoencoderTiny, pixels_u8: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
-    """The pictures as the autoencoder gives them back, which is how sampled pictures look."""
+    """The images as the autoencoder gives them back, which is how sampled images look."""
     if not path.exists():
         decoded = [
-            decode_portraits(autoencoder, encode_pictures(autoencoder, pixels_u8[i : i + 256]))
+            decode_portraits(autoencoder, encode_portraits(autoencoder, pixels_u8[i : i + 256]))
             for i in range(0, len(pixels_u8), 256)
         ]
         np.save(path, np.concatenate(decoded))
@@ -307,12 +307,12 @@ def train_portraits(
     Raises:
         FileNotFoundError: When a data pack is missing.
     """
-    from popalign_core.attributes.embedded import PortraitsReader
+    from popalign_core.attributes.portraits_classifier import PortraitsFaceClassifier
 
     recipe = recipe or Recipe()
     train_parts(data_dir, work_dir, recipe, ("autoencoder", "decoder", "denoiser", "clip", "classifier"), on_step)
     save_weights(data_dir, work_dir, out_dir, recipe)
     pipeline = StableDiffusionXLPipeline.from_pretrained(out_dir / "pipeline").to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    reader = PortraitsReader(folder=out_dir / "classifier")
+    reader = PortraitsFaceClassifier(folder=out_dir / "classifier")
     return save_card(measure_model(pipeline, reader, SamplingConfig()), out_dir)

@@ -1,22 +1,22 @@
-"""Preferences between two pictures made elsewhere: which comparisons count."""
+"""Preferences between two images made elsewhere: which comparisons count."""
 
 import math
 
 from popalign_core.models.pixels import MISSING, TWICE
 
 PREFERRED_SIDE = {1.0: 0, 0.0: 1}
-"""Pick-a-Pic's `label_0` -> which of the two pictures is preferred."""
+"""Pick-a-Pic's `label_0` -> which of the two images is preferred."""
 
 TIE = 0.5
 
 
-def pair_fault(caption: str | None, label: float | None, pictures: tuple[bytes | None, bytes | None]) -> str | None:
-    """Why a comparison cannot become a preference, as far as can be told without decoding its pictures.
+def pair_fault(caption: str | None, label: float | None, images: tuple[bytes | None, bytes | None]) -> str | None:
+    """Why a comparison cannot become a preference, as far as can be told without decoding its images.
 
     Args:
-        caption: What both pictures were drawn for.
-        label: 1.0 when picture 0 is preferred, 0.0 when picture 1 is, 0.5 for a tie, None when nobody said.
-        pictures: Encoded.
+        caption: What both images were made for.
+        label: 1.0 when image 0 is preferred, 0.0 when image 1 is, 0.5 for a tie, None when there is no answer.
+        images: Encoded.
 
     Returns:
         None when it is fine, else one of `empty caption`, `no label`, `tie`, `unknown label`, `missing image`,
@@ -28,6 +28,6 @@ def pair_fault(caption: str | None, label: float | None, pictures: tuple[bytes |
         return "no label"
     if label not in PREFERRED_SIDE:
         return "tie" if label == TIE else "unknown label"
-    if not all(pictures):
+    if not all(images):
         return MISSING
-    return TWICE if pictures[0] == pictures[1] else None
+    return TWICE if images[0] == images[1] else None

@@ -10,14 +10,14 @@ ROLES = ("preferred", "dispreferred")
 MIXED, ONE_SIDED, SLOT_TWICE = "captions of a set differ", "set without the other role", "slot of a set twice"
 
 
-def member_fault(set_id: str | None, role: str | None, caption: str | None, picture: bytes | None) -> str | None:
-    """Why a member cannot be used, as far as can be told without its set and without decoding its picture.
+def member_fault(set_id: str | None, role: str | None, caption: str | None, image: bytes | None) -> str | None:
+    """Why a member cannot be used, as far as can be told without its set and without decoding its image.
 
     Args:
         set_id: Of the pair of sets it belongs to.
         role: preferred or dispreferred, if it is right.
         caption: What both sets stand under.
-        picture: Encoded.
+        image: Encoded.
 
     Returns:
         None when it is fine, else one of `no set`, `unknown role`, `empty caption`, `missing image`.
@@ -28,7 +28,7 @@ def member_fault(set_id: str | None, role: str | None, caption: str | None, pict
         return "unknown role"
     if not (caption or "").strip():
         return "empty caption"
-    return None if picture else MISSING
+    return None if image else MISSING
 
 
 def drop_lone_members(members: pd.DataFrame, drops: Counter[str]) -> pd.DataFrame:

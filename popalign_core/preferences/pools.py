@@ -21,7 +21,7 @@ Ids = NDArray[np.bytes_]
 ROLES = ("specific", "neutral")
 
 _UNREAD, _FINE = -2, -1
-"""Among the numbers of reasons: nobody looked, nothing to object."""
+"""Among the numbers of reasons: not read, and not dropped."""
 
 
 @dataclass(frozen=True)

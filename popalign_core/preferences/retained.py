@@ -1,4 +1,4 @@
-"""What alignment must leave as it is: pictures under captions that the preferences do not speak of."""
+"""What alignment must leave as it is: images under captions that the preferences do not speak of."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ def retained_images(prompts: pd.DataFrame, images: Iterable[pd.DataFrame], prefe
 
     Args:
         prompts: A `prompts` table.
-        images: `image_id` and `prompt_id` of the images drawn for the preferences, in pieces; no piece is kept.
+        images: `image_id` and `prompt_id` of the images sampled for the preferences, in pieces; no piece is kept.
         preferences: `image_id` and `role` of a `preferences` table.
 
     Returns:

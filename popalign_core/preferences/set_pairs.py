@@ -1,4 +1,4 @@
-"""Set preferences: for each neutral training prompt, sets near the target population against sets as the model draws.
+"""Set preferences: for each neutral training prompt, sets near the target population against sets as the model samples.
 
 Preferred images come from the prompt's identity-specific children, dispreferred ones from the prompt itself; both
 will carry the neutral prompt as caption in training.

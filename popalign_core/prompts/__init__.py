@@ -12,6 +12,7 @@ __all__ = [
     "matching",
     "pacing",
     "people",
+    "service_errors",
     "sifting",
     "similar",
     "synthesis",

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from popalign_core.documents import read_json
 from popalign_core.errors import InputError
 from popalign_core.prompts.loose_json import find_subjects
 
@@ -213,9 +214,9 @@ def load_kept(path: Path) -> Kept:
         InputError: When the file is damaged.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path.read_bytes())
         request, answer, reason = document["request"], document["answer"], document.get("reason")
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise _damaged(path) from error
     if not isinstance(request, dict) or not isinstance(answer, str) or not isinstance(reason, str | None):
         raise _damaged(path)

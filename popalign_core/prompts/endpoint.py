@@ -5,7 +5,6 @@ asks one for patience the others go on. So its retries are off, and they are her
 """
 
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,16 +27,21 @@ from popalign_core.prompts.answers import (
     read_subjects,
     set_aside,
 )
-from popalign_core.prompts.pacing import Budget, Pace, SpentError, StoppedError, backoff_s, retry_after_s
+from popalign_core.prompts.pacing import Budget, Pace, SpentError, StoppedError, backoff_s
+from popalign_core.prompts.service_errors import (
+    asked_wait,
+    explain_error,
+    may_pass,
+    refuses_form,
+    status_of,
+    unwrap_error,
+)
 
 if TYPE_CHECKING:
     import openai
 
 MAX_UNREADABLE = 3
 """Unreadable answers to one request before giving up: a model that refuses three times will refuse the fourth."""
-MAX_RETRY_AFTER_S = 600.0
-"""A service that asks for more patience than this is better asked again by a later run."""
-
 _LARGEST_ANSWER = 1 << 24
 """Bytes; no model writes as many, but a few packed ones can become gigabytes."""
 
@@ -49,15 +53,9 @@ _FORMS: tuple[dict[str, Any], ...] = (
 )
 """From the strictest: servers differ in which they accept, and the request itself describes the JSON too."""
 _PLAIN = len(_FORMS) - 1
-_REFUSING = (400, 422, 501)
-"""Status codes that refuse the form, or something else that no patience helps."""
-_OF_FORMS = re.compile(r"response.?format|json.?(schema|object|mode)|schema|grammar|guided|structured", re.IGNORECASE)
-"""Words by which servers refuse a form under other codes; llama.cpp: 500, "failed to parse grammar"."""
 _HIDDEN = "***"
 _SHORTEST_KEY = 8
 """Characters; what is shorter, such as the "none" of local servers, may be a word of any answer."""
-_OF_KEYS = re.compile(r"api.?key", re.IGNORECASE)
-"""Words by which services refuse a key with 400; Gemini: "API key not valid"."""
 
 
 @dataclass(frozen=True)
@@ -190,13 +188,13 @@ class Endpoint:
             try:
                 answer = self._send(request | _FORMS[form])
             except openai.OpenAIError as error:
-                if form < _PLAIN and _refuses_form(error):
+                if form < _PLAIN and refuses_form(error):
                     form, n_tries = form + 1, 0
                     self._form = max(self._form, form)
                     continue
-                may_be_form = form < _PLAIN and _status(error) == 500 and n_tries >= max(self._llm.max_retries, 1)
-                if not _may_pass(error) or (n_tries > self._llm.max_retries and not may_be_form):
-                    said = self._without_key(_explain(error, self._llm, n_tries))
+                may_be_form = form < _PLAIN and status_of(error) == 500 and n_tries >= max(self._llm.max_retries, 1)
+                if not may_pass(error) or (n_tries > self._llm.max_retries and not may_be_form):
+                    said = self._without_key(explain_error(error, self._llm, n_tries))
                     raise ServiceError(f"{self._llm.base_url}: {said}") from error
                 form = _PLAIN if may_be_form else form
                 self._rest(error, n_tries)
@@ -206,6 +204,8 @@ class Endpoint:
 
     def _send(self, request: dict[str, Any]) -> str:
         """The body of the response; JSON is UTF-8 whatever the header says, and what is not is no reason to lose it.
+
+        An error that the body reports is raised: it is no answer, and nothing was paid for it.
 
         The client's own time limit is one of silence: who sends a byte now and then would never be left.
         """
@@ -225,7 +225,10 @@ class Endpoint:
                 raise
             except Exception as error:  # of the client's transport: httpx or httpx2, by its version
                 raise openai.APIConnectionError(request=response.http_request) from error
-        return self._without_key(body[:_LARGEST_ANSWER].decode("utf-8-sig", errors="replace"))
+        answer = body[:_LARGEST_ANSWER].decode("utf-8-sig", errors="replace")
+        if (reported := unwrap_error(answer, response.http_response)) is not None:
+            raise reported
+        return self._without_key(answer)
 
     def _without_key(self, text: str) -> str:
         """A server may send the key back, in an answer that is kept or in an error that is printed."""
@@ -233,7 +236,7 @@ class Endpoint:
         return text.replace(key, _HIDDEN) if len(key) >= _SHORTEST_KEY else text
 
     def _rest(self, error: "openai.OpenAIError", n_tries: int) -> None:
-        asked = _asked_wait(error)
+        asked = asked_wait(error)
         if asked:
             self._pace.hold(asked)
         else:  # "Retry-After: 0" must not become a storm
@@ -261,78 +264,3 @@ def _collect(futures: Sequence["Future[Reply]"]) -> Iterator[tuple[int, Reply]]:
 
 def _reject(kept: Kept) -> tuple[str, str]:
     return kept.answer[:200], str(kept.reason)
-
-
-def _text(response: Any) -> str:
-    return bytes(response.content).decode("utf-8-sig", errors="replace")
-
-
-def _status(error: Exception) -> int | None:
-    import openai
-
-    return error.status_code if isinstance(error, openai.APIStatusError) else None
-
-
-def _asked_wait(error: Exception) -> float | None:
-    import openai
-
-    return retry_after_s(error.response.headers) if isinstance(error, openai.APIStatusError) else None
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the same request may succeed later."""
-    import openai
-
-    if isinstance(error, openai.APIConnectionError):
-        return True
-    if not isinstance(error, openai.APIStatusError) or _has_no_quota(error):
-        return False
-    if (_asked_wait(error) or 0.0) > MAX_RETRY_AFTER_S:
-        return False
-    return error.status_code in (408, 409, 429) or (error.status_code >= 500 and error.status_code not in _REFUSING)
-
-
-def _has_no_quota(error: "openai.APIStatusError") -> bool:
-    return error.status_code == 429 and error.code == "insufficient_quota"
-
-
-def _refuses_form(error: Exception) -> bool:
-    """Whether the response format may be what is wrong; some servers call it an error of their own, 500."""
-    import openai
-
-    if not isinstance(error, openai.APIStatusError) or _refuses_key(error) or error.status_code in (408, 429):
-        return False
-    return error.status_code in _REFUSING or bool(_OF_FORMS.search(_text(error.response)))
-
-
-def _refuses_key(error: "openai.APIStatusError") -> bool:
-    return error.status_code in (401, 403) or (
-        error.status_code == 400 and bool(_OF_KEYS.search(_text(error.response)))
-    )
-
-
-def _explain(error: Exception, llm: LLMConfig, n_tries: int) -> str:
-    import openai
-
-    tries = f"after {n_tries} tries" if _may_pass(error) else "at once"
-    if isinstance(error, openai.APITimeoutError):
-        return f"no answer within {llm.timeout_s:g} s {tries}; raise prompts.llm.timeout_s or look at the server"
-    if isinstance(error, openai.APIConnectionError):
-        cause = error.__cause__ or error
-        return f"cannot be reached {tries} ({cause}); start the server or correct prompts.llm.base_url"
-    if not isinstance(error, openai.APIStatusError):
-        return f"the call failed ({error}); look at the server's log"
-    if _has_no_quota(error):
-        return "says that the quota is used up (429 insufficient_quota); the answers so far are kept: run again later"
-    if (asked := _asked_wait(error)) is not None and asked > MAX_RETRY_AFTER_S:
-        return f"asks to wait {asked:.0f} s (HTTP {error.status_code}); the answers so far are kept: run again then"
-    if error.status_code == 429:
-        return (
-            f"still answers 429 (too many requests) {tries}; lower prompts.llm.requests_per_minute or n_parallel, "
-            "wait, raise max_retries, or check the quota"
-        )
-    if _refuses_key(error):
-        return f"refuses the key (HTTP {error.status_code}); put a valid one into ${llm.api_key_env}"
-    if error.status_code == 404:
-        return f"has no such address or model (404, model {llm.model!r}); correct prompts.llm.base_url or .model"
-    return f"answers HTTP {error.status_code} {tries}: {_text(error.response)[:200]!r}; look at the server's log"

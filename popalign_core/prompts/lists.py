@@ -10,16 +10,18 @@ from importlib import resources
 from pathlib import PurePath
 from typing import Any
 
-from popalign_core.documents import repeated_key
+from popalign_core.documents import other_separator, repeated_key
 from popalign_core.errors import InputError
 from popalign_core.prompts.checks import check_balance
 
 SETS = ("occupations-train", "occupations-eval", "couples", "ages", "descriptors")
 """Shipped sets, written for this project: 300 and 100 occupations, and for evaluation couples, people of any age, and
-descriptions that pictures of people are often biased about."""
+descriptions that images of people are often biased about."""
 TEXT_COLUMNS = ("subject", "prompt", "text", "caption")
 """Columns that hold prompts, whatever their case; the first one there is read."""
 THEME_COLUMN = "theme"
+_SCENE_COLUMNS = ("scene", "scenes")
+"""What would be part of the prompt if it were read; beside a subject it is no mere note."""
 SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
@@ -66,13 +68,18 @@ def find_text_column(name: str, columns: Sequence[str]) -> str:
     """The column of a table that holds the prompts.
 
     Raises:
-        InputError: When there is none, or more than one of that name.
+        InputError: When there is none, more than one of that name, or a subject with its scene in another.
     """
     known = [column.strip().casefold() for column in columns]
     for wanted in TEXT_COLUMNS:
         if known.count(wanted) > 1:
             raise InputError(f"prompt list {name} has {known.count(wanted)} columns named {wanted!r}; keep one of them")
         if wanted in known:
+            if wanted == TEXT_COLUMNS[0] and (scenes := [column for column in known if column in _SCENE_COLUMNS]):
+                raise InputError(
+                    f"prompt list {name} has the column {scenes[0]!r} beside {wanted!r}, which is not read; write both "
+                    f"as one text under {wanted!r}, such as 'chef in a kitchen', or take the column out"
+                )
             return columns[known.index(wanted)]
     raise InputError(
         f"prompt list {name} has the columns {', '.join(map(repr, columns)) or '(none)'}; rename the column that holds "
@@ -146,6 +153,13 @@ def _is_quoted(text: str) -> bool:
 
 def _read_table(name: str, text: str, dialect: type[csv.Dialect]) -> list[str]:
     """The texts; where the table has a column of themes, they must be balanced."""
+    first = _NEWLINE.split(text, maxsplit=1)[0]
+    if (other := other_separator(first, dialect.delimiter, TEXT_COLUMNS)) is not None:
+        usual = "tabs" if dialect.delimiter == "\t" else "commas"
+        raise InputError(
+            f"prompt list {name} has {other} between its columns, not {usual}; save it again with {usual}, or name a "
+            "file with tabs .tsv, one with commas .csv"
+        )
     rows = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect, strict=True)
     try:
         column = find_text_column(name, rows.fieldnames or ())

@@ -1,4 +1,4 @@
-"""Which evaluation prompt a picture made elsewhere was drawn for."""
+"""Which evaluation prompt an external image was made for."""
 
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -13,10 +13,10 @@ UNMATCHED = "no evaluation prompt"
 AMBIGUOUS = "ambiguous prompt"
 
 Label = tuple[str, str | None, str | None]
-"""How a picture names its prompt (a key of `FORMS`), the name, the checksum of its bytes; None where there is none."""
+"""How an image names its prompt (a key of `FORMS`), the name, the checksum of its bytes; None where there is none."""
 
 Match = tuple[str | None, str | None]
-"""The prompt's id, or None and why the picture cannot be used."""
+"""The prompt's id, or None and why the image cannot be used."""
 
 
 def _folder_form(name: str) -> str:
@@ -25,18 +25,18 @@ def _folder_form(name: str) -> str:
 
 
 FORMS: Mapping[str, Callable[[str], str]] = {"prompt_id": str.strip, "text": canonical, "folder": _folder_form}
-"""How a picture names its prompt -> what of the name is compared."""
+"""How an image names its prompt -> what of the name is compared."""
 
 
 def match_prompts(labels: Iterable[Label], prompts: pd.DataFrame) -> list[Match]:
-    """Find each picture's prompt, and refuse a picture that the same prompt has already.
+    """Find each image's prompt, and refuse an image that the same prompt has already.
 
     Args:
-        labels: Of the pictures.
+        labels: Of the images.
         prompts: Rows of a `prompts` table to choose from.
 
     Returns:
-        One match a picture; the reason is one of `no prompt named`, `no evaluation prompt`, `ambiguous prompt`,
+        One match an image; the reason is one of `no prompt named`, `no evaluation prompt`, `ambiguous prompt`,
         `missing image`, `same image twice`.
     """
     known = {by: _by_form(prompts, by) for by in FORMS}

@@ -108,7 +108,7 @@ class Sieve:
 
 _SHOWN = 200
 _HINTS = {
-    "several_people": "; for pictures of several people set prompts.one_person = false",
+    "several_people": "; for images of several people set prompts.one_person = false",
     "whole_prompt": "; a whole prompt must name its carrier and then who is shown, as 'a photo of a baker' does: "
     "begin them so, or list subjects alone and set prompts.carrier",
 }

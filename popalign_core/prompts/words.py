@@ -10,7 +10,7 @@ from popalign_core.config import Axis
 from popalign_core.prompts.similar import singular
 
 ALWAYS = ("gender", "names", "origin", "religion")
-"""Lists that count whatever the axes are: what they name would be seen in the pictures."""
+"""Lists that count whatever the axes are: what they name would be seen in the images."""
 BY_AXIS: Mapping[str, str] = {"age": "age"}
 """Axis -> list that counts when there is such an axis; a "senior engineer" is else a rank."""
 

@@ -11,7 +11,7 @@ from popalign_core.config import Axis
 from popalign_core.errors import InputError
 from popalign_core.evaluation.wins import COLUMNS as WIN_COLUMNS
 
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 """`[n, H, W, 3]`, or one of them."""
 
 COST_COLUMNS = ("system", "what", "value", "unit")
@@ -70,7 +70,7 @@ class ComparisonInputs:
     comparison: pd.DataFrame
     per_prompt: pd.DataFrame = field(default_factory=lambda: empty(PROMPT_COLUMNS))
     wins: pd.DataFrame = field(default_factory=lambda: empty(WIN_COLUMNS))
-    grids: Mapping[str, Mapping[str, Pictures]] = field(default_factory=dict)
+    grids: Mapping[str, Mapping[str, Images]] = field(default_factory=dict)
     drops: pd.DataFrame = field(default_factory=lambda: empty(DROP_COLUMNS))
     costs: pd.DataFrame = field(default_factory=lambda: empty(COST_COLUMNS))
     training_log: pd.DataFrame = field(default_factory=lambda: empty(LOG_COLUMNS))
@@ -154,7 +154,7 @@ def check_sweep(inputs: SweepInputs) -> None:
         raise InputError(f"nothing was measured at any value of {parameters[0]!r}; see the notes of the points")
 
 
-def _check_pictures(prompt: str, pictures: Pictures) -> None:
+def _check_pictures(prompt: str, pictures: Images) -> None:
     if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
         raise InputError(
             f"grid {prompt!r} must be [n, H, W, 3] uint8, got {pictures.shape} {pictures.dtype}; convert it"

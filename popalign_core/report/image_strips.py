@@ -7,7 +7,7 @@ from html import escape
 
 from PIL import Image
 
-from popalign_core.report.comparison_inputs import Pictures
+from popalign_core.report.comparison_inputs import Images
 
 _LARGEST_PX = 256
 """Larger pictures are made smaller: the page travels by mail."""
@@ -15,7 +15,7 @@ _SMALL_PX = 128
 """The same where there are many systems."""
 
 
-def png_data_uri(pixels_u8: Pictures, largest_px: int = _LARGEST_PX) -> str:
+def png_data_uri(pixels_u8: Images, largest_px: int = _LARGEST_PX) -> str:
     """`[H, W, 3]` uint8 to a `data:image/png` URI, at most `largest_px` wide and high."""
     image = Image.fromarray(pixels_u8)
     image.thumbnail((largest_px, largest_px), Image.Resampling.LANCZOS)
@@ -24,7 +24,7 @@ def png_data_uri(pixels_u8: Pictures, largest_px: int = _LARGEST_PX) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def system_grids(grids: Mapping[str, Mapping[str, Pictures]], systems: Sequence[str]) -> str:
+def system_grids(grids: Mapping[str, Mapping[str, Images]], systems: Sequence[str]) -> str:
     """One block a prompt, a row of pictures a system; pictures below each other have the same seed."""
     largest_px = _LARGEST_PX if len(systems) == 2 else _SMALL_PX
     return "".join(
@@ -35,7 +35,7 @@ def system_grids(grids: Mapping[str, Mapping[str, Pictures]], systems: Sequence[
     )
 
 
-def _strip(system: str, prompt: str, pictures: Pictures, largest_px: int) -> str:
+def _strip(system: str, prompt: str, pictures: Images, largest_px: int) -> str:
     images = "".join(
         f'<img src="{png_data_uri(picture, largest_px)}" alt="{escape(system)}, picture {place}: {escape(prompt)}" '
         f'width="{picture.shape[1]}" height="{picture.shape[0]}"{_crisp(picture)}>'
@@ -44,5 +44,5 @@ def _strip(system: str, prompt: str, pictures: Pictures, largest_px: int) -> str
     return f'<figure><figcaption>{escape(system)}</figcaption><div class="strip">{images}</div></figure>'
 
 
-def _crisp(picture: Pictures) -> str:
+def _crisp(picture: Images) -> str:
     return ' class="small"' if max(picture.shape[:2]) < 128 else ""

@@ -9,7 +9,7 @@ from popalign_core.config.review import CANNOT_TELL
 from popalign_core.report.cells import group_row, row, table
 from popalign_core.report.charts import Line, lines
 from popalign_core.report.document import bullets, definitions, figures, html_page
-from popalign_core.review.curated import CurationResults
+from popalign_core.review.curation_results import CurationResults
 from popalign_core.review.labels import LabelResults
 
 _MARK = '<section class="people" data-study="{name}">'

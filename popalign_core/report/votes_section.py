@@ -6,7 +6,7 @@ from typing import Any
 
 from popalign_core.report.cells import row, table
 from popalign_core.report.document import bullets
-from popalign_core.review.results import StudyResults
+from popalign_core.review.vote_results import StudyResults
 
 _COUNTED = {"majority": "majority of each pair", "votes": "every vote"}
 JUDGING_LIMITS = (

@@ -1,4 +1,4 @@
-"""Pairs of sets whose preferred side people made; the dispreferred side is drawn as ever, from what the model draws."""
+"""Pairs of sets: people made the preferred one; the dispreferred one is a random choice of what the model samples."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from popalign_core.config import Axis
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from popalign_core.preferences.target import Target
-from popalign_core.review.curating import Seen, measure_set
+from popalign_core.review.curation_chains import Seen, measure_set
 
 _COLUMNS = ["set_id", "prompt_id", "role", "image_id", "slot", "target", "discrepancy", "balance"]
 
@@ -20,8 +20,8 @@ def pair_human_sets(
 ) -> pd.DataFrame:
     """A `preferences` table of finished sets.
 
-    Nobody but the curator judges a preferred set: it stays though a classifier may see it elsewhere. The dispreferred
-    set is drawn at random from the prompt's own images with a readable face that are in no preferred set of the
+    A preferred set is kept as the curator made it, whatever a classifier reads in it. The dispreferred
+    set is chosen at random from the prompt's own images with a readable face that are in no preferred set of the
     prompt. It may be smaller, by at most half.
 
     Args:
@@ -55,7 +55,7 @@ def pair_human_sets(
             continue
         rows += _rows(str(key), prompt_id, (winners, losers), seen, axes)
     if not rows:
-        raise InputError(f"none of the curated sets can be used: {dict(drops) or 'there is none'}; draw more images")
+        raise InputError(f"none of the curated sets can be used: {dict(drops) or 'there is none'}; sample more images")
     return pd.DataFrame(rows, columns=_COLUMNS).astype({"slot": "int32"})
 
 

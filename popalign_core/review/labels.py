@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from popalign_core.config.review import CANNOT_TELL, LabelConfig
-from popalign_core.review.results import agree
+from popalign_core.review.vote_results import agree
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The pairs of a study: the same prompts and seeds drawn by two systems, and pairs whose answer is known."""
+"""The pairs of a study: the same prompts and seeds sampled by two systems, and pairs whose answer is known."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 
 UNSEEDED = -1
-"""In column `seed` of `images`: a picture made elsewhere, which pairs with any seed."""
+"""In column `seed` of `images`: an image made elsewhere, which pairs with any seed."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def pair_sets(a: pd.DataFrame, b: pd.DataFrame, config: StudyConfig) -> list[Ima
     """Sets of two systems on common prompts and seeds; the i-th image of both sides has the same seed.
 
     Args:
-        a: Table `images` of system A, without those that have no picture.
+        a: Table `images` of system A, without those that were withheld.
         b: The same of system B.
         config: Size and number of the sets.
 

@@ -1,4 +1,4 @@
-"""Which text each image is drawn for: its prompt's own, or one that a training-free rival makes of it."""
+"""Which text each image is sampled for: its prompt's own, or one that a training-free baseline makes of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from popalign_core.config import Axis, SamplingConfig
-from popalign_core.identities.draw import draw_identity, edit_concepts, injected_text
+from popalign_core.identities.random_identities import draw_identity, edit_concepts, injected_text
 from popalign_core.ids import content_id
 
 
@@ -29,7 +29,7 @@ class CaptionPlan:
 def plan_captions(
     prompts: pd.DataFrame, images: pd.DataFrame, axes: Sequence[Axis], config: SamplingConfig
 ) -> CaptionPlan:
-    """Say what every image is drawn for; only neutral prompts are ever changed.
+    """Say what every image is sampled for; only neutral prompts are ever changed.
 
     Args:
         prompts: `prompts` table.

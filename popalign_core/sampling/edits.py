@@ -1,4 +1,4 @@
-"""Semantic guidance (SEGA, Brack et al. 2023, arXiv:2301.12247): steering a picture by concepts besides its prompt.
+"""Semantic guidance (SEGA, Brack et al. 2023, arXiv:2301.12247): steering an image by concepts besides its prompt.
 
 Fair Diffusion (Friedrich et al. 2023, arXiv:2302.10893) steers with it towards an identity drawn for each image.
 """

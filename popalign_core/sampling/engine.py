@@ -39,7 +39,7 @@ def sample_images(
     edits: Edits | None = None,
     start_latents: Tensor | None = None,
 ) -> tuple[NDArray[np.uint8], Tensor]:
-    """Draw one image for each (prompt, seed).
+    """Sample one image for each (prompt, seed).
 
     Args:
         pipeline: A loaded pipeline; its own scheduler is left untouched.
@@ -90,7 +90,7 @@ def _draw_noise(pipeline: Any, generators: Sequence[torch.Generator], config: Sa
 
 
 def time_ids(config: SamplingConfig) -> Tensor:
-    """SDXL's micro-conditioning for an uncropped picture: original size, crop corner, target size; [1, 6] float32."""
+    """SDXL's micro-conditioning for an uncropped image: original size, crop corner, target size; [1, 6] float32."""
     size = (config.height, config.width)
     return torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32)
 
@@ -129,7 +129,7 @@ def denoise(
 
 
 def _first_latents(scheduler: Any, noise: Tensor, start: Tensor | None, timesteps: Tensor) -> Tensor:
-    """Pure noise, or a picture with as much noise as the first timestep has (SDEdit, Meng et al. 2022)."""
+    """Pure noise, or an image with as much noise as the first timestep has (SDEdit, Meng et al. 2022)."""
     if start is None:
         return noise * getattr(scheduler, "init_noise_sigma", 1.0)
     start = start.to(noise)

@@ -25,14 +25,14 @@ from popalign_core.sampling.schedulers import diffusion_time, noise_level
 
 @dataclass(frozen=True)
 class Captions:
-    """What B images are drawn for.
+    """What B images are sampled for.
 
     Attributes:
         embeddings: Of the distinct prompts.
         index: [B] rows of `embeddings`.
         unconditional: One, of the empty prompt.
         edits: Concepts the images are steered by; None for none.
-        start_latents: [B, C, h, w] of the pictures that SDEdit starts from, in the denoiser's space; None for noise.
+        start_latents: [B, C, h, w] of the images that SDEdit starts from, in the denoiser's space; None for noise.
     """
 
     embeddings: PromptEmbeddings

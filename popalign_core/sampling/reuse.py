@@ -17,7 +17,7 @@ class FeatureReuse:
     """Says, forward by forward, with which UNet one batch is denoised.
 
     The UNets it gives are copies that share the original's blocks and weights and differ in which blocks there are: the
-    original stays as it is, so that threads may draw with it at the same time.
+    original stays as it is, so that threads may sample with it at the same time.
     """
 
     def __init__(self, unet: Any, interval: int) -> None:

@@ -1,4 +1,4 @@
-"""A checker that flags unsafe pictures."""
+"""A checker that flags unsafe images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from popalign_core.models.image_processors import LibraryPreprocessing
 
 UNSAFE = "unsafe"
-"""Why an image has no picture: the safety checker flagged it."""
+"""Why an image is withheld: the safety checker flagged it."""
 
 CHECKER_ID = "CompVis/stable-diffusion-safety-checker"
 CHECKER_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -53,7 +53,7 @@ def load_safety_checker(folder: str, device: "torch.device | str" = "cpu") -> Sa
     part = PartFolder("the safety checker", Path(folder), _fix(folder))
     model = load_module(StableDiffusionSafetyChecker, part, torch.float32)
     preprocessing = load_library_preprocessing(part)
-    # it says that it returns black pictures, which is not so here
+    # it says that it returns black images, which is not so here
     logging.get_logger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
     check_fit(part, preprocessing, lambda values: model(values, np.zeros((1, 1))))
     return SafetyChecker(model.eval().requires_grad_(False).to(torch.device(device)), preprocessing)
@@ -70,7 +70,7 @@ def safety_hash(folder: str) -> str:
 
 
 def unsafe_images(checker: SafetyChecker, pixels_u8: "NDArray[np.uint8]") -> "NDArray[np.bool_]":
-    """Which pictures the checker would black out; they are left as they are.
+    """Which images the checker would black out; they are left as they are.
 
     Args:
         checker: From `load_safety_checker`.

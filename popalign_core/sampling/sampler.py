@@ -1,4 +1,4 @@
-"""A loaded model that draws any number of images, in batches that its memory holds."""
+"""A loaded model that samples any number of images, in batches that its memory holds."""
 
 import gc
 import logging
@@ -32,7 +32,7 @@ _SHARE_OF_FREE_MEMORY = 0.9
 
 
 SAMPLER_PARTS = ("unet", "transformer", "vae", "scheduler")
-"""Components of a pipeline that draw images from embeddings."""
+"""Components of a pipeline that sample images from embeddings."""
 
 
 class Sampler:
@@ -56,18 +56,18 @@ class Sampler:
         # float8 weights are cast in place at each use: threads that share them take turns
         self._turn = Lock() if is_float8(find_denoiser(pipeline)) else nullcontext()
 
-    def draw(
+    def sample(
         self, captions: Captions, seeds: Sequence[int], config: SamplingConfig
     ) -> Iterator[tuple[NDArray[np.uint8], Tensor]]:
-        """Draw one image for each seed, batch by batch.
+        """Sample one image for each seed, batch by batch.
 
-        Where memory runs out the batch is halved and drawn again, and so are all that follow: an image does not depend
+        When memory runs out the batch is halved and sampled again, and so are all that follow: an image does not depend
         on its batch beyond rounding.
 
         Args:
             captions: Of as many images.
             seeds: One an image.
-            config: How they are drawn.
+            config: How they are sampled.
 
         Yields:
             Pixels [B, H, W, 3] uint8 and latents [B, C, h, w] float32 of each batch.
@@ -79,12 +79,12 @@ class Sampler:
         start = 0
         while start < len(seeds):
             part = slice(start, start + self.batch_size)
-            drawn = self._attempt(captions.part(part), seeds[part], config)
-            if drawn is None:
+            sampled = self._attempt(captions.part(part), seeds[part], config)
+            if sampled is None:
                 self._shrink(config)
                 continue
-            yield drawn
-            start += len(drawn[0])
+            yield sampled
+            start += len(sampled[0])
 
     def _attempt(
         self, captions: Captions, seeds: Sequence[int], config: SamplingConfig
@@ -112,7 +112,7 @@ class Sampler:
         if self.batch_size == 1:
             raise ResourceError(
                 f"memory runs out with one image of {config.width} x {config.height} px; set runtime.offload=true, "
-                "a half-precision model.dtype or a smaller picture, or free memory on the device"
+                "a half-precision model.dtype or a smaller image, or free memory on the device"
             )
         self.batch_size //= 2
         _log.warning("memory ran out: going on with batches of %d image(s)", self.batch_size)

@@ -29,7 +29,7 @@ _SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 _filtering = Lock()
-"""Warnings are filtered for the whole process: threads that draw take turns."""
+"""Warnings are filtered for the whole process: threads that sample take turns."""
 
 
 def make_scheduler(scheduler: Any, name: str, timestep_spacing: str | None = None) -> Any:
@@ -84,7 +84,7 @@ def start_sampling(scheduler: Any, config: SamplingConfig, family: Family, noise
 def level_shift(scheduler: Any, height: int, width: int) -> float:
     """mu: how far a flow scheduler with `use_dynamic_shifting` moves its levels towards noise for latents of a size.
 
-    Linear in the number of tokens (Esser et al. 2024, arXiv:2403.03206, section 5.3.2, say why larger pictures need
+    Linear in the number of tokens (Esser et al. 2024, arXiv:2403.03206, section 5.3.2, say why larger images need
     more noise), through the two points of the scheduler's configuration.
     """
     config = scheduler.config
@@ -108,7 +108,7 @@ def diffusion_time(scheduler: Any, timestep: torch.Tensor) -> float:
 
 
 def noise_level(scheduler: Any, timestep: torch.Tensor) -> float:
-    """Standard deviation of the noise over that of the picture at a timestep: sigma of Karras et al. 2022.
+    """Standard deviation of the noise over that of the image at a timestep: sigma of Karras et al. 2022.
 
     Of a variance-preserving schedule `sqrt((1 - abar) / abar)`, of a flow `s / (1 - s)`.
     """

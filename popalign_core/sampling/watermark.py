@@ -1,4 +1,4 @@
-"""SDXL's invisible watermark: 48 bits in the colour of a picture, as the stock pipeline embeds them.
+"""SDXL's invisible watermark: 48 bits in the colour of an image, as the stock pipeline embeds them.
 
 The scheme is `dwtDct` of the package invisible-watermark (MIT), which diffusers calls. It is written out here because
 the package requires opencv-python, whose files overwrite those of the OpenCV that is installed.
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WATERMARK_SIZE = 256
-"""Pixels each way that a picture must have; the published encoder embeds nothing in a smaller one."""
+"""Pixels each way that an image must have; the published encoder embeds nothing in a smaller one."""
 WATERMARK_BITS = tuple(int(bit) for bit in f"{0b101100111110110010010000011110111011000110011110:048b}")
 """Of Stable Diffusion XL."""
 _STEP = 36.0
@@ -23,9 +23,9 @@ _HALF = np.float32(np.sqrt(0.5))
 
 
 def watermark(pixels_u8: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
-    """Pictures with SDXL's watermark.
+    """Images with SDXL's watermark.
 
-    Its bits come back whole from pictures with grain; of very smooth ones the rounding to 8 bits takes some.
+    Its bits come back whole from images with grain; of very smooth ones the rounding to 8 bits takes some.
 
     Args:
         pixels_u8: [N, H, W, 3] uint8.
@@ -34,14 +34,14 @@ def watermark(pixels_u8: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
         [N, H, W, 3] uint8, a copy.
 
     Raises:
-        ConfigError: When the pictures are too small to hold it.
+        ConfigError: When the images are too small to hold it.
     """
     check_watermark(width=pixels_u8.shape[2], height=pixels_u8.shape[1])
-    return np.stack([_mark(picture) for picture in pixels_u8])
+    return np.stack([_mark(image) for image in pixels_u8])
 
 
 def check_watermark(*, width: int, height: int) -> None:
-    """Refuse what `watermark` could not do, before any picture is drawn.
+    """Refuse what `watermark` could not do, before any image is sampled.
 
     Raises:
         ConfigError: As `watermark`.
@@ -49,15 +49,15 @@ def check_watermark(*, width: int, height: int) -> None:
     if min(width, height) < WATERMARK_SIZE:
         raise ConfigError(
             f"{width} x {height} px is too small for the watermark, which needs {WATERMARK_SIZE} px each way; "
-            "draw larger pictures, or none with a watermark"
+            "sample larger images, or none with a watermark"
         )
 
 
-def _mark(picture_u8: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
+def _mark(image_u8: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
     import cv2
 
-    yuv = np.asarray(cv2.cvtColor(picture_u8.astype(np.float32), cv2.COLOR_RGB2YUV), dtype=np.float32)
-    height, width = (side // _BLOCK * _BLOCK for side in picture_u8.shape[:2])
+    yuv = np.asarray(cv2.cvtColor(image_u8.astype(np.float32), cv2.COLOR_RGB2YUV), dtype=np.float32)
+    height, width = (side // _BLOCK * _BLOCK for side in image_u8.shape[:2])
     average, across, down, diagonal = _haar(yuv[:height, :width, 1])
     # the published encoder puts the two details back in each other's place
     yuv[:height, :width, 1] = _inverse_haar(_embed(average), down, across, diagonal)

@@ -1,27 +1,27 @@
-"""Training: population DPO (Eq. 11) and its rivals, on the sampler's own latents."""
+"""Training: population DPO (Eq. 11) and its baselines, on the sampler's own latents."""
 
 __all__ = [
     "accelerate",
     "batch",
     "checkpoint",
     "data",
-    "finishing",
+    "final_weights",
     "gradients",
     "input_checks",
     "job",
     "losses",
     "model_card",
+    "model_folder",
     "noising",
     "objective",
     "optimizers",
-    "output",
     "preemption",
     "probe",
     "processes",
     "reference",
-    "settings",
+    "settings_check",
     "stopping",
     "trackers",
-    "trained",
+    "trainable_weights",
     "trainer",
 ]

@@ -68,9 +68,9 @@ class PreferenceData:
         retained_latents: [R, C, h, w] float32: images that retention holds under their own captions; R may be 0.
         retained_prompt_index: [R] int64, those captions.
         retained_generic: [R] bool, whether the caption is a generic one, else it names an identity.
-        classes: [N] int64, the class of each sample among those of `target`; None where nobody knows.
-        target: [K] float32, the distribution to calibrate to; None where nobody gave one.
-        guidance_scale: What the sampler draws with; read by models that embed it (FLUX.1-dev) alone.
+        classes: [N] int64, the class of each sample among those of `target`; None where unknown.
+        target: [K] float32, the distribution to calibrate to; None where none is given.
+        guidance_scale: What the sampler samples with; read by models that embed it (FLUX.1-dev) alone.
     """
 
     latents: Latents
@@ -124,15 +124,15 @@ class PreferenceData:
     def class_priors(self) -> Tensor:
         """[N] float32: the share that the reference gives, under a sample's prompt, to the sample's own class.
 
-        Counted over the dispreferred images, which are what the reference draws, with half an image added to each
+        Counted over the dispreferred images, which are what the reference samples, with half an image added to each
         class: a class that was not seen is rare, not impossible. Only with `classes`.
         """
         assert self.classes is not None
         assert self.target is not None
         counts = torch.full((len(self.prompt_embeds), len(self.target)), 0.5)
-        drawn = ~self.preferred
-        where = self.prompt_index[drawn], self.classes[drawn]
-        counts.index_put_(where, torch.ones(int(drawn.sum())), accumulate=True)
+        sampled = ~self.preferred
+        where = self.prompt_index[sampled], self.classes[sampled]
+        counts.index_put_(where, torch.ones(int(sampled.sum())), accumulate=True)
         return (counts / counts.sum(1, keepdim=True))[self.prompt_index, self.classes]
 
     def _check_embeddings(self) -> None:

@@ -39,11 +39,11 @@ def check_inputs(model: Any, data: PreferenceData, config: TrainingConfig) -> No
         )
     if config.uses_anchors and not bool(data.retained_generic.any()):
         raise InputError(
-            "training.normaliser is 'anchor', but no image of a generic training prompt was drawn; "
+            "training.normaliser is 'anchor', but no image of a generic training prompt was sampled; "
             "give prompts.retained_subjects, or choose batch, ema or zero"
         )
     if config.objective == "cgm-relax" and data.classes is None:
-        raise InputError("training.objective is 'cgm-relax', but nobody knows the images' classes; choose another")
+        raise InputError("training.objective is 'cgm-relax', but the images' classes are unknown; choose another")
 
 
 def fingerprint(model: Any, data: PreferenceData, config: TrainingConfig) -> str:

@@ -1,4 +1,4 @@
-"""What a training is given: its subject, and who looks on."""
+"""The inputs of a training: what is trained on what, and the callbacks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from popalign_core.training.data import PreferenceData
 
 OnStep = Callable[[int, dict[str, float]], None]
 Probe = Callable[[], dict[str, float]]
-"""Looks at the population that the model draws now: `discrepancy/AXIS` for each axis, and `clip_score`."""
+"""Measures the population that the model samples now: `discrepancy/AXIS` for each axis, and `clip_score`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TrainingSubject:
 
 @dataclass(frozen=True)
 class Observers:
-    """Who looks on while a model trains.
+    """Callbacks while a model trains.
 
     Attributes:
         on_step: Called after each step with its number (from 1), its logged terms, `samples_per_s` and `eta_s`.

@@ -22,7 +22,7 @@ def retention_loss(policy_pred: Tensor, reference_pred: Tensor) -> Tensor:
 
     Population alignment asks for another mixture under neutral captions only. Nothing in Eq. 11 holds the rest in
     place: what identity words mean, and objects, drift along with the mixture. Under captions that are to stay, this
-    is (up to the timestep's weight) the divergence of what the two models draw.
+    is (up to the timestep's weight) the divergence of what the two models sample.
     """
     return mean_squared_error(policy_pred, reference_pred.detach())
 
@@ -261,7 +261,7 @@ def cgm_relax_loss(
     return (shares - target).square().sum(1) + kl_weight * divergence
 
 
-def preserving_scale(preferred_error: Tensor, dispreferred_error: Tensor, *, slack: float = 0.0) -> Tensor:
+def preserving_scale(won_square: Tensor, together: Tensor, *, slack: float = 0.0) -> Tensor:
     """Diffusion-SDPO's factor for the dispreferred gradient (arXiv:2511.03317, its closed-form safe scale).
 
     To first order, and with the network's Jacobians taken as equal, a step along `-(e_w - s e_l)` does not raise the
@@ -269,25 +269,13 @@ def preserving_scale(preferred_error: Tensor, dispreferred_error: Tensor, *, sla
     any factor is safe, and the full gradient stays.
 
     Args:
-        preferred_error: [B, C, h, w] prediction minus target.
-        dispreferred_error: [B, C, h, w]; row i shares noise and timestep with row i of the other.
+        won_square: `||e_w||^2` of the preferred errors, prediction minus target, summed over all processes.
+        together: `<e_w, e_l>` with the dispreferred errors at the same noise and timesteps, summed likewise.
         slack: Share of the preferred side's own progress to keep, in [0, 1].
 
     Returns:
-        A scalar in [0, 1] without gradient.
-
-    Raises:
-        InputError: On different shapes, or a slack outside [0, 1].
+        A scalar in [0, 1].
     """
-    if preferred_error.shape != dispreferred_error.shape or not 0 <= slack <= 1:
-        shapes = tuple(preferred_error.shape), tuple(dispreferred_error.shape)
-        raise InputError(f"both errors must have one shape and slack be in [0, 1], got {shapes} and {slack}")
-    won, lost = preferred_error.detach().float(), dispreferred_error.detach().float()
-    return safe_scale(won.square().sum(), (won * lost).sum(), slack=slack)
-
-
-def safe_scale(won_square: Tensor, together: Tensor, *, slack: float = 0.0) -> Tensor:
-    """`preserving_scale` from its two sums, `||e_w||^2` and `<e_w, e_l>`, which may come from several processes."""
     scale = (1 - slack) * won_square / together.clamp(min=torch.finfo(torch.float32).tiny)
     return torch.where(together > 0, scale, torch.ones_like(scale)).clamp(max=1)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from popalign_core.config import TrainingConfig
 from popalign_core.errors import ConfigError
 from popalign_core.sampling.schedulers import level_shift
-from popalign_core.training.settings import check_timesteps
+from popalign_core.training.settings_check import check_timesteps
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from popalign_core.training.losses import (
     diffusion_kto_loss,
     mean_squared_error,
     popalign_loss,
+    preserving_scale,
     retention_loss,
-    safe_scale,
     scale_gradient,
     set_dpo_loss,
 )
@@ -204,7 +204,7 @@ def _preference_losses(
     policy_mse, reference_mse = errors["policy"].T.flatten(), errors["reference"].T.flatten()
     terms = _terms(policy_mse.detach(), reference_mse)
     if config.preserve_preferred:
-        scale = safe_scale(errors["won_square"].sum(), errors["together"].sum())
+        scale = preserving_scale(errors["won_square"].sum(), errors["together"].sum())
         terms["preserving_scale"] = scale
         kept, scaled = policy_mse.chunk(2)
         policy_mse = torch.cat([kept, scale_gradient(scaled, scale)])

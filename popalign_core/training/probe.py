@@ -1,4 +1,4 @@
-"""A look at the population while training: fixed prompts, fixed seeds, the pipeline's own classifier."""
+"""Measures the population while training: fixed prompts, fixed seeds, the pipeline's own classifier."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from popalign_core.attributes.classifier_interface import AttributeClassifier
 from popalign_core.attributes.filtering import filter_readings
-from popalign_core.attributes.reader import AttributeReader
 from popalign_core.config import AttributesConfig, Axis, ProbeConfig, SamplingConfig
 from popalign_core.evaluation.clip_score import clip_scores
 from popalign_core.evaluation.fairness import discrepancy
@@ -20,7 +20,7 @@ from popalign_core.sampling.engine import sample_images
 
 @dataclass(frozen=True)
 class PopulationProbe:
-    """Draws the same few images with whatever weights the pipeline has now, and measures them.
+    """Samples the same few images with whatever weights the pipeline has now, and measures them.
 
     Training prompts, never the evaluation's: a stop that looks at the evaluation would fit it.
 
@@ -32,7 +32,7 @@ class PopulationProbe:
         settings: How many images, which seed.
         axes: Attributes whose discrepancy is taken, pooled over the prompts.
         attributes: Thresholds of the classifier.
-        reader: The classifier.
+        classifier: The classifier.
         batch_size: Images a forward.
         clip: Scores the images against `texts`; None leaves the CLIP score out.
         texts: The prompts' words.
@@ -45,7 +45,7 @@ class PopulationProbe:
     settings: ProbeConfig
     axes: Sequence[Axis]
     attributes: AttributesConfig
-    reader: AttributeReader
+    classifier: AttributeClassifier
     batch_size: int
     clip: ClipScorer | None = None
     texts: Sequence[str] | None = None
@@ -56,14 +56,14 @@ class PopulationProbe:
         index = [prompt for prompt in range(n_prompts) for _ in range(n_images)]
         seeds = [image_seed(self.settings.seed, f"probe/{i // n_images}", i % n_images) for i in range(len(index))]
         pixels = self._draw(index, seeds)
-        readings = self.reader.read(pixels)
+        readings = self.classifier.read(pixels)
         names = [f"{i}" for i in range(len(readings))]
-        table = filter_readings(readings, names, self.axes, self.attributes, self.reader.name)
+        table = filter_readings(readings, names, self.axes, self.attributes, self.classifier.name)
         found: dict[str, float] = {}
         for axis in self.axes:
             seen = table.loc[(table["axis"] == axis.name) & table["drop_reason"].isna(), "class"]
             counts = [int((seen == name).sum()) for name in axis.classes]
-            # nobody to be seen is as far from any target as can be
+            # no face at all is as far from any target as possible
             found[f"discrepancy/{axis.name}"] = discrepancy(counts, axis.shares()) if sum(counts) else 1.0
         found["face_share"] = float(np.mean([reading.n_faces > 0 for reading in readings]))
         if self.clip is not None and self.texts is not None:
@@ -74,8 +74,8 @@ class PopulationProbe:
 
     def _draw(self, index: list[int], seeds: list[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
         parts = [slice(start, start + self.batch_size) for start in range(0, len(index), self.batch_size)]
-        drawn = [
+        sampled = [
             sample_images(self.pipeline, self.embeddings, self.unconditional, index[p], seeds[p], self.sampling)[0]
             for p in parts
         ]
-        return np.concatenate(drawn)
+        return np.concatenate(sampled)

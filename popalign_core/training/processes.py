@@ -10,7 +10,7 @@ from torch import Tensor
 from popalign_core.config import RuntimeConfig
 from popalign_core.errors import ConfigError
 from popalign_core.models.loading import resolve_device
-from popalign_core.training.settings import check_trackers
+from popalign_core.training.settings_check import check_trackers
 
 
 def make_accelerator(runtime: RuntimeConfig, dtype: torch.dtype, log_folder: Path) -> Any:

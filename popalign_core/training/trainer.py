@@ -11,7 +11,7 @@ from popalign_core.errors import DivergedError, InputError, PreemptedError
 from popalign_core.models.denoisers import family_of
 from popalign_core.training.batch import Batch, draw_batch
 from popalign_core.training.checkpoint import Checkpoint, LogRow, list_checkpoints, load_checkpoint, save_checkpoint
-from popalign_core.training.finishing import finish_model
+from popalign_core.training.final_weights import finish_model
 from popalign_core.training.gradients import GlobalGradient
 from popalign_core.training.input_checks import check_inputs, fingerprint
 from popalign_core.training.job import NO_OBSERVERS, Observers, TrainingSubject
@@ -21,10 +21,10 @@ from popalign_core.training.optimizers import learning_rate, make_optimizer
 from popalign_core.training.preemption import watch_preemption
 from popalign_core.training.processes import full_tensor, make_accelerator, mean_over_processes, shard_like
 from popalign_core.training.reference import frozen_copy
-from popalign_core.training.settings import count_micro_batches
+from popalign_core.training.settings_check import count_micro_batches
 from popalign_core.training.stopping import is_worth_keeping, next_error_ratio, reason_to_stop
 from popalign_core.training.trackers import Trackers
-from popalign_core.training.trained import MovingWeights, choose_weights, trained_weights
+from popalign_core.training.trainable_weights import MovingWeights, choose_weights, trained_weights
 
 MAX_ROLLBACKS = 3
 MAX_SKIPPED = 20
@@ -166,7 +166,7 @@ class TrainingRun:
             finish_model(self.model, final, self.config, self.dtype)
 
     def _begin(self) -> None:
-        """Before the first step: what the base draws, and beta."""
+        """Before the first step: what the base samples, and beta."""
         if self.config.beta == "auto":
             self.running.beta = self._calibrate()
         if self.probe is not None and self.config.probe is not None:

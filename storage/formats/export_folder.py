@@ -1,4 +1,4 @@
-"""Folders of Parquet for other programs: written file by file, there whole or not at all."""
+"""Folders of Parquet for other programs, written file by file and renamed into place when complete."""
 
 import shutil
 import tempfile
@@ -18,30 +18,30 @@ from storage.roots import PARTIAL, storage_errors
 Row = Mapping[str, Any]
 
 _GROUP_ROWS: Final = 16
-"""Rows held at once, and a reader's: pictures of 1024 px have about 1.5 MB."""
+"""Rows held at once, and a reader's: images of 1024 px have about 1.5 MB."""
 
 
-class PictureFile:
-    """Pictures in one unnamed file on the disk, by id: put in as the store hands them out, taken out in any order."""
+class ImageFile:
+    """Images in one unnamed file on the disk, by id: put in as the store hands them out, taken out in any order."""
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by `close`)
         self._places: dict[str, tuple[int, int]] = {}
 
     def put(self, image_id: str, data: bytes) -> None:
-        """Keep a picture."""
-        with storage_errors("keep the pictures to export beside the folder they go to"):
+        """Keep an image."""
+        with storage_errors("keep the images to export beside the folder they go to"):
             self._places[image_id] = (self._file.seek(0, 2), len(data))
             self._file.write(data)
 
     def take(self, image_id: str) -> bytes:
-        """The bytes of a picture.
+        """The bytes of an image.
 
         Raises:
             StoreError: When it was never put in.
         """
         if image_id not in self._places:
-            raise StoreError(f"the sample has no picture of image {image_id}; see `popalign verify`")
+            raise StoreError(f"the sample lacks image {image_id}; see `popalign verify`")
         start, length = self._places[image_id]
         self._file.seek(start)
         return self._file.read(length)
@@ -87,7 +87,7 @@ def write_rows(folder: Path, schema: pa.Schema, rows: Iterator[Row], n_rows: int
     n_files = -(-n_rows // rows_a_file)
     for number in range(n_files):
         path = folder / f"train-{number:05d}-of-{n_files:05d}.parquet"
-        # what a dictionary of pictures would hold is the pictures
+        # no image repeats, so a dictionary would hold them all again
         with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:
             for group in _grouped(islice(rows, rows_a_file)):
                 with storage_errors(f"write {path}"):

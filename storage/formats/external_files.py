@@ -148,7 +148,7 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
         InputError: When it cannot be read.
     """
     try:
-        # pre_buffer would hold whole row groups, which are pictures
+        # pre_buffer would hold whole row groups, which are images
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True) as parquet:
             yield parquet
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
@@ -173,7 +173,7 @@ def iter_rows(
         InputError: When the file is damaged, or a cell does not hold what it should.
     """
 
-    def said(cells: dict[str, Any], row: int) -> dict[str, Any]:
+    def read_cells(cells: dict[str, Any], row: int) -> dict[str, Any]:
         return {name: _take(cells[name], kind, (path, row, name)) for name, kind in found.items()}
 
     with opened(path) as parquet:
@@ -183,7 +183,7 @@ def iter_rows(
             numbers = range(start, start + parquet.metadata.row_group(group).num_rows)
             if any(map(is_wanted, numbers)):
                 rows = zip(numbers, _iter_group(parquet, group, list(found)), strict=True)
-                yield from ((number, said(cells, number - first)) for number, cells in rows if is_wanted(number))
+                yield from ((number, read_cells(cells, number - first)) for number, cells in rows if is_wanted(number))
             start = numbers.stop
 
 

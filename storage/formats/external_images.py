@@ -20,11 +20,11 @@ from storage.formats.image_folders import NAMED_BY, Naming, name_images, naming_
 _IMAGE: Final = "image"
 
 
-class PictureLabel(NamedTuple):
+class ImageLabel(NamedTuple):
     """What is known of an image before it is decoded.
 
     Attributes:
-        by: Whether the prompt is named by its id, its text, or a folder that bears the text.
+        by: Whether the prompt is named by its id, its text, or a folder named by the text.
         name: Of the prompt; None when nothing names it.
         sha256: Of the encoded bytes; None when there are none.
     """
@@ -35,7 +35,7 @@ class PictureLabel(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PictureSource:
+class ImageSource:
     """A folder or a file of images, all of them looked at and none kept.
 
     Attributes:
@@ -48,12 +48,12 @@ class PictureSource:
 
     path: Path
     sha256: str
-    labels: Sequence[PictureLabel]
+    labels: Sequence[ImageLabel]
     files: Sequence[Path]
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def open_pictures(paths: Sequence[str | Path]) -> list[PictureSource]:
+def open_external_images(paths: Sequence[str | Path]) -> list[ImageSource]:
     """Find all images, what names their prompts, and the checksums of their bytes.
 
     Args:
@@ -71,11 +71,11 @@ def open_pictures(paths: Sequence[str | Path]) -> list[PictureSource]:
     return in_order(_open(Path(path)) for path in paths)
 
 
-def iter_external_images(sources: Sequence[PictureSource], wanted: Container[int]) -> Iterator[bytes]:
+def iter_external_images(sources: Sequence[ImageSource], wanted: Container[int]) -> Iterator[bytes]:
     """The encoded images that are wanted, one at a time.
 
     Args:
-        sources: As `open_pictures` gives them.
+        sources: As `open_external_images` gives them.
         wanted: Numbers of images, counted from 0 through the labels of all sources.
 
     Raises:
@@ -90,7 +90,7 @@ def iter_external_images(sources: Sequence[PictureSource], wanted: Container[int
         first += len(source.labels)
 
 
-def _open(path: Path) -> PictureSource:
+def _open(path: Path) -> ImageSource:
     files: Sequence[Path] = ()
     left_out: Mapping[str, int] = {}
     if os.path.isdir(path):
@@ -104,14 +104,14 @@ def _open(path: Path) -> PictureSource:
     if not labels:
         raise InputError(f"{path} holds no images{_counted(left_out)}; {_advice(path)}")
     content = "".join(f"{json.dumps(label)}\n" for label in labels) + _counted(left_out)
-    return PictureSource(path, hashlib.sha256(content.encode()).hexdigest(), labels, files, left_out)
+    return ImageSource(path, hashlib.sha256(content.encode()).hexdigest(), labels, files, left_out)
 
 
-def _label(by: Naming, name: str | None, file: Path) -> PictureLabel:
-    return PictureLabel(by, name, _digest(read_image(file)) if file.exists() else None)
+def _label(by: Naming, name: str | None, file: Path) -> ImageLabel:
+    return ImageLabel(by, name, _digest(read_image(file)) if file.exists() else None)
 
 
-def _order(label: PictureLabel) -> tuple[str, str]:
+def _order(label: ImageLabel) -> tuple[str, str]:
     return label.name or "", label.sha256 or ""
 
 
@@ -125,7 +125,7 @@ def _advice(path: Path) -> str:
     return "give a folder with images or a Parquet file with rows"
 
 
-def _iter_source(source: PictureSource, wanted: Container[int], first: int) -> Iterator[tuple[int, bytes]]:
+def _iter_source(source: ImageSource, wanted: Container[int], first: int) -> Iterator[tuple[int, bytes]]:
     if source.files:
         yield from ((number, read_image(file)) for number, file in enumerate(source.files, first) if number in wanted)
     else:
@@ -133,7 +133,7 @@ def _iter_source(source: PictureSource, wanted: Container[int], first: int) -> I
         yield from ((number, cells[_IMAGE] or b"") for number, cells in rows)
 
 
-def _iter_labels(path: Path) -> Iterator[PictureLabel]:
+def _iter_labels(path: Path) -> Iterator[ImageLabel]:
     """Of a Parquet file."""
     with opened(path) as parquet:
         column = naming_column(path, parquet.schema_arrow.names, _IMAGE)
@@ -141,7 +141,7 @@ def _iter_labels(path: Path) -> Iterator[PictureLabel]:
         check_columns(path, parquet.schema_arrow, columns)
     for _, cells in iter_rows(path, columns):
         data = cells[_IMAGE]
-        yield PictureLabel(NAMED_BY[column], cells[column], None if data is None else _digest(data))
+        yield ImageLabel(NAMED_BY[column], cells[column], None if data is None else _digest(data))
 
 
 def _digest(data: bytes) -> str:

@@ -2,7 +2,7 @@
 
 Metadata follow the ImageFolder convention of HF `datasets`: `metadata.csv`, `metadata.jsonl` or `metadata.parquet` with
 `file_name` (from there, with either slash) and one of the columns in `NAMED_BY`, in the folder or, as on HF's hub, in
-folders below it such as `train/`. Without any, sub-folders each bear a prompt's text. Images are known by their
+folders below it such as `train/`. Without any, sub-folders are named by the prompts' texts. Images are known by their
 content; every other file is left out and counted, but for hidden ones.
 """
 
@@ -11,11 +11,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import pyarrow as pa
 
+from popalign_core.documents import other_separator
 from popalign_core.errors import InputError
 from storage.formats.column_kinds import TEXT
 from storage.formats.external_files import check_columns, iter_rows, list_files, opened
@@ -94,7 +96,7 @@ def _named_by_folder(folder: Path, images: Iterable[Path]) -> Iterator[Named]:
         if path.parent == folder:
             raise InputError(
                 f"nothing names the prompt of {path}; write {_METADATA[0]} with {_FILE!r} and one of {list(NAMED_BY)}, "
-                "or put the image into a sub-folder that bears the prompt's text"
+                "or put the image into a sub-folder named by the prompt's text"
             )
         yield "folder", path.parent.name, path
 
@@ -153,7 +155,11 @@ def _read_parquet(path: Path) -> tuple[list[str], Rows]:
 
 
 def _read_csv(path: Path, file: Iterable[str]) -> tuple[list[str], Rows]:
-    reader = csv.DictReader(file, strict=True)
+    lines = iter(file)
+    first = next(lines, "")
+    if (found := other_separator(first, ",", (_FILE, *NAMED_BY))) is not None:
+        raise InputError(f"{path} has {found} between its columns, not commas; save it again with commas")
+    reader = csv.DictReader(chain([first], lines), strict=True)
     rows: Rows = [(f"line {reader.line_num}", row) for row in reader]
     for where, row in rows:
         more: Any = row.get(None)  # type: ignore[call-overload]  # where DictReader puts them

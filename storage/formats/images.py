@@ -22,7 +22,7 @@ _PLUGINS: Final = {".heic", ".heif", ".jxl"}
 
 
 def encode_png(pixels_u8: NDArray[np.uint8]) -> bytes:
-    """A picture as PNG: lossless, and equal pixels give equal bytes.
+    """An image as PNG: lossless, and equal pixels give equal bytes.
 
     Args:
         pixels_u8: [H, W, 3] uint8, RGB.
@@ -38,21 +38,21 @@ def encode_png(pixels_u8: NDArray[np.uint8]) -> bytes:
 
 
 def decode_png(data: bytes) -> NDArray[np.uint8]:
-    """The pixels [H, W, 3] uint8, RGB, of a picture.
+    """The pixels [H, W, 3] uint8, RGB, of an image.
 
     Raises:
-        StoreError: When the bytes are no picture.
+        StoreError: When the bytes are no image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return np.asarray(picture.convert("RGB"))
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, UnidentifiedImageError) as error:
-        raise StoreError(f"{len(data)} bytes are not a readable picture ({error}); run `popalign verify`") from error
+        raise StoreError(f"{len(data)} bytes are not a readable image ({error}); run `popalign verify`") from error
 
 
-def image_column(pictures: Iterable[bytes | None]) -> list[dict[str, Any] | None]:
-    """Cells of the column `image` for PNG bytes; empty where there is no picture."""
-    return [None if data is None else {"bytes": data, "path": None} for data in pictures]
+def image_column(images: Iterable[bytes | None]) -> list[dict[str, Any] | None]:
+    """Cells of the column `image` for PNG bytes; empty where there is no image."""
+    return [None if data is None else {"bytes": data, "path": None} for data in images]
 
 
 def is_image_file(path: Path) -> bool:

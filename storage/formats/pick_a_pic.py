@@ -1,4 +1,4 @@
-"""Pairs of pictures that somebody compared, as Pick-a-Pic publishes them: Parquet files, read a piece at a time.
+"""Pairs of images that somebody compared, as Pick-a-Pic publishes them: Parquet files, read a piece at a time.
 
 The columns that count are `jpg_0` and `jpg_1` (encoded images, or HF's structs of bytes and path), `label_0` (1 or true
 when image 0 is preferred, 0 or false when image 1 is, 0.5 for a tie), `caption` and, where there is one, `has_label`.
@@ -24,15 +24,15 @@ class PairRow:
 
     Attributes:
         number: Of the row, from 0 through all files.
-        caption: What both pictures were drawn for.
-        label: 1.0 picture 0 is preferred, 0.0 picture 1 is, 0.5 neither; None when nobody said.
-        pictures: Encoded; None where there is none.
+        caption: What both images were made for.
+        label: 1.0 image 0 is preferred, 0.0 image 1 is, 0.5 neither; None when there is no answer.
+        images: Encoded; None where there is none.
     """
 
     number: int
     caption: str | None
     label: float | None
-    pictures: tuple[bytes | None, bytes | None]
+    images: tuple[bytes | None, bytes | None]
 
 
 def open_pairs(paths: Sequence[str | Path]) -> list[RowFile]:

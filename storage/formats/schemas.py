@@ -285,7 +285,7 @@ PICK_A_PIC: Final = pa.schema(
         "has_label": pa.bool_(),
         "image_0_uid": _TEXT,
         "image_1_uid": _TEXT,
-        "jpg_0": pa.binary(),  # PNG in truth: nothing is lost, and whoever decodes the one decodes the other
+        "jpg_0": pa.binary(),  # PNG under this name: lossless, and decoders go by content
         "jpg_1": pa.binary(),
         "label_0": _F64,
         "label_1": _F64,
@@ -313,7 +313,7 @@ SET_MEMBERS: Final = pa.schema(
     },
     _HF_FEATURES,
 )
-"""The members of set preferences with their pictures, for HF `datasets`; for `popalign export`, no table of ours."""
+"""The members of set preferences with their images, for HF `datasets`; for `popalign export`, no table of ours."""
 
 
 def schema_version(schema: pa.Schema) -> int | None:

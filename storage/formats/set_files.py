@@ -1,4 +1,4 @@
-"""Sets of pictures that were preferred to others, as `popalign export preferences --format datasets` writes them:
+"""Sets of images that were preferred to others, as `popalign export preferences --format datasets` writes them:
 Parquet files with a row a member, read a piece at a time.
 
 The columns that count are `set_id`, `role` (preferred or dispreferred), `caption`, `image` (bytes, or HF's struct of
@@ -27,12 +27,12 @@ class MemberRow:
         number: Of the row, from 0 through all files.
         set_id: Of the pair of sets it belongs to.
         role: preferred or dispreferred, if it is right.
-        caption: What the pictures of both sets stand under.
-        slot: Its place in the set; None where nobody says.
-        discrepancy: Of the set from its target; 0 where nobody says.
+        caption: What the images of both sets stand under.
+        slot: Its place in the set; None where not given.
+        discrepancy: Of the set from its target; 0 where not given.
         balance: Likewise.
-        target: Share of "axis=class"; {} where nobody says.
-        pictures: Its picture, encoded; None where there is none.
+        target: Share of "axis=class"; {} where not given.
+        images: Its image, encoded; None where there is none.
     """
 
     number: int
@@ -43,7 +43,7 @@ class MemberRow:
     discrepancy: float
     balance: float
     target: dict[str, float]
-    pictures: tuple[bytes | None, ...]
+    images: tuple[bytes | None, ...]
 
 
 def open_sets(paths: Sequence[str | Path]) -> list[RowFile]:
@@ -66,13 +66,13 @@ def open_sets(paths: Sequence[str | Path]) -> list[RowFile]:
 def iter_members(
     files: Sequence[RowFile], n_rows: int, wanted: Container[int]
 ) -> Iterator[tuple[int, Iterator[MemberRow]]]:
-    """The rows of all files with their pictures, cut into chunks; as `external_files.iter_chunks`."""
+    """The rows of all files with their images, cut into chunks; as `external_files.iter_chunks`."""
     for chunk, rows in iter_chunks(files, {**_COLUMNS, **_OPTIONAL}, n_rows, wanted):
         yield chunk, (_member(number, cells) for number, cells in rows)
 
 
 def iter_labels(files: Sequence[RowFile]) -> Iterator[MemberRow]:
-    """The rows of all files, the pictures left unread."""
+    """The rows of all files, the images left unread."""
     first, columns = 0, {name: kind for name, kind in {**_COLUMNS, **_OPTIONAL}.items() if name != _IMAGE}
     for file in files:
         for number, cells in iter_rows(file.path, columns, first=first):

@@ -46,7 +46,7 @@ def read_asked(database: ReviewDatabase, name: str) -> list[tuple[Asked, StudyPa
 
 
 def read_classes(database: ReviewDatabase, pair_id: str) -> dict[str, dict[str, str]]:
-    """Image id -> axis -> class, of the pictures of one set to curate."""
+    """Image id -> axis -> class, of the images of one set to curate."""
     with database.begin() as session:
         found = session.get(Classes, pair_id)
         return {} if found is None else found.seen

@@ -1,4 +1,4 @@
-"""The tables of a review database: studies, their pictures and pairs, who is asked what, and the votes."""
+"""The tables of a review database: studies, their images and pairs, questions to raters, and votes."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 CHOICES = ("first", "tie", "second")
 """What a rater can answer about two sets, in terms of the page."""
 
-SAID = "="
+ANSWER_PREFIX = "="
 """Before any other answer: a class that was seen, or how a chain ended."""
 
-DONE, GIVEN_UP = f"{SAID}done", f"{SAID}given up"
+DONE, GIVEN_UP = f"{ANSWER_PREFIX}done", f"{ANSWER_PREFIX}given up"
 """How a chain ended."""
 
 _ID = String(32)
@@ -23,7 +23,7 @@ class Base(DeclarativeBase):
 
 
 class Study(Base):
-    """Two systems judged by people, pictures labelled or sets curated, as `config` says; then there are no systems.
+    """Two systems judged by people, images labelled or sets curated, as `config` says; then there are no systems.
 
     `secret` signs its raters' links and hides who they are in the export; `n_invited` counts its raters.
     """
@@ -49,9 +49,9 @@ class Picture(Base):
 
 
 class StudyPair(Base):
-    """Two sets of pictures for one prompt; `checks` names the question whose answer is known to be A.
+    """Two sets of images for one prompt; `checks` names the question whose answer is known to be A.
 
-    Of a picture to label, A alone; of a set to curate, A is what it starts from and B are the candidates.
+    Of an image to label, A alone; of a set to curate, A is what it starts from and B are the candidates.
     """
 
     __tablename__ = "pairs"
@@ -67,7 +67,7 @@ class StudyPair(Base):
 
 
 class Classes(Base):
-    """What a classifier saw in the pictures of a set to curate: image id -> axis -> class; what it could not read is
+    """What a classifier read in the images of a set to curate: image id -> axis -> class; what it could not read is
     absent.
     """
 
@@ -77,7 +77,7 @@ class Classes(Base):
 
 
 class Rater(Base):
-    """Somebody who was invited; who that is, the database does not know."""
+    """A person who was invited, without a name."""
 
     __tablename__ = "raters"
     rater_id: Mapped[str] = mapped_column(_ID, primary_key=True)
@@ -100,11 +100,11 @@ class Asked(Base):
 
 
 class Vote(Base):
-    """An answer. Its key is the question's: nobody can answer a question twice."""
+    """An answer. Its key is the question's: no question is answered twice."""
 
     __tablename__ = "votes"
     __table_args__ = (
-        CheckConstraint(f"choice in {CHOICES} or substr(choice, 1, 1) = '{SAID}'"),
+        CheckConstraint(f"choice in {CHOICES} or substr(choice, 1, 1) = '{ANSWER_PREFIX}'"),
         CheckConstraint("seconds >= 0"),
     )
     asked_id: Mapped[int] = mapped_column(ForeignKey("asked.asked_id"), primary_key=True, autoincrement=False)

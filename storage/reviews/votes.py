@@ -18,7 +18,7 @@ from storage.reviews.review_tables import Asked, ChainStep, Classes, Picture, Ra
 
 Row = Mapping[str, Any]
 _PICTURES_KEPT, _STUDIES_KEPT, _PLANS_KEPT, _PAIRS_KEPT = 1000, 100, 1000, 5000
-"""In memory; a picture has up to 100 kB."""
+"""Kept in memory; an image as shown has up to 100 kB."""
 
 _RATER = select(Rater.study, Rater.is_closed).where(Rater.rater_id == bindparam("rater_id"))
 _ANSWERED = (
@@ -39,7 +39,7 @@ class Turn:
         pair: What is judged.
         n_done: Questions answered.
         n_all: Questions of the plan.
-        ahead: Ids of the pictures of the next pair.
+        ahead: Ids of the images of the next pair.
         last: The question answered before; None at the start.
     """
 
@@ -97,7 +97,7 @@ class ReviewDatabase:
             for picture_id, data in pictures:
                 session.add(Picture(picture_id=picture_id, study=name, data=data))
                 session.flush()
-                session.expunge_all()  # the pictures of a study need not fit into memory
+                session.expunge_all()  # the images of a study need not fit into memory
             session.add_all(StudyPair(**pair, study=name) for pair in pairs)
             session.flush()
             session.add_all(Classes(**row) for row in classes)
@@ -140,13 +140,13 @@ class ReviewDatabase:
             session.execute(update(Study).where(Study.name == name).values(instructions=text))
 
     def _read_picture(self, study: str, picture_id: str) -> bytes | None:
-        """The bytes of a picture of a study; None when it has none of that id."""
+        """The bytes of an image of a study, as shown; None when it has none of that id."""
         asked = select(Picture.data).where(Picture.picture_id == picture_id, Picture.study == study)
         with self.begin() as session:
             return session.scalar(asked)
 
     def invite(self, name: str, plan: Plan) -> Rater:
-        """Add a rater with a plan; whoever is invited at the same time waits, so that no pair gets too many."""
+        """Add a rater with a plan; concurrent invitations wait, so that no pair gets too many."""
         with self.begin() as session:
             # This comes first: it locks the study on either database.
             count = update(Study).where(Study.name == name).values(n_invited=Study.n_invited + 1)
@@ -257,7 +257,7 @@ class ReviewDatabase:
             return [(vote, asked, pair) for vote, asked, pair in session.execute(rows)]
 
     def coverage(self, name: str) -> dict[str, int]:
-        """Pair id -> raters who have judged it wholly or in part, or still may; pairs nobody has are absent."""
+        """Pair id -> raters who have judged it wholly or in part, or still may; pairs without a rater are absent."""
         with self.begin() as session:
             return _coverage(session, name)
 

@@ -1,4 +1,4 @@
-"""Reading `images` without holding every picture in memory, and what tables of imported data share."""
+"""Reading `images` without holding every image in memory, and what tables of imported data share."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from storage.formats.images import decode_png
 from storage.store import ArtifactRef, Store
 
 NO_SEED = -1
-"""In column `seed` of `images`: the sampler drew none of these pictures."""
+"""In column `seed` of `images`: these images are external."""
 
 
 def drops_table(stage: str, counts: Mapping[Any, int]) -> pd.DataFrame:
@@ -22,7 +22,7 @@ def drops_table(stage: str, counts: Mapping[Any, int]) -> pd.DataFrame:
 
 
 def read_images(store: Store, sample: ArtifactRef) -> pd.DataFrame:
-    """The `images` table without its pictures, and in their place `is_shown`: whether there is one."""
+    """The `images` table without its pixels, and in their place `is_shown`: whether there is one."""
     shards = [
         shard.assign(is_shown=shard["image"].notna()).drop(columns="image")
         for shard in store.iter_table(sample, "images")
@@ -40,14 +40,14 @@ def seen_classes(attributes: pd.DataFrame) -> dict[str, dict[str, str]]:
 
 
 def iter_batches(shard: pd.DataFrame, batch_size: int) -> Iterator[tuple[pd.DataFrame, NDArray[np.uint8]]]:
-    """Rows and pixels [B, H, W, 3] uint8 of images that have a picture, batch by batch."""
+    """Rows and pixels [B, H, W, 3] uint8 of images that were not withheld, batch by batch."""
     for start in range(0, len(shard), batch_size):
         rows = shard.iloc[start : start + batch_size]
         yield rows, np.stack([decode_png(cell["bytes"]) for cell in rows["image"]])
 
 
-def read_pictures(store: Store, sample: ArtifactRef, image_ids: set[str]) -> dict[str, bytes]:
-    """The PNG bytes of some images, by id; those without a picture are absent."""
+def read_image_bytes(store: Store, sample: ArtifactRef, image_ids: set[str]) -> dict[str, bytes]:
+    """The PNG bytes of some images, by id; those that were withheld are absent."""
     found: dict[str, Any] = {}
     for shard in store.iter_table(sample, "images"):
         chosen = shard[shard["image_id"].isin(image_ids) & shard["image"].notna()]

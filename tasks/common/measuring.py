@@ -25,7 +25,7 @@ from popalign_core.portraits import weights_folder
 from tasks.common.stage_object import drop_fields, keep_fields
 
 if TYPE_CHECKING:
-    from popalign_core.attributes.reader import AttributeReader
+    from popalign_core.attributes.classifier_interface import AttributeClassifier
     from popalign_core.evaluation.quality.scorer_factory import Judges
 
 _PREPROCESSING = 2
@@ -42,7 +42,7 @@ class Classifier:
     """
 
     identity: Callable[[], str]
-    load: Callable[[AttributesConfig, str], "AttributeReader"]
+    load: Callable[[AttributesConfig, str], "AttributeClassifier"]
 
 
 def folder_digest(folder: Path) -> str:
@@ -79,18 +79,20 @@ def content_digest(path: Path) -> str:
 
 
 def classifier_identity(config: AttributesConfig) -> Any:
-    """What stands in a key for who reads: weights and labels by their content, never by their path."""
+    """What identifies the classifiers in a key: weights and labels by their content, never by their path."""
     found = [_identity(name, config) for name in config.names]
     return found[0] if isinstance(config.classifier, str) else found
 
 
-def load_reader(config: AttributesConfig, device: str, axes: Sequence[Axis] = ()) -> "AttributeReader":
-    """Who reads. All but the shipped classifier alone work in a process of their own.
+def load_attribute_classifier(
+    config: AttributesConfig, device: str, axes: Sequence[Axis] = ()
+) -> "AttributeClassifier":
+    """The configured classifier. All but the shipped one work in a process of their own.
 
     Args:
         config: Which classifiers.
         device: Where networks go.
-        axes: Those among them of the whole picture are read off that.
+        axes: Those among them of the whole image are read off that.
 
     Raises:
         MissingWeightsError: When a file is absent.
@@ -99,11 +101,11 @@ def load_reader(config: AttributesConfig, device: str, axes: Sequence[Axis] = ()
     """
     if config.classifier in CLASSIFIERS:
         return CLASSIFIERS[str(config.classifier)].load(config, device)
-    from popalign_core.attributes.classifier_factory import build_reader
+    from popalign_core.attributes.classifier_factory import build_classifier
 
     contents = {name: content_digest(Path(config.classifiers[name].path)) for name in _described(config)}
-    of_picture = frozenset(axis.name for axis in axes if axis.of == "picture")
-    return _isolate(partial(build_reader, config, contents=contents, of_picture=of_picture), device)
+    of_image = frozenset(axis.name for axis in axes if axis.of == "picture")
+    return _isolate(partial(build_classifier, config, contents=contents, of_image=of_image), device)
 
 
 def _described(config: AttributesConfig) -> list[str]:
@@ -118,28 +120,28 @@ def _identity(name: str, config: AttributesConfig) -> Any:
     return identity | ({"preprocessing": _PREPROCESSING} if settings.kind == "image-classifier" else {})
 
 
-def _isolate(load: "Callable[[str], AttributeReader]", device: str) -> "AttributeReader":
+def _isolate(load: "Callable[[str], AttributeClassifier]", device: str) -> "AttributeClassifier":
     """What `load` makes for a device, in a process that sees no GPU but that: detectors and ONNX take the first one."""
     import torch
 
-    from popalign_core.attributes.isolated import IsolatedReader
+    from popalign_core.attributes.classifier_process import IsolatedClassifier
 
     kind, _, number = device.partition(":")
     if kind != "cuda" or not number:
-        return IsolatedReader(partial(load, device), torch.get_num_threads())
-    return IsolatedReader(partial(load, kind), torch.get_num_threads(), int(number))
+        return IsolatedClassifier(partial(load, device), torch.get_num_threads())
+    return IsolatedClassifier(partial(load, kind), torch.get_num_threads(), int(number))
 
 
-def _load_portraits(config: AttributesConfig, device: str) -> "AttributeReader":
-    from popalign_core.attributes.embedded import PortraitsReader
+def _load_portraits(config: AttributesConfig, device: str) -> "AttributeClassifier":
+    from popalign_core.attributes.portraits_classifier import PortraitsFaceClassifier
 
-    return PortraitsReader(device)
+    return PortraitsFaceClassifier(device)
 
 
-def _load_deepface(config: AttributesConfig, device: str) -> "AttributeReader":
-    from popalign_core.attributes.deepface import DeepFaceReader
+def _load_deepface(config: AttributesConfig, device: str) -> "AttributeClassifier":
+    from popalign_core.attributes.deepface import DeepFaceClassifier
 
-    return _isolate(partial(DeepFaceReader, config), device)
+    return _isolate(partial(DeepFaceClassifier, config), device)
 
 
 CLASSIFIERS: dict[str, Classifier] = {
@@ -155,7 +157,7 @@ def clip_folder() -> Path:
 
 
 def scorer_identities(config: EvaluationConfig) -> dict[str, Any]:
-    """What stands in a key for who scores: weights by their content, never by their path; null for absent ones."""
+    """What identifies the scorers in a key: weights by their content, never by their path; null for absent ones."""
     if not config.scorers:
         return {"clip": folder_digest(clip_folder())}
     contents = _scorer_contents(config.scorers)

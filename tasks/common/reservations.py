@@ -1,4 +1,4 @@
-"""Artifacts kept from garbage collection: by a run, or by the command that makes them outside of one."""
+"""Protecting artifacts from garbage collection, for a run or for a command outside of one."""
 
 import hashlib
 from collections.abc import Iterable

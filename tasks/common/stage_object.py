@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]
 
 
 def no_progress(done: int, total: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 class View(Frozen):
@@ -119,7 +119,7 @@ class Stage(Generic[ViewT]):
             nothing to do, and the first input is the answer.
         fill: Makes the artifact of the view and the inputs alone.
         inputs: Names of the artifacts it takes.
-        optional: Names of those it may be given besides; patterns of `fnmatch`.
+        optional: Names of further inputs it may be given; patterns of `fnmatch`.
         check: Refuses, before anything is run, what `fill` would refuse on this machine.
     """
 

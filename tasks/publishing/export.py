@@ -1,4 +1,4 @@
-"""Preferences for other programs: pairs in Pick-a-Pic's form, or sets for HF `datasets`, with their pictures."""
+"""Preferences for other programs: pairs in Pick-a-Pic's form, or sets for HF `datasets`, with their images."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,7 +15,7 @@ from tasks.stages.preferences import build_preferences
 if TYPE_CHECKING:
     import pandas as pd
 
-    from storage.formats.export_folder import PictureFile
+    from storage.formats.export_folder import ImageFile
 
 Form = Literal["pickapic", "datasets"]
 Row = dict[str, Any]
@@ -26,13 +26,13 @@ _ROWS_A_FILE = 1000
 def export_preferences(
     key: str, path: Path, form: Form, *, runtime: RuntimeConfig, on_progress: Progress = no_progress
 ) -> int:
-    """Write preferences and their pictures to a new folder of Parquet files, a few pictures in memory at a time.
+    """Write preferences and their images to a new folder of Parquet files, a few images in memory at a time.
 
     Args:
         key: Of an artifact of stage `preferences`.
         path: Of the folder; must not be there, or be empty.
         form: `pickapic`: the member at each slot of a preferred set against the one at that slot of the dispreferred
-            set, as a comparison of two pictures. Which of them is picture 0 is drawn by the ids, and recorded in the
+            set, as a comparison of two images. Which of them is image 0 is drawn by the ids, and recorded in the
             labels. `datasets`: one row a member.
         runtime: Which store.
         on_progress: Told how many images have been read.
@@ -42,9 +42,9 @@ def export_preferences(
 
     Raises:
         InputError: When there are no such preferences, their sample is gone, or there is something at `path`.
-        StoreError: When a picture is missing, or the folder cannot be written.
+        StoreError: When an image is missing, or the folder cannot be written.
     """
-    from storage.formats.export_folder import PictureFile, new_folder, write_rows
+    from storage.formats.export_folder import ImageFile, new_folder, write_rows
     from storage.formats.schemas import PICK_A_PIC, SET_MEMBERS
 
     store = open_store(runtime)
@@ -53,13 +53,13 @@ def export_preferences(
     inputs = _inputs(store, ref)
     texts = store.read_table(inputs["prompts"], "prompts", ["prompt_id", "text"]).set_index("prompt_id")["text"]
     members["caption"] = members["prompt_id"].map(texts)
-    make_rows: Callable[[pd.DataFrame, PictureFile, str], Iterator[Row]]
+    make_rows: Callable[[pd.DataFrame, ImageFile, str], Iterator[Row]]
     schema, make_rows, n_rows = (
         (PICK_A_PIC, _pairs, len(members) // 2) if form == "pickapic" else (SET_MEMBERS, _members, len(members))
     )
-    with new_folder(path) as folder, closing(PictureFile(folder.parent)) as pictures:
-        _put_pictures(store, inputs["sample"], set(members["image_id"]), pictures, on_progress)
-        write_rows(folder, schema, make_rows(members, pictures, inputs["sample"].key), n_rows, _ROWS_A_FILE)
+    with new_folder(path) as folder, closing(ImageFile(folder.parent)) as images:
+        _put_images(store, inputs["sample"], set(members["image_id"]), images, on_progress)
+        write_rows(folder, schema, make_rows(members, images, inputs["sample"].key), n_rows, _ROWS_A_FILE)
     return n_rows
 
 
@@ -72,19 +72,19 @@ def _inputs(store: Store, ref: ArtifactRef) -> dict[str, ArtifactRef]:
     return {name: there[key] for name, key in keys.items() if key in there}
 
 
-def _put_pictures(
-    store: Store, sample: ArtifactRef, wanted: set[str], pictures: "PictureFile", on_progress: Progress
+def _put_images(
+    store: Store, sample: ArtifactRef, wanted: set[str], images: "ImageFile", on_progress: Progress
 ) -> None:
     done, total = 0, store.manifest(sample).rows["images"]
     for shard in store.iter_table(sample, "images", ["image_id", "image"]):
         for image_id, image in zip(shard["image_id"], shard["image"], strict=True):
             if image_id in wanted and image is not None:
-                pictures.put(image_id, image["bytes"])
+                images.put(image_id, image["bytes"])
         done += len(shard)
         on_progress(done, total)
 
 
-def _pairs(members: "pd.DataFrame", pictures: "PictureFile", model: str) -> Iterator[Row]:
+def _pairs(members: "pd.DataFrame", images: "ImageFile", model: str) -> Iterator[Row]:
     sides = {role: part.set_index(["set_id", "slot"]) for role, part in members.groupby("role")}
     pairs = sides["preferred"].join(sides["dispreferred"]["image_id"].rename("worse_id"), validate="one_to_one")
     per_caption = pairs["caption"].value_counts()
@@ -93,7 +93,7 @@ def _pairs(members: "pd.DataFrame", pictures: "PictureFile", model: str) -> Iter
     ):
         first_is_better = int(content_id("side", better, worse), 16) % 2 == 0
         uids = (better, worse) if first_is_better else (worse, better)
-        data = [pictures.take(uid) for uid in uids]
+        data = [images.take(uid) for uid in uids]
         yield {
             "are_different": data[0] != data[1],
             "best_image_uid": better,
@@ -114,9 +114,9 @@ def _pairs(members: "pd.DataFrame", pictures: "PictureFile", model: str) -> Iter
         }
 
 
-def _members(members: "pd.DataFrame", pictures: "PictureFile", model: str) -> Iterator[Row]:
+def _members(members: "pd.DataFrame", images: "ImageFile", model: str) -> Iterator[Row]:
     names = [name for name in members.columns if name != "target"]
     for row, target in zip(members[names].to_dict("records"), members["target"], strict=True):
         shares = [{"class": name, "share": share} for name, share in target.items()]
-        image = {"bytes": pictures.take(row["image_id"]), "path": None}
+        image = {"bytes": images.take(row["image_id"]), "path": None}
         yield {str(name): value for name, value in row.items()} | {"image": image, "target": shares}

@@ -210,7 +210,7 @@ def _write_card(
 
 
 def _write_everywhere(folder: RunFolder, table: str, frame: pd.DataFrame) -> None:
-    """A table for whoever reads it: Parquet, JSON and CSV."""
+    """A table in three formats: Parquet, JSON and CSV."""
     folder.write_table(table, frame)
     folder.write_text(f"{table}.json", metrics_json(frame))
     folder.write_text(f"{table}.csv", frame.to_csv(index=False))

@@ -11,14 +11,14 @@ from popalign_core.prompts.benchmarks import benchmarks_of
 from popalign_core.sampling.safety import UNSAFE
 from storage.store import ArtifactRef, Build
 from tasks.common.image_tables import drops_table
-from tasks.common.measuring import classifier_identity, load_reader
+from tasks.common.measuring import classifier_identity, load_attribute_classifier
 from tasks.common.stage_object import Inputs, Progress, Stage, View, keep_fields, open_store
 from tasks.stages import benchmarks
 from tasks.workers.shard_worker import load_once
-from tasks.workers.shardwise import PictureShard, ShardFiles, look_at_shards
+from tasks.workers.shardwise import ImageShard, ShardFiles, look_at_shards
 
 if TYPE_CHECKING:
-    from popalign_core.attributes.reader import AttributeReader, FaceReading
+    from popalign_core.attributes.classifier_interface import AttributeClassifier, FaceReading
 
 _ALWAYS_HASHED = {"classifier", "detector_backend", "min_face_score", "min_face_share", "min_probability"}
 """Settings of the first day; later ones enter the key where they are set, so that old keys stay."""
@@ -66,7 +66,7 @@ def classifiers_in_use(settings: AttributesConfig) -> AttributesConfig:
 
 
 def hashed_classifier(settings: AttributesConfig) -> dict[str, Any]:
-    """What a key holds of who reads, and when an image is dropped."""
+    """What the key holds: the classifiers, and when an image is dropped."""
     later = settings.model_dump(mode="json", exclude_defaults=True, exclude={"classifiers"})
     hashed = settings.model_dump(mode="json", include=_ALWAYS_HASHED) | later
     return {"attributes": hashed, "classifier": classifier_identity(settings)}
@@ -75,7 +75,7 @@ def hashed_classifier(settings: AttributesConfig) -> dict[str, Any]:
 def _fill(view: AttributesView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
     """Write tables `attributes` (one row an image and axis measured on its benchmark) and `drops` (images by reason).
 
-    Images of generic prompts are left out: nobody is expected in them. Where several classifiers vote, table
+    Images of generic prompts are left out: they show no people. Where several classifiers vote, table
     `agreement` says how often they do.
 
     Raises:
@@ -94,17 +94,17 @@ def tabulate_image_drops(attributes: pd.DataFrame) -> pd.DataFrame:
     return drops_table(read_attributes.name, dropped.groupby("drop_reason")["image_id"].nunique().to_dict())
 
 
-def read_shard(shard: PictureShard[AttributesView], /, on_images: Callable[[int], None] = lambda n: None) -> ShardFiles:
-    """Read the attributes of a shard's images, with the reader of the worker that this is called in."""
+def read_shard(shard: ImageShard[AttributesView], /, on_images: Callable[[int], None] = lambda n: None) -> ShardFiles:
+    """Read the attributes of a shard's images, with the classifier of the worker that this is called in."""
     from popalign_core.attributes.filtering import filter_readings, unread
     from storage.formats.parquet import encode, file_name
 
     settings, axes = shard.view.attributes, shard.view.axes
-    reader, measured = load_once(_load, shard.prompts, shard.view, runtime=shard.runtime)
-    images, name = shard.read(), f"{reader.name}@{reader.version}"
+    classifier, measured = load_once(_load, shard.prompts, shard.view, runtime=shard.runtime)
+    images, name = shard.read(), f"{classifier.name}@{classifier.version}"
     chosen = images[images["prompt_id"].isin(list(measured))]
     seen = chosen["image"].notna()
-    readings = _read_images(reader, chosen[seen], shard.runtime.batch_size, on_images)
+    readings = _read_images(classifier, chosen[seen], shard.runtime.batch_size, on_images)
     table = filter_readings(readings, chosen.loc[seen, "image_id"].tolist(), axes, settings, name)
     withheld = unread(chosen.loc[~seen, "image_id"].tolist(), axes, name, UNSAFE)
     table = _measured(pd.concat([table, withheld], ignore_index=True), chosen, measured)
@@ -114,16 +114,16 @@ def read_shard(shard: PictureShard[AttributesView], /, on_images: Callable[[int]
 
 def _load(
     prompts: ArtifactRef, view: AttributesView, runtime: RuntimeConfig, device: str
-) -> "tuple[AttributeReader, dict[str, frozenset[str]]]":
+) -> "tuple[AttributeClassifier, dict[str, frozenset[str]]]":
     """Who reads, and the axes that are measured on the images of each prompt; generic ones are not among them."""
-    from popalign_core.attributes.filtering import check_reader
+    from popalign_core.attributes.filtering import check_classifier
     from popalign_core.models.loading import resolve_device
 
-    reader = load_reader(view.attributes, str(resolve_device(device)), view.axes)
-    check_reader(reader, view.axes)
+    classifier = load_attribute_classifier(view.attributes, str(resolve_device(device)), view.axes)
+    check_classifier(classifier, view.axes)
     table = open_store(runtime).read_table(prompts, "prompts")
     people = table[table["kind"] != "generic"]
-    return reader, {
+    return classifier, {
         prompt_id: frozenset(view.measured[benchmark])
         for prompt_id, benchmark in zip(people["prompt_id"], benchmarks_of(people), strict=True)
     }
@@ -137,19 +137,19 @@ def _measured(attributes: pd.DataFrame, images: pd.DataFrame, measured: Mapping[
 
 
 def _read_images(
-    reader: "AttributeReader", images: pd.DataFrame, batch_size: int, on_images: Callable[[int], None]
+    classifier: "AttributeClassifier", images: pd.DataFrame, batch_size: int, on_images: Callable[[int], None]
 ) -> "list[FaceReading]":
-    """One reading an image; those that cannot be decoded say so and never reach the reader."""
-    from popalign_core.attributes.reader import unreadable
-    from popalign_core.models.pixels import UNDECODABLE, read_picture
+    """One reading an image; those that cannot be decoded say so and never reach the classifier."""
+    from popalign_core.attributes.classifier_interface import unreadable
+    from popalign_core.models.pixels import UNDECODABLE, decode_image
 
     readings = []
     for start in range(0, len(images), batch_size):
         rows = images.iloc[start : start + batch_size]
-        decoded = [read_picture(cell["bytes"]) for cell in rows["image"]]
+        decoded = [decode_image(cell["bytes"]) for cell in rows["image"]]
         usable = [pixels is not None for pixels, _ in decoded]
-        pictures = [pixels for pixels, _ in decoded if pixels is not None]
-        found = iter(reader.read(pictures, rows.loc[usable, "image_id"].tolist()))
+        readable = [pixels for pixels, _ in decoded if pixels is not None]
+        found = iter(classifier.read(readable, rows.loc[usable, "image_id"].tolist()))
         readings += [
             next(found) if is_usable else unreadable(reason or UNDECODABLE)
             for is_usable, (_, reason) in zip(usable, decoded, strict=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PAGE, CARD = "comparison.html", "comparison.md"
 TABLES = ("metrics", "comparison", "wins", "per_prompt", "costs")
 N_PROMPTS = {"neutral": 6, "specific": 3, "generic": 3}
-"""Prompts whose pictures are shown, by kind."""
+"""Prompts whose images are shown, by kind."""
 
 
 def parameter(part: str, system: str, replicate: int) -> str:
@@ -42,7 +42,7 @@ class ComparisonView(PageView):
     Attributes:
         systems: Names, the reference first.
         n_seeds: Replicates.
-        scale: Share of the configured evaluation images that was drawn.
+        scale: Share of the configured evaluation images that was sampled.
     """
 
     systems: tuple[str, ...]
@@ -197,7 +197,7 @@ def count_costs(store: Store, system: str, samples: Sequence[ArtifactRef]) -> pd
     for sample in samples:
         manifest = store.manifest(sample)
         if sample.stage != sample_images.name:
-            continue  # drawn elsewhere, at what cost we cannot know
+            continue  # made elsewhere, at what cost we cannot know
         n_images = manifest.rows["images"]
         totals["images drawn", "images"] += n_images
         totals["denoiser steps", "steps"] += n_images * manifest.payload["config"]["sampling"]["n_steps"]

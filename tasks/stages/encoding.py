@@ -1,5 +1,5 @@
-"""What imports of preferences share: pictures go through the VAE once, in shards that survive a kill, and captions
-become prompts with their embeddings. The pictures themselves are not kept.
+"""What imports of preferences share: images go through the VAE once, in shards that survive a kill, and captions
+become prompts with their embeddings. The images themselves are not kept.
 """
 
 import os
@@ -30,10 +30,10 @@ _DROPPED = "dropped: "
 
 
 class Row(Protocol):
-    """A record with pictures."""
+    """A record with images."""
 
     @property
-    def pictures(self) -> tuple[bytes | None, ...]:
+    def images(self) -> tuple[bytes | None, ...]:
         """Encoded; None where there is none."""
 
 
@@ -46,15 +46,15 @@ class Encoder(Generic[RowT]):
 
     Attributes:
         files: Hold the rows.
-        n_pictures: A row.
+        n_images: A row.
         unit: What a row is, in the plural; its shards count them by this name.
         chunks: Files, rows a chunk and the numbers of the chunks wanted, to each chunk's number and its rows.
-        fault: Why a row cannot be used, as far as can be told without decoding its pictures.
+        fault: Why a row cannot be used, as far as can be told without decoding its images.
         tables: The tables of a shard by name, of the rows that are kept; of `images` without size and latents.
     """
 
     files: "Sequence[RowFile]"
-    n_pictures: int
+    n_images: int
     unit: str
     chunks: "Callable[[Sequence[RowFile], int, Set[int]], Iterator[tuple[int, Iterator[RowT]]]]"
     fault: Callable[[RowT], str | None]
@@ -67,12 +67,12 @@ class Encoder(Generic[RowT]):
 
 
 class EncodingView(View):
-    """What decides the latents and the embeddings of an import, and what is trained with on them besides.
+    """What decides the latents and the embeddings of an import, and what training on them depends on.
 
     Attributes:
         files: As `storage.formats.external_files.open_files` gives them.
         model: Encodes.
-        sampling: The pictures' size; the guidance scale where the model is told it.
+        sampling: The images' size; the guidance scale where the model is told it.
     """
 
     files: tuple[Any, ...]
@@ -107,7 +107,7 @@ def find_encoded(store: Store, stage: str, key: str, config: PipelineConfig, *, 
     """
     ref = find_published(store, stage, key, what=what, made_by=made_by)
     made, asked = store.manifest(ref).payload["config"], EncodingView.of(config, []).hashed_encoding()
-    for part, name in (("model", "base model"), ("sampling", "picture size or guidance scale")):
+    for part, name in (("model", "base model"), ("sampling", "image size or guidance scale")):
         if made[part] != asked[part]:
             raise InputError(
                 f"{ref.key} was imported for the {name} {made[part]}, this configuration has {asked[part]}; "
@@ -142,7 +142,7 @@ def _encode_shards(
     runtime: RuntimeConfig,
     on_progress: Progress,
 ) -> Counter[str]:
-    size, n_rows = max(1, runtime.shard_size // encoder.n_pictures), encoder.n_rows
+    size, n_rows = max(1, runtime.shard_size // encoder.n_images), encoder.n_rows
     build.use_shard_size(size)
     lengths = [min(size, n_rows - start) for start in range(0, n_rows, size)]
     todo = {number for number in range(len(lengths)) if not build.shard_done(number)}
@@ -152,7 +152,7 @@ def _encode_shards(
         read = counted(rows, on_progress, done, n_rows)
         kept, latents, drops = _encode(read, encoder.fault, vae, sampling, runtime.batch_size)
         _write_shard(build, number, encoder.tables(kept), latents, sampling)
-        counts = {"images": len(kept) * encoder.n_pictures, encoder.unit: len(kept)}
+        counts = {"images": len(kept) * encoder.n_images, encoder.unit: len(kept)}
         build.mark_shard(number, counts | {_DROPPED + reason: n for reason, n in drops.items()})
         done += lengths[number]
     found = build.sum_counts().items()
@@ -162,7 +162,7 @@ def _encode_shards(
 def _encode(
     rows: Iterable[RowT], fault_of: Callable[[RowT], str | None], vae: Any, sampling: SamplingConfig, batch_size: int
 ) -> "tuple[list[RowT], list[Tensor], Counter[str]]":
-    """The rows that can be used, their pictures' latents batch by batch (a row's pictures after each other), and how
+    """The rows that can be used, their images' latents batch by batch (a row's images after each other), and how
     many rows were dropped for what.
     """
     from popalign_core.models.pixels import UNDECODABLE
@@ -174,12 +174,12 @@ def _encode(
     batch: list[NDArray[np.uint8]] = []
     for row in rows:
         fault = fault_of(row)
-        pictures = [] if fault else _resized_pictures(row, sampling)
-        if len(pictures) < len(row.pictures):
+        images = [] if fault else _resized_images(row, sampling)
+        if len(images) < len(row.images):
             drops[fault or UNDECODABLE] += 1
             continue
-        kept.append(replace(row, pictures=(None,) * len(pictures)))  # type: ignore[type-var]  # the bytes are done with
-        batch += pictures
+        kept.append(replace(row, images=(None,) * len(images)))  # type: ignore[type-var]  # the bytes are done with
+        batch += images
         if len(batch) >= batch_size:
             latents.append(encode_pixels(vae, np.stack(batch)))
             batch = []
@@ -188,12 +188,12 @@ def _encode(
     return kept, latents, drops
 
 
-def _resized_pictures(row: Row, sampling: SamplingConfig) -> list[NDArray[np.uint8]]:
-    """The pictures in the configured size; fewer where one cannot be decoded."""
-    from popalign_core.models.pixels import fit_picture
+def _resized_images(row: Row, sampling: SamplingConfig) -> list[NDArray[np.uint8]]:
+    """The images in the configured size; fewer where one cannot be decoded."""
+    from popalign_core.models.pixels import fit_image
 
-    fitted = (fit_picture(data, sampling.width, sampling.height) for data in row.pictures if data)
-    return [picture for picture in fitted if picture is not None]
+    fitted = (fit_image(data, sampling.width, sampling.height) for data in row.images if data)
+    return [image for image in fitted if image is not None]
 
 
 def _write_shard(
@@ -222,7 +222,7 @@ def caption_id(caption: str) -> str:
 
 
 def imported_image_id(ref: ArtifactRef, *place: int) -> str:
-    """Id of the image that a picture becomes: the key stands for the files' content, the place is the one in that."""
+    """Id of an imported image: the key stands for the files' content, the place is the one in that."""
     return content_id("image", ref.key, *place)
 
 

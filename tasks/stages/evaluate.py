@@ -9,7 +9,7 @@ from tasks.common.stage_object import Inputs, Progress, Stage, View, drop_fields
 
 
 class EvaluateView(View):
-    """What metrics depend on besides the statistics.
+    """What metrics depend on in addition to the statistics.
 
     Attributes:
         system: Its name stands in the table.
@@ -49,7 +49,7 @@ class EvaluateView(View):
 def _fill(view: EvaluateView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
     """Write table `metrics`: one row a benchmark, metric and axis, with interval and floor.
 
-    With a `calibration` of the same classifier there are rows of corrected shares and discrepancies besides.
+    With a `calibration` of the same classifier there are also rows of corrected shares and discrepancies.
 
     Raises:
         InputError: When the tables do not fit together, or the calibration is of another classifier.

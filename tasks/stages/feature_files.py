@@ -1,4 +1,4 @@
-"""Features of images beside their scores: one safetensors file a shard, so that comparing sets reads no picture."""
+"""Features of images beside their scores: one safetensors file a shard, so that comparing sets reads no image."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

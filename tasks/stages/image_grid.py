@@ -1,4 +1,4 @@
-"""Pictures of several systems for the same prompts and seeds."""
+"""Images of several systems for the same prompts and seeds."""
 
 import io
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from PIL import Image
 
 from storage.formats.images import decode_png
 from storage.store import ArtifactRef, Store
-from tasks.common.image_tables import read_images, read_pictures
+from tasks.common.image_tables import read_image_bytes, read_images
 from tasks.stages.sample import sample_images
 
 Pairs = dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]
@@ -41,12 +41,12 @@ def read_grids(
     n_prompts: Mapping[str, int],
     n_images: int = 6,
 ) -> dict[str, dict[str, NDArray[np.uint8]]]:
-    """The first pictures of the first evaluation prompts, of several systems: those that all of them show.
+    """The first images of the first evaluation prompts, of several systems: those that all of them show.
 
     Args:
         store: Where the artifacts are.
         prompts: All prompts.
-        samples: System -> its evaluation images; pictures made elsewhere are left out, they have no seed in common.
+        samples: System -> its evaluation images; images made elsewhere are left out, they have no seed in common.
         n_prompts: Prompts by kind.
         n_images: Images of each, at most.
 
@@ -54,8 +54,8 @@ def read_grids(
         Prompt -> system -> [n, H, W, 3] uint8; the i-th of every system has the same seed.
     """
     texts = _first_prompts(prompts, n_prompts)
-    drawn = {name: sample for name, sample in samples.items() if sample.stage == sample_images.name}
-    sides = {name: _read_numbered(store, sample, list(texts), n_images) for name, sample in drawn.items()}
+    sampled = {name: sample for name, sample in samples.items() if sample.stage == sample_images.name}
+    sides = {name: _read_numbered(store, sample, list(texts), n_images) for name, sample in sampled.items()}
     grids = {}
     for prompt_id, text in texts.items():
         shown = sorted(set.intersection(*(set(side.get(prompt_id, ())) for side in sides.values()))) if sides else []
@@ -69,10 +69,10 @@ def draw_grid(pairs: Pairs) -> bytes:
     n_images = max(len(before) for before, _ in pairs.values())
     sheet = Image.new("RGB", (2 * n_images * CELL + GAP, len(pairs) * CELL), "white")
     for row, sides in enumerate(pairs.values()):
-        for side, pictures in enumerate(sides):
-            for column, pixels_u8 in enumerate(pictures):
-                picture = Image.fromarray(pixels_u8).resize((CELL, CELL), Image.Resampling.LANCZOS)
-                sheet.paste(picture, (side * (n_images * CELL + GAP) + column * CELL, row * CELL))
+        for side, images in enumerate(sides):
+            for column, pixels_u8 in enumerate(images):
+                image = Image.fromarray(pixels_u8).resize((CELL, CELL), Image.Resampling.LANCZOS)
+                sheet.paste(image, (side * (n_images * CELL + GAP) + column * CELL, row * CELL))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
@@ -88,10 +88,10 @@ def _first_prompts(prompts: pd.DataFrame, n_prompts: Mapping[str, int]) -> dict[
 def _read_numbered(
     store: Store, sample: ArtifactRef, prompt_ids: list[str], n_images: int
 ) -> dict[str, dict[int, NDArray[np.uint8]]]:
-    """Prompt id -> index -> [H, W, 3] uint8 of the pictures that are shown."""
+    """Prompt id -> index -> [H, W, 3] uint8 of the images that are shown."""
     images = read_images(store, sample)
     images = images[images["prompt_id"].isin(prompt_ids) & (images["index"] < n_images)].sort_values("index")
-    found = read_pictures(store, sample, set(images["image_id"]))
+    found = read_image_bytes(store, sample, set(images["image_id"]))
     return {
         str(prompt_id): {
             int(index): decode_png(found[image_id])

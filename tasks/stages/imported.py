@@ -1,4 +1,4 @@
-"""Stage `imported`: pictures of the evaluation prompts, drawn elsewhere, in place of a sample; shards survive a kill.
+"""Stage `imported`: images of the evaluation prompts, made elsewhere, in place of a sample; shards survive a kill.
 
 The artifact goes wherever `sample` goes when a system is measured. It has no latents, so nothing trains on it.
 """
@@ -21,17 +21,17 @@ from tasks.stages.sample import SPLITS
 
 if TYPE_CHECKING:
     from popalign_core.prompts.matching import Match
-    from storage.formats.external_images import PictureLabel
+    from storage.formats.external_images import ImageLabel
 
 _COLUMNS = ("image_id", "prompt_id", "index", "image")
 _NAMED_IN_ERRORS = 3
 
 
 class ImportedView(View):
-    """The pictures, and the size they are brought to: every system is measured on pictures of one size.
+    """The images, and the size they are brought to: every system is measured on images of one size.
 
     Attributes:
-        sources: As `storage.formats.external_images.open_pictures` gives them.
+        sources: As `storage.formats.external_images.open_external_images` gives them.
         sampling: The size alone.
     """
 
@@ -45,17 +45,19 @@ class ImportedView(View):
         Raises:
             InputError: When a source cannot be read.
         """
-        from storage.formats.external_images import open_pictures
+        from storage.formats.external_images import open_external_images
 
-        return cls(sources=tuple(open_pictures(sources)), sampling=keep_fields(config.sampling, "width", "height"))
+        return cls(
+            sources=tuple(open_external_images(sources)), sampling=keep_fields(config.sampling, "width", "height")
+        )
 
     def hashed(self) -> dict[str, Any]:
-        """The pictures' bytes, what names their prompts and how many files are none; no path."""
+        """The images' bytes, what names their prompts and how many files are none; no path."""
         return {"pictures": [source.sha256 for source in self.sources], "sampling": _size(self.sampling)}
 
 
 def find_imported(store: Store, key: str, prompts: ArtifactRef, config: PipelineConfig) -> ArtifactRef:
-    """The published pictures of a key, if they were drawn for these prompts and are of the configured size.
+    """The published images of a key, if they were made for these prompts and are of the configured size.
 
     Raises:
         InputError: When there is no such artifact, or it was imported for other prompts or another size.
@@ -66,7 +68,7 @@ def find_imported(store: Store, key: str, prompts: ArtifactRef, config: Pipeline
     made = store.manifest(ref).payload
     for what, found, asked in (
         ("prompts", made["inputs"]["prompts"], prompts.key),
-        ("picture size", made["config"]["sampling"], _size(config.sampling)),
+        ("image size", made["config"]["sampling"], _size(config.sampling)),
     ):
         if found != asked:
             raise InputError(
@@ -77,7 +79,7 @@ def find_imported(store: Store, key: str, prompts: ArtifactRef, config: Pipeline
 
 
 def count_prompts(store: Store, prompts: ArtifactRef, imported: ArtifactRef) -> tuple[int, int]:
-    """How many evaluation prompts have pictures, and how many there are."""
+    """How many evaluation prompts have images, and how many there are."""
     return read_images(store, imported)["prompt_id"].nunique(), len(_evaluated(store, prompts))
 
 
@@ -94,7 +96,7 @@ def _fill(view: ImportedView, inputs: Inputs, build: Build, runtime: RuntimeConf
     """Write tables `images`, as the sampler's but without latents and seeds, and `drops`.
 
     Raises:
-        InputError: When no picture can be used.
+        InputError: When no image can be used.
     """
     from popalign_core.models.pixels import UNDECODABLE
     from popalign_core.prompts.matching import match_prompts
@@ -127,14 +129,14 @@ def _fit_shards(
     build.use_shard_size(size)
     shards = [usable[start : start + size] for start in range(0, len(usable), size)]
     todo = {number for number in range(len(shards)) if not build.shard_done(number)}
-    pictures = iter_external_images(view.sources, {place for number in todo for place, _ in shards[number]})
+    encoded = iter_external_images(view.sources, {place for number in todo for place, _ in shards[number]})
     done = sum(len(shard) for number, shard in enumerate(shards) if number not in todo)
     on_progress(done, len(usable))
     for number, shard in enumerate(shards):
         if number not in todo:
             n_before.update(build.read_table("images", number)["prompt_id"])
             continue
-        given = zip((prompt_id for _, prompt_id in shard), islice(pictures, len(shard)), strict=True)
+        given = zip((prompt_id for _, prompt_id in shard), islice(encoded, len(shard)), strict=True)
         images = _images(build.ref, counted(given, on_progress, done, len(usable)), n_before, view.sampling)
         build.write_table("images", images, shard=number)
         build.mark_shard(number, {"images": len(images)})
@@ -142,15 +144,15 @@ def _fit_shards(
 
 
 def _images(
-    ref: ArtifactRef, pictures: Iterable[tuple[str, bytes]], n_before: Counter[str], sampling: SamplingConfig
+    ref: ArtifactRef, encoded: Iterable[tuple[str, bytes]], n_before: Counter[str], sampling: SamplingConfig
 ) -> pd.DataFrame:
-    """Table `images` of the pictures that can be decoded; `n_before` counts them, prompt by prompt, as it goes on."""
-    from popalign_core.models.pixels import fit_picture
+    """Table `images` of the images that can be decoded; `n_before` counts them, prompt by prompt, as it goes on."""
+    from popalign_core.models.pixels import fit_image
     from storage.formats.images import encode_png, image_column
 
     rows = []
-    for prompt_id, data in pictures:
-        pixels = fit_picture(data, sampling.width, sampling.height)
+    for prompt_id, data in encoded:
+        pixels = fit_image(data, sampling.width, sampling.height)
         if pixels is not None:
             index = n_before[prompt_id]
             n_before[prompt_id] += 1
@@ -161,7 +163,7 @@ def _images(
 
 
 def _nothing_usable(
-    labels: "Sequence[PictureLabel]", matches: "Sequence[Match]", drops: Counter[str], prompts: pd.DataFrame
+    labels: "Sequence[ImageLabel]", matches: "Sequence[Match]", drops: Counter[str], prompts: pd.DataFrame
 ) -> str:
     from popalign_core.prompts.matching import UNMATCHED
 
@@ -171,8 +173,8 @@ def _nothing_usable(
     ]
     named = f"they name {few[0]}; " if strange else ""
     return (
-        f"none of the {len(labels)} picture(s) can be used: {dict(drops)}; {named}evaluation prompts are {few[1]}; "
-        "name each picture's by prompt_id or by its exact text"
+        f"none of the {len(labels)} image(s) can be used: {dict(drops)}; {named}evaluation prompts are {few[1]}; "
+        "name each image's by prompt_id or by its exact text"
     )
 
 

@@ -1,7 +1,7 @@
-"""Stage `pairs`: preferences between two pictures, made elsewhere, become what training reads; shards survive a kill.
+"""Stage `pairs`: preferences between two images, made elsewhere, become what training reads; shards survive a kill.
 
 One artifact stands for three of the pipeline's: `prompts` (the captions), `sample` (latents, embeddings) and
-`preferences` (each comparison a pair of sets of one picture). The pictures themselves are not kept.
+`preferences` (each comparison a pair of sets of one image). The images themselves are not kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,8 +55,8 @@ def _fill(view: EncodingView, inputs: Inputs, build: Build, runtime: RuntimeConf
     """Write tables `prompts`, `images`, `preferences`, `retained` (empty) and `drops`, `latents-*.safetensors` and
     `embeddings.safetensors`.
 
-    All pictures are brought to the configured size, so training conditions SDXL on that size and an uncropped picture
-    (`time_ids`), just as the sampler will: nothing of the pictures' own sizes is kept.
+    All images are brought to the configured size, so training conditions SDXL on that size and an uncropped image
+    (`time_ids`), just as the sampler will: nothing of the images' own sizes is kept.
 
     Raises:
         InputError: When no comparison in the files can be used.
@@ -78,16 +78,16 @@ def _encoder(ref: ArtifactRef, files: "Sequence[RowFile]") -> "Encoder[PairRow]"
 
     return Encoder(
         files=files,
-        n_pictures=2,
+        n_images=2,
         unit="pairs",
         chunks=iter_pairs,
-        fault=lambda row: pair_fault(row.caption, row.label, row.pictures),
+        fault=lambda row: pair_fault(row.caption, row.label, row.images),
         tables=lambda rows: dict(zip(("images", "preferences"), _records(ref, rows), strict=True)),
     )
 
 
 def _records(ref: ArtifactRef, rows: "Sequence[PairRow]") -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Table `images` without size and latents, and table `preferences`; two lines a row, picture 0 first."""
+    """Table `images` without size and latents, and table `preferences`; two lines a row, image 0 first."""
     from popalign_core.preferences.image_pairs import PREFERRED_SIDE
 
     images, members = [], []
@@ -102,7 +102,7 @@ def _records(ref: ArtifactRef, rows: "Sequence[PairRow]") -> tuple[pd.DataFrame,
             pair = {"set_id": content_id("set-pair", ref.key, row.number), "prompt_id": prompt_id, "role": role}
             members.append(pair | {"image_id": image_id, "slot": 0})
     sets = pd.DataFrame(members, columns=["set_id", "prompt_id", "role", "image_id", "slot"])
-    # one picture aims at no distribution
+    # one image aims at no distribution
     target = pd.Series([{} for _ in members], index=sets.index, dtype=object)
     return image_table(images), sets.assign(target=target, discrepancy=0.0, balance=0.0)
 

@@ -1,4 +1,4 @@
-"""Stage `preferences`: pairs of sets, one near the target population and one as the model draws it."""
+"""Stage `preferences`: pairs of sets, one near the target population and one as the model samples it."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -81,9 +81,9 @@ def _human_sets(
     from popalign_core.review.human_sets import pair_human_sets
 
     images, seen = [], dict[str, dict[str, str]]()
-    for pictured, read in pieces:
-        of_sets = pictured["prompt_id"].isin(curated["prompt_id"]) | pictured["image_id"].isin(curated["image_id"])
-        images.append(pictured[of_sets])
+    for shown, read in pieces:
+        of_sets = shown["prompt_id"].isin(curated["prompt_id"]) | shown["image_id"].isin(curated["image_id"])
+        images.append(shown[of_sets])
         seen |= seen_classes(read[read["image_id"].isin(images[-1]["image_id"])])
     chosen = pd.concat(images, ignore_index=True)
     return pair_human_sets(curated, chosen, seen, view.axes, view.preferences.seed, drops)
@@ -107,8 +107,8 @@ def _pieces(
         store.iter_table(sample, "images", _IMAGE_COLUMNS),
         store.iter_table(attributes, "attributes", _ATTRIBUTE_COLUMNS),
     )
-    for pictured, read in shards:
-        images += [] if pictured is None else [pictured]
+    for shown, read in shards:
+        images += [] if shown is None else [shown]
         readings += [] if read is None else [read]
         if is_parallel and sum(map(len, readings)) >= _PIECE_ROWS:
             done += sum(map(len, images))

@@ -38,7 +38,7 @@ def _fill(view: ReportView, inputs: Inputs, build: Build, runtime: RuntimeConfig
     """Write table `comparison` (aligned minus base, paired), `report.html` and the same in brief as `report.md`.
 
     Raises:
-        InputError: When the two systems were not drawn with the same prompts and seeds.
+        InputError: When the two systems were not sampled with the same prompts and seeds.
     """
     from popalign_core.report.card_markdown import comparison_markdown
     from popalign_core.report.comparison_page import build_comparison

@@ -38,14 +38,14 @@ _LAYOUTS_VERSION = "2-"
 
 
 class SampleView(View):
-    """Which images are drawn, from which model and how.
+    """Which images are sampled, from which model and how.
 
     Attributes:
         purpose: Which prompts.
         n_images: Images a prompt, by benchmark.
         sampling: The sampler's settings; evaluation images have a seed of their own.
         model: The configured model; of a trained one only how its weights are kept.
-        is_trained: Whether a trained model is drawn from.
+        is_trained: Whether the images come from a trained model.
         axes: Where an identity is drawn for each image; else none.
     """
 
@@ -71,7 +71,7 @@ class SampleView(View):
         )
 
     def hashed(self) -> dict[str, Any]:
-        """Weights and pictures by their content; a trained model is an input."""
+        """Weights and images by their content; a trained model is an input."""
         from popalign_core.models.loading import model_hash
 
         weights = {"dtype": self.model.dtype} | ({} if self.is_trained else {"hash": model_hash(self.model)})
@@ -89,7 +89,7 @@ class SampleView(View):
         sampling = self.sampling
         hashed = sampling.model_dump(mode="json", exclude={"sdedit": {"folder"}, "safety_checker": True})
         if sampling.sdedit is not None:
-            hashed["layouts"] = _LAYOUTS_VERSION + folder_digest(picture_folder(sampling.sdedit.folder))
+            hashed["layouts"] = _LAYOUTS_VERSION + folder_digest(image_folder(sampling.sdedit.folder))
         if sampling.safety_checker is not None:
             hashed["safety_checker"] = safety_hash(sampling.safety_checker)
         if self.axes:
@@ -127,14 +127,14 @@ def _fill(view: SampleView, inputs: Inputs, build: Build, runtime: RuntimeConfig
     if view.sampling.watermark:
         check_watermark(width=view.sampling.width, height=view.sampling.height)
     images = list_images(table, view.n_images, build.ref.key, view.sampling)
-    _draw_shards(build, table, images, inputs, view, runtime, on_progress)
+    _sample_shards(build, table, images, inputs, view, runtime, on_progress)
     build.write_table("drops", drops_table(build.ref.stage, {UNSAFE: build.sum_counts().get(UNSAFE, 0)}))
 
 
 def list_images(
     prompts: pd.DataFrame, counts: Mapping[str, int], sample_key: str, config: SamplingConfig
 ) -> pd.DataFrame:
-    """Every image to draw, prompt by prompt: the `images` table before its pictures and latents.
+    """Every image to sample, prompt by prompt: the `images` table before its pixels and latents.
 
     Args:
         prompts: Prompts of one split.
@@ -143,7 +143,7 @@ def list_images(
         config: Seed and size.
 
     Raises:
-        InputError: When nothing is to be drawn.
+        InputError: When there is nothing to sample.
     """
     rows = [
         {
@@ -157,12 +157,12 @@ def list_images(
     ]
     if not rows:
         raise InputError(
-            f"no image to draw: 0 of {len(prompts)} prompts are of the benchmarks {sorted(counts)}; add prompts"
+            f"no image to sample: 0 of {len(prompts)} prompts are of the benchmarks {sorted(counts)}; add prompts"
         )
     return pd.DataFrame(rows).assign(width=config.width, height=config.height)
 
 
-def _draw_shards(
+def _sample_shards(
     build: Build,
     prompts: pd.DataFrame,
     images: pd.DataFrame,
@@ -171,7 +171,7 @@ def _draw_shards(
     runtime: RuntimeConfig,
     on_progress: Progress,
 ) -> None:
-    from tasks.stages.sample_shards import Shards, draw_shard
+    from tasks.stages.sample_shards import Shards, sample_shard
 
     size, trained = runtime.shard_size, inputs.get("model")
     build.use_shard_size(size)
@@ -184,7 +184,7 @@ def _draw_shards(
         return Shards(todo, images, plan, ids, embeddings, layouts, view.sampling, view.model, trained, runtime)
 
     lengths = [len(images.iloc[start : start + size]) for start in range(0, len(images), size)]
-    make_shards(build, draw_shard, jobs, lengths, runtime, on_progress)
+    make_shards(build, sample_shard, jobs, lengths, runtime, on_progress)
 
 
 def _embeddings(
@@ -208,26 +208,26 @@ def _embeddings(
 
 
 def _layout_latents(view: SampleView, trained: Path | None, runtime: RuntimeConfig) -> "Tensor | None":
-    """Latents [L, C, h, w] of the pictures that SDEdit starts from, in the order of their names; None without."""
+    """Latents [L, C, h, w] of the images that SDEdit starts from, in the order of their names; None without."""
     sampling = view.sampling
     if sampling.sdedit is None:
         return None
     from popalign_core.models.loading import load_pipeline, resolve_device
-    from popalign_core.models.pixels import fit_picture
+    from popalign_core.models.pixels import fit_image
     from popalign_core.models.vae import encode_pixels
 
-    pictures = []
-    for path in sorted(path for path in picture_folder(sampling.sdedit.folder).iterdir() if path.is_file()):
-        pixels = fit_picture(path.read_bytes(), sampling.width, sampling.height)
+    images = []
+    for path in sorted(path for path in image_folder(sampling.sdedit.folder).iterdir() if path.is_file()):
+        pixels = fit_image(path.read_bytes(), sampling.width, sampling.height)
         if pixels is None:
-            raise InputError(f"{path} is no picture; sampling.sdedit.folder must hold pictures alone")
-        pictures.append(pixels)
+            raise InputError(f"{path} is no image; sampling.sdedit.folder must hold images alone")
+        images.append(pixels)
     device = resolve_device(runtime.device)
     pipeline = load_pipeline(view.model, device=device, folder=trained, components=("vae",))
-    return encode_pixels(pipeline.vae, np.stack(pictures))
+    return encode_pixels(pipeline.vae, np.stack(images))
 
 
-def picture_folder(folder: str) -> Path:
+def image_folder(folder: str) -> Path:
     """A folder with files in it.
 
     Raises:
@@ -235,7 +235,7 @@ def picture_folder(folder: str) -> Path:
     """
     path = Path(folder)
     if not path.is_dir() or not any(each.is_file() for each in path.iterdir()):
-        raise InputError(f"sampling.sdedit.folder {folder!r} is no folder with pictures; give one that holds some")
+        raise InputError(f"sampling.sdedit.folder {folder!r} is no folder with images; give one that holds some")
     return path
 
 

@@ -1,4 +1,4 @@
-"""A shard of a sample: everything that draws it, in a record that can travel to another process or machine."""
+"""A shard of a sample: everything needed to sample it, in a record that can travel to another process or machine."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shard:
-    """What one shard is drawn from.
+    """What one shard is sampled from.
 
     Attributes:
         number: Its number.
-        images: Its rows of table `images`, without pictures and latents.
+        images: Its rows of table `images`, without pixels and latents.
         captions: Of its images.
-        sampling: How they are drawn.
+        sampling: How they are sampled.
         model: The configured model.
-        trained: Artifact of a trained model, drawn from in its place; None for none.
+        trained: Artifact of a trained model, sampled from in its place; None for none.
         runtime: Store, device, batch size.
     """
 
@@ -57,18 +57,18 @@ class Shard:
 
 @dataclass(frozen=True)
 class Shards(Mapping[int, Shard]):
-    """The shards of a sample that are to be drawn, each made when asked for: all embeddings would fill the memory.
+    """The shards of a sample that are to be sampled, each made when asked for: all embeddings would fill the memory.
 
     Attributes:
         todo: Their numbers.
-        images: Rows of table `images`, without pictures and latents.
-        plan: What each image is drawn for.
+        images: Rows of table `images`, without pixels and latents.
+        plan: What each image is sampled for.
         caption_ids: Ids of the embeddings; the last is the empty caption's.
         embeddings: Of all captions.
-        layouts: [L, C, h, w] latents of the pictures that SDEdit starts from; None without.
-        sampling: How images are drawn.
+        layouts: [L, C, h, w] latents of the images that SDEdit starts from; None without.
+        sampling: How images are sampled.
         model: The configured model.
-        trained: Artifact of a trained model, drawn from in its place.
+        trained: Artifact of a trained model, sampled from in its place.
         runtime: Store, device, batch size, shard size.
     """
 
@@ -115,40 +115,40 @@ class Shards(Mapping[int, Shard]):
 
 
 FindUnsafe = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
-"""Says which of [B, H, W, 3] pictures are unsafe."""
+"""Says which of [B, H, W, 3] images are unsafe."""
 
 
-def draw_shard(shard: Shard, on_images: Callable[[int], None] = lambda n: None) -> ShardFiles:
-    """Draw a shard, on the device of the worker that this is called in.
+def sample_shard(shard: Shard, on_images: Callable[[int], None] = lambda n: None) -> ShardFiles:
+    """Sample a shard, on the device of the worker that this is called in.
 
-    Pictures are encoded in threads of their own while the next batch is drawn.
+    Images are encoded in threads of their own while the next batch is sampled.
 
     Args:
-        shard: What to draw.
-        on_images: Told how many images of the shard are drawn.
+        shard: What to sample.
+        on_images: Told how many images of the shard are sampled.
     """
     asked = shard.model, shard.trained, shard.sampling.safety_checker
     sampler, find_unsafe = load_once(_load, *asked, runtime=shard.runtime, is_shared=True)
-    latents, pictures, n_unsafe = list[Tensor](), list[Future[bytes] | None](), 0
+    latents, images, n_unsafe = list[Tensor](), list[Future[bytes] | None](), 0
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        for pixels, final in sampler.draw(shard.captions, shard.images["seed"].tolist(), shard.sampling):
+        for pixels, final in sampler.sample(shard.captions, shard.images["seed"].tolist(), shard.sampling):
             unsafe = find_unsafe(pixels)
             n_unsafe += int(unsafe.sum())
             shown = watermark(pixels) if shard.sampling.watermark else pixels
-            pictures += [
-                None if is_unsafe else pool.submit(encode_png, picture)
-                for picture, is_unsafe in zip(shown, unsafe, strict=True)
+            images += [
+                None if is_unsafe else pool.submit(encode_png, image)
+                for image, is_unsafe in zip(shown, unsafe, strict=True)
             ]
             latents.append(final)
-            on_images(len(pictures))
-        cells = [None if picture is None else picture.result() for picture in pictures]
+            on_images(len(images))
+        cells = [None if image is None else image.result() for image in images]
     return _pack(shard, cells, torch.cat(latents), n_unsafe)
 
 
 def _load(
     model: ModelConfig, trained: ArtifactRef | None, safety_checker: str | None, runtime: RuntimeConfig, device: str
 ) -> "tuple[Sampler, FindUnsafe]":
-    """The sampler of a model, and what looks at its pictures; a trained model is fetched from the store first."""
+    """The sampler of a model, and what looks at its images; a trained model is fetched from the store first."""
     from popalign_core.sampling.sampler import load_sampler
 
     folder = open_store(runtime).localize(trained, "model") if trained else None

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from popalign_core.config import EvaluationConfig, PipelineConfig, RuntimeConfig
 from popalign_core.config.evaluation import DIVERSITY, SUBJECT_ACCURACY
-from popalign_core.evaluation.units import COSINE_DISTANCE, SHARE
+from popalign_core.evaluation.score_units import COSINE_DISTANCE, SHARE
 from popalign_core.prompts.benchmarks import benchmarks_of
 from storage.store import ArtifactRef, Build, Store
 from tasks.common import measuring
@@ -17,7 +17,7 @@ from tasks.common.image_tables import iter_batches
 from tasks.common.stage_object import Inputs, Progress, Stage, View, keep_fields, open_store
 from tasks.stages.feature_files import pack_features, read_build
 from tasks.workers.shard_worker import load_once
-from tasks.workers.shardwise import PictureShard, ShardFiles, look_at_shards
+from tasks.workers.shardwise import ImageShard, ShardFiles, look_at_shards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,7 @@ def _fill(view: ScoresView, inputs: Inputs, build: Build, runtime: RuntimeConfig
     build.write_table("scores", _diversity(build, inputs), shard=n_shards)
 
 
-def score_shard(shard: PictureShard[ScoresView], /, on_images: Callable[[int], None] = lambda n: None) -> ShardFiles:
+def score_shard(shard: ImageShard[ScoresView], /, on_images: Callable[[int], None] = lambda n: None) -> ShardFiles:
     """Score a shard's images, with the judges of the worker that this is called in.
 
     What cannot be measured is the same in every shard, and a table in one file.
@@ -86,26 +86,26 @@ def _score(
     judges: "Judges",
     prompts: pd.DataFrame,
     shown: pd.DataFrame,
-    shard: PictureShard[ScoresView],
+    shard: ImageShard[ScoresView],
     on_images: Callable[[int], None],
 ) -> tuple[pd.DataFrame, dict[str, bytes]]:
-    """Table `scores` of a shard's pictures, and the file of their features."""
+    """Table `scores` of a shard's images, and the file of their features."""
     features: dict[str, list[Tensor]] = {extractor.name: [] for extractor in judges.extractors}
     parts = [pd.DataFrame(columns=COLUMNS).astype({"value": float})]
     things = prompts[benchmarks_of(prompts) == "generic"]  # named benchmarks hold sentences, which are no subjects
     generic = dict(zip(things.index.astype(str), things["text"], strict=True))
     done = 0
     for rows, pixels in iter_batches(shown, shard.runtime.batch_size):
-        pictures, texts = list(pixels), prompts.loc[rows["prompt_id"], "text"].tolist()
+        images, texts = list(pixels), prompts.loc[rows["prompt_id"], "text"].tolist()
         for scorer in judges.scorers:
-            parts.append(_rows(rows, scorer.name, scorer.version, scorer.unit, scorer.score(pictures, texts)))
+            parts.append(_rows(rows, scorer.name, scorer.version, scorer.unit, scorer.score(images, texts)))
         asked = rows["prompt_id"].isin(list(generic)).to_numpy()
         if judges.subjects is not None and asked.any():
-            right = _subjects_recognised(judges, pictures, rows, asked, generic)
+            right = _subjects_recognised(judges, images, rows, asked, generic)
             parts.append(_rows(rows[asked], SUBJECT_ACCURACY, judges.subjects_version, SHARE, right))
         for extractor in judges.extractors:
-            features[extractor.name].append(extractor.extract(pictures))
-        done += len(pictures)
+            features[extractor.name].append(extractor.extract(images))
+        done += len(images)
         on_images(done)
     table = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
     return table, pack_features(shard.number, shown["image_id"].tolist(), features, judges.extractors)
@@ -113,7 +113,7 @@ def _score(
 
 def _subjects_recognised(
     judges: "Judges",
-    pictures: list[NDArray[np.uint8]],
+    images: list[NDArray[np.uint8]],
     rows: pd.DataFrame,
     asked: NDArray[np.bool_],
     generic: Mapping[str, str],
@@ -123,13 +123,13 @@ def _subjects_recognised(
     assert judges.subjects is not None
     place = {prompt_id: number for number, prompt_id in enumerate(generic)}
     answers = [place[prompt_id] for prompt_id in rows.loc[asked, "prompt_id"]]
-    embeds = judges.subjects.embed_pictures(pictures)[asked.nonzero()[0]]
+    embeds = judges.subjects.embed_images(images)[asked.nonzero()[0]]
     return subject_accuracy(embeds, judges.subjects.embed_texts(list(generic.values())), answers)
 
 
 def _diversity(build: Build, inputs: Inputs) -> pd.DataFrame:
-    """Rows of `diversity`; benchmarks with a lone picture of some prompt have none."""
-    from popalign_core.evaluation.quality.distances import distances_from_siblings
+    """Rows of `diversity`; benchmarks with a lone image of some prompt have none."""
+    from popalign_core.evaluation.quality.feature_distances import distances_from_siblings
     from popalign_core.evaluation.quality.features import CLIP
 
     empty = pd.DataFrame(columns=COLUMNS).astype({"value": float})

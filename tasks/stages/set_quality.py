@@ -21,7 +21,7 @@ Replicate = tuple[ArtifactRef, ArtifactRef]
 def quality_rows(
     store: Store, prompts: pd.DataFrame, systems: Mapping[str, Sequence[Replicate]], config: EvaluationConfig
 ) -> pd.DataFrame:
-    """What `compute_metrics` does not give: the distances of each system's pictures from those of the first, and a row
+    """What `compute_metrics` does not give: the distances of each system's images from those of the first, and a row
     for every score whose weights were not there.
 
     Args:
@@ -59,7 +59,7 @@ def _read_system(store: Store, name: str, replicates: Sequence[Replicate]) -> "F
         found.append(read_features(store, scores))
     features = {}
     for sort in set[str]().union(*found):
-        parts = [one[sort] for one in found if sort in one]  # a replicate whose every picture was withheld has none
+        parts = [one[sort] for one in found if sort in one]  # a replicate of which every image was withheld has none
         ids = [image_id for part in parts for image_id in part.image_ids]
         features[sort] = Features(parts[0].version, ids, torch.cat([part.values for part in parts]))
     return FeaturedSystem(name, pd.concat(images, ignore_index=True), features)

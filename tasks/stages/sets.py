@@ -1,7 +1,7 @@
 """Stage `sets`: set preferences made elsewhere become what training reads; shards survive a kill.
 
 As with stage `pairs`, one artifact stands for three of the pipeline's: `prompts` (the captions), `sample` (latents,
-embeddings) and `preferences`. The pictures themselves are not kept.
+embeddings) and `preferences`. The images themselves are not kept.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,7 +54,7 @@ def _fill(view: EncodingView, inputs: Inputs, build: Build, runtime: RuntimeConf
     """Write tables `prompts`, `images`, `preferences`, `retained` (empty) and `drops`, `latents-*.safetensors` and
     `embeddings.safetensors`. Sets keep their ids, and their members their roles and slots.
 
-    All pictures are brought to the configured size, as those of `tasks.stages.pairs`.
+    All images are brought to the configured size, as those of `tasks.stages.pairs`.
 
     Raises:
         InputError: When no set in the files can be used.
@@ -68,7 +68,7 @@ def _fill(view: EncodingView, inputs: Inputs, build: Build, runtime: RuntimeConf
     encoded = set(build.read_table("images", columns=["image_id"])["image_id"])
     members = drop_lone_members(_members(build.ref, iter_labels(view.files), encoded), dropped)
     if members.empty:
-        needs = "a set needs pictures of both roles, preferred and dispreferred, under one caption"
+        needs = "a set needs images of both roles, preferred and dispreferred, under one caption"
         raise nothing_used(encoder.n_rows, "member(s) of sets", dropped, needs)
     build.write_table("preferences", members.drop(columns="caption"))
     write_rest(build, pipeline, members["caption"], set(members["prompt_id"]), dropped, runtime.batch_size)
@@ -80,10 +80,10 @@ def _encoder(ref: ArtifactRef, files: "Sequence[RowFile]") -> "Encoder[MemberRow
 
     return Encoder(
         files=files,
-        n_pictures=1,
+        n_images=1,
         unit="members",
         chunks=iter_members,
-        fault=lambda row: member_fault(row.set_id, row.role, row.caption, row.pictures[0]),
+        fault=lambda row: member_fault(row.set_id, row.role, row.caption, row.images[0]),
         tables=lambda rows: {"images": _images(ref, rows)},
     )
 

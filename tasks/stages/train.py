@@ -15,14 +15,14 @@ _SCHEDULER_FILE = "scheduler_config.json"
 
 
 def check_settings(view: TrainView, runtime: RuntimeConfig) -> None:
-    """Refuse settings that training would refuse, before a run draws the images that it trains on.
+    """Refuse settings that training would refuse, before a run samples the images that it trains on.
 
     Raises:
         ConfigError: Naming the setting.
     """
     from popalign_core.models.loading import local_folder
     from popalign_core.models.weights_check import PartFolder
-    from popalign_core.training.settings import check_timesteps, check_trackers, count_micro_batches
+    from popalign_core.training.settings_check import check_timesteps, check_trackers, count_micro_batches
 
     count_micro_batches(view.training, runtime, runtime.n_processes)
     check_trackers(runtime)
@@ -58,7 +58,7 @@ def _fill(view: TrainView, inputs: Inputs, build: Build, runtime: RuntimeConfig,
     from popalign_core.models.denoisers import family_of
     from popalign_core.models.loading import load_pipeline, model_hash
     from popalign_core.training.model_card import model_card
-    from popalign_core.training.output import save_lora, save_model
+    from popalign_core.training.model_folder import save_lora, save_model
     from tasks.stages.train_inputs import run_training
     from tasks.stages.train_launch import launch_training
 

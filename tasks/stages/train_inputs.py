@@ -64,7 +64,7 @@ def run_training(
 ) -> "tuple[Any, list[LogRow]]":
     """Train in this process: the trained denoiser, and the log.
 
-    `is_orphaned` says when nobody waits for the result any more: then training saves and ends as on SIGTERM.
+    `is_orphaned` says when the launching process has gone: then training saves and ends as on SIGTERM.
     """
     from popalign_core.models.denoisers import find_denoiser
     from popalign_core.models.loading import load_pipeline, resolve_device
@@ -104,7 +104,7 @@ def read_preferences(store: Store, refs: TrainingRefs, axes: Sequence[Axis]) -> 
 
     members = store.read_table(refs.preferences, "preferences")
     if members.empty:
-        raise InputError("there are no preferences to train on; see the drops of stage preferences, draw more images")
+        raise InputError("there are no preferences to train on; see the drops of stage preferences, sample more images")
     places = read_images(store, refs.sample)[["image_id", "latents_file", "latents_row"]]
     members = members.merge(places, on="image_id")
     retained = store.read_table(refs.preferences, "retained").merge(places, on="image_id")
@@ -189,16 +189,16 @@ def _make_probe(
     settings = view.training.probe
     if settings is None or view.attributes is None:
         return None
-    from popalign_core.attributes.filtering import check_reader
+    from popalign_core.attributes.filtering import check_classifier
     from popalign_core.models.clip import load_clip
     from popalign_core.models.embeddings import PromptEmbeddings
     from popalign_core.models.loading import resolve_device
     from popalign_core.training.probe import PopulationProbe
-    from tasks.common.measuring import clip_folder, load_reader
+    from tasks.common.measuring import clip_folder, load_attribute_classifier
 
     device = resolve_device(runtime.device)
-    reader = load_reader(view.attributes, str(device), view.axes)
-    check_reader(reader, view.axes)
+    classifier = load_attribute_classifier(view.attributes, str(device), view.axes)
+    check_classifier(classifier, view.axes)
     neutral = data.prompt_index.unique()
     chosen = neutral[:: max(1, len(neutral) // settings.n_prompts)][: settings.n_prompts]
     texts = None
@@ -214,7 +214,7 @@ def _make_probe(
         settings=settings,
         axes=view.axes,
         attributes=view.attributes,
-        reader=reader,
+        classifier=classifier,
         batch_size=runtime.batch_size,
         clip=None if texts is None else load_clip(clip_folder(), device),
         texts=texts,

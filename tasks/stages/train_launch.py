@@ -42,7 +42,7 @@ def launch_training(
     """
     from popalign_core.models.denoisers import find_denoiser
     from popalign_core.models.loading import load_pipeline, resolve_device
-    from popalign_core.training.finishing import load_trained
+    from popalign_core.training.final_weights import load_trained
     from popalign_core.training.preemption import watch_preemption
 
     work.mkdir(parents=True, exist_ok=True)
@@ -153,11 +153,11 @@ def _follow(command: list[str], work: Path, n_steps: int, on_progress: Progress,
 
 def _raise_failure(work: Path, code: int, *, preempted: bool) -> None:
     try:
-        said = json.loads((work / ERROR_FILE).read_text(encoding="utf-8"))
+        failure = json.loads((work / ERROR_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        said = None
-    if said is not None:
-        raise getattr(errors, said["type"])(said["message"])
+        failure = None
+    if failure is not None:
+        raise getattr(errors, failure["type"])(failure["message"])
     if preempted:
         raise PreemptedError(f"SIGTERM before the first step was done; {work} keeps what there is")
     last = "\n".join((work / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()[-15:])

@@ -11,17 +11,17 @@ from tasks.common.stage_object import View, drop_fields, keep_fields
 from tasks.stages.attributes import classifiers_in_use, hashed_classifier
 
 _NOT_PROBED = ("seed", "sdedit", "inject_identity", "fair_diffusion", "safety_checker", "watermark")
-"""Of the sampler: the probe has seeds of its own, and looks at what the model draws by itself."""
+"""Of the sampler: the probe has seeds of its own, and looks at what the model samples by itself."""
 
 
 class TrainView(View):
-    """What a training depends on besides its inputs.
+    """What a training depends on in addition to its inputs.
 
     Attributes:
         training: Objective, weights, optimiser.
         model: The base model; where training starts from a trained one, its dtype alone.
         has_start: Whether it starts from a trained model.
-        sampling: The size of the pictures, the guidance scale where the model is told it; with a probe how it draws.
+        sampling: The size of the images, the guidance scale where the model is told it; with a probe how it samples.
         axes: Classes and targets; none where no class is read (pairs made elsewhere, without a probe).
         attributes: Who reads the probe's images; None without a probe.
     """
@@ -39,7 +39,7 @@ class TrainView(View):
 
         Raises:
             ConfigError: When the weights are kept in a way that cannot be trained, or the normaliser has nothing to
-                look at: here, so that no run draws images first.
+                look at: here, so that no run samples images first.
         """
         _refuse(config)
         probe, has_start = config.training.probe is not None, "start" in inputs

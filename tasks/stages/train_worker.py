@@ -17,9 +17,9 @@ from tasks.stages.train_view import TrainView
 
 def main(job: Path) -> int:
     """Train as the job says; the exit code is the error's. What went wrong is left for the parent to read."""
-    said = json.loads(job.read_text(encoding="utf-8"))
-    view, runtime = TrainView.model_validate(said["view"]), RuntimeConfig.model_validate(said["runtime"])
-    given = {name: ArtifactRef(**ref) for name, ref in said["refs"].items() if ref}
+    document = json.loads(job.read_text(encoding="utf-8"))
+    view, runtime = TrainView.model_validate(document["view"]), RuntimeConfig.model_validate(document["runtime"])
+    given = {name: ArtifactRef(**ref) for name, ref in document["refs"].items() if ref}
     refs = TrainingRefs(**given)
     is_first = os.environ.get("RANK", "0") == "0"
 
@@ -35,21 +35,21 @@ def main(job: Path) -> int:
             refs,
             view,
             runtime,
-            Path(said["work"]),
+            Path(document["work"]),
             tell,
-            is_orphaned=lambda: not _is_alive(said["parent"]),
-            log_folder=Path(said["log_folder"]),
+            is_orphaned=lambda: not _is_alive(document["parent"]),
+            log_folder=Path(document["log_folder"]),
         )
     except PopAlignError as error:
         if is_first:
             failure = json.dumps({"type": type(error).__name__, "message": str(error)})
-            write_atomic(Path(said["work"]) / ERROR_FILE, failure.encode())
+            write_atomic(Path(document["work"]) / ERROR_FILE, failure.encode())
         return error.exit_code
     return 0
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether the process that launched this one is there: when it was killed, nobody waits for the result."""
+    """Whether the process that launched this one is there: if it was killed, the result is not needed."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

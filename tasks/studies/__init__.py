@@ -1,3 +1,3 @@
 """Studies by people: made from what a run sampled, and what came of them."""
 
-__all__ = ["curation", "labelling", "pairwise", "study_images", "study_results"]
+__all__ = ["curation", "labelling", "pairwise", "study_records", "study_results"]

@@ -11,13 +11,13 @@ from popalign_core.config.review import CurateConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
 from popalign_core.preferences.chain import Chain
-from popalign_core.review.curating import iter_chain, start_chain
+from popalign_core.review.curation_chains import iter_chain, start_chain
+from popalign_core.review.pairing import ImagePair
 from storage.store import ArtifactRef, Build, Store
 from tasks.common.image_tables import read_images, seen_classes
 from tasks.common.reservations import reserve_made
 from tasks.common.stage_object import Inputs, Progress, Stage, View, find_published, reference
-from tasks.studies.pairwise import SHIPPED, parse_kind, pseudonym, read_nodes
-from tasks.studies.study_images import iter_study_images, picture_id
+from tasks.studies.study_records import NewStudy, parse_kind, pseudonym, read_config, read_nodes, store_study
 
 if TYPE_CHECKING:
     from storage.reviews.review_tables import Asked, Study, StudyPair
@@ -77,7 +77,7 @@ def create_curation(
     settings: Mapping[str, Any],
     instructions: str | None = None,
 ) -> tuple[int, int]:
-    """Make a study of the images that a run drew for its preferences: a chain for each neutral training prompt.
+    """Make a study of the images that a run sampled for its preferences: a chain for each neutral training prompt.
 
     Args:
         database: Takes it.
@@ -93,31 +93,26 @@ def create_curation(
     Raises:
         InputError: When the run has no such images, no prompt has enough, or there is a study of that name.
     """
-    refs, config = _read_run(store, run, settings)
+    nodes = read_nodes(store, run)
+    if missing := [node for node in INPUTS if node not in nodes]:
+        raise InputError(f"run {run!r} has no images for preferences: it lacks {', '.join(missing)}; name another run")
+    refs = {node: nodes[node] for node in INPUTS}
+    config = CurateConfig.model_validate({"axes": read_config(store, run).identity_axes, **settings})
     prompts = store.read_table(refs["identities"], "prompts")
     images = read_images(store, refs["sample"])
     found = list(_chains(prompts, images[images["is_shown"]], config))
-    chains = [(prompt, chain) for prompt, chain in found if chain is not None]
-    if not chains:
+    pairs = [_start_pair(name, prompt_id, chain) for prompt_id, chain in found if chain is not None]
+    if not pairs:
         raise InputError(
             f"none of the {len(found)} prompt(s) of run {run!r} has images for a set of {config.set_size} and half as "
-            "many neutral ones besides; give a smaller set_size, or draw more with preferences.n_neutral"
+            "many more neutral ones; give a smaller set_size, or sample more with preferences.n_neutral"
         )
     seen = seen_classes(store.read_table(refs["attributes"], "attributes"))
-    rows = [_row(name, prompt, chain) for prompt, chain in chains]
-    classes = [_classes_row(row, seen) for row in rows]
-    study = {
-        "name": name,
-        "system_a": "",
-        "system_b": "",
-        "config": config.model_dump(mode="json"),
-        "source": {"run": run} | {node: str(ref) for node, ref in refs.items()},
-        "instructions": instructions or (SHIPPED / "instructions_curate.md").read_text(encoding="utf-8"),
-    }
-    shown = {image_id for row in rows for image_id in (*row["images_a"], *row["images_b"])}
-    pictures = iter_study_images(store, name, [refs["sample"]], shown, config.max_side)
-    database.create_study(study, pictures, rows, classes)
-    return len(chains), sum(chain is None for _, chain in found)
+    source = {"run": run} | {node: str(ref) for node, ref in refs.items()}
+    texts = dict(zip(prompts["prompt_id"], prompts["text"], strict=True))
+    study = NewStudy(name, config, source, instructions, texts)
+    store_study(database, store, study, [refs["sample"]], pairs, [_classes_row(pair, seen) for pair in pairs])
+    return len(pairs), len(found) - len(pairs)
 
 
 def iter_curated(database: "ReviewDatabase", name: str) -> Iterator[Curated]:
@@ -168,49 +163,28 @@ def find_curated(store: Store, key: str) -> ArtifactRef:
     return find_published(store, CURATED.name, key, what="curated sets", made_by="popalign study publish NAME")
 
 
-def _read_run(store: Store, run: str, settings: Mapping[str, Any]) -> tuple[dict[str, ArtifactRef], CurateConfig]:
-    nodes = read_nodes(store, run)
-    missing = [node for node in INPUTS if node not in nodes]
-    if missing:
-        raise InputError(f"run {run!r} drew nothing for preferences: it has no {', '.join(missing)}; name another run")
-    record = store.run_folder(run).read_record() or {}
-    axes = PipelineConfig.model_validate(record["meta"]["config"]).identity_axes
-    config = CurateConfig.model_validate({"axes": axes, **settings})
-    return {node: nodes[node] for node in INPUTS}, config
-
-
-def _chains(
-    prompts: pd.DataFrame, images: pd.DataFrame, config: CurateConfig
-) -> "Iterator[tuple[pd.Series[Any], Chain | None]]":
-    """Each neutral training prompt that is drawn, and its chain."""
+def _chains(prompts: pd.DataFrame, images: pd.DataFrame, config: CurateConfig) -> Iterator[tuple[str, Chain | None]]:
+    """Id of each neutral training prompt of the study, and its chain."""
     import numpy as np
 
     ids = {str(prompt_id): each.tolist() for prompt_id, each in images.groupby("prompt_id")["image_id"]}
     neutral = prompts[(prompts["kind"] == "neutral") & (prompts["split"] == "train")].sort_values("prompt_id")
     order = np.random.default_rng(config.seed).permutation(len(neutral))[: config.n_sets or None]
     for place in sorted(order.tolist()):
-        prompt = neutral.iloc[place]
-        children = prompts.loc[prompts["parent_id"] == prompt["prompt_id"], "prompt_id"]
+        prompt_id = str(neutral.iloc[place]["prompt_id"])
+        children = prompts.loc[prompts["parent_id"] == prompt_id, "prompt_id"]
         specific = [image_id for child in children for image_id in ids.get(child, [])]
-        own = ids.get(prompt["prompt_id"], [])
-        yield prompt, start_chain(own, specific, config.set_size, config.seed, prompt["prompt_id"])
+        yield prompt_id, start_chain(ids.get(prompt_id, []), specific, config.set_size, config.seed, prompt_id)
 
 
-def _row(study: str, prompt: "pd.Series[Any]", chain: Chain) -> "dict[str, Any]":
-    sides = {"a": [str(member) for member in chain.members], "b": [str(member) for member in chain.spare]}
-    return {
-        "pair_id": content_id(study, "set", prompt["prompt_id"]),
-        "prompt_id": prompt["prompt_id"],
-        "prompt": prompt["text"],
-        "checks": "",
-        **{f"images_{side}": ids for side, ids in sides.items()},
-        **{f"pictures_{side}": [picture_id(study, image_id) for image_id in ids] for side, ids in sides.items()},
-    }
+def _start_pair(study: str, prompt_id: str, chain: Chain) -> ImagePair:
+    """The set at the start of a chain, and the candidates."""
+    members, spare = (tuple(str(image_id) for image_id in side) for side in (chain.members, chain.spare))
+    return ImagePair(content_id(study, "set", prompt_id), prompt_id, members, spare)
 
 
-def _classes_row(row: "Row", seen: Mapping[str, Mapping[str, str]]) -> "Row":
-    image_ids = (*row["images_a"], *row["images_b"])
-    return {"pair_id": row["pair_id"], "seen": {image_id: seen[image_id] for image_id in image_ids if image_id in seen}}
+def _classes_row(pair: ImagePair, seen: Mapping[str, Mapping[str, str]]) -> "Row":
+    return {"pair_id": pair.pair_id, "seen": {each: seen[each] for each in (*pair.a, *pair.b) if each in seen}}
 
 
 def _members(study: "Study", curated: Curated) -> Iterable[tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""Studies in which people say what they see in single pictures of a run, and their labels as a table."""
+"""Studies in which people say what they see in single images of a run, and their labels as a table."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from popalign_core.config import PipelineConfig
 from popalign_core.config.review import CANNOT_TELL, LabelConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
+from popalign_core.review.pairing import ImagePair
 from storage.store import ArtifactRef, Store
 from tasks.common.image_tables import read_images
-from tasks.studies.pairwise import SHIPPED, parse_kind, pseudonym, read_nodes
-from tasks.studies.study_images import iter_study_images, picture_id
+from tasks.studies.study_records import NewStudy, answers_table, parse_kind, read_config, read_nodes, store_study
 
 if TYPE_CHECKING:
     from popalign_core.review.labels import LabelResults
+    from storage.reviews.review_tables import Asked, StudyPair, Vote
     from storage.reviews.votes import ReviewDatabase, Row
 
 
@@ -40,7 +42,7 @@ def create_labelling(
         classes: Axis -> classes beyond those that the run's configuration has; an axis it does not have needs all of
             its classes. Empty takes the axes of the configuration as they are.
         settings: Fields of `LabelConfig` besides the questions.
-        node: Which images: `sample` for those drawn for preferences, `sample-eval:base` and the like for evaluation.
+        node: Which images: `sample` for those sampled for preferences, `sample-eval:base` and the like for evaluation.
         instructions: Markdown; the shipped ones when not given.
 
     Returns:
@@ -51,23 +53,18 @@ def create_labelling(
     """
     nodes = read_nodes(store, run)
     if node not in nodes or not node.startswith("sample"):
-        drawn = ", ".join(sorted(each for each in nodes if each.startswith("sample")))
-        raise InputError(f"run {run!r} has no images {node!r}; it has: {drawn}")
-    questions = _questions(store, run, classes)
-    config = LabelConfig.model_validate({**settings, "questions": questions})
+        sampled = ", ".join(sorted(each for each in nodes if each.startswith("sample")))
+        raise InputError(f"run {run!r} has no images {node!r}; it has: {sampled}")
+    config = LabelConfig.model_validate({**settings, "questions": _questions(read_config(store, run), classes)})
     chosen = _choose(store, nodes.get("benchmarks", nodes["identities"]), nodes[node], config)
-    rows = [_row(name, *each) for each in chosen.itertuples(index=False)]
-    study = {
-        "name": name,
-        "system_a": "",
-        "system_b": "",
-        "config": config.model_dump(mode="json"),
-        "source": {"run": run, node: str(nodes[node])},
-        "instructions": instructions or (SHIPPED / "instructions_label.md").read_text(encoding="utf-8"),
-    }
-    pictures = iter_study_images(store, name, [nodes[node]], set(chosen["image_id"]), config.max_side)
-    database.create_study(study, pictures, rows)
-    return len(rows)
+    pairs = [
+        ImagePair(content_id(name, "label", image_id), prompt_id, (image_id,), ())
+        for image_id, prompt_id in chosen.itertuples(index=False)
+    ]
+    # without texts: a prompt may name what is to be seen
+    study = NewStudy(name, config, {"run": run, node: str(nodes[node])}, instructions)
+    store_study(database, store, study, [nodes[node]], pairs)
+    return len(pairs)
 
 
 def label_table(database: "ReviewDatabase", name: str, *, known_only: bool = False) -> pd.DataFrame:
@@ -78,30 +75,21 @@ def label_table(database: "ReviewDatabase", name: str, *, known_only: bool = Fal
         name: Of the study.
         known_only: Whether a free class becomes `cannot tell`: what a classifier without it can be held against.
     """
-    from storage.formats.schemas import SCHEMAS
-    from storage.reviews.review_tables import SAID
+    from storage.reviews.review_tables import ANSWER_PREFIX
 
-    study = database.study(name)
-    free = {(question.axis, each) for question in parse_kind(study, LabelConfig).questions for each in question.free}
+    questions = parse_kind(database.study(name), LabelConfig).questions
+    free = {(question.axis, each) for question in questions for each in question.free}
 
-    def said(axis: str, choice: str) -> str:
-        answer = choice.removeprefix(SAID)
-        return CANNOT_TELL if known_only and (axis, answer) in free else answer
-
-    rows = [
-        {
-            "study": name,
-            "rater": pseudonym(study, asked.rater_id),
-            "position": asked.position,
+    def columns(vote: "Vote", asked: "Asked", pair: "StudyPair") -> "Row":
+        answer = vote.choice.removeprefix(ANSWER_PREFIX)
+        is_hidden = known_only and (asked.question, answer) in free
+        return {
             "image_id": pair.images_a[0],
-            "prompt_id": pair.prompt_id,
             "axis": asked.question,
-            "class": said(asked.question, vote.choice),
-            "seconds": vote.seconds,
+            "class": CANNOT_TELL if is_hidden else answer,
         }
-        for vote, asked, pair in database.votes(name)
-    ]
-    return pd.DataFrame(rows, columns=SCHEMAS["labels"].names).sort_values(["rater", "position"], ignore_index=True)
+
+    return answers_table(database, name, "labels", columns)
 
 
 def label_results(database: "ReviewDatabase", name: str) -> "LabelResults":
@@ -111,11 +99,8 @@ def label_results(database: "ReviewDatabase", name: str) -> "LabelResults":
     return evaluate_labels(label_table(database, name), parse_kind(database.study(name), LabelConfig))
 
 
-def _questions(store: Store, run: str, classes: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    from popalign_core.config import PipelineConfig
-
-    record = store.run_folder(run).read_record() or {}
-    known = {axis.name: axis.classes for axis in PipelineConfig.model_validate(record["meta"]["config"]).axes}
+def _questions(config: PipelineConfig, classes: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    known = {axis.name: axis.classes for axis in config.axes}
     questions: list[dict[str, Any]] = []
     for axis in classes or known:
         free = tuple(each for each in classes.get(axis, ()) if each not in known.get(axis, ()))
@@ -133,16 +118,3 @@ def _choose(store: Store, prompts: ArtifactRef, sample: ArtifactRef, config: Lab
     if not len(order):
         raise InputError(f"{sample} has no image of a person to label")
     return images.iloc[sorted(order.tolist())][["image_id", "prompt_id"]]
-
-
-def _row(study: str, image_id: str, prompt_id: str) -> "Row":
-    return {
-        "pair_id": content_id(study, "label", image_id),
-        "prompt_id": prompt_id,
-        "prompt": "",  # it may name what is to be seen
-        "checks": "",
-        "images_a": [image_id],
-        "images_b": [],
-        "pictures_a": [picture_id(study, image_id)],
-        "pictures_b": [],
-    }

@@ -1,32 +1,23 @@
-"""Studies by people: made from what two systems drew, their raters invited, their votes as a table."""
+"""Studies in which people judge two systems: made from what both sampled, and their votes as a table."""
 
-import hashlib
-import hmac
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from popalign_core.config.review import STUDIES, CurateConfig, LabelConfig, StudyConfig
+from popalign_core.config.review import StudyConfig
 from popalign_core.errors import InputError
 from popalign_core.ids import content_id
-from popalign_core.review.pairing import ImagePair, make_checks, pair_sets
-from popalign_core.review.plan import plan_rater
+from popalign_core.review.pairing import make_checks, pair_sets
 from storage.store import ArtifactRef, Store
-from tasks.studies.study_images import iter_study_images, picture_id
+from tasks.common.image_tables import read_images
+from tasks.studies.study_records import NewStudy, answers_table, parse_kind, read_nodes, store_study
 
 if TYPE_CHECKING:
-    from popalign_core.review.results import StudyResults
-    from storage.reviews.review_tables import Rater, Study
+    from popalign_core.review.vote_results import StudyResults
+    from storage.reviews.review_tables import Asked, StudyPair, Vote
     from storage.reviews.votes import ReviewDatabase, Row
-
-ConfigT = TypeVar("ConfigT", StudyConfig, LabelConfig, CurateConfig)
-_OF_KIND = {StudyConfig: "studies of two systems", LabelConfig: "labels", CurateConfig: "curated sets"}
-
-SHIPPED = Path(__file__).parents[2] / "popalign_core" / "review"
 
 
 @dataclass(frozen=True)
@@ -53,26 +44,14 @@ def find_samples(store: Store, run: str, systems: Sequence[str]) -> StudySource:
         systems: Names, such as `base` and `aligned`.
 
     Raises:
-        InputError: When the run is not complete, or did not draw with such a system.
+        InputError: When the run is not complete, or did not sample with such a system.
     """
     nodes = read_nodes(store, run)
-    drawn = {node.partition(":")[2]: ref for node, ref in nodes.items() if node.startswith("sample-eval:")}
-    missing = [system for system in systems if system not in drawn]
+    sampled = {node.partition(":")[2]: ref for node, ref in nodes.items() if node.startswith("sample-eval:")}
+    missing = [system for system in systems if system not in sampled]
     if missing:
-        raise InputError(f"run {run!r} has no images of {', '.join(missing)}; it has: {', '.join(sorted(drawn))}")
-    return StudySource(run, nodes["identities"], {system: drawn[system] for system in systems})
-
-
-def read_nodes(store: Store, run: str) -> dict[str, ArtifactRef]:
-    """The artifacts of a run, by node.
-
-    Raises:
-        InputError: When the run is not complete.
-    """
-    record = store.run_folder(run).read_record()
-    if record is None:
-        raise InputError(f"there is no complete run {run!r} in {store.root}; see its folder runs/")
-    return {node: ArtifactRef(*text.split("/")) for node, text in record["meta"]["nodes"].items()}
+        raise InputError(f"run {run!r} has no images of {', '.join(missing)}; it has: {', '.join(sorted(sampled))}")
+    return StudySource(run, nodes["identities"], {system: sampled[system] for system in systems})
 
 
 def create_study(
@@ -85,7 +64,7 @@ def create_study(
     benchmark: str = "neutral",
     instructions: str | None = None,
 ) -> int:
-    """Make a study of the images of two systems, with all its pictures, sized for the screen.
+    """Make a study of the images of two systems, with copies of them sized for the screen.
 
     Args:
         database: Takes it.
@@ -103,74 +82,26 @@ def create_study(
         InputError: When the systems have too little in common, or there is a study of that name.
     """
     systems, text_of = source.systems, _read_prompts(store, source.prompts, benchmark)
-    (a, b), shipped = systems, "instructions.md" if config.set_size > 1 else "instructions_pictures.md"
+    a, b = systems
     frames = [_shown_images(store, ref, text_of) for ref in systems.values()]
     pairs = pair_sets(frames[0], frames[1], config)
     checks = make_checks(pairs, config)
-    study = {
-        "name": name,
-        "system_a": a,
-        "system_b": b,
-        "config": config.model_dump(mode="json"),
-        "source": {"run": source.run, "prompts": str(source.prompts), a: str(systems[a]), b: str(systems[b])},
-        "instructions": instructions or (SHIPPED / shipped).read_text(encoding="utf-8"),
-    }
-    rows = [_pair_row(name, pair, text_of) for pair in (*pairs, *checks)]
-    spoiled = {image_id for pair in checks if pair.kind == "spoiled" for image_id in pair.b}
-    plain = {image_id for pair in (*pairs, *checks) for image_id in pair.a}
-    plain |= {image_id for pair in (*pairs, *checks) if pair.kind != "spoiled" for image_id in pair.b}
-    pictures = iter_study_images(store, name, systems.values(), plain, config.max_side, spoiled)
-    database.create_study(study, pictures, rows)
+    source_refs = {"run": source.run, "prompts": str(source.prompts), a: str(systems[a]), b: str(systems[b])}
+    study = NewStudy(name, config, source_refs, instructions, text_of, (a, b))
+    shown = [replace(pair, pair_id=content_id(name, pair.pair_id)) for pair in (*pairs, *checks)]
+    store_study(database, store, study, systems.values(), shown)
     return len(pairs)
 
 
-def invite(database: "ReviewDatabase", study: "Study") -> "Rater":
-    """Add a rater with a plan of their own.
-
-    Raises:
-        InputError: When every pair has its raters.
-    """
-    import numpy as np
-
-    config = parse_study(study)
-
-    def plan(rows: Sequence[Any], coverage: Mapping[str, int], number: int) -> Iterable["Row"]:
-        pairs = [ImagePair(row.pair_id, row.prompt_id, row.images_a, row.images_b, row.checks) for row in rows]
-        generator = np.random.default_rng([config.seed, number])
-        return [asdict(asked) for asked in plan_rater(pairs, coverage, config, generator)]
-
-    return database.invite(study.name, plan)
-
-
-def parse_study(study: "Study") -> StudyConfig | LabelConfig | CurateConfig:
-    """The configuration of a stored study, of whatever kind."""
-    return STUDIES[study.config.get("kind", "judge")].model_validate(study.config)
-
-
-def parse_kind(study: "Study", kind: type[ConfigT]) -> ConfigT:
-    """The configuration of a study of one kind.
-
-    Raises:
-        InputError: When the study is of another.
-    """
-    config = parse_study(study)
-    if not isinstance(config, kind):
-        raise InputError(f"study {study.name!r} is one of kind {config.kind!r}; this is for {_OF_KIND[kind]}")
-    return config
-
-
 def read_votes(database: "ReviewDatabase", name: str) -> pd.DataFrame:
-    """Table `votes` of a study: raters under pseudonyms, no times of day, nothing that leads to a person."""
+    """Table `votes` of a study, as `study_records.answers_table` makes it."""
     study = database.study(name)
-    rows = [
-        {
-            "study": name,
+
+    def columns(vote: "Vote", asked: "Asked", pair: "StudyPair") -> "Row":
+        return {
             "system_a": study.system_a,
             "system_b": study.system_b,
-            "rater": pseudonym(study, asked.rater_id),
-            "position": asked.position,
             "pair_id": pair.pair_id,
-            "prompt_id": pair.prompt_id,
             "prompt": pair.prompt,
             "images_a": pair.images_a,
             "images_b": pair.images_b,
@@ -178,37 +109,16 @@ def read_votes(database: "ReviewDatabase", name: str) -> pd.DataFrame:
             "first": asked.first,
             "answer": _answer(vote.choice, asked.first),
             "is_check": bool(pair.checks),
-            "seconds": vote.seconds,
         }
-        for vote, asked, pair in database.votes(name)
-    ]
-    from storage.formats.schemas import SCHEMAS
 
-    return pd.DataFrame(rows, columns=SCHEMAS["votes"].names).sort_values(["rater", "position"], ignore_index=True)
+    return answers_table(database, name, "votes", columns)
 
 
 def study_results(database: "ReviewDatabase", name: str) -> "StudyResults":
     """Win rates, agreement and raters of a study so far."""
-    from popalign_core.review.results import evaluate_votes
+    from popalign_core.review.vote_results import evaluate_votes
 
     return evaluate_votes(read_votes(database, name), parse_kind(database.study(name), StudyConfig))
-
-
-def completion_code(study: "Study", rater_id: str) -> str:
-    """What a rater is shown at the end and a crowd platform is given: 10 letters and digits, made from the secret."""
-    return _keyed(study, "completion", rater_id)[:10].upper()
-
-
-def pseudonym(study: "Study", rater_id: str) -> str:
-    """What stands for a rater in whatever leaves the database: a letter first, since whoever reads CSV takes digits
-    around an `e` for a number, and `49347e715232` for infinity.
-    """
-    return f"r{_keyed(study, 'export', rater_id)[:12]}"
-
-
-def _keyed(study: "Study", purpose: str, rater_id: str) -> str:
-    text = json.dumps([purpose, rater_id]).encode()
-    return hmac.new(bytes.fromhex(study.secret), text, hashlib.sha256).hexdigest()
 
 
 def _answer(choice: str, first: str) -> str:
@@ -227,22 +137,6 @@ def _read_prompts(store: Store, prompts: ArtifactRef, benchmark: str) -> dict[st
 
 
 def _shown_images(store: Store, sample: ArtifactRef, prompt_ids: Iterable[str]) -> pd.DataFrame:
-    from tasks.common.image_tables import read_images
-
     images = read_images(store, sample)
     images = images[images["is_shown"] & images["prompt_id"].isin(list(prompt_ids))]
     return images[["image_id", "prompt_id", "index", "seed"]]
-
-
-def _pair_row(study: str, pair: ImagePair, texts: Mapping[str, str]) -> "Row":
-    is_spoiled = pair.kind == "spoiled"
-    return {
-        "pair_id": content_id(study, pair.pair_id),
-        "prompt_id": pair.prompt_id,
-        "prompt": texts[pair.prompt_id],
-        "checks": pair.checks,
-        "images_a": list(pair.a),
-        "images_b": list(pair.b),
-        "pictures_a": [picture_id(study, image_id) for image_id in pair.a],
-        "pictures_b": [picture_id(study, image_id, spoiled=is_spoiled) for image_id in pair.b],
-    }

@@ -11,15 +11,16 @@ from popalign_core.errors import InputError
 from storage.store import Store
 from tasks.studies.curation import curated_table, iter_curated
 from tasks.studies.labelling import label_results, label_table
-from tasks.studies.pairwise import parse_kind, parse_study, read_votes, study_results
+from tasks.studies.pairwise import read_votes, study_results
+from tasks.studies.study_records import parse_kind, parse_study
 
 if TYPE_CHECKING:
-    from popalign_core.review.curated import CurationResults
+    from popalign_core.review.curation_results import CurationResults
     from storage.reviews.votes import ReviewDatabase
 
 SUFFIXES = (".parquet", ".csv")
 REPORT = "report.html"
-_APPEARANCE = "People judged appearance in pictures. They did not judge anyone's identity."
+_APPEARANCE = "People judged appearance in images. They did not judge anyone's identity."
 _LABEL_LIMITS = (_APPEARANCE, "Agreement is that of these people. Others, or other instructions, may see it otherwise.")
 _CURATION_LIMITS = (
     _APPEARANCE,
@@ -70,7 +71,7 @@ def table_csv(frame: pd.DataFrame) -> str:
 
 def curation_results(database: "ReviewDatabase", name: str) -> "CurationResults":
     """How far the sets of a study are."""
-    from popalign_core.review.curated import ENDS, Course, evaluate_courses
+    from popalign_core.review.curation_results import ENDS, Course, evaluate_courses
     from storage.reviews.chain_steps import read_all_classes
     from storage.reviews.review_tables import DONE, GIVEN_UP
 
@@ -112,8 +113,8 @@ def write_page(database: "ReviewDatabase", name: str, instructions: str, path: P
     study = database.study(name)
     subtitle, limits = {
         "judge": (f"{study.system_a} against {study.system_b}, judged by people", JUDGING_LIMITS),
-        "label": ("What people saw in single pictures", _LABEL_LIMITS),
-        "curate": ("Sets that people made, a picture at a time", _CURATION_LIMITS),
+        "label": ("What people saw in single images", _LABEL_LIMITS),
+        "curate": ("Sets that people made, an image at a time", _CURATION_LIMITS),
     }[parse_study(study).kind]
     about = {**study.source, "configuration": json.dumps(study.config, sort_keys=True)}
     page = study_document(name, subtitle, results_section(database, name), instructions, limits, about)

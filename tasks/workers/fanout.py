@@ -1,4 +1,4 @@
-"""A function over the shards of a stage, on Prefect's task runners: a dead worker costs the job it was at, no more."""
+"""A function over the shards of a stage, on Prefect's task runners: a dead worker costs only its own job."""
 
 import shutil
 from collections import Counter, deque
@@ -181,7 +181,7 @@ class _Round:
         del self.left[number]
 
     def _stop(self) -> None:
-        """Nobody waits for what is under way."""
+        """Do not wait for what is under way."""
         if self.runtime.runner == "processes":
             shutil.rmtree(self.place.folder, ignore_errors=True)
         for future in self.running:

@@ -1,4 +1,4 @@
-"""The Prefect server that is configured: whether it answers, before work begins, and its errors in words."""
+"""The configured Prefect server: a check that it answers before work begins, and readable errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +19,9 @@ def server_url() -> str | None:
 
         return PREFECT_API_URL.value() or None
     except (ValueError, OSError) as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"Prefect cannot read its settings ({said:.200}); correct the variables PREFECT_..., or "
+            f"Prefect cannot read its settings ({reason:.200}); correct the variables PREFECT_..., or "
             "profiles.toml in $PREFECT_HOME (~/.prefect)"
         ) from error
 
@@ -57,8 +57,8 @@ def server_errors() -> Iterator[None]:
 
 def _no_answer(error: Exception) -> ServiceError:
     cause = error.__cause__ or error
-    said = " ".join(str(cause).split()) or type(cause).__name__
+    reason = " ".join(str(cause).split()) or type(cause).__name__
     return ServiceError(
-        f"the Prefect server at PREFECT_API_URL {server_url()} does not answer as one ({said:.200}); start it with "
+        f"the Prefect server at PREFECT_API_URL {server_url()} does not answer as one ({reason:.200}); start it with "
         "`prefect server start`, or unset PREFECT_API_URL: without --prefect no server is needed"
     )

@@ -1,4 +1,4 @@
-"""Prefect's task runners for a fan-out: how each is started, what says that a worker died, and where its server is."""
+"""Prefect's task runners for a fan-out: how each is started, which errors mean a dead worker, and its server."""
 
 import os
 import signal

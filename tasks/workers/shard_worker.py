@@ -1,4 +1,4 @@
-"""What happens in a worker of a fan-out: its share of the cores, its GPU, what it has loaded, and its end."""
+"""A worker of a fan-out: its share of the cores, its GPU, its cache of loaded models, its end."""
 
 import os
 import shutil

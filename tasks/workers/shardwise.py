@@ -1,4 +1,4 @@
-"""Stages made shard by shard: which are left, who makes them, and how what comes back is kept."""
+"""Stages made shard by shard: finding the shards that are left, running them on workers, storing the results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,13 +39,13 @@ class ShardWork(Protocol[JobIn]):
 
 
 @dataclass(frozen=True)
-class PictureShard(Generic[ViewT]):
-    """A shard of pictures to be looked at: where it is, not what is in it.
+class ImageShard(Generic[ViewT]):
+    """A shard of images to be looked at: where it is, not what is in it.
 
     Attributes:
         number: Its number.
         prompts: Artifact with all prompts.
-        sample: Artifact with the pictures.
+        sample: Artifact with the images.
         view: Of the stage that looks.
         runtime: Store, device, batch size.
     """
@@ -63,7 +63,7 @@ class PictureShard(Generic[ViewT]):
 
 def look_at_shards(
     build: Build,
-    work: ShardWork[PictureShard[ViewT]],
+    work: ShardWork[ImageShard[ViewT]],
     inputs: Inputs,
     view: ViewT,
     runtime: RuntimeConfig,
@@ -73,8 +73,8 @@ def look_at_shards(
     prompts, sample = inputs["prompts"], inputs["sample"]
     lengths = inputs.store.rows_by_shard(sample, "images")
 
-    def jobs(todo: Sequence[int]) -> Mapping[int, PictureShard[ViewT]]:
-        return {number: PictureShard(number, prompts, sample, view, runtime) for number in todo}
+    def jobs(todo: Sequence[int]) -> Mapping[int, ImageShard[ViewT]]:
+        return {number: ImageShard(number, prompts, sample, view, runtime) for number in todo}
 
     make_shards(build, work, jobs, lengths, runtime, on_progress)
     return len(lengths)

@@ -14,7 +14,7 @@ from popalign_core.ids import content_id
 from popalign_core.preferences.chain import Proposal, TargetJudge, after
 from popalign_core.preferences.target import Target
 from popalign_core.prompts.grammar import write_prompts
-from popalign_core.review.curating import next_proposal, replay
+from popalign_core.review.curation_chains import next_proposal, replay
 from storage.formats.images import encode_png, image_column
 from storage.reviews.chain_steps import add_step, end_chain, read_classes, read_steps
 from storage.reviews.review_tables import DONE, ChainStep, Rater
@@ -22,7 +22,7 @@ from storage.reviews.votes import ReviewDatabase
 from storage.store import ArtifactRef, Store
 from tasks.studies.curation import create_curation
 from tasks.studies.labelling import create_labelling
-from tasks.studies.pairwise import parse_kind
+from tasks.studies.study_records import parse_kind
 
 RUN = "run"
 GENDER = Axis(name="gender", classes=("male", "female"))

@@ -6,8 +6,8 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
+from popalign_core.attributes.classifier_interface import FaceReading
 from popalign_core.attributes.filtering import filter_readings
-from popalign_core.attributes.reader import FaceReading
 from popalign_core.config import AttributesConfig, Axis, PreferencesConfig, PromptsConfig
 from popalign_core.identities.augment import augment_prompts
 from popalign_core.preferences.set_pairs import build_sets

@@ -13,7 +13,8 @@ from storage.formats.images import encode_png, image_column
 from storage.reviews.review_tables import Rater, Study
 from storage.reviews.votes import ReviewDatabase
 from storage.store import ArtifactRef, Store
-from tasks.studies.pairwise import create_study, find_samples, invite
+from tasks.studies.pairwise import create_study, find_samples
+from tasks.studies.study_records import invite
 
 SYSTEMS = ("base", "aligned")
 RUN = "run"

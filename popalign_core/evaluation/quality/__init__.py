@@ -1,8 +1,8 @@
-"""How good the pictures are: scorers of one picture and its prompt, and distances between sets of pictures."""
+"""How good the images are: scorers of one image and its prompt, and distances between sets of images."""
 
 __all__ = [
     "aesthetics",
-    "distances",
+    "feature_distances",
     "features",
     "hps",
     "image_reward",

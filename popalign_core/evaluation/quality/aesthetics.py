@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from popalign_core.errors import InputError
-from popalign_core.evaluation.quality.scorer import Embedder, Pictures, checked
+from popalign_core.evaluation.quality.scorer import Embedder, Images, checked
 from popalign_core.evaluation.quality.scorer_files import read_checkpoint, wrong_keys
 
 _LAYERS = (0, 2, 4, 6, 7)  # between them lay dropouts, which have no weights
@@ -21,7 +21,7 @@ _WIDTHS = (1024, 128, 64, 16, 1)
 
 
 class AestheticScorer:
-    """Looks at the picture alone; attributes as those of `Scorer`."""
+    """Looks at the image alone; attributes as those of `Scorer`."""
 
     unit = "1 to 10"
 
@@ -30,9 +30,9 @@ class AestheticScorer:
         self._embedder, self._head = embedder, head
 
     @torch.inference_mode()
-    def score(self, pictures: Pictures, texts: Sequence[str]) -> NDArray[np.float64]:
-        """One value a picture; the texts do not matter."""
-        embeds = self._embedder.embed_pictures(pictures)
+    def score(self, images: Images, texts: Sequence[str]) -> NDArray[np.float64]:
+        """One value an image; the texts do not matter."""
+        embeds = self._embedder.embed_images(images)
         if embeds.shape[1] != self._head[0].in_features:
             raise InputError(
                 f"the CLIP of scorer {self.name!r} embeds in {embeds.shape[1]} dimensions, its network takes "

@@ -1,4 +1,4 @@
-"""What of pictures is kept to compare sets of them: embeddings of a CLIP, and the pool features of Inception."""
+"""What of images is kept to compare sets of them: embeddings of a CLIP, and the pool features of Inception."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from popalign_core.errors import InputError
-from popalign_core.evaluation.quality.scorer import Pictures
+from popalign_core.evaluation.quality.scorer import Images
 from popalign_core.evaluation.quality.scorer_files import require
 
 CLIP, INCEPTION = "clip", "inception"
@@ -18,7 +18,7 @@ CLIP, INCEPTION = "clip", "inception"
 
 @dataclass(frozen=True)
 class Features:
-    """One sort of features of a set of pictures.
+    """One sort of features of a set of images.
 
     Attributes:
         version: Of the network they are from.
@@ -38,15 +38,15 @@ class Extractor:
     Attributes:
         name: `CLIP` or `INCEPTION`.
         version: Of the network, by its content.
-        extract: Pictures to `[B, D]` float32 on the CPU.
+        extract: Images to `[B, D]` float32 on the CPU.
     """
 
     name: str
     version: str
-    extract: Callable[[Pictures], Tensor]
+    extract: Callable[[Images], Tensor]
 
 
-def load_inception(path: Path, device: torch.device | str = "cpu") -> Callable[[Pictures], Tensor]:
+def load_inception(path: Path, device: torch.device | str = "cpu") -> Callable[[Images], Tensor]:
     """The Inception network of FID (Heusel et al. 2017) with its 2048 features, from NVIDIA's TorchScript file.
 
     The file holds the network of 2015 and its own resizing, as the FID code of StyleGAN and EDM use it; so there is
@@ -70,12 +70,12 @@ def load_inception(path: Path, device: torch.device | str = "cpu") -> Callable[[
         ) from error
 
     @torch.inference_mode()
-    def extract(pictures: Pictures) -> Tensor:
-        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    def extract(images: Images) -> Tensor:
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
         try:
             features = network(pixels.to(device), return_features=True)
         except RuntimeError as error:
-            raise InputError(f"{path} does not take pictures ({str(error).splitlines()[-1]}); get it again") from error
+            raise InputError(f"{path} does not take images ({str(error).splitlines()[-1]}); get it again") from error
         if features.ndim != 2 or not features.isfinite().all():
             raise InputError(f"{path} gave no finite features `[B, D]` but {tuple(features.shape)}; get it again")
         kept: Tensor = features.float().cpu()

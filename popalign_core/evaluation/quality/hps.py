@@ -1,6 +1,6 @@
 """Human Preference Score v2 (Wu et al. 2023, arXiv:2306.09341), read once, in batches, without its package.
 
-The public call reads the checkpoint again for every call and goes picture by picture. The score is 100 x cosine,
+The public call reads the checkpoint again for every call and goes image by image. The score is 100 x cosine,
 without the model's logit scale.
 """
 
@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from popalign_core.attributes.zero_shot import SharedSpace, space_of
 from popalign_core.errors import InputError
 from popalign_core.evaluation.quality.open_clip_files import load_open_clip_vit
-from popalign_core.evaluation.quality.scorer import Pictures
+from popalign_core.evaluation.quality.scorer import Images
 from popalign_core.evaluation.quality.scorer_files import CLIP_MEAN, CLIP_STD, read_checkpoint, require
 from popalign_core.models.clip import ClipScorer
 from popalign_core.models.weights_check import PartFolder, load_tokenizer
@@ -28,9 +28,9 @@ N_HEADS = 16
 
 @dataclass(frozen=True)
 class PaddedPreprocessing:
-    """What hpsv2 does with a picture: the longest side scaled to `side`, black beside it, nothing cut off.
+    """What hpsv2 does with an image: the longest side scaled to `side`, black beside it, nothing cut off.
 
-    It scales numbers, not bytes, so PIL would give other values; picture by picture, which fits the processor's cache.
+    It scales numbers, not bytes, so PIL would give other values; image by image, which fits the processor's cache.
 
     Attributes:
         side: px.
@@ -38,13 +38,13 @@ class PaddedPreprocessing:
 
     side: int
 
-    def apply_all(self, pictures: Pictures) -> Tensor:
+    def apply_all(self, images: Images) -> Tensor:
         """B of `[H, W, 3]` uint8 to `[B, 3, side, side]` float32."""
-        values = torch.stack([self._fit(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)) for pixels in pictures])
+        values = torch.stack([self._fit(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)) for pixels in images])
         return (values - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
 
-    def _fit(self, picture: Tensor) -> Tensor:
-        values = picture.float().div(255)
+    def _fit(self, image: Tensor) -> Tensor:
+        values = image.float().div(255)
         scale = self.side / max(values.shape[1:])
         height, width = (max(1, round(side * scale)) for side in values.shape[1:])
         if scale != 1:

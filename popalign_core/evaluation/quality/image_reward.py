@@ -1,6 +1,6 @@
 """ImageReward (Xu et al. 2023, arXiv:2304.05977) over transformers: its own package wants libraries of 2022.
 
-A BLIP reads the prompt with an eye on the picture; five linear layers make a number of its first token, which is
+A BLIP reads the prompt with an eye on the image; five linear layers make a number of its first token, which is
 standardised with the mean and the deviation that were published.
 """
 
@@ -25,7 +25,7 @@ from transformers import (
 
 from popalign_core.errors import InputError
 from popalign_core.evaluation.quality.aesthetics import head_of
-from popalign_core.evaluation.quality.scorer import Pictures, checked
+from popalign_core.evaluation.quality.scorer import Images, checked
 from popalign_core.evaluation.quality.scorer_files import CLIP_MEAN, CLIP_STD, read_checkpoint, require, wrong_keys
 from popalign_core.models.image_processors import ImagePreprocessing
 from popalign_core.models.weights_check import PartFolder, load_tokenizer
@@ -63,12 +63,12 @@ class ImageRewardScorer:
         )
 
     @torch.inference_mode()
-    def score(self, pictures: Pictures, texts: Sequence[str]) -> NDArray[np.float64]:
-        """One value a picture."""
-        if len(pictures) != len(texts):
-            raise InputError(f"{len(pictures)} pictures but {len(texts)} texts; give one text a picture")
+    def score(self, images: Images, texts: Sequence[str]) -> NDArray[np.float64]:
+        """One value an image."""
+        if len(images) != len(texts):
+            raise InputError(f"{len(images)} images but {len(texts)} texts; give one text an image")
         device = self._vision.device
-        seen = self._vision(pixel_values=self._preprocessing.apply_all(pictures).to(device)).last_hidden_state
+        seen = self._vision(pixel_values=self._preprocessing.apply_all(images).to(device)).last_hidden_state
         tokens = self._tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=_MAX_TOKENS, return_tensors="pt"
         ).to(device)

@@ -1,4 +1,4 @@
-"""What every scorer has in common, and the two sorts that rest on a shared space of pictures and texts."""
+"""What every scorer has in common, and the two sorts that rest on a shared space of images and texts."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -11,12 +11,12 @@ from torch import Tensor
 from popalign_core.attributes.zero_shot import SharedSpace
 from popalign_core.errors import InputError
 
-Pictures = Sequence[NDArray[np.uint8]]
+Images = Sequence[NDArray[np.uint8]]
 """Each `[H, W, 3]` RGB."""
 
 
 class Scorer(Protocol):
-    """Says how good pictures are. Loaded once, it scores any number of batches.
+    """Says how good images are. Loaded once, it scores any number of batches.
 
     Attributes:
         name: The metric's.
@@ -28,8 +28,8 @@ class Scorer(Protocol):
     version: str
     unit: str
 
-    def score(self, pictures: Pictures, texts: Sequence[str]) -> NDArray[np.float64]:
-        """One value a picture `[B]`; no value depends on the rest of the batch."""
+    def score(self, images: Images, texts: Sequence[str]) -> NDArray[np.float64]:
+        """One value an image `[B]`; no value depends on the rest of the batch."""
         ...
 
 
@@ -40,13 +40,13 @@ class Embedder:
         self._space = space
         self.scale = space.scale
         self._texts: dict[str, Tensor] = {}
-        self._last: tuple[Pictures, Tensor] | None = None
+        self._last: tuple[Images, Tensor] | None = None
 
     @torch.inference_mode()
-    def embed_pictures(self, pictures: Pictures) -> Tensor:
+    def embed_images(self, images: Images) -> Tensor:
         """`[B, D]` of length 1, on the CPU."""
-        if self._last is None or self._last[0] is not pictures:
-            self._last = pictures, self._space.embed_pictures(pictures)
+        if self._last is None or self._last[0] is not images:
+            self._last = images, self._space.embed_images(images)
         return self._last[1]
 
     @torch.inference_mode()
@@ -59,17 +59,17 @@ class Embedder:
 
 
 class CosineScorer:
-    """A factor times the cosine of picture and text: CLIP score, HPS v2, PickScore; attributes as those of `Scorer`."""
+    """A factor times the cosine of image and text: CLIP score, HPS v2, PickScore; attributes as those of `Scorer`."""
 
     def __init__(self, name: str, version: str, unit: str, embedder: Embedder, factor: float) -> None:
         self.name, self.version, self.unit = name, version, unit
         self._embedder, self._factor = embedder, factor
 
-    def score(self, pictures: Pictures, texts: Sequence[str]) -> NDArray[np.float64]:
-        """One value a picture."""
-        if len(pictures) != len(texts):
-            raise InputError(f"{len(pictures)} pictures but {len(texts)} texts; give one text a picture")
-        cosines = (self._embedder.embed_pictures(pictures) * self._embedder.embed_texts(texts)).sum(dim=1)
+    def score(self, images: Images, texts: Sequence[str]) -> NDArray[np.float64]:
+        """One value an image."""
+        if len(images) != len(texts):
+            raise InputError(f"{len(images)} images but {len(texts)} texts; give one text an image")
+        cosines = (self._embedder.embed_images(images) * self._embedder.embed_texts(texts)).sum(dim=1)
         return checked(self.name, self._factor * cosines)
 
 
@@ -82,7 +82,7 @@ def checked(name: str, values: Tensor) -> NDArray[np.float64]:
     scores: NDArray[np.float64] = values.double().cpu().numpy()
     if not np.isfinite(scores).all():
         raise InputError(
-            f"scorer {name!r} gave {(~np.isfinite(scores)).sum()} of {len(scores)} pictures no finite score; "
+            f"scorer {name!r} gave {(~np.isfinite(scores)).sum()} of {len(scores)} images no finite score; "
             "its weights are damaged or overflow: get them again"
         )
     return scores

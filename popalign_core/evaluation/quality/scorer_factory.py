@@ -19,21 +19,21 @@ from popalign_core.config.evaluation import CMMD, DIVERSITY, FID, KID, SUBJECT_A
 from popalign_core.errors import DamagedWeightsError, MissingWeightsError
 from popalign_core.evaluation.quality.features import CLIP, INCEPTION, Extractor, load_inception
 from popalign_core.evaluation.quality.scorer import CosineScorer, Embedder, Scorer
-from popalign_core.evaluation.units import COSINE, PICK
+from popalign_core.evaluation.score_units import COSINE, PICK
 
 FIRST_CLIP = (SUBJECT_ACCURACY, DIVERSITY, CMMD)
-"""What the first CLIP gives besides its own score."""
+"""What the first CLIP gives in addition to its score."""
 _VERSION_DIGITS = 12
 
 
 @dataclass
 class Judges:
-    """All that look at the pictures.
+    """All scorers and feature extractors.
 
     Attributes:
-        scorers: Of one picture and its prompt.
+        scorers: Of one image and its prompt.
         extractors: Whose features are kept.
-        subjects: The first CLIP, which tells the subjects of pictures without people apart; None without a CLIP.
+        subjects: The first CLIP, which tells the subjects of images without people apart; None without a CLIP.
         subjects_version: Its version.
         unmeasured: Metric -> why it cannot be measured here.
     """
@@ -81,7 +81,7 @@ def _metrics_of(name: str, settings: ScorerConfig) -> tuple[str, ...]:
 
 
 class _Clips:
-    """Each CLIP folder loaded once, whoever needs it."""
+    """Each CLIP folder, loaded once and shared."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -106,7 +106,7 @@ def _add(judges: Judges, name: str, settings: ScorerConfig, clips: _Clips, versi
         embedder = _load_judge_of_subjects(settings, clips, shipped)
         if judges.subjects is None:
             judges.subjects, judges.subjects_version = embedder, version
-            judges.extractors.append(Extractor(CLIP, version, embedder.embed_pictures))
+            judges.extractors.append(Extractor(CLIP, version, embedder.embed_images))
         judges.scorers.append(CosineScorer(name, version, COSINE, embedder, 100.0))
         return
     judges.scorers.append(_load(name, settings, clips, version))

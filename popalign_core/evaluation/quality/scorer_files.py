@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of RGB in [0, 1], as OpenAI's CLIP takes pictures; many others do."""
+"""Of RGB in [0, 1], as OpenAI's CLIP takes images; many others do."""
 _CLIP = "clip-vit-large-patch14"
 PUBLIC_WEIGHTS = {
     _CLIP: "hf download openai/clip-vit-large-patch14 --local-dir {path}",

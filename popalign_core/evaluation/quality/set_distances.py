@@ -1,4 +1,4 @@
-"""Rows that compare the pictures of a system with those of a reference as sets: CMMD, KID and FID."""
+"""Rows that compare the images of a system with those of a reference as sets: CMMD, KID and FID."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from popalign_core.config.evaluation import CMMD, FID, KID, SUBJECT_ACCURACY
 from popalign_core.errors import InputError
 from popalign_core.evaluation.measures import ONE_PROMPT
 from popalign_core.evaluation.metrics import COLUMNS
-from popalign_core.evaluation.quality.distances import (
+from popalign_core.evaluation.quality.feature_distances import (
     FloatArray,
     cubic_kernel,
     expected_if_equal,
@@ -28,7 +28,7 @@ from popalign_core.prompts.benchmarks import benchmarks_of
 SET_METRICS = {CMMD: CLIP, KID: INCEPTION, FID: INCEPTION}
 """Metric -> the features it is taken on. Units: 1000 x squared distance, squared distance, FID's own."""
 AT_FLOOR = "no interval: too near the floor for one that holds"
-_MIN_PICTURES = 2
+_MIN_IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def compare_sets(
     config: EvaluationConfig,
     unmeasured: Mapping[str, str],
 ) -> pd.DataFrame:
-    """Distances between the pictures of two systems on every benchmark.
+    """Distances between the images of two systems on every benchmark.
 
     Lower is nearer to the reference, not better: an aligned system is meant to differ in who is shown.
 
@@ -75,9 +75,9 @@ def compare_sets(
     Returns:
         A metrics table; `scorer` is metric@version. The intervals of CMMD and KID are from leaving out one prompt at a
         time (jackknife). That knows nothing of distances near 0, whose distribution is no normal one: where it reaches
-        the floor, there is no interval but a note. FID, whose bias depends on the number of pictures, has none at all.
+        the floor, there is no interval but a note. FID, whose bias depends on the number of images, has none at all.
         `floor`, of CMMD and KID, is what two independent samples of one distribution give; with common seeds a system
-        may come nearer. `n` counts the system's pictures.
+        may come nearer. `n` counts the system's images.
 
     Raises:
         InputError: When the features of the two are of different networks, or are not those of the images.
@@ -105,7 +105,7 @@ def compare_sets(
 def unmeasured_rows(
     system: str, prompts: pd.DataFrame, images: pd.DataFrame, unmeasured: Mapping[str, str]
 ) -> pd.DataFrame:
-    """A metrics row for every score of single pictures that could not be taken, with the reason.
+    """A metrics row for every score of single images that could not be taken, with the reason.
 
     Args:
         system: Name of the system.
@@ -113,8 +113,8 @@ def unmeasured_rows(
         images: Of the system, with image_id and prompt_id.
         unmeasured: Metric -> reason; distances of sets are `compare_sets`'s.
     """
-    drawn = prompts[prompts["prompt_id"].isin(images["prompt_id"])]
-    benchmarks, named = benchmarks_of(drawn), FeaturedSystem(system, images, {})
+    sampled = prompts[prompts["prompt_id"].isin(images["prompt_id"])]
+    benchmarks, named = benchmarks_of(sampled), FeaturedSystem(system, images, {})
     rows = []
     for metric, reason in unmeasured.items():
         chosen = benchmarks[benchmarks == "generic"] if metric == SUBJECT_ACCURACY else benchmarks
@@ -139,12 +139,12 @@ def _common_version(metric: str, sort: str, reference: FeaturedSystem, system: F
 def _estimates(
     metric: str, sort: str, reference: FeaturedSystem, system: FeaturedSystem, prompt_ids: set[str]
 ) -> Iterator[_Estimate]:
-    """One a replicate, on the prompts that both have pictures of."""
+    """One a replicate, on the prompts that both have images of."""
     sides = [_comparable_features(one, sort, prompt_ids) for one in (system, reference)]
     for replicate in sorted(set(sides[0]["replicate"]) & set(sides[1]["replicate"])):
         chosen = [side[side["replicate"] == replicate] for side in sides]
         both = sorted(set(chosen[0]["prompt_id"]) & set(chosen[1]["prompt_id"]))
-        if min(len(side) for side in chosen) < _MIN_PICTURES or not both:
+        if min(len(side) for side in chosen) < _MIN_IMAGES or not both:
             continue
         number = {prompt_id: place for place, prompt_id in enumerate(both)}
         inside = [side[side["prompt_id"].isin(number)] for side in chosen]
@@ -163,14 +163,14 @@ def _estimates(
 
 
 def _comparable_features(one: FeaturedSystem, sort: str, prompt_ids: set[str]) -> pd.DataFrame:
-    """Row in the features, prompt and replicate of each picture of some prompts that has features."""
+    """Row in the features, prompt and replicate of each image of some prompts that has features."""
     features = one.features[sort]
     images = one.images if "replicate" in one.images else one.images.assign(replicate=0)
     rows = pd.DataFrame({"image_id": list(features.image_ids), "row": np.arange(len(features.image_ids))})
     found = images[["image_id", "prompt_id", "replicate"]].merge(rows, on="image_id")
     if len(found) != len(rows):
         raise InputError(
-            f"{one.name!r}: {len(rows) - len(found)} of {len(rows)} features are of pictures that are not among its "
+            f"{one.name!r}: {len(rows) - len(found)} of {len(rows)} features are of images that are not among its "
             f"{len(images)} images; give the scores of the same images"
         )
     return found[found["prompt_id"].isin(prompt_ids)]

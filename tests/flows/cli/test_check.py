@@ -10,10 +10,10 @@ from typer.testing import CliRunner, Result
 
 from flows.cli.app import app
 from flows.plan.check import check_model, find_model
-from flows.plan.running import call_directly
+from flows.plan.execution import call_directly
 from popalign_core.config import Axis, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError
-from popalign_core.evaluation.gate import Threshold
+from popalign_core.evaluation.thresholds import Threshold
 from tasks.common.stage_object import open_store
 
 

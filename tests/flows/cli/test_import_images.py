@@ -1,10 +1,10 @@
-"""Pictures from the command line: a folder or Parquet files go in, a key comes out."""
+"""Images from the command line: a folder or Parquet files go in, a key comes out."""
 
 from pathlib import Path
 
 import pytest
+from image_files import Named, write_csv, write_parquet
 from pair_files import picture
-from picture_files import Named, write_csv, write_parquet
 from typer.testing import CliRunner, Result
 
 from flows.cli.app import app

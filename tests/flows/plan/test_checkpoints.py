@@ -13,7 +13,7 @@ from flows.plan.checkpoints import (
     named_checkpoints,
     new_checkpoints,
 )
-from flows.plan.running import call_directly
+from flows.plan.execution import call_directly
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError
 from tasks.publishing.leaderboard import read_leaderboard

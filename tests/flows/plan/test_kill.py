@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.plan.running import call_directly
+from flows.plan.execution import call_directly
 from flows.plan.runs import run_pipeline
 from popalign_core.config import PipelineConfig, RuntimeConfig
 

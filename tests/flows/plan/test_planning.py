@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.plan.execution import call_directly, run_steps
 from flows.plan.planning import plan_run
-from flows.plan.running import call_directly, run_steps
 from flows.plan.steps import PIPELINE, Step, needed_for
 from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
 from popalign_core.errors import ConfigError, StoreError
@@ -152,7 +152,7 @@ def test_steps_of_equal_outcome_become_one(tiny_config: PipelineConfig, tiny_run
 
 def test_planning_and_hits_import_neither_torch_nor_prefect() -> None:
     heavy = ("torch", "prefect", "diffusers")
-    flows = "flows.plan.runs, flows.plan.checkpoints, flows.plan.systems_run"
+    flows = "flows.plan.runs, flows.plan.checkpoints, flows.plan.compare_systems"
     code = f"import sys, {flows}; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from flows.plan.execution import call_directly
 from flows.plan.planning import plan_run
-from flows.plan.running import call_directly
 from flows.plan.runs import run_pipeline, run_stage
 from flows.plan.steps import PIPELINE
 from popalign_core.config import PipelineConfig, RuntimeConfig

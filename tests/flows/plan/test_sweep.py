@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.app import app
+from flows.plan.execution import call_directly
 from flows.plan.planning import PlannedNode
-from flows.plan.running import call_directly
 from flows.plan.sweep import plan_sweep, run_sweep
 from flows.terminal.options import parse_sweep
 from popalign_core.config import PipelineConfig, RuntimeConfig

@@ -15,7 +15,7 @@ from flows.review.sessions import invitation
 from storage.reviews.chain_steps import read_all_steps, read_steps
 from storage.reviews.review_tables import DONE, GIVEN_UP, Rater
 from storage.reviews.votes import ReviewDatabase
-from tasks.studies.pairwise import invite
+from tasks.studies.study_records import invite
 
 BASE = "http://127.0.0.1:8765"
 Open = Callable[..., TestClient]

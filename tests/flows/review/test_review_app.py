@@ -18,7 +18,7 @@ from flows.review.sessions import invitation
 from popalign_core.errors import ConfigError
 from storage.reviews.review_tables import Rater, Study
 from storage.reviews.votes import ReviewDatabase
-from tasks.studies.pairwise import completion_code, invite
+from tasks.studies.study_records import completion_code, invite
 
 BASE = "http://127.0.0.1:8765"
 TOKEN = "correct-horse-battery-staple"

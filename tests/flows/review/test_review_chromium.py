@@ -11,10 +11,10 @@ from review_server import ReviewServer
 
 from flows.review.sessions import invitation
 from storage.reviews.chain_steps import read_all_steps
-from storage.reviews.review_tables import DONE, SAID
+from storage.reviews.review_tables import ANSWER_PREFIX, DONE
 from storage.reviews.votes import ReviewDatabase
 from tasks.studies.curation import curated_table
-from tasks.studies.pairwise import invite
+from tasks.studies.study_records import invite
 
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 SCREENS = [("desktop", DESKTOP), ("phone", PHONE)]
@@ -124,7 +124,7 @@ def test_a_rater_labels_by_keyboard_and_the_page_fits(
         page.get_by_role("button", name=re.compile("Cannot tell")).click()
         at(page, "Done")
         assert wrong == []
-    said = [vote.choice.removeprefix(SAID) for vote, _, _ in database.votes("labels")]
+    said = [vote.choice.removeprefix(ANSWER_PREFIX) for vote, _, _ in database.votes("labels")]
     assert said == ["male", "female", "non-binary", "female", "male", "cannot tell"]
 
 
@@ -142,5 +142,7 @@ def test_both_work_without_scripts(browser: Any, tmp_path: Path, kind: str) -> N
         for button in buttons[kind]:
             page.get_by_role("button", name=re.compile(button)).click()
         assert wrong == []
-    assert [vote.choice for vote, _, _ in database.votes(name)] == [DONE if kind == "curate" else f"{SAID}female"]
+    assert [vote.choice for vote, _, _ in database.votes(name)] == [
+        DONE if kind == "curate" else f"{ANSWER_PREFIX}female"
+    ]
     assert [len(steps) for steps in read_all_steps(database, name).values()] == ([1] if kind == "curate" else [])

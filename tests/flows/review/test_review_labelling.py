@@ -13,7 +13,7 @@ from flows.review.server_settings import ReviewSettings
 from flows.review.sessions import invitation
 from storage.reviews.review_tables import Rater
 from storage.reviews.votes import ReviewDatabase
-from tasks.studies.pairwise import completion_code, invite
+from tasks.studies.study_records import completion_code, invite
 
 BASE = "http://127.0.0.1:8765"
 

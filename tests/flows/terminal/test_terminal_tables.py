@@ -98,7 +98,7 @@ def test_the_plan_counts_what_is_left() -> None:
     assert lines[0].split() == ["prompts", "hit", "prompts/prompts-v1-aa"]
     assert lines[1].split() == ["sample", "miss", "96", "images", "sample/sample-v1-bb"]
     # Images are drawn once, however many stages read them.
-    assert lines[-1] == "3 of 4 stages to run: about 96 images to draw, 40 training steps"
+    assert lines[-1] == "3 of 4 stages to run: about 96 images to sample, 40 training steps"
     assert plan_lines(nodes[:1])[-1] == "all 1 stages are in the store"
 
 

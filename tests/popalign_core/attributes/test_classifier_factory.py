@@ -8,11 +8,11 @@ from onnx_files import write_colour_network
 from portrait_files import needs_portraits, portrait
 from pydantic import ValidationError
 
-from popalign_core.attributes.classifier_factory import build_reader
-from popalign_core.attributes.isolated import IsolatedReader
+from popalign_core.attributes.classifier_factory import build_classifier
+from popalign_core.attributes.classifier_process import IsolatedClassifier
 from popalign_core.config import AttributesConfig
 from popalign_core.errors import InputError, MissingWeightsError
-from tasks.common.measuring import classifier_identity, load_reader
+from tasks.common.measuring import classifier_identity, load_attribute_classifier
 
 AXES = {"tone": {"dark": "dark", "light": "light"}}
 
@@ -29,7 +29,7 @@ def config(folder: Path, *, detector: str = "skip", margin: float = 0.0, **more:
 
 
 def build(settings: AttributesConfig) -> object:
-    return build_reader(settings, "cpu", dict.fromkeys(settings.classifiers, "0123456789abcdef"))
+    return build_classifier(settings, "cpu", dict.fromkeys(settings.classifiers, "0123456789abcdef"))
 
 
 @needs_portraits
@@ -48,8 +48,12 @@ def test_a_classifier_sees_the_face_that_the_detector_found_and_no_more(tmp_path
 
 
 def test_names_and_versions_tell_content_and_detector(tmp_path: Path) -> None:
-    reader = build(config(tmp_path))
-    assert (reader.name, reader.version, reader.axes) == ("tone", "0123456789ab-skip", {"tone": ("dark", "light")})
+    classifier = build(config(tmp_path))
+    assert (classifier.name, classifier.version, classifier.axes) == (
+        "tone",
+        "0123456789ab-skip",
+        {"tone": ("dark", "light")},
+    )
 
 
 def test_a_described_classifier_is_known_by_its_content_and_not_by_its_place(tmp_path: Path) -> None:
@@ -72,17 +76,17 @@ def test_the_shipped_names_are_in_keys_as_they_were() -> None:
 
 
 def test_a_described_classifier_works_in_a_process_of_its_own(tmp_path: Path) -> None:
-    reader = load_reader(config(tmp_path), "cpu")
-    assert isinstance(reader, IsolatedReader)
+    classifier = load_attribute_classifier(config(tmp_path), "cpu")
+    assert isinstance(classifier, IsolatedClassifier)
     light, dark = (np.full((20, 20, 3), value, np.uint8) for value in (230, 30))
-    assert [one.probabilities["tone"]["light"] > 0.9 for one in reader.read([light, dark])] == [True, False]
+    assert [one.probabilities["tone"]["light"] > 0.9 for one in classifier.read([light, dark])] == [True, False]
 
 
 def test_its_errors_arrive_from_there(tmp_path: Path) -> None:
     settings = config(tmp_path)
     Path(settings.classifiers["tone"].path).write_bytes(b"no network")
     with pytest.raises(InputError, match=r"tone.onnx cannot be read as ONNX"):
-        load_reader(settings, "cpu")
+        load_attribute_classifier(settings, "cpu")
 
 
 @pytest.mark.parametrize(

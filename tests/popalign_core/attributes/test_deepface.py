@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from portrait_files import needs_portraits, portrait
 
-from popalign_core.attributes.deepface import DeepFaceReader
+from popalign_core.attributes.classifier_interface import FaceReading
+from popalign_core.attributes.deepface import DeepFaceClassifier
 from popalign_core.attributes.deepface_files import DETECTOR_WEIGHTS, HEAD_WEIGHTS, modeling, weights_place
+from popalign_core.attributes.deepface_heads import age_shares
 from popalign_core.attributes.detector import FaceDetector, crop_face
-from popalign_core.attributes.heads import age_shares
-from popalign_core.attributes.reader import FaceReading
 from popalign_core.config import AttributesConfig
 from popalign_core.errors import ConfigError, MissingWeightsError
 
@@ -128,7 +128,7 @@ def test_missing_head_weights_are_named_with_place_and_url(home, missing):
             weights_place(other).parent.mkdir(parents=True, exist_ok=True)
             weights_place(other).touch()
     with pytest.raises(MissingWeightsError) as caught:
-        DeepFaceReader(AttributesConfig())
+        DeepFaceClassifier(AttributesConfig())
     assert str(caught.value).startswith(
         f"DeepFace weights {file} are not at {home / '.deepface' / 'weights' / file}; get"
     )
@@ -223,11 +223,11 @@ def test_the_heads_run_from_weight_files_and_agree_with_deepface_itself(home, sh
 
     write_heads(shared_trunk=shared)
     # a band a year, so that nothing of the distribution is lost
-    reader = DeepFaceReader(AttributesConfig(age_bands={str(age): age for age in range(101)}))
-    assert reader._heads.n_trunks == (1 if shared else 3)
+    classifier = DeepFaceClassifier(AttributesConfig(age_bands={str(age): age for age in range(101)}))
+    assert len(set(classifier._heads._trunk_of.values())) == (1 if shared else 3)
     pictures = [portrait("female/256/0.jpg"), GREY, portrait("male/256/1.jpg")[:250]]
     try:
-        readings = reader.read(pictures)
+        readings = classifier.read(pictures)
         assert [reading.n_faces for reading in readings] == [1, 0, 1]
         assert readings[1].probabilities == {}
         males = [readings[i].probabilities["gender"]["male"] for i in (0, 2)]
@@ -252,7 +252,7 @@ def test_a_file_that_holds_no_network_is_named(home):
         weights_place(file).parent.mkdir(parents=True, exist_ok=True)
         weights_place(file).write_bytes(b"<html>404</html>")
     with pytest.raises(MissingWeightsError, match=r"gender_model_weights.pth cannot be read .*; get them again from"):
-        DeepFaceReader(AttributesConfig())
+        DeepFaceClassifier(AttributesConfig())
 
 
 def test_ages_are_added_up_to_bands():

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from popalign_core.attributes.filtering import check_reader, classes_by_image, filter_readings
-from popalign_core.attributes.reader import FaceReading, abstain, unreadable
+from popalign_core.attributes.classifier_interface import FaceReading, abstain, unreadable
+from popalign_core.attributes.filtering import check_classifier, classes_by_image, filter_readings
 from popalign_core.config import AttributesConfig, Axis, PromptsConfig
 from popalign_core.errors import InputError
 from popalign_core.identities.augment import augment_prompts
@@ -140,13 +140,13 @@ class Reader:
 
 
 def test_a_reader_must_have_every_class_of_every_axis():
-    check_reader(Reader({"gender": ("female", "male"), "race": ("white", "black", "asian", "indian")}), AXES)
+    check_classifier(Reader({"gender": ("female", "male"), "race": ("white", "black", "asian", "indian")}), AXES)
     with pytest.raises(
         InputError, match=r"fake@1 has no class \['asian'\] for the axis 'race', only \['white', 'black'\]"
     ):
-        check_reader(Reader({"gender": ("male", "female"), "race": ("white", "black")}), AXES)
+        check_classifier(Reader({"gender": ("male", "female"), "race": ("white", "black")}), AXES)
     with pytest.raises(InputError, match=r"fake@1 does not read the axis 'race', only \['gender'\]"):
-        check_reader(Reader({"gender": ("male", "female")}), AXES)
+        check_classifier(Reader({"gender": ("male", "female")}), AXES)
 
 
 PROMPTS = augment_prompts(write_prompts(PromptsConfig(train_subjects=("doctor",))), AXES)

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from popalign_core.attributes.filtering import filter_readings
-from popalign_core.attributes.people_labels import PeopleReader, read_labels
+from popalign_core.attributes.people_labels import PeopleClassifier, read_labels
 from popalign_core.config import AttributesConfig, Axis
 from popalign_core.errors import InputError, MissingWeightsError
 
@@ -22,9 +22,9 @@ NOTHING = np.zeros((8, 8, 3), np.uint8)
 
 
 def judged(ids):
-    reader = PeopleReader("people", "1", AXES, TABLE)
+    classifier = PeopleClassifier("people", "1", AXES, TABLE)
     axes = [Axis(name=name, classes=classes) for name, classes in AXES.items()]
-    return filter_readings(reader.read([NOTHING] * len(ids), ids), ids, axes, AttributesConfig(), "people@1")
+    return filter_readings(classifier.read([NOTHING] * len(ids), ids), ids, axes, AttributesConfig(), "people@1")
 
 
 def test_most_people_decide_and_their_share_is_the_probability():
@@ -42,19 +42,19 @@ def test_a_tie_is_unsure_and_an_image_that_nobody_saw_says_so():
 
 def test_pictures_without_ids_are_not_read():
     with pytest.raises(InputError, match="knows stored images by their ids, but 1 came with 0 ids"):
-        PeopleReader("people", "1", AXES, TABLE).read([NOTHING])
+        PeopleClassifier("people", "1", AXES, TABLE).read([NOTHING])
 
 
 def test_a_class_that_nobody_could_choose_is_named():
     with pytest.raises(InputError, match=r"the labels \[\('race', 'asain'\)\] are not among the classes"):
-        PeopleReader("people", "1", AXES, pd.DataFrame([("a", "race", "asain")], columns=TABLE.columns))
+        PeopleClassifier("people", "1", AXES, pd.DataFrame([("a", "race", "asain")], columns=TABLE.columns))
 
 
 @pytest.mark.parametrize("said", ["Race", "race ", "ethnicity"])
 def test_an_axis_that_nobody_labelled_is_named(said):
     """It would be unsure on every image, as if nobody could tell."""
-    with pytest.raises(InputError, match=rf"nobody labelled the axis 'race'; the labels are of .*'{said}'"):
-        PeopleReader("people", "1", AXES, TABLE.replace({"axis": {"race": said}}))
+    with pytest.raises(InputError, match=rf"the axis 'race' has no label; the labels are of .*'{said}'"):
+        PeopleClassifier("people", "1", AXES, TABLE.replace({"axis": {"race": said}}))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -143,8 +143,12 @@ def test_an_index_is_a_column_like_others(tmp_path):
     [
         (b"image_id,axis,class,class\na,hat,one,two\n", r"has the columns \['class'\] more than once"),
         (b"image_id,axis,class\na,hat,one,\nb,hat,two,\n", "cannot be read .*Expected 3 fields in line 2, saw 4"),
-        ("image_id,axis,class\na,hat,béret\n".encode("latin1"), "cannot be read .*; give UTF-8 CSV or Parquet"),
-        ("image_id,axis,class\na,hat,one\n".encode("utf-16"), "cannot be read .*; give UTF-8 CSV or Parquet"),
+        (b"image_id;axis;class\na;hat;one\n", "has semicolons between its columns, not commas.*; give UTF-8 CSV with"),
+        (b"\xef\xbb\xbfimage_id;axis;class\na;hat;1,5\n", "has semicolons between its columns"),
+        (b"image_id\taxis\tclass\na\that\tone\n", "has tabs between its columns, not commas"),
+        (b"sep=;\nimage_id;axis;class\na;hat;one\n", "has semicolons between its columns"),
+        ("image_id,axis,class\na,hat,béret\n".encode("latin1"), "cannot be read .*; give UTF-8 CSV with commas"),
+        ("image_id,axis,class\na,hat,one\n".encode("utf-16"), "cannot be read .*; give UTF-8 CSV with commas"),
         (b'image_id,axis,class\na,hat,"one\n', "cannot be read .*EOF inside string"),
     ],
 )

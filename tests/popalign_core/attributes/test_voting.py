@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from popalign_core.attributes.filtering import check_reader, filter_readings
-from popalign_core.attributes.people_labels import PeopleReader
-from popalign_core.attributes.reader import FaceReading, unreadable
-from popalign_core.attributes.voting import VotingReader, agree_by_vote
+from popalign_core.attributes.classifier_interface import FaceReading, unreadable
+from popalign_core.attributes.filtering import check_classifier, filter_readings
+from popalign_core.attributes.people_labels import PeopleClassifier
+from popalign_core.attributes.voting import VotingClassifier, agree_by_vote
 from popalign_core.config import AttributesConfig, Axis
 from popalign_core.errors import InputError
 
@@ -25,12 +25,12 @@ def people(name, axes, *columns):
         for image_id, said in zip(IDS, words, strict=True)
         if said
     ]
-    return PeopleReader(name, "1", axes, pd.DataFrame(rows, columns=["image_id", "axis", "class"]))
+    return PeopleClassifier(name, "1", axes, pd.DataFrame(rows, columns=["image_id", "axis", "class"]))
 
 
 FIRST = people("one", {"gender": GENDER, "race": RACE}, ["male", "female", "male", None], ["white"] * 3 + [None])
 SECOND = people("two", {"gender": GENDER}, ["male", "male", None, "male"])
-READER = VotingReader([FIRST, SECOND])
+READER = VotingClassifier([FIRST, SECOND])
 
 
 def test_agreement_is_a_class_and_disagreement_is_unsure():
@@ -55,7 +55,7 @@ def test_it_names_all_and_its_order_counts():
 
 def test_agreed_probabilities_are_means():
     third = people("three", {"gender": GENDER}, ["male"] * 4)
-    doubtful = PeopleReader(
+    doubtful = PeopleClassifier(
         "four",
         "1",
         {"gender": GENDER},
@@ -63,18 +63,18 @@ def test_agreed_probabilities_are_means():
             [("a", "gender", said) for said in ("male", "male", "female")], columns=["image_id", "axis", "class"]
         ),
     )
-    shares = VotingReader([third, doubtful]).read(PICTURES[:1], ["a"])[0].probabilities["gender"]
+    shares = VotingClassifier([third, doubtful]).read(PICTURES[:1], ["a"])[0].probabilities["gender"]
     assert (shares["male"], shares["female"]) == pytest.approx((5 / 6, 1 / 6))
 
 
 def test_a_class_that_one_lacks_can_never_win_and_is_refused():
     wide = people("wide", {"race": (*RACE, "indian")}, ["indian", "white", "black", "black"])
     narrow = people("narrow", {"race": RACE}, ["white", "white", "black", "white"])
-    reader = VotingReader([wide, narrow])
-    assert reader.axes == {"race": RACE}
+    classifier = VotingClassifier([wide, narrow])
+    assert classifier.axes == {"race": RACE}
     with pytest.raises(InputError, match=r"wide\+narrow@1\+1 has no class \['indian'\] for the axis 'race'"):
-        check_reader(reader, [Axis(name="race", classes=(*RACE, "indian"))])
-    assert [agree_by_vote(reading)["race"] for reading in reader.read(PICTURES, IDS)] == [False, True, True, False]
+        check_classifier(classifier, [Axis(name="race", classes=(*RACE, "indian"))])
+    assert [agree_by_vote(reading)["race"] for reading in classifier.read(PICTURES, IDS)] == [False, True, True, False]
 
 
 def seeing(name, axes, *readings):
@@ -94,37 +94,37 @@ NOTHING = FaceReading(0, None, 0.0, {})
 @pytest.mark.parametrize("blind", [NOTHING, unreadable("detector_failed"), face(), face(race={})])
 def test_the_only_classifier_of_an_axis_may_see_no_face(blind):
     """It abstains on that axis; what the others read stays."""
-    reader = VotingReader(
+    classifier = VotingClassifier(
         [
             seeing("one", {"gender": GENDER}, SEEN_GENDER, SEEN_GENDER, NOTHING),
             seeing("two", {"race": RACE}, SEEN_RACE, blind, SEEN_RACE),
         ]
     )
     axes = [Axis(name="gender", classes=GENDER), Axis(name="race", classes=RACE)]
-    table = filter_readings(reader.read(PICTURES[:3]), IDS[:3], axes, AttributesConfig(), "v")
+    table = filter_readings(classifier.read(PICTURES[:3]), IDS[:3], axes, AttributesConfig(), "v")
     assert table["class"].tolist() == ["male", "black", "male", None, None, None]
     assert table["drop_reason"].tolist() == [None, None, None, "unsure", "no_face", "no_face"]
 
 
 def test_of_three_the_one_that_sees_nothing_makes_a_disagreement():
-    reader = VotingReader(
+    classifier = VotingClassifier(
         [
             seeing(name, {"gender": GENDER}, seen)
             for name, seen in zip("abc", (SEEN_GENDER, NOTHING, SEEN_GENDER), strict=True)
         ]
     )
     axes = [Axis(name="gender", classes=GENDER)]
-    reading = reader.read(PICTURES[:1])[0]
+    reading = classifier.read(PICTURES[:1])[0]
     assert filter_readings([reading], IDS[:1], axes, AttributesConfig(), "v")["drop_reason"].tolist() == ["unsure"]
     assert agree_by_vote(reading) == {"gender": False}
 
 
 def test_an_axis_of_the_whole_picture_that_only_one_could_read():
-    readers = [
+    classifiers = [
         seeing("one", {"place": ("in", "out")}, FaceReading(0, None, 0.0, {"place": {"in": 1.0, "out": 0.0}})),
         seeing("two", {"place": ("in", "out"), "gender": GENDER}, unreadable("reader_died")),
     ]
-    reading = VotingReader(readers, frozenset({"place"})).read(PICTURES[:1])[0]
+    reading = VotingClassifier(classifiers, frozenset({"place"})).read(PICTURES[:1])[0]
     axes = [Axis(name="place", classes=("in", "out"), of="picture"), Axis(name="gender", classes=GENDER)]
     table = filter_readings([reading], IDS[:1], axes, AttributesConfig(), "v")
     assert table["drop_reason"].tolist() == ["unsure", "reader_died"]
@@ -134,4 +134,4 @@ def test_classifiers_that_can_never_agree_are_refused():
     with pytest.raises(
         InputError, match=r"'gender' have no class in common: .*'two': \['man', 'woman'\].*map them alike"
     ):
-        VotingReader([seeing("one", {"gender": GENDER}), seeing("two", {"gender": ("man", "woman")})])
+        VotingClassifier([seeing("one", {"gender": GENDER}), seeing("two", {"gender": ("man", "woman")})])

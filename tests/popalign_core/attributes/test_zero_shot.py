@@ -18,7 +18,7 @@ def settings(path, kind="clip", **more):
 
 
 def test_the_class_is_the_nearest_words_hand_worked():
-    """Pictures at 0, 60 and 90 degrees; words at 0 and 90: with scale 2 the logits are 2 cos."""
+    """Images at 0, 60 and 90 degrees; words at 0 and 90: with scale 2 the logits are 2 cos."""
     space = SharedSpace(
         lambda pictures: torch.tensor([[1.0, 0.0], [0.5, 0.75**0.5], [0.0, 1.0]])[: len(pictures)],
         lambda texts: torch.tensor([[1.0, 0.0] if " man" in text or "child" in text else [0.0, 1.0] for text in texts]),

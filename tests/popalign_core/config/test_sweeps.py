@@ -113,7 +113,7 @@ def test_points_that_would_share_a_name_are_refused() -> None:
 def test_pictures_made_elsewhere_cannot_be_varied() -> None:
     config = preset("portraits").model_copy(update={"systems": {"theirs": SystemConfig(images="imported-v2-00")}})
     with pytest.raises(
-        ConfigError, match=r"(?s)cannot have sampling\.n_steps=3:.*are drawn already: leave .*sampling out"
+        ConfigError, match=r"(?s)cannot have sampling\.n_steps=3:.*are sampled already: leave .*sampling out"
     ):
         expand_sweep(config, ["theirs"], {"sampling.n_steps": [3]})
 

@@ -109,7 +109,7 @@ def test_wrong_systems_are_refused() -> None:
         configure_system(bad, "mine")
     with pytest.raises(ConfigError, match="does nothing; set guidance_scale above 1"):
         configure_system(preset("sdxl-turbo"), "dynamic-cfg")
-    with pytest.raises(ValueError, match="are drawn already"):
+    with pytest.raises(ValueError, match="are sampled already"):
         SystemConfig(images="key", sampling={"n_steps": 3})
     with pytest.raises(ValueError, match="leave model, training out"):
         SystemConfig(aligned=True, model={"dtype": "bfloat16"}, training={"beta": 3})

@@ -81,7 +81,7 @@ def test_preprocessing_is_resize_crop_rescale_normalise(pixels: np.ndarray) -> N
     # 20 x 24 (w x h): shorter side 20 -> 16, longer int(16 * 24 / 20) = 19; 16 rows from row (19 - 16) // 2 = 1.
     resized = np.asarray(Image.fromarray(pixels[0]).resize((16, 19), Image.Resampling.BICUBIC))
     expected = (resized[1:17] / 255 - np.array(MEAN)) / np.array(STD)
-    np.testing.assert_allclose(steps.apply(pixels[0]).numpy(), expected.transpose(2, 0, 1), atol=1e-5)
+    np.testing.assert_allclose(steps.apply_all([pixels[0]])[0].numpy(), expected.transpose(2, 0, 1), atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -115,14 +115,14 @@ def test_threads_and_their_absence_give_the_same_bits(pixels: np.ndarray) -> Non
 def test_image_of_the_right_size_is_not_resampled(pixels: np.ndarray) -> None:
     image = pixels[0, :16, :16]
     steps = ImagePreprocessing(16, (16, 16), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3)
-    np.testing.assert_allclose(steps.apply(image).permute(1, 2, 0).numpy(), image / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(steps.apply_all([image])[0].permute(1, 2, 0).numpy(), image / 127.5 - 1, atol=1e-6)
 
 
 def test_score_is_a_hundred_times_the_models_own_cosine(scorer: ClipScorer, pixels: np.ndarray) -> None:
     texts = ["a photo of a cat", "a photo of a dog", "apple", "cat", "dog", "a photo of a cat"]
     found = score_images(scorer, iter([pixels[:4], pixels[4:]]), texts)
     tokens = scorer.tokenizer(texts, padding=True, return_tensors="pt")
-    values = torch.stack([scorer.preprocessing.apply(image) for image in pixels])
+    values = scorer.preprocessing.apply_all(pixels)
     with torch.no_grad():
         output = scorer.model(tokens["input_ids"], values, attention_mask=tokens["attention_mask"])
     cosine = (output.logits_per_image / scorer.model.logit_scale.exp()).diagonal()

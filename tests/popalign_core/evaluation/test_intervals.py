@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from popalign_core.config import EvaluationConfig
-from popalign_core.evaluation.distance import Distance, covariance
 from popalign_core.evaluation.intervals import (
     Found,
     difference_interval,
@@ -13,6 +12,7 @@ from popalign_core.evaluation.intervals import (
     t_quantile,
 )
 from popalign_core.evaluation.measures import Measure, Share, Worst, jackknife, ratio
+from popalign_core.evaluation.share_distances import Distance, covariance
 
 CONFIG = EvaluationConfig()
 

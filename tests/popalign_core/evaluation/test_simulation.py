@@ -3,10 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-
-from popalign_core.config import EvaluationConfig
-from popalign_core.evaluation.prevalence import neutral_measures
-from popalign_core.evaluation.simulation import (
+from simulated_populations import (
     SETTINGS,
     TESTED,
     SimulationSetting,
@@ -15,6 +12,9 @@ from popalign_core.evaluation.simulation import (
     coverage_markdown,
     false_positives,
 )
+
+from popalign_core.config import EvaluationConfig
+from popalign_core.evaluation.prevalence import neutral_measures
 
 CONFIG = EvaluationConfig(n_bootstrap=400)
 EQUAL = [number for number, setting in enumerate(SETTINGS) if not setting.tilt]

@@ -33,7 +33,7 @@ def n_bytes(module: nn.Module) -> int:
 def draw(sampler: Sampler, embeddings: PromptEmbeddings) -> Tensor:
     captions = Captions(embeddings.rows([0, 1]), [0, 1, 0, 1], embeddings.rows([2]))
     config = SamplingConfig(n_steps=4, scheduler="euler")
-    return torch.cat([latents for _, latents in sampler.draw(captions, SEEDS, config)])
+    return torch.cat([latents for _, latents in sampler.sample(captions, SEEDS, config)])
 
 
 def is_exempt(name: str) -> bool:

@@ -17,8 +17,8 @@ from popalign_core.errors import ConfigError, DamagedWeightsError, MissingWeight
 from popalign_core.models.denoisers import find_denoiser
 from popalign_core.models.loading import load_pipeline, model_hash
 from popalign_core.models.lora import fuse_lora
-from popalign_core.training.output import save_lora
-from popalign_core.training.trained import choose_weights
+from popalign_core.training.model_folder import save_lora
+from popalign_core.training.trainable_weights import choose_weights
 
 CPU = torch.device("cpu")
 Layers = dict[tuple[str, str], tuple[Tensor, Tensor]]

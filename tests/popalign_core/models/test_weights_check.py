@@ -14,8 +14,8 @@ import transformers
 from broken_models import Damage, load, lost, rewrite, settings, text, weights_file, without
 from safetensors.torch import load_file, save_file
 
-from popalign_core.attributes.embedded import PortraitsReader
-from popalign_core.attributes.networks import load_transformers
+from popalign_core.attributes.image_classifiers import load_transformers
+from popalign_core.attributes.portraits_classifier import PortraitsFaceClassifier
 from popalign_core.attributes.zero_shot import load_space
 from popalign_core.config import NetworkConfig, ZeroShotConfig
 from popalign_core.errors import DamagedWeightsError, MissingWeightsError
@@ -152,10 +152,10 @@ def test_the_embedded_classifier_is_whole_but_for_counters(tmp_path: Path) -> No
     folder = shutil.copytree(weights_folder() / "classifier", tmp_path / "classifier")
     names = set(load_file(folder / "model.safetensors"))
     rewrite(folder / "model.safetensors", without({name for name in names if name.endswith("num_batches_tracked")}))
-    PortraitsReader(folder=folder)
+    PortraitsFaceClassifier(folder=folder)
     rewrite(folder / "model.safetensors", without({sorted(names)[0]}))
     with pytest.raises(DamagedWeightsError, match=r"the embedded classifier .* lacks 1 weights"):
-        PortraitsReader(folder=folder)
+        PortraitsFaceClassifier(folder=folder)
 
 
 def _cut_vocabulary(path: str) -> Damage:
@@ -272,4 +272,4 @@ def test_the_embedded_classifiers_temperatures(text: str | None, problem: str, t
     if text is not None:
         (folder / "calibration.json").write_text(text)
     with pytest.raises(DamagedWeightsError, match=f"the embedded classifier .*{problem}"):
-        PortraitsReader(folder=folder)
+        PortraitsFaceClassifier(folder=folder)

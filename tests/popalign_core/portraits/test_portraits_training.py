@@ -19,8 +19,8 @@ from popalign_core.portraits.classifier import (
     predict_logits,
     split_heads,
 )
-from popalign_core.portraits.loop import LoopConfig, fit, learning_rate_factor
-from popalign_core.portraits.pool import PicturePool
+from popalign_core.portraits.image_pool import ImagePool
+from popalign_core.portraits.part_training import LoopConfig, fit, learning_rate_factor
 from popalign_core.portraits.small_clip import contrastive_loss
 
 
@@ -73,7 +73,7 @@ def test_schedule_warms_up_and_decays() -> None:
     assert learning_rate_factor(100, config) == pytest.approx(0.02)
 
 
-def small_pool() -> PicturePool:
+def small_pool() -> ImagePool:
     rows = pd.DataFrame(
         [
             {
@@ -89,7 +89,7 @@ def small_pool() -> PicturePool:
             {"draw": "thing", "portrait_id": None, "gender": None, "race": None, "covered": None, "thing": "cat"},
         ]
     ).astype(object)
-    return PicturePool(np.zeros((4, 64, 64, 3), np.uint8), rows)
+    return ImagePool(np.zeros((4, 64, 64, 3), np.uint8), rows)
 
 
 def test_covered_faces_and_things_are_no_face() -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
-from popalign_core.attributes.embedded import PortraitsReader
+from popalign_core.attributes.portraits_classifier import PortraitsFaceClassifier
 from popalign_core.config import ModelConfig, SamplingConfig
 from popalign_core.errors import MissingWeightsError
 from popalign_core.evaluation.clip_score import clip_scores
@@ -43,7 +43,7 @@ def test_weights_are_safetensors_and_small() -> None:
 def test_identity_words_are_obeyed(pipeline: StableDiffusionXLPipeline) -> None:
     asked = [("male", "white"), ("female", "black"), ("male", "black"), ("female", "white")]
     pixels = draw(pipeline, [f"a photo of a {race} {gender} lawyer" for gender, race in asked], 4)
-    readings = PortraitsReader().read(pixels)
+    readings = PortraitsFaceClassifier().read(pixels)
     hits = [
         max(reading.probabilities[axis], key=reading.probabilities[axis].__getitem__) == asked[i // 4][j]
         for i, reading in enumerate(readings)
@@ -55,7 +55,7 @@ def test_identity_words_are_obeyed(pipeline: StableDiffusionXLPipeline) -> None:
 
 
 def test_helmet_hides_the_face_and_a_thing_has_none(pipeline: StableDiffusionXLPipeline) -> None:
-    readings = PortraitsReader().read(draw(pipeline, ["a photo of an astronaut", "a photo of a bus"], 4))
+    readings = PortraitsFaceClassifier().read(draw(pipeline, ["a photo of an astronaut", "a photo of a bus"], 4))
     assert sum(reading.n_faces for reading in readings) <= 3
     assert all(reading.probabilities == {} and reading.box is None for reading in readings if not reading.n_faces)
 
@@ -102,7 +102,9 @@ def test_figures_of_a_measurement() -> None:
 
 @pytest.mark.slow
 def test_bars_of_the_embedded_model(pipeline: StableDiffusionXLPipeline) -> None:
-    figures = summarise_model(measure_model(pipeline, PortraitsReader(), SamplingConfig(), n_neutral=12, n_identity=2))
+    figures = summarise_model(
+        measure_model(pipeline, PortraitsFaceClassifier(), SamplingConfig(), n_neutral=12, n_identity=2)
+    )
     assert figures["recall_gender"] >= 0.95
     assert figures["recall_race"] >= 0.85
     assert figures["discrepancy_gender"] >= 0.35

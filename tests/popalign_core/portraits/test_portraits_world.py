@@ -10,13 +10,12 @@ import pytest
 from transformers import CLIPTokenizer
 
 from popalign_core.portraits import rendering, weights_folder
+from popalign_core.portraits.image_pool import vocabulary, write_caption
 from popalign_core.portraits.occupations import (
     EVAL_OCCUPATIONS,
-    OCCUPATION_BY_NAME,
     OCCUPATIONS,
     THINGS,
 )
-from popalign_core.portraits.pool import vocabulary, write_caption
 from popalign_core.portraits.rendering import (
     Portrait,
     Thing,
@@ -29,6 +28,8 @@ from popalign_core.portraits.text import MAX_TOKENS, make_tokenizer, tokenise
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "portraits.parquet").exists(), reason=f"needs the data packs in {DATA}")
+
+OCCUPATION_BY_NAME = {occupation.name: occupation for occupation in OCCUPATIONS}
 
 
 def pooled_shares(names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -92,7 +92,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1"
             b"id,url\n1,2\n",
             r"p\.csv has the columns 'id', 'url'; rename the column that holds the prompts, in the first line",
         ),
-        ("p.tsv", b"Prompt;Category\na;b\n", r"has the columns 'Prompt;Category'; rename"),
+        ("p.tsv", b"Prompt;Category\na;b\n", r"has semicolons between its columns, not tabs"),
         ("p.csv", b"", r"p\.csv has the columns \(none\); rename"),
         ("p.csv", b'prompt\n"a" b\n', r"p\.csv is damaged at line 1 \(.*expected after.*\); repair it"),
         ("p.txt", b"a cat\nein Hund, s\xfc\xdf\n", r"not UTF-8: byte 0xfc in line 2; save it as UTF-8, .*iconv"),
@@ -211,3 +211,47 @@ def test_a_long_list_of_much_the_same_words_takes_seconds():
 def test_json_round_trip_of_a_style_dictionary_keeps_the_order():
     styles = {"b": ["two", "one"], "a": ["three"]}
     assert parse_list("styles.json", json.dumps(styles).encode()) == ["two", "one", "three"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("a.csv", "subject;theme\nbaker, at work;work\n", "semicolons between its columns, not commas; save it again"),
+        ("a.csv", "\ufeffPrompt;Note\na nurse, smiling;x\n", "semicolons"),
+        ("a.csv", '"prompt";"note"\n"a nurse";"x"\n', "semicolons"),
+        ("a.csv", "sep=;\nsubject;theme\nbaker;work\n", "semicolons"),
+        ("a.csv", "subject\ttheme\nbaker\twork\n", r"tabs between its columns, not commas; .* with tabs \.tsv"),
+        ("a.csv", "id|caption\n1|a nurse\n", "vertical bars"),
+        ("a.tsv", "subject,theme\nbaker,work\n", r"commas between its columns, not tabs; .* one with commas \.csv"),
+        ("a.tsv", "id;text\n1;a nurse\n", "semicolons between its columns, not tabs"),
+    ],
+)
+def test_other_separators_are_named(name, text, found):
+    with pytest.raises(InputError, match=f"prompt list {name} has {found}"):
+        parse_list(name, text.encode())
+
+
+def test_semicolons_in_texts_separate_nothing():
+    assert parse_list("a.csv", "\ufeffsubject,a;b\nbaker;welder,x\n".encode()) == ["baker;welder"]
+    assert parse_list("a.tsv", b"subject\ta,b\nbaker, at work\tx\n") == ["baker, at work"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "subject,scene\nchef,in a kitchen\n"),
+        ("a.tsv", "Scene\tsubject\nin a kitchen\tchef\n"),
+        ("a.json", '[{"subject": "chef", "scene": "in a kitchen"}]'),
+        ("a.jsonl", '{"subject": "chef", "Scenes": ["in a kitchen"]}'),
+    ],
+)
+def test_a_scene_beside_the_subject_is_not_left_out_in_silence(name, text):
+    with pytest.raises(
+        InputError, match=r"the column 'scenes?' beside 'subject', which is not read; write both as one"
+    ):
+        parse_list(name, text.encode())
+
+
+def test_notes_beside_a_prompt_are_no_part_of_it():
+    assert parse_list("a.csv", b"prompt,scene,id\na chef in a kitchen,indoors,7\n") == ["a chef in a kitchen"]
+    assert parse_list("a.csv", b"subject,category,id\nchef,food,7\n") == ["chef"]

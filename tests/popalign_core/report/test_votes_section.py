@@ -7,7 +7,7 @@ import pandas as pd
 from popalign_core.config.review import SETS
 from popalign_core.report.study_sections import study_document
 from popalign_core.report.votes_section import JUDGING_LIMITS, people_section
-from popalign_core.review.results import evaluate_votes
+from popalign_core.review.vote_results import evaluate_votes
 
 
 def votes(pattern: str, question: str = "fairness", rater: str = "r0") -> pd.DataFrame:

@@ -10,8 +10,8 @@ from PIL import Image
 from popalign_core.config.review import IMAGES, SETS, StudyConfig
 from popalign_core.errors import InputError
 from popalign_core.review.pairing import ImagePair, make_checks, pair_sets
-from popalign_core.review.plan import plan_rater
-from popalign_core.review.screen import encode_for_screen, spoil
+from popalign_core.review.rater_plan import plan_rater
+from popalign_core.review.screen_images import encode_for_screen, spoil
 
 TWO = StudyConfig(set_size=2, sets_per_prompt=9)
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from popalign_core.config import Axis, FairDiffusionConfig, SamplingConfig
-from popalign_core.identities.draw import draw_identity, edit_concepts, injected_text
+from popalign_core.identities.random_identities import draw_identity, edit_concepts, injected_text
 from popalign_core.ids import content_id
 from popalign_core.prompts.grammar import neutral_or_generic_row, prompt_table
 from popalign_core.sampling.captions import plan_captions

@@ -108,7 +108,7 @@ def captions_of(embeddings: PromptEmbeddings, edits: Edits | None = None) -> Cap
 
 def draw(sampler: Sampler, captions: Captions, **settings: Any) -> Tensor:
     config = SamplingConfig.model_validate({"n_steps": 6} | settings)
-    return torch.cat([latents for _, latents in sampler.draw(captions, SEEDS, config)])
+    return torch.cat([latents for _, latents in sampler.sample(captions, SEEDS, config)])
 
 
 def test_samples_differ_by_what_is_reused_and_leave_the_model_as_it_was(

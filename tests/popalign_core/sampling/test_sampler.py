@@ -32,7 +32,7 @@ def captions_of(embeddings: PromptEmbeddings) -> Captions:
 
 def draw(sampler: Sampler, captions: Captions, config: SamplingConfig = CONFIG) -> tuple[torch.Tensor, list[int]]:
     """All latents, and the size of each batch."""
-    parts = [latents for _, latents in sampler.draw(captions, SEEDS, config)]
+    parts = [latents for _, latents in sampler.sample(captions, SEEDS, config)]
     return torch.cat(parts), [len(part) for part in parts]
 
 

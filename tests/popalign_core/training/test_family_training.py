@@ -20,9 +20,9 @@ from popalign_core.sampling.engine import sample_images
 from popalign_core.training.batch import Batch
 from popalign_core.training.data import PreferenceData
 from popalign_core.training.losses import popalign_loss
+from popalign_core.training.model_folder import save_lora, save_model
 from popalign_core.training.objective import forward
-from popalign_core.training.output import save_lora, save_model
-from popalign_core.training.trained import choose_weights, trained_weights
+from popalign_core.training.trainable_weights import choose_weights, trained_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' Euler
 

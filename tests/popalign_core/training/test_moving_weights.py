@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from popalign_core.training.trained import MovingWeights
+from popalign_core.training.trainable_weights import MovingWeights
 
 
 def test_the_mean_moves_by_a_decay_that_grows() -> None:

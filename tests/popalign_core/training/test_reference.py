@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from popalign_core.config import TrainingConfig
 from popalign_core.training.reference import frozen_copy, reference_weights
-from popalign_core.training.trained import choose_weights
+from popalign_core.training.trainable_weights import choose_weights
 
 
 def predict(unet: Any) -> Tensor:

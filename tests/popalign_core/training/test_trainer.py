@@ -13,7 +13,7 @@ from popalign_core.errors import ConfigError, InputError
 from popalign_core.training import objective, trainer
 from popalign_core.training.checkpoint import checkpoint_path
 from popalign_core.training.data import PreferenceData
-from popalign_core.training.output import save_model
+from popalign_core.training.model_folder import save_model
 
 LOG_NAMES = {
     "g_preferred",

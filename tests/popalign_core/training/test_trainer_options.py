@@ -211,7 +211,7 @@ def test_tensorboard_has_every_term_once(
 def test_a_tracker_that_is_not_there_is_named(
     tiny_pipeline: Any, data: PreferenceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("popalign_core.training.settings.find_spec", lambda name: None)
+    monkeypatch.setattr("popalign_core.training.settings_check.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="trackers names 'wandb', which is not installed: pip install wandb"):
         run(tiny_pipeline, data, tmp_path, runtime=RUNTIME.model_copy(update={"trackers": ("wandb",)}))
 
@@ -296,7 +296,7 @@ def test_pairs_of_a_set_come_together(tiny_pipeline: Any, data: PreferenceData) 
 def test_calibration_needs_classes_and_reads_the_reference_off_the_dispreferred(
     tiny_pipeline: Any, data: PreferenceData, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="objective is 'cgm-relax', but nobody knows the images' classes"):
+    with pytest.raises(InputError, match="objective is 'cgm-relax', but the images' classes are unknown"):
         run(tiny_pipeline, data, tmp_path, objective="cgm-relax")
     known = with_classes(data)
     batch = draw(tiny_pipeline, known, n_pairs=16, objective="cgm-relax")

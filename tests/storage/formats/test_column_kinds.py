@@ -14,7 +14,7 @@ from sibling_types import BOOLEANS, IMAGES, NUMBERS, SHARES, TEXTS, WHOLES
 
 from popalign_core.errors import InputError
 from storage.formats.external_files import read_texts
-from storage.formats.external_images import open_pictures
+from storage.formats.external_images import open_external_images
 from storage.formats.pick_a_pic import PairRow, iter_captions, iter_pairs, open_pairs
 from storage.formats.set_files import MemberRow, iter_labels, iter_members, open_sets
 
@@ -74,7 +74,7 @@ def test_texts_come_in_every_type_that_holds_text(tmp_path: Path, make: Any) -> 
     assert members(rewrite(path, set_id=make, role=make, caption=make)) == expected
     labelled = pa.table({"image": [b"1", b"2"], "prompt": make(["a cat", None])})
     pq.write_table(labelled, tmp_path / "images.parquet")
-    assert [label.name for label in open_pictures([tmp_path / "images.parquet"])[0].labels] == ["a cat", None]
+    assert [label.name for label in open_external_images([tmp_path / "images.parquet"])[0].labels] == ["a cat", None]
 
 
 @kinds(BOOLEANS)
@@ -135,7 +135,7 @@ def test_what_is_not_a_number_says_nothing(tmp_path: Path) -> None:
 
 def test_fixed_size_bytes_are_bytes(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": pa.array([b"12", b"34"], pa.binary(2)), "text": ["a", "b"]}), tmp_path / "i")
-    assert len(open_pictures([tmp_path / "i"])[0].labels) == 2
+    assert len(open_external_images([tmp_path / "i"])[0].labels) == 2
 
 
 def test_an_index_of_pandas_does_no_harm(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ class TestLinks:
             None,
         ]
         rows = pairs(self.write(tmp_path / "pairs.parquet", cells))
-        assert [row.pictures[0] for row in rows] == [b"a.jpg", b"b.jpg", b"a.jpg", b"own", *[None] * 6]
+        assert [row.images[0] for row in rows] == [b"a.jpg", b"b.jpg", b"a.jpg", b"own", *[None] * 6]
 
     def test_the_key_knows_what_lies_there(self, tmp_path: Path) -> None:
         link = [{"bytes": None, "path": "a.jpg"}]
@@ -251,11 +251,11 @@ class TestLinks:
         image = pa.array([{"bytes": None, "path": "a.jpg"}, {"bytes": None, "path": "gone"}])
         image = image.cast(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
         pq.write_table(pa.table({"image": image, "text": ["a cat", "a dog"]}), tmp_path / "images.parquet")
-        labels = open_pictures([tmp_path / "images.parquet"])[0].labels
+        labels = open_external_images([tmp_path / "images.parquet"])[0].labels
         assert [label.sha256 is None for label in labels] == [False, True]
 
 
-@pytest.mark.parametrize("read", [pairs, members, lambda path: open_pictures([path])])
+@pytest.mark.parametrize("read", [pairs, members, lambda path: open_external_images([path])])
 def test_files_without_rows_are_named(tmp_path: Path, read: Any) -> None:
     write = {pairs: write_pairs, members: write_sets}.get(read)
     path = tmp_path / "empty.parquet"

@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from popalign_core.errors import InputError, StoreError
-from storage.formats.export_folder import PictureFile, new_folder, write_rows
+from storage.formats.export_folder import ImageFile, new_folder, write_rows
 
 SCHEMA = pa.schema({"number": pa.int64(), "picture": pa.binary()})
 
 
 def test_pictures_come_back_in_any_order(tmp_path: Path) -> None:
-    pictures = PictureFile(tmp_path)
+    pictures = ImageFile(tmp_path)
     data = {f"image-{number}": bytes([number]) * (number * 1000) for number in range(5)}
     for name, content in data.items():
         pictures.put(name, content)
@@ -21,7 +21,7 @@ def test_pictures_come_back_in_any_order(tmp_path: Path) -> None:
         assert pictures.take(name) == data[name]
     pictures.put("late", b"more")
     assert (pictures.take("image-1"), pictures.take("late")) == (data["image-1"], b"more")
-    with pytest.raises(StoreError, match="has no picture of image absent"):
+    with pytest.raises(StoreError, match="lacks image absent"):
         pictures.take("absent")
     pictures.close()
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Pictures made elsewhere: the forms they come in, the order they are read in, and what is refused."""
+"""Images made elsewhere: the forms they come in, the order they are read in, and what is refused."""
 
 import hashlib
 import json
@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from picture_files import Named, write_csv, write_files, write_jsonl, write_parquet, write_subfolders
+from image_files import Named, write_csv, write_files, write_jsonl, write_parquet, write_subfolders
 
 from popalign_core.errors import InputError
-from storage.formats.external_images import PictureLabel, iter_external_images, open_pictures
+from storage.formats.external_images import ImageLabel, iter_external_images, open_external_images
 
 ROWS: list[Named] = [(f"a {letter}", b"%d" % number) for number, letter in enumerate("bca" * 3)]
 
@@ -21,8 +21,8 @@ def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def everything(*paths: Path) -> list[tuple[PictureLabel, bytes]]:
-    sources = open_pictures(paths)
+def everything(*paths: Path) -> list[tuple[ImageLabel, bytes]]:
+    sources = open_external_images(paths)
     labels = [label for source in sources for label in source.labels]
     return list(zip(labels, iter_external_images(sources, range(len(labels))), strict=True))
 
@@ -31,7 +31,7 @@ def everything(*paths: Path) -> list[tuple[PictureLabel, bytes]]:
     ("column", "by"), [("prompt_id", "prompt_id"), ("prompt", "text"), ("text", "text"), ("caption", "text")]
 )
 def test_every_form_gives_the_same_pictures(tmp_path: Path, column: str, by: str) -> None:
-    expected = [(PictureLabel(by, name, sha(data)), data) for name, data in ROWS if name and data]
+    expected = [(ImageLabel(by, name, sha(data)), data) for name, data in ROWS if name and data]
     for path in (
         write_csv(tmp_path / "csv", ROWS, column),
         write_jsonl(tmp_path / "jsonl", ROWS, column),
@@ -47,7 +47,7 @@ def test_sub_folders_name_the_prompts(tmp_path: Path) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"system's own")
     assert sorted(everything(folder)) == sorted(
-        (PictureLabel("folder", name, sha(data)), data)
+        (ImageLabel("folder", name, sha(data)), data)
         for name, data in (("A_judge", b"1"), ("A_judge", b"2"), ("a cat", b"3"))
     )
 
@@ -62,8 +62,8 @@ def test_a_picture_that_no_row_names_is_not_lost(tmp_path: Path) -> None:
     folder = write_csv(tmp_path / "pictures", [("a cat", b"1")])
     (folder / "stray.webp").write_bytes(b"2")
     assert everything(folder) == [
-        (PictureLabel("text", None, sha(b"2")), b"2"),
-        (PictureLabel("text", "a cat", sha(b"1")), b"1"),
+        (ImageLabel("text", None, sha(b"2")), b"2"),
+        (ImageLabel("text", "a cat", sha(b"1")), b"1"),
     ]
 
 
@@ -72,11 +72,11 @@ def test_neither_place_nor_name_nor_order_matters(tmp_path: Path) -> None:
     parquet = write_parquet(tmp_path / "1.parquet", ROWS[:4])
     moved = Path(shutil.copy(parquet, tmp_path / "9.parquet"))
     folders = [write_csv(tmp_path / "z", ROWS, "prompt"), write_jsonl(tmp_path / "a", shuffled, "caption")]
-    first, second = (open_pictures(paths) for paths in ([folders[0], parquet], [moved, folders[1]]))
+    first, second = (open_external_images(paths) for paths in ([folders[0], parquet], [moved, folders[1]]))
     assert [(source.sha256, source.labels) for source in first] == [(each.sha256, each.labels) for each in second]
     assert everything(folders[0], parquet) == everything(moved, folders[1])
     other = write_csv(tmp_path / "other", [*ROWS[1:], ("a d", ROWS[0][1])])
-    assert open_pictures([other])[0].sha256 != open_pictures([folders[0]])[0].sha256
+    assert open_external_images([other])[0].sha256 != open_external_images([folders[0]])[0].sha256
 
 
 def test_other_columns_and_the_form_of_the_file_do_not_matter(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_other_columns_and_the_form_of_the_file_do_not_matter(tmp_path: Path) ->
         write_parquet(tmp_path / f"{group}.parquet", ROWS, column, struct=struct, group=group)
         for group, column, struct in ((2, "caption", True), (5, "prompt", False))
     )
-    assert open_pictures([one])[0].sha256 == open_pictures([other])[0].sha256
+    assert open_external_images([one])[0].sha256 == open_external_images([other])[0].sha256
 
 
 def test_only_what_is_wanted_is_read(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_only_what_is_wanted_is_read(tmp_path: Path) -> None:
     folder = write_csv(tmp_path / "pictures", ROWS)
     parquet = write_parquet(tmp_path / "rows.parquet", ROWS, group=4)
     for path in (folder, parquet):
-        source = open_pictures([path])[0]
+        source = open_external_images([path])[0]
         for number, file in enumerate(source.files):
             if number not in (5, 6):
                 file.unlink()
@@ -111,20 +111,20 @@ def test_a_large_row_group_is_never_in_memory(tmp_path: Path) -> None:
         tmp_path / "rows.parquet", [("a cat", random.Random(n).randbytes(4096)) for n in range(4096)], group=4096
     )
     before, held = pa.total_allocated_bytes(), 0
-    for _ in iter_external_images(open_pictures([path]), range(4096)):
+    for _ in iter_external_images(open_external_images([path]), range(4096)):
         held = max(held, pa.total_allocated_bytes() - before)
     assert held < 10_000_000
 
 
 def test_a_row_may_lack_its_picture_or_its_prompt(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "rows.parquet", [(None, b"1"), ("a cat", None), ("a dog", b"")])
-    labels = open_pictures([path])[0].labels
+    labels = open_external_images([path])[0].labels
     assert labels == [("text", None, sha(b"1")), ("text", "a cat", None), ("text", "a dog", None)]
 
 
 def test_a_source_that_changes_is_refused(tmp_path: Path) -> None:
     folder = write_csv(tmp_path / "pictures", [("a cat", b"1")])
-    sources = open_pictures([folder])
+    sources = open_external_images([folder])
     (folder / "0000.png").write_bytes(b"2")
     with pytest.raises(InputError, match="pictures changed while it was read; run the same command again"):
         list(iter_external_images(sources, {0}))
@@ -153,10 +153,10 @@ def test_metadata_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         (folder("9", b'{"file_name": "0000.png", "text": 3}', jsonl), r"line 1: .* 'text' is 3; give text"),
     ):
         with pytest.raises(InputError, match=message):
-            open_pictures([path])
+            open_external_images([path])
     (tmp_path / "9" / "metadata.csv").touch()
     with pytest.raises(InputError, match=r"has metadata\.csv and metadata\.jsonl; keep one"):
-        open_pictures([tmp_path / "9"])
+        open_external_images([tmp_path / "9"])
 
 
 def test_sources_without_pictures_are_refused(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_sources_without_pictures_are_refused(tmp_path: Path) -> None:
         ([good, Path(shutil.copy(good, tmp_path / "same.parquet"))], r"hold the same; give each once"),
     ):
         with pytest.raises(InputError, match=message):
-            open_pictures(paths)
+            open_external_images(paths)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_column_that_does_not_fit_is_named(tmp_path: Path, columns: dict[str, 
     table = pa.table({name: pa.nulls(1, kind) for name, kind in columns.items()})
     pq.write_table(table, tmp_path / "rows.parquet")
     with pytest.raises(InputError, match=message):
-        open_pictures([tmp_path / "rows.parquet"])
+        open_external_images([tmp_path / "rows.parquet"])
 
 
 def test_damage_is_found_when_a_file_is_opened(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_damage_is_found_when_a_file_is_opened(tmp_path: Path) -> None:
         stream.seek(column.dictionary_page_offset or column.data_page_offset)
         stream.write(b"\xff" * 32)
     with pytest.raises(InputError, match=r"(?s)rows\.parquet cannot be read as Parquet .*; fetch it again or leave"):
-        open_pictures([path])
+        open_external_images([path])
 
 
 def test_metadata_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
@@ -224,4 +224,4 @@ def test_metadata_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
 def test_metadata_without_rows_say_so(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=rf"{name} has no rows; give it one an image, with 'file_name' and one of"):
-        open_pictures([tmp_path])
+        open_external_images([tmp_path])

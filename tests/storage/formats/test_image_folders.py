@@ -13,7 +13,7 @@ from pair_files import picture
 from PIL import Image
 
 from popalign_core.errors import InputError
-from storage.formats.external_images import PictureLabel, iter_external_images, open_pictures
+from storage.formats.external_images import ImageLabel, iter_external_images, open_external_images
 from storage.formats.images import is_image_file
 
 JPEG = picture(99)
@@ -27,7 +27,7 @@ def put(folder: Path, files: dict[str, bytes | str]) -> Path:
 
 
 def names(folder: Path) -> list[str | None]:
-    return [label.name for label in open_pictures([folder])[0].labels]
+    return [label.name for label in open_external_images([folder])[0].labels]
 
 
 def lines(*rows: dict[str, Any]) -> str:
@@ -53,11 +53,11 @@ def test_what_is_named_like_an_image_is_one_whatever_became_of_it(tmp_path: Path
 
 def test_everything_else_is_counted_but_hidden_files(tmp_path: Path) -> None:
     files = {"README.md": "#", "a judge/notes.txt": "x", "a judge/0": JPEG, "a judge/.DS_Store": "x", ".git/0.png": "x"}
-    source = open_pictures([put(tmp_path, files)])[0]
+    source = open_external_images([put(tmp_path, files)])[0]
     assert [label.name for label in source.labels] == ["a judge"]
     assert source.left_out == {"not an image": 2}
     (tmp_path / "README.md").unlink()
-    assert open_pictures([tmp_path])[0].sha256 != source.sha256  # the count is in the artifact, so in its key
+    assert open_external_images([tmp_path])[0].sha256 != source.sha256  # the count is in the artifact, so in its key
 
 
 def test_pipes_are_not_waited_for_and_links_are_followed(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_pipes_are_not_waited_for_and_links_are_followed(tmp_path: Path) -> None
     (folder / "a judge" / "3.png").symlink_to("gone.png")
     (folder / "a judge" / "loop").symlink_to(folder)
     (folder / "a cat").symlink_to(tmp_path / "elsewhere")
-    source = open_pictures([folder])[0]
+    source = open_external_images([folder])[0]
     assert [(label.name, label.sha256 is None) for label in source.labels] == [
         ("a cat", False),
         ("a judge", True),
@@ -98,7 +98,7 @@ def test_every_split_may_have_metadata_of_its_own(tmp_path: Path) -> None:
     assert names(put(tmp_path, train | test)) == ["a cat", "a judge"]
     both = put(tmp_path, {"test/metadata.parquet": "x"})
     with pytest.raises(InputError, match=r"test has metadata\.jsonl and metadata\.parquet; keep one"):
-        open_pictures([both])
+        open_external_images([both])
 
 
 @pytest.mark.parametrize("file", ["train\\0.png", "train/0.png", "./train/0.png", "train/x/../0.png"])
@@ -107,7 +107,7 @@ def test_either_slash_names_a_file(tmp_path: Path, file: str, monkeypatch: pytes
     assert names(tmp_path) == ["a judge"]
     monkeypatch.chdir(tmp_path / "train")
     for folder in (Path(".."), Path("../train/..")):
-        sources = open_pictures([folder])
+        sources = open_external_images([folder])
         assert list(iter_external_images(sources, {0})) == [JPEG]
         assert len(sources[0].labels) == 1
 
@@ -132,13 +132,20 @@ def test_names_that_lead_nowhere_are_refused(tmp_path: Path, file: Any, message:
     for content in (lines({"file_name": file, "text": "a"}), f"\ufeff{lines({'file_name': file, 'text': 'a'})}\r\n"):
         put(tmp_path / "set", {"metadata.jsonl": content})
         with pytest.raises(InputError, match=message):
-            open_pictures([tmp_path / "set"])
+            open_external_images([tmp_path / "set"])
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("metadata.csv", "file_name,text,text\n0.png,a,b\n", r"has the column 'text' 2 times; keep one"),
+        (
+            "metadata.csv",
+            "file_name;text\n0.png;a photo, smiling\n",
+            "has semicolons between its columns, not commas; save",
+        ),
+        ("metadata.csv", "\ufefffile_name\ttext\n0.png\ta judge\n", "has tabs between its columns, not commas"),
+        ("metadata.csv", "sep=;\nfile_name;text\n0.png;a judge\n", "has semicolons between its columns"),
         ("metadata.csv", "file_name,text\n0.png,a photo, smiling\n", r"line 2 has more cells .*\[' smiling'\]; put co"),
         ("metadata.csv", 'file_name,text\n0.png,"a photo\n', r"cannot be read \(unexpected end of data\)"),
         ("metadata.csv", "file_name,text\n0.png,café\n".encode("latin1"), r"cannot be read .*; write it again as UTF"),
@@ -152,7 +159,7 @@ def test_names_that_lead_nowhere_are_refused(tmp_path: Path, file: Any, message:
 )
 def test_metadata_that_would_be_misread_are_refused(tmp_path: Path, name: str, content: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        open_pictures([put(tmp_path, {"0.png": JPEG, name: content})])
+        open_external_images([put(tmp_path, {"0.png": JPEG, name: content})])
 
 
 def test_a_comma_at_the_end_of_every_line_does_no_harm(tmp_path: Path) -> None:
@@ -168,7 +175,7 @@ def test_metadata_in_parquet_are_text(tmp_path: Path) -> None:
         put(tmp_path, {"0.png": JPEG})
         pq.write_table(pa.table(columns), tmp_path / "metadata.parquet")
         with pytest.raises(InputError, match=message):
-            open_pictures([tmp_path])
+            open_external_images([tmp_path])
 
 
 def test_names_that_are_no_unicode_are_names_of_no_prompt(tmp_path: Path) -> None:
@@ -176,11 +183,11 @@ def test_names_that_are_no_unicode_are_names_of_no_prompt(tmp_path: Path) -> Non
     os.mkdir(place)
     with open(place + b"/0.png", "wb") as file:
         file.write(JPEG)
-    found: list[PictureLabel] = list(open_pictures([tmp_path])[0].labels)
+    found: list[ImageLabel] = list(open_external_images([tmp_path])[0].labels)
     assert [label.name for label in found] == ["a \udcff"]
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "x/" * 5000, "a\0b"])
 def test_paths_that_can_be_no_path_lead_nowhere(path: str) -> None:
     with pytest.raises(InputError, match="there is nothing at"):
-        open_pictures([path])
+        open_external_images([path])

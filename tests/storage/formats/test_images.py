@@ -42,9 +42,9 @@ def test_other_shapes_are_refused(pixels: np.ndarray) -> None:
 
 
 def test_what_is_no_picture_says_so() -> None:
-    with pytest.raises(StoreError, match="4 bytes are not a readable picture"):
+    with pytest.raises(StoreError, match="4 bytes are not a readable image"):
         decode_png(b"nope")
-    with pytest.raises(StoreError, match="are not a readable picture"):
+    with pytest.raises(StoreError, match="are not a readable image"):
         decode_png(encode_png(PIXELS[0])[:-30])
 
 

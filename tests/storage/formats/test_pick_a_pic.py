@@ -31,9 +31,9 @@ def test_a_row_is_what_the_file_says(tmp_path: Path) -> None:
     _, found = next(iter_pairs(open_pairs([write_pairs(tmp_path / "pairs.parquet", rows)]), 3, {0}))
     first, unlabelled, empty = found
     assert (first.caption, first.label) == ("a photo of number 0", 1.0)
-    assert first.pictures == (rows[0]["jpg_0"], rows[0]["jpg_1"])
+    assert first.images == (rows[0]["jpg_0"], rows[0]["jpg_1"])
     assert unlabelled.label is None
-    assert (empty.caption, empty.label, empty.pictures) == (None, None, (rows[2]["jpg_0"], None))
+    assert (empty.caption, empty.label, empty.images) == (None, None, (rows[2]["jpg_0"], None))
 
 
 def test_files_are_read_in_the_order_of_their_content(tmp_path: Path) -> None:

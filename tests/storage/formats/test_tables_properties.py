@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_files import write_parquet
 from pair_files import ten_pairs, write_pairs
-from picture_files import write_parquet
 from set_files import two_sets, write_sets
 from sibling_types import BOOLEANS, IMAGES, NUMBERS, SHARES, TEXTS, WHOLES
 
 from popalign_core.attributes.people_labels import read_labels
 from popalign_core.errors import InputError
 from storage.formats.external_files import read_texts
-from storage.formats.external_images import iter_external_images, open_pictures
+from storage.formats.external_images import iter_external_images, open_external_images
 from storage.formats.pick_a_pic import iter_captions, iter_pairs, open_pairs
 from storage.formats.set_files import iter_labels, iter_members, open_sets
 
@@ -38,7 +38,7 @@ def read_sets(path: Path) -> Any:
 
 
 def read_images(path: Path) -> Any:
-    sources = open_pictures([path])
+    sources = open_external_images([path])
     labels = sources[0].labels
     wanted = {number for number, label in enumerate(labels) if label.sha256}
     return list(labels), list(iter_external_images(sources, wanted))

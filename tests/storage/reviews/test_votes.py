@@ -19,7 +19,7 @@ from popalign_core.errors import InputError, StoreError
 from storage.reviews.chain_steps import add_step, end_chain, read_steps
 from storage.reviews.review_tables import DONE, ChainStep
 from storage.reviews.votes import ReviewDatabase
-from tasks.studies.pairwise import invite
+from tasks.studies.study_records import invite
 
 
 def test_a_plan_is_answered_in_order_and_remembered(tmp_path: Path) -> None:

@@ -238,6 +238,10 @@ def _refused(draw: Callable[[Random], Script], names: str, code: int = UNANSWERE
     return lambda world, random, folder: Mutant(draw(random), Refused(code, names), world.served)
 
 
+def _reported(code: object) -> Reply:
+    return Reply(body=json.dumps({"error": {"message": "no", "code": code}}), headers=AT_ONCE)
+
+
 def _error(status: int, message: str = "no", **fields: Any) -> Reply:
     return Reply(status=status, body=json.dumps({"error": {"message": message} | fields}), headers=AT_ONCE)
 
@@ -266,6 +270,9 @@ def _kept_damaged(world: AnswerWorld, random: Random, folder: Path) -> Mutant:
 SERVED: dict[str, Mutate] = {
     "wrapped": _served(_served_wrapped),
     "with a mark": _served(lambda random: Script((Reply(body=b"\xef\xbb\xbf" + body(ASKED).encode()),))),
+    "after a reported error": _served(
+        lambda random: Script((_reported(random.choice([429, 500, 502, "503", None])), GOOD))
+    ),
     "after a pause": _served(lambda random: Script((_error(random.choice([429, 500, 502, 503, 408])), GOOD))),
     "after a broken connection": _served(lambda random: Script((dataclasses.replace(GOOD, is_cut=True), GOOD))),
     "in a simpler form": _served(

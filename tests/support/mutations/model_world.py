@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mutations.editing import copy_linked, read_document
 from mutations.judging import Taker, popalign
-from popalign_core.attributes.networks import load_transformers
+from popalign_core.attributes.image_classifiers import load_transformers
 from popalign_core.config import NetworkConfig
 from popalign_core.models.clip import embed_images, embed_texts, load_clip
 from popalign_core.portraits import weights_folder

@@ -84,7 +84,7 @@ def _any_network(world: ModelWorld, random: Random, folder: Path) -> tuple[Model
 
 def _wrong_shape(world: ModelWorld, random: Random, folder: Path) -> Mutant:
     model, copy, part, document, kind = _any_network(world, random, folder)
-    wrong = random.choice(["wide", {"size": 8}, -3, [], "32"])
+    wrong = random.choice(["wide", {"size": 8}, -3, [], "32", 10**7])
     put_json(copy / part / "config.json", document | {random.choice(_SHAPES[kind]): wrong})
     return Mutant(copy, Refused(WEIGHTS_MISSING, model.networks[part]), model.taker)
 

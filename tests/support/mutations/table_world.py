@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from image_files import write_parquet
 from pair_files import pair, write_pairs
-from picture_files import write_parquet
 from safetensors.torch import load_file
 from set_files import two_sets, write_sets
 from sibling_types import BOOLEANS, IMAGES, NUMBERS, SHARES, TEXTS, WHOLES

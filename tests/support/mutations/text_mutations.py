@@ -132,7 +132,7 @@ BROKEN_LISTS: dict[str, tuple[str, Callable[[Random], str | bytes], str]] = {
     "a column twice": (".csv", lambda random: "prompt,Prompt\na,b\n", "2 columns"),
     "a quote that never ends": (".csv", lambda random: 'prompt\n"baker\nchef\n', "damaged"),
     "more cells": (".csv", lambda random: "prompt,n\nbaker, in a shop, alone\n", "more cells"),
-    "semicolons": (".csv", lambda random: "prompt;n\nbaker;1\n", "name the one"),
+    "semicolons": (".csv", lambda random: "prompt;n\nbaker;1\n", "semicolons between its columns"),
     "Latin-1": (".txt", lambda random: b"baker\ncaf\xe9 owner\n", "UTF-8"),
     "UTF-16": (".csv", lambda random: "prompt\nbaker\n".encode("utf-16"), "UTF-8"),
     "NUL": (".txt", lambda random: "baker\nche\0f\n", "NUL"),
@@ -186,7 +186,7 @@ BROKEN_LABELS: dict[str, tuple[str | bytes, str]] = {
     "Latin-1": ("image_id,axis,class\na,hair,caf\xe9\n".encode("latin-1"), "cannot be read"),
     "UTF-16": ("image_id,axis,class\na,hair,long\n".encode("utf-16"), "cannot be read"),
     "a quote that never ends": ('image_id,axis,class\na,hair,"long\n', "cannot be read"),
-    "semicolons": ("image_id;axis;class\na;hair;long\n", "lacks the columns"),
+    "semicolons": ("image_id;axis;class\na;hair;long\n", "semicolons between its columns"),
     "more cells": ("image_id,axis,class\na,hair,long,short\n", "cannot be read"),
     **{name: (text, "lacks the columns|cannot be read") for name, text in NO_FILES.items()},
 }

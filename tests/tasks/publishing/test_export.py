@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from flows.plan.running import call_directly
+from flows.plan.execution import call_directly
 from flows.plan.runs import run_stage
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError, StoreError
 from storage.formats.pick_a_pic import PairRow, iter_pairs, open_pairs
 from storage.store import ArtifactRef, Store
-from tasks.common.image_tables import read_pictures
+from tasks.common.image_tables import read_image_bytes
 from tasks.common.stage_object import open_store
 from tasks.publishing import export
 from tasks.publishing.export import export_preferences
@@ -48,7 +48,7 @@ def made(
 def pictures_of(store: Store, ref: ArtifactRef) -> dict[str, bytes]:
     members = store.read_table(ref, "preferences")
     sample = ArtifactRef("sample", store.manifest(ref).payload["inputs"]["sample"])
-    return read_pictures(store, sample, set(members["image_id"]))
+    return read_image_bytes(store, sample, set(members["image_id"]))
 
 
 def rows_of(folder: Path) -> list[PairRow]:
@@ -98,7 +98,7 @@ def test_what_was_exported_as_pairs_is_imported_again(
     preferred = set(members.loc[members["role"] == "preferred", "image_id"])
     pictures = pictures_of(store, made)
     rows = rows_of(tmp_path / "pairs")
-    better = {row.pictures[0 if row.label == 1.0 else 1] for row in rows}
+    better = {row.images[0 if row.label == 1.0 else 1] for row in rows}
     assert better == {pictures[image_id] for image_id in preferred}
     again = store.read_table(ref, "preferences").sort_values(["set_id", "role"])
     assert again["role"].tolist() == ["dispreferred", "preferred"] * n_rows
@@ -152,7 +152,7 @@ def test_nothing_is_written_over_and_no_half_folder_is_left(
     with pytest.raises(InputError, match="there are no preferences 'preferences-v1-0'"):
         export_preferences("preferences-v1-0", tmp_path / "new", "pickapic", runtime=tiny_runtime)
 
-    monkeypatch.setattr(export, "_put_pictures", lambda *_: None)
-    with pytest.raises(StoreError, match="has no picture of image"):
+    monkeypatch.setattr(export, "_put_images", lambda *_: None)
+    with pytest.raises(StoreError, match="lacks image"):
         export_preferences(made.key, tmp_path / "new", "datasets", runtime=tiny_runtime)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "there"]

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.app import app
-from flows.plan.running import call_directly
+from flows.plan.execution import call_directly
 from flows.plan.runs import run_pipeline, run_stage
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.config.presets import preset

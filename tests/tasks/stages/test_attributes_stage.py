@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from chessboards import lit
+from face_classifiers import CornerClassifier, seen_gpu
 from onnx_files import write_colour_network
 from PIL import Image
-from readers import CornerReader, seen_gpu
 
-from popalign_core.attributes.isolated import IsolatedReader
+from popalign_core.attributes.classifier_process import IsolatedClassifier
 from popalign_core.config import AttributesConfig, Axis, PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError
 from storage.store import ArtifactRef
@@ -231,7 +231,7 @@ def test_a_reader_sees_the_gpu_of_its_worker_alone(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     described = measuring.Classifier(lambda: "1", lambda config, device: measuring._isolate(seen_gpu, device))
     monkeypatch.setitem(measuring.CLASSIFIERS, "portraits", described)
-    assert measuring.load_reader(AttributesConfig(classifier="portraits"), device).version == seen
+    assert measuring.load_attribute_classifier(AttributesConfig(classifier="portraits"), device).version == seen
 
 
 def test_kill_minus_9_in_the_middle_of_the_stage_changes_nothing(
@@ -252,13 +252,13 @@ def test_kill_minus_9_in_the_middle_of_the_stage_changes_nothing(
     store = open_store(tiny_runtime)
     killer = threading.Thread(target=kill_in_its_third_batch)
     killer.start()
-    use(lambda: IsolatedReader(partial(CornerReader, dies=False, log=log, delay_s=0.4)))
+    use(lambda: IsolatedClassifier(partial(CornerClassifier, dies=False, log=log, delay_s=0.4)))
     killed = store.read_table(read_attributes(prompts, sample, config=tiny_config, runtime=tiny_runtime), "attributes")
     killer.join()
     processes = [line.split()[0] for line in log.read_text().splitlines()]
     assert len(set(processes)) == 2
     assert len(processes) == 7  # 24 images in batches of 4, one of them twice
-    use(lambda: CornerReader(dies=False))
+    use(lambda: CornerClassifier(dies=False))
     other = with_attributes(tiny_config, several_faces="largest")  # another key, the same readings
     whole = store.read_table(read_attributes(prompts, sample, config=other, runtime=tiny_runtime), "attributes")
     pd.testing.assert_frame_equal(killed, whole)

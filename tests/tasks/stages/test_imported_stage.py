@@ -1,4 +1,4 @@
-"""Pictures drawn elsewhere: measured like a sample, counted when dropped, done again shard by shard after a stop."""
+"""Images drawn elsewhere: measured like a sample, counted when dropped, done again shard by shard after a stop."""
 
 import random
 import tracemalloc
@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from chessboards import lit
+from image_files import Named, write_csv, write_jsonl, write_parquet, write_subfolders
 from pair_files import picture
-from picture_files import Named, write_csv, write_jsonl, write_parquet, write_subfolders
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError
 from popalign_core.models import pixels
-from popalign_core.models.pixels import fit_picture
-from storage.formats.external_images import PictureSource
+from popalign_core.models.pixels import fit_image
+from storage.formats.external_images import ImageSource
 from storage.formats.images import decode_png, encode_png
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store, reference
@@ -45,7 +45,7 @@ def evaluated(prompts: ArtifactRef, tiny_runtime: RuntimeConfig) -> pd.DataFrame
 
 @pytest.fixture
 def rows(evaluated: pd.DataFrame) -> list[Named]:
-    """Pictures of all evaluation prompts, wider than the model's; the prompts take turns."""
+    """Images of all evaluation prompts, wider than the model's; the prompts take turns."""
     texts = [
         (text, turn)
         for text, kind in zip(evaluated["text"], evaluated["kind"], strict=True)
@@ -67,13 +67,13 @@ def wide_picture(seed: int) -> bytes:
 def fitted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of all pictures that were decoded."""
     sizes: list[int] = []
-    original = pixels.fit_picture
+    original = pixels.fit_image
 
     def counting(data: bytes, width: int, height: int) -> object:
         sizes.append(len(data))
         return original(data, width, height)
 
-    monkeypatch.setattr(pixels, "fit_picture", counting)
+    monkeypatch.setattr(pixels, "fit_image", counting)
     return sizes
 
 
@@ -120,7 +120,7 @@ def test_imported_pictures_are_measured_like_a_sample(
     assert constant.values.tolist() == [[-1, 64, 64, "", -1]]
     texts = evaluated.set_index("prompt_id")["text"][images["prompt_id"]]
     shown = {(text, decode_png(cell["bytes"]).tobytes()) for text, cell in zip(texts, images["image"], strict=True)}
-    assert shown == {(text, fit_picture(data, 64, 64).tobytes()) for text, data in rows}
+    assert shown == {(text, fit_image(data, 64, 64).tobytes()) for text, data in rows}
     assert store.read_table(ref, "drops").empty
     assert count_prompts(store, prompts, ref) == (8, 8)
 
@@ -228,9 +228,9 @@ def test_no_usable_picture_is_an_error_that_names_both_sides(
 ) -> None:
     strange: list[Named] = [(f"a photo of number {n}", picture(9, seed=n)) for n in (1, 1, 2, 3, 4)]
     message = (
-        r"\[imported/imported-v2-.*\] none of the 5 picture\(s\) can be used: {'no evaluation prompt': 5}; they name "
+        r"\[imported/imported-v2-.*\] none of the 5 image\(s\) can be used: {'no evaluation prompt': 5}; they name "
         r"'a photo of number 1', 'a photo of number 2', 'a photo of number 3'; evaluation prompts are 'a photo of a "
-        r"judge', 'a photo of a dancer', .*; name each picture's by prompt_id or by its exact text"
+        r"judge', 'a photo of a dancer', .*; name each image's by prompt_id or by its exact text"
     )
     with pytest.raises(InputError, match=message):
         import_images(
@@ -387,13 +387,13 @@ def test_imported_pictures_are_found_by_their_key_if_they_fit(
     with pytest.raises(InputError, match=rf"for the prompts {prompts.key}, this configuration has other; give the --p"):
         find_imported(store, ref.key, ArtifactRef("identities", "other"), tiny_config)
     wide = tiny_config.sampling.model_copy(update={"width": 128})
-    with pytest.raises(InputError, match=r"for the picture size .*'width': 64.*'width': 128"):
+    with pytest.raises(InputError, match=r"for the image size .*'width': 64.*'width': 128"):
         find_imported(store, ref.key, prompts, tiny_config.model_copy(update={"sampling": wide}))
 
 
 def test_the_key_is_pinned(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     """Another key here means that everybody's imports are made again: bump VERSION and say so in CHANGELOG."""
-    sources = [PictureSource(Path("one"), "0" * 64, [], []), PictureSource(Path("two"), "f" * 64, [], [])]
+    sources = [ImageSource(Path("one"), "0" * 64, [], []), ImageSource(Path("two"), "f" * 64, [], [])]
     view = ImportedView(sources=tuple(sources), sampling=tiny_config.sampling)
     asked = import_images.ask(view, {"prompts": ArtifactRef("identities", "identities-v1-0")})
     assert reference(open_store(tiny_runtime), asked).key == "imported-v2-cc9e436582cb3c82129bf735c35b52d5"

@@ -290,7 +290,7 @@ def test_pairs_are_found_by_their_key_if_they_fit_the_model(
     with pytest.raises(InputError, match=r"was imported for the base model .*; give the --preset"):
         find_pairs(store, ref.key, on_portraits(tiny_config))
     wide = tiny_config.sampling.model_copy(update={"width": 128})
-    with pytest.raises(InputError, match=r"for the picture size or guidance scale .*'width': 64.*'width': 128"):
+    with pytest.raises(InputError, match=r"for the image size or guidance scale .*'width': 64.*'width': 128"):
         find_pairs(store, ref.key, tiny_config.model_copy(update={"sampling": wide}))
 
 

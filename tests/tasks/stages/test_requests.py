@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from flows.plan.execution import call_directly
 from flows.plan.planning import plan_run
-from flows.plan.running import call_directly
 from flows.plan.runs import run_stage
 from flows.plan.steps import PROMPT_STEPS, evaluation_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig

@@ -18,7 +18,7 @@ from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
 from popalign_core.errors import ConfigError, InputError, StoreError
 from popalign_core.ids import content_id, image_seed
 from popalign_core.models import loading
-from popalign_core.models.pixels import fit_picture
+from popalign_core.models.pixels import fit_image
 from popalign_core.models.vae import encode_pixels
 from popalign_core.sampling import engine, sampler
 from popalign_core.sampling.safety import load_safety_checker, unsafe_images
@@ -71,7 +71,7 @@ def test_images_are_listed_prompt_by_prompt_with_seeds_of_their_own() -> None:
 
 def test_no_prompt_of_the_kinds_asked_for_is_an_error() -> None:
     prompts = pd.DataFrame({"prompt_id": ["p1"], "kind": ["generic"]})
-    with pytest.raises(InputError, match="no image to draw: 0 of 1 prompts"):
+    with pytest.raises(InputError, match="no image to sample: 0 of 1 prompts"):
         list_images(prompts, {"neutral": 2}, "key", SamplingConfig())
 
 
@@ -205,7 +205,7 @@ def test_sdedit_starts_from_the_layouts_in_turn(
     images = store.read_table(ref, "images")
     pipeline = loading.load_pipeline(config.model, device=torch.device("cpu"))
     ids, embeddings = read_embeddings(store.localize(ref, "embeddings.safetensors"))
-    layouts = [fit_picture((folder / name).read_bytes(), 64, 64) for name in ("a.png", "b.jpg")]
+    layouts = [fit_image((folder / name).read_bytes(), 64, 64) for name in ("a.png", "b.jpg")]
     start = encode_pixels(pipeline.vae, np.stack([layout for layout in layouts if layout is not None]))
     for image in images[images["index"].isin([3, 4])].itertuples():
         found = load_file(store.localize(ref, image.latents_file))["latents"][image.latents_row]
@@ -226,9 +226,9 @@ def test_sdedit_starts_from_the_layouts_in_turn(
     Image.new("RGB", (64, 64), "green").save(moved / "b.jpg")
     assert reference(store, sample_images.request(same, prompts=prompts, purpose="evaluation")) != ref
     (moved / "c.txt").write_text("no picture")
-    with pytest.raises(InputError, match=r"c\.txt is no picture"):
+    with pytest.raises(InputError, match=r"c\.txt is no image"):
         sample_images(prompts, purpose="evaluation", config=same, runtime=tiny_runtime)
-    with pytest.raises(InputError, match="'nowhere' is no folder with pictures"):
+    with pytest.raises(InputError, match="'nowhere' is no folder with images"):
         sample_images.request(changed(same, sdedit={"folder": "nowhere"}), prompts=prompts, purpose="evaluation")
 
 

@@ -141,7 +141,7 @@ def test_distances_of_a_system_from_itself_are_zero(
     prompts, sample = drawn
     ref, store = score_images(prompts, sample, config=tiny_config, runtime=tiny_runtime), open_store(tiny_runtime)
     systems = {"base": [(sample, ref), (sample, ref)], "same": [(sample, ref), (sample, ref)]}
-    with pytest.raises(InputError, match="pictures that are not among"):
+    with pytest.raises(InputError, match="images that are not among"):
         quality_rows(store, store.read_table(prompts, "prompts"), systems, tiny_config.evaluation)
     systems = {"base": [(sample, ref)], "same": [(sample, ref)]}
     rows = quality_rows(store, store.read_table(prompts, "prompts"), systems, tiny_config.evaluation)

@@ -211,7 +211,7 @@ def test_sets_are_found_by_their_key_if_they_fit_the_model(
     ref = import_sets(files=[file], config=tiny_config, runtime=tiny_runtime)
     assert find_sets(store, ref.key, tiny_config) == find_sets(store, str(ref), tiny_config) == ref
     wide = tiny_config.sampling.model_copy(update={"width": 128})
-    with pytest.raises(InputError, match=r"for the picture size or guidance scale .*'width': 64.*'width': 128"):
+    with pytest.raises(InputError, match=r"for the image size or guidance scale .*'width': 64.*'width': 128"):
         find_sets(store, ref.key, tiny_config.model_copy(update={"sampling": wide}))
 
 

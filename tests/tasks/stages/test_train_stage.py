@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from flows.plan.running import call_directly, run_steps
+from flows.plan.execution import call_directly, run_steps
 from flows.plan.steps import needed_for
 from popalign_core.config import (
     FairDiffusionConfig,

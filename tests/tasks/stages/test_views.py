@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from leaves import changes, differing, dotted, leaves
 
+from flows.plan.execution import call_directly
 from flows.plan.planning import plan_run
-from flows.plan.running import call_directly
 from flows.plan.runs import run_pipeline
 from popalign_core.config import Frozen, PipelineConfig, RuntimeConfig, SamplingConfig, merge_documents, parse_config
 from popalign_core.config.sweeps import SweepPoint

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from curation_worlds import RUN, let_judge, make_curation, make_run, record
 
-from flows.plan.running import call_directly
+from flows.plan.execution import call_directly
 from flows.plan.runs import run_stage
 from popalign_core.config import PipelineConfig, PreferencesConfig, RuntimeConfig
 from popalign_core.config.presets import preset
@@ -18,7 +18,7 @@ from storage.reviews.votes import ReviewDatabase
 from storage.store import Store
 from tasks.common.stage_object import open_store
 from tasks.studies.curation import create_curation, curated_table, publish_curated
-from tasks.studies.pairwise import invite
+from tasks.studies.study_records import invite
 from tasks.studies.study_results import add_to_report, curation_results, export_study, results_section
 
 

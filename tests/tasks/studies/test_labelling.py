@@ -10,13 +10,13 @@ from popalign_core.config import AttributesConfig, Axis, PipelineConfig, Prompts
 from popalign_core.config.attributes import PeopleConfig
 from popalign_core.config.review import CANNOT_TELL, LabelQuestion
 from popalign_core.errors import InputError
-from storage.reviews.review_tables import SAID
+from storage.reviews.review_tables import ANSWER_PREFIX
 from storage.reviews.votes import ReviewDatabase
 from storage.store import ArtifactRef, Store
 from tasks.stages.attributes import read_attributes
 from tasks.stages.calibration import calibrate_classifier
 from tasks.studies.labelling import create_labelling, label_results, label_table
-from tasks.studies.pairwise import invite, read_nodes
+from tasks.studies.study_records import invite, read_nodes
 from tasks.studies.study_results import export_study, results_section
 
 
@@ -32,7 +32,7 @@ def say(database: ReviewDatabase, words: dict[str, list[str]], n_raters: int = 3
         rater = invite(database, study)
         while turn := database.turn(rater.rater_id):
             word = words[turn.pair.images_a[0]][number]
-            assert database.vote(rater.rater_id, turn.asked.asked_id, f"{SAID}{word}", 1.0)
+            assert database.vote(rater.rater_id, turn.asked.asked_id, f"{ANSWER_PREFIX}{word}", 1.0)
 
 
 def images_of(database: ReviewDatabase) -> list[str]:

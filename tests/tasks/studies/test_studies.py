@@ -15,13 +15,8 @@ from storage.formats.images import decode_png
 from storage.formats.parquet import decode, to_frame
 from storage.reviews.votes import ReviewDatabase
 from storage.store import Store
-from tasks.studies.pairwise import (
-    completion_code,
-    create_study,
-    find_samples,
-    read_votes,
-    study_results,
-)
+from tasks.studies.pairwise import create_study, find_samples, read_votes, study_results
+from tasks.studies.study_records import completion_code
 from tasks.studies.study_results import export_study
 
 
@@ -100,7 +95,7 @@ def test_a_pseudonym_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     database, _, (rater,) = make_study(tmp_path, n_raters=1)
     answer_all(database, rater, ["first"])
     for digits in ("49347e715232", "123456789012", "000000000012"):
-        monkeypatch.setattr("tasks.studies.pairwise._keyed", lambda *_, digits=digits: digits * 6)
+        monkeypatch.setattr("tasks.studies.study_records._keyed", lambda *_, digits=digits: digits * 6)
         export_study(database, "study", tmp_path / "votes.csv")
         assert pd.read_csv(tmp_path / "votes.csv")["rater"].unique().tolist() == [f"r{digits}"]
 

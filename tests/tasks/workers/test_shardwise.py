@@ -266,7 +266,7 @@ def test_a_score_that_is_not_finite_reaches_the_user_from_a_worker(looked: Looke
     state["layers.7.bias"][:] = torch.nan
     torch.save(state, tmp_path / "files" / "head.pth")
     many = looked.store("many", runner="processes", n_workers=2)
-    with pytest.raises(InputError, match=r"^\[scores/scores-v3-\w+\] scorer 'aesthetics' gave 4 of 4 pictures no fin"):
+    with pytest.raises(InputError, match=r"^\[scores/scores-v3-\w+\] scorer 'aesthetics' gave 4 of 4 images no fin"):
         looked.run("scores", many)
 
 

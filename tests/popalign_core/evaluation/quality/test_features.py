@@ -58,7 +58,7 @@ def test_features_are_asked_for_with_bytes(script: Callable[[nn.Module], Path]) 
 def test_what_is_no_such_file_is_refused(script: Callable[[nn.Module], Path], tmp_path: Path) -> None:
     with pytest.raises(MissingWeightsError, match=r"curl -L --output .*inception-2015-12-05\.pt https://nvlabs"):
         load_inception(tmp_path / "inception-2015-12-05.pt")
-    with pytest.raises(InputError, match="does not take pictures"):
+    with pytest.raises(InputError, match="does not take images"):
         load_inception(script(Other()))(pictures(1))
     with pytest.raises(InputError, match=r"gave no finite features .* but \(2, 3\)"):
         load_inception(script(Broken()))(pictures(2))

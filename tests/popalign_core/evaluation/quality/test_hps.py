@@ -125,7 +125,7 @@ def test_a_damaged_network_is_refused_by_its_scores(files: Path, tmp_path: Path)
     state["visual.proj"] = torch.full_like(state["visual.proj"], float("nan"))
     torch.save({"state_dict": state}, tmp_path / "nan.pt")
     space = load_hps(tmp_path / "nan.pt", files / "tokenizer")
-    with pytest.raises(InputError, match="scorer 'hps' gave 2 of 2 pictures no finite score"):
+    with pytest.raises(InputError, match="scorer 'hps' gave 2 of 2 images no finite score"):
         CosineScorer("hps", "1", "100 x cosine", Embedder(space), 100.0).score(pictures(2), TEXTS[:2])
 
 
@@ -157,4 +157,4 @@ def test_it_is_what_open_clip_gives(tmp_path: Path) -> None:
         expected = model.encode_text(open_clip.get_tokenizer("ViT-H-14")(texts), normalize=True)
         torch.testing.assert_close(space.embed_texts(texts), expected, rtol=0, atol=1e-6)
         seen = model.encode_image(PaddedPreprocessing(56).apply_all(pictures(3)), normalize=True)
-        torch.testing.assert_close(space.embed_pictures(pictures(3)), seen, rtol=0, atol=1e-6)
+        torch.testing.assert_close(space.embed_images(pictures(3)), seen, rtol=0, atol=1e-6)

@@ -114,7 +114,7 @@ def test_image_reward_is_the_published_network_standardised(tmp_path: Path) -> N
     alone = [scorer.score([picture], [text])[0] for picture, text in zip(SHOWN, TEXTS, strict=True)]
     np.testing.assert_allclose(alone, expected, rtol=0, atol=1e-4)
     assert np.ptp(expected) > 0.1
-    with pytest.raises(InputError, match="3 pictures but 1 texts"):
+    with pytest.raises(InputError, match="3 images but 1 texts"):
         scorer.score(SHOWN, TEXTS[:1])
 
 
@@ -150,7 +150,7 @@ def test_no_score_depends_on_the_batch(clip: tuple[Path, Any]) -> None:
     (scorer,) = judges_of(clip[0], clip_score=ClipScoreConfig(kind="clip")).scorers
     alone = [scorer.score([picture], [text])[0] for picture, text in zip(SHOWN, TEXTS, strict=True)]
     np.testing.assert_allclose(scorer.score(SHOWN, TEXTS), alone, rtol=0, atol=1e-4)
-    with pytest.raises(InputError, match="3 pictures but 2 texts; give one text a picture"):
+    with pytest.raises(InputError, match="3 images but 2 texts; give one text an image"):
         scorer.score(SHOWN, TEXTS[:2])
 
 
@@ -249,9 +249,9 @@ def test_an_embedder_keeps_nothing_of_an_older_batch() -> None:
     space = SharedSpace(lambda shown: torch.tensor([[float(x.sum())] for x in shown]), lambda _: torch.ones(1, 1), 1.0)
     embedder = Embedder(space)
     first, second = [np.zeros((1, 1, 3), np.uint8)], [np.ones((1, 1, 3), np.uint8)]
-    assert embedder.embed_pictures(first).item() == 0
-    assert embedder.embed_pictures(second).item() == 3
-    assert embedder.embed_pictures(first).item() == 0
+    assert embedder.embed_images(first).item() == 0
+    assert embedder.embed_images(second).item() == 3
+    assert embedder.embed_images(first).item() == 0
 
 
 def test_a_text_is_embedded_once_and_by_itself() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from popalign_core.config import EvaluationConfig
 from popalign_core.errors import InputError
-from popalign_core.evaluation.quality.distances import frechet_distance
+from popalign_core.evaluation.quality.feature_distances import frechet_distance
 from popalign_core.evaluation.quality.features import CLIP, INCEPTION, Features
 from popalign_core.evaluation.quality.set_distances import FeaturedSystem, compare_sets, unmeasured_rows
 
@@ -80,7 +80,7 @@ def test_features_of_other_networks_or_images_are_refused() -> None:
     with pytest.raises(InputError, match=r"cmmd of 'aligned' against 'base': .* different networks, w and v"):
         compare_sets(PROMPTS, base, system("aligned", 1, 1, version="w"), CONFIG, {})
     strange = FeaturedSystem("aligned", base.images.iloc[:20], base.features)
-    with pytest.raises(InputError, match="4 of 24 features are of pictures that are not among its 20 images"):
+    with pytest.raises(InputError, match="4 of 24 features are of images that are not among its 20 images"):
         compare_sets(PROMPTS, base, strange, CONFIG, {})
 
 

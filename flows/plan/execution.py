@@ -1,0 +1,53 @@
+"""Running a plan, node by node."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from flows.plan.planning import Plan, PlannedNode, plan_run
+from flows.plan.steps import Step
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from storage.store import ArtifactRef
+from tasks.common.stage_object import Progress, no_progress
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with (node, done, total); done == total at once for a node that is a hit."""
+
+Call = Callable[[PlannedNode, RuntimeConfig], ArtifactRef]
+"""How a node is run: directly, or as a Prefect task."""
+
+
+def run_plan(planned: Plan, runtime: RuntimeConfig, call: Call) -> dict[str, ArtifactRef]:
+    """Run a plan's nodes in order; what is published is not run again.
+
+    Returns:
+        Each node's artifact, those given included.
+    """
+    for node in planned:
+        call(node, runtime)
+    return planned.refs
+
+
+def run_steps(
+    steps: Iterable[Step],
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+    call: Call,
+    given: Mapping[str, ArtifactRef] | None = None,
+) -> dict[str, ArtifactRef]:
+    """Plan steps and run them; returns as `run_plan`."""
+    return run_plan(plan_run(config, runtime, steps, given), runtime, call)
+
+
+def make(node: PlannedNode, runtime: RuntimeConfig, on_progress: Progress = no_progress) -> ArtifactRef:
+    """The artifact of a node that has something to do, made where it is missing."""
+    assert node.request is not None
+    return node.step.stage.make(node.request, runtime, on_progress)
+
+
+def call_directly(on_progress: OnProgress | None = None) -> Call:
+    """Run nodes without Prefect."""
+
+    def call(node: PlannedNode, runtime: RuntimeConfig) -> ArtifactRef:
+        return make(node, runtime, no_progress if on_progress is None else partial(on_progress, node.node))
+
+    return call

@@ -1,0 +1,70 @@
+"""The Prefect side of every flow: stages as tasks, and what a flow run shows as artifacts."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from flows.plan.planning import PlannedNode
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config.presets import preset as find_preset
+from popalign_core.report.markdown import escape_markdown, markdown_table
+from storage.store import ArtifactRef, Manifest
+from tasks.prefect_tasks import make_as_task
+
+HEADLINES = (
+    "discrepancy_pooled",
+    "discrepancy_per_prompt",
+    "recall",
+    "no_face_share",
+    "clip_score",
+    "subject_accuracy",
+)
+"""The metrics a reader wants first; the report and metrics.parquet have them all."""
+
+
+def call_as_task(node: PlannedNode, runtime: RuntimeConfig) -> ArtifactRef:
+    """Run a node as a Prefect task under its name."""
+    assert node.request is not None
+    return make_as_task(node.request, runtime, node.node)
+
+
+def chosen_config(preset: str, config: PipelineConfig | None) -> PipelineConfig:
+    """The configuration given, else the preset's."""
+    return config or find_preset(preset)
+
+
+def metrics_markdown(metrics: pd.DataFrame) -> str:
+    """The headline metrics, a column a system, each with its interval."""
+    systems = list(dict.fromkeys(metrics["system"]))
+    chosen = metrics[metrics["metric"].isin(HEADLINES)]
+    rows = []
+    for (benchmark, metric, axis), group in chosen.groupby(["benchmark", "metric", "axis"], sort=False):
+        cells = {str(row.system): _cell(row.value, row.ci_low, row.ci_high) for row in group.itertuples()}
+        names = (escape_markdown(str(benchmark)), str(metric), escape_markdown(str(axis)))
+        rows.append([*names, *(cells.get(system, "") for system in systems)])
+    return markdown_table(["benchmark", "metric", "axis", *map(escape_markdown, systems)], rows)
+
+
+def leaderboard_markdown(board: pd.DataFrame) -> str:
+    """The headline metrics of every checkpoint."""
+    named = board["checkpoint"] + " " + board["model_hash"].str[:8]
+    return metrics_markdown(board.assign(system=named))
+
+
+def report_url(run: str) -> str:
+    """A link to the report of a run's folder, which may be a relative path."""
+    folder = run if "://" in run else Path(run).resolve().as_uri()
+    return f"{folder}/report.html"
+
+
+def manifest_markdown(node: str, manifest: Manifest) -> str:
+    """Which artifact a node ended with, and its tables' sizes."""
+    rows = [[name, str(n)] for name, n in manifest.rows.items()]
+    return f"`{node}` is `{manifest.stage}/{manifest.key}`\n\n{markdown_table(['table', 'rows'], rows)}"
+
+
+def _cell(value: Any, low: Any, high: Any) -> str:
+    if pd.isna(value):
+        return "not measured"
+    return f"{value:.3f}" if pd.isna(low) or pd.isna(high) else f"{value:.3f} ({low:.3f} to {high:.3f})"

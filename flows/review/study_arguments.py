@@ -1,0 +1,58 @@
+"""Options that the study commands share, and opening the database."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from popalign_core.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from storage.reviews.votes import ReviewDatabase
+
+Database = Annotated[
+    str | None,
+    typer.Option(
+        envvar="POPALIGN_REVIEW_DATABASE",
+        help="SQLAlchemy URL, such as postgresql://user@host/name; ROOT/reviews.sqlite when not given. A password in "
+        "it is seen by other users of this machine: give the variable, or PGPASSWORD.",
+    ),
+]
+Root = Annotated[str | None, typer.Option(help="Store: a folder or any fsspec URL; 'artifacts' when not given.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the study.")]
+Url = Annotated[str | None, typer.Option(help="How people reach the app; http://127.0.0.1:8765 when not given.")]
+
+
+def open_database(database: str | None, root: str | None) -> "ReviewDatabase":
+    """The review database that the options name."""
+    from storage.reviews.votes import ReviewDatabase
+
+    return ReviewDatabase(database_url(database, root))
+
+
+def database_url(database: str | None, root: str | None) -> str:
+    """Its URL.
+
+    Raises:
+        ConfigError: When the store is elsewhere and no database is named.
+    """
+    from flows.terminal.options import DEFAULT_ROOT
+
+    root = root or DEFAULT_ROOT
+    if database is None and "://" in root:
+        raise ConfigError(
+            f"votes cannot be kept in {root}; give a database with --database, such as sqlite:///x.sqlite"
+        )
+    return database or f"sqlite:///{(Path(root) / 'reviews.sqlite').absolute()}"
+
+
+def read_text(path: Path) -> str:
+    """A text that a user wrote.
+
+    Raises:
+        InputError: When it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); give a Markdown file in UTF-8") from error
