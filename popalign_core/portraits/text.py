@@ -1,44 +1,20 @@
 """Tokenizer and text encoders of the embedded model, in the formats of transformers."""
 
-import json
 from collections.abc import Sequence
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from popalign_core.portraits.pieces import END, START, learn_pieces
+
 MAX_TOKENS = 24
 TEXT_WIDTH = 64
-START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def make_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer in which every given word is one token; other words fall apart into known pieces.
-
-    Byte-pair merges are learnt on the words themselves until none is left to merge.
-    """
-    learner = Tokenizer(BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = Whitespace()
-    letters = list("abcdefghijklmnopqrstuvwxyz0123456789.,'-!?")
-    # The learner meets words in the order of a hash table that differs from process to process, and ties between merges
-    # go by the numbers of their pieces. Given as special tokens, the letters that end words have theirs beforehand.
-    trainer = BpeTrainer(
-        vocab_size=10_000,
-        end_of_word_suffix="</w>",
-        initial_alphabet=letters,
-        special_tokens=[letter + "</w>" for letter in letters],
-        show_progress=False,
-        min_frequency=1,
-    )
-    learner.train_from_iterator(sorted(words), trainer)
-    model = json.loads(learner.to_str())["model"]
-    pieces = sorted(model["vocab"], key=model["vocab"].get)
-    vocabulary = {piece: index for index, piece in enumerate([*pieces, START, END])}
-    merges = [tuple(merge) if not isinstance(merge, str) else tuple(merge.split(" ")) for merge in model["merges"]]
+    """A CLIP tokenizer in which every given word is one token; other words fall apart into known pieces."""
+    vocabulary, merges = learn_pieces(words)
     return CLIPTokenizer(
         vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS, bos_token=START, eos_token=END,
         unk_token=END, pad_token=END,

@@ -1,12 +1,12 @@
 """Tiny random pipelines in the real diffusers format: SDXL for most tests, and one of each model family."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from model_copies import Copier
 from torch import Tensor
 
 from popalign_core.training.data import PreferenceData
@@ -30,10 +30,10 @@ def loaded_pipeline(tiny_pipeline_folder: Path) -> Any:
     return pipeline
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_pipeline(loaded_pipeline: Any) -> Callable[[], Any]:
     """Makes fresh copies: training and merging change a pipeline in place."""
-    return lambda: copy.deepcopy(loaded_pipeline)
+    return Copier(loaded_pipeline)
 
 
 @pytest.fixture
@@ -60,12 +60,13 @@ def load_family(family_folder: Callable[[str], Path]) -> Callable[[str], Any]:
     from popalign_core.config import ModelConfig
     from popalign_core.models.loading import load_pipeline
 
-    loaded: dict[str, Any] = {}
+    loaded: dict[str, Copier] = {}
 
     def load(name: str) -> Any:
         if name not in loaded:
-            loaded[name] = load_pipeline(ModelConfig(name=str(family_folder(name))), device=torch.device("cpu"))
-        return copy.deepcopy(loaded[name])
+            pipeline = load_pipeline(ModelConfig(name=str(family_folder(name))), device=torch.device("cpu"))
+            loaded[name] = Copier(pipeline)
+        return loaded[name]()
 
     return load
 

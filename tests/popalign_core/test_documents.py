@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from popalign_core.documents import check_depth, read_json, read_toml
@@ -54,6 +54,7 @@ def test_what_is_right_is_read() -> None:
     assert read_toml('text = """' + "A sentence. " * 100 + '"""') == {"text": "A sentence. " * 100}
 
 
+@settings(max_examples=30, deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),

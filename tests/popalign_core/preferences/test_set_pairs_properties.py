@@ -19,7 +19,7 @@ AXES_TO_TRY = ((GENDER,), (RACE,), (GENDER.model_copy(update={"target": {"male":
 TABLES = [(axes, prompts("botanist", "ethnobotanist", axes=axes)) for axes in AXES_TO_TRY]
 
 thorough = settings(
-    max_examples=30,
+    max_examples=15,
     deadline=None,
     database=None,
     derandomize=True,
@@ -125,7 +125,7 @@ def draws(draw):
     return target, np.array(cells), (n_sets, draw(st.integers(1, len(cells) // n_sets)))
 
 
-@settings(thorough, max_examples=200)
+@settings(thorough, max_examples=100)
 @given(draws(), st.sampled_from(["joint", "marginal"]), st.integers(0, 99))
 def test_sets_are_never_farther_from_the_target_than_the_papers_on_the_same_images(drawn, of, seed):
     target, cells, shape = drawn
@@ -140,7 +140,7 @@ def test_sets_are_never_farther_from_the_target_than_the_papers_on_the_same_imag
     assert distance["ours"].sum() <= distance["paper"].sum() + 1e-9
 
 
-@settings(thorough, max_examples=30)
+@thorough
 @given(worlds(), configs, st.integers(0, 9))
 def test_one_set_a_prompt_is_never_farther_than_the_papers_in_the_column(world, config, seed):
     fields = {"n_sets": 1, "target_of": "marginal", "seed": seed}
@@ -154,7 +154,7 @@ def test_one_set_a_prompt_is_never_farther_than_the_papers_in_the_column(world, 
     assert (ours[both] <= papers[both] + 1e-9).all()
 
 
-@settings(thorough, max_examples=30)
+@thorough
 @given(worlds(), configs)
 def test_a_pair_of_sets_is_a_preference(world, config):
     assume(config.strategy != "pairwise")

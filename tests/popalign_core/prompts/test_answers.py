@@ -185,14 +185,14 @@ def in_some_place(draw: st.DrawFn, content: str) -> str:
     return body(**draw(st.sampled_from(places)))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_subjects_come_back_out_of_noise(data: st.DataObject) -> None:
     subjects, content = data.draw(contents())
     assert read_subjects(in_some_place(data.draw, content)) == subjects
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_mutated_answer_is_read_or_unreadable(data: st.DataObject) -> None:
     _, content = data.draw(contents())

@@ -5,31 +5,28 @@ the same workers are forked off the test.
 """
 
 import contextlib
-import json
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 import pytest
 import torch
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.errors import ConfigError, TrainingError
+from popalign_core.errors import ConfigError, PopAlignError, TrainingError
 from popalign_core.models.loading import load_pipeline
 from popalign_core.training.checkpoint import list_checkpoints
 from storage.store import ArtifactRef
 from tasks.common.stage_object import no_progress, open_store
 from tasks.stages import train_launch, train_worker
 from tasks.stages.train_inputs import TrainingRefs, run_training
-from tasks.stages.train_launch import describe_job, launch_command, launch_training
+from tasks.stages.train_launch import launch_command, launch_training
 from tasks.stages.train_view import TrainView
 
 
@@ -86,45 +83,40 @@ def fork_worker(rank: int, port: int, job: Path) -> int:
     return child
 
 
-DRIVER = """
-import json, os, signal, sys
-from pathlib import Path
-from popalign_core.config import RuntimeConfig
-from popalign_core.errors import PopAlignError
-from storage.store import ArtifactRef
-from tasks.stages.train_launch import launch_training
-from tasks.stages.train_inputs import TrainingRefs
-from tasks.stages.train_view import TrainView
-
-said = json.loads(Path(sys.argv[1]).read_text())
-refs = TrainingRefs(**{name: ArtifactRef(**ref) for name, ref in said["refs"].items() if ref})
-view, runtime = TrainView.model_validate(said["view"]), RuntimeConfig.model_validate(said["runtime"])
-
-def tell(step, total):
-    print(step, flush=True)
-    if step == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-try:
-    launch_training(refs, view, runtime, Path(said["work"]), tell)
-except PopAlignError as error:
-    print(error)
-    sys.exit(error.exit_code)
-"""
-
-
 def drive(
     refs: TrainingRefs, view: TrainView, runtime: RuntimeConfig, work: Path, kill_at: int = 0
-) -> subprocess.Popen[str]:
-    """The task in a process of its own, as a worker runs it; after some step it may kill itself."""
-    job = work.with_suffix(".json")
-    job.write_text(json.dumps(describe_job(refs, view, runtime, work)))
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(job), str(kill_at)],
-        cwd=Path(__file__).parents[3],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+) -> tuple[int, TextIO]:
+    """The task in a process of its own, forked off this one, as a worker runs it; after some step it may kill itself.
+
+    Returns:
+        Its number, and the lines that it says: the steps, and at last what went wrong.
+    """
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with os.fdopen(theirs, "w", buffering=1) as said:
+
+                def tell(step: int, total: int) -> None:
+                    said.write(f"{step}\n")
+                    if step == kill_at:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+                try:
+                    launch_training(refs, view, runtime, work, tell)
+                    code = 0
+                except PopAlignError as error:
+                    said.write(f"{error}\n")
+                    code = error.exit_code
+        finally:
+            os._exit(code)
+    os.close(theirs)
+    return child, os.fdopen(ours)
+
+
+def end_of(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
@@ -193,18 +185,19 @@ def test_a_run_killed_then_preempted_then_resumed_changes_no_bit(
     config = training(tiny_config, n_steps=n_steps, checkpoint_every=5, ema_decay=0.9, lora_rank=lora_rank)
     runtime = tiny_runtime.model_copy(update={"n_processes": 2})
     work = tmp_path / "run"
-    killed = drive(refs, config, runtime, work, kill_at=6)
-    assert killed.communicate()[0].split() == ["1", "2", "3", "4", "5", "6"]
-    assert killed.returncode == -signal.SIGKILL
+    killed, said = drive(refs, config, runtime, work, kill_at=6)
+    with said:
+        assert said.read().split() == ["1", "2", "3", "4", "5", "6"]
+    assert end_of(killed) == -signal.SIGKILL
     wait_for(lambda: not is_training(work), "the orphans to end")
     n_done = int(list_checkpoints(work)[0].stem[-7:])
     assert 5 <= n_done < n_steps
-    preempted = drive(refs, config, runtime, work)
-    assert preempted.stdout is not None
-    assert preempted.stdout.readline() == f"{n_done + 1}\n"
-    preempted.send_signal(signal.SIGTERM)
-    rest, _ = preempted.communicate(timeout=120)
-    assert preempted.returncode == 143
+    preempted, said = drive(refs, config, runtime, work)
+    with said:
+        assert said.readline() == f"{n_done + 1}\n"
+        os.kill(preempted, signal.SIGTERM)
+        rest = said.read()
+    assert end_of(preempted) == 143
     step = int(re.match(rf"SIGTERM at step (\d+) of {n_steps}: ", rest.splitlines()[-1])[1])  # type: ignore[index]
     assert list_checkpoints(work)[0].name == f"checkpoint-{step:07d}.pt"
     assert n_done < step < n_steps
