@@ -3,7 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.plan.checkpoints import CandidateModel, evaluate_checkpoints, evaluation_protocol, named_checkpoints
+from flows.plan.checkpoints import (
+    CandidateModel,
+    evaluate_checkpoints,
+    evaluation_protocol,
+    named_checkpoints,
+    trained_model,
+)
 from flows.plan.running import Call
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.evaluation.gate import Judgement, Threshold, check_thresholds, judge_thresholds
@@ -53,6 +59,5 @@ def find_model(model: str, runtime: RuntimeConfig) -> CandidateModel:
         record = store.run_folder(model).read_record()
         trained = (record or {}).get("meta", {}).get("nodes", {}).get(train_model.name)
         if trained is not None:
-            folder = store.localize(ArtifactRef(*trained.split("/", 1)), "model")
-            return CandidateModel(model, folder, named_checkpoints([str(folder)])[0].model_hash)
+            return trained_model(model, ArtifactRef(*trained.split("/", 1)), store)
     return named_checkpoints([model])[0]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flows.review import create_commands
-from flows.review.opening import Database, Name, Root, Url, database_url, open_database, read_text
+from flows.review.opening import Database, Name, Root, Url, database_url, links_command, open_database, read_text
 
 studies = typer.Typer(
     no_args_is_help=True, help="Studies in which people judge, label or curate.", rich_markup_mode=None
@@ -60,7 +60,7 @@ def close(
 ) -> None:
     """End a rater's part; what is not answered goes to whoever is invited next."""
     open_database(database, root).close_rater(name, rater)
-    typer.echo(f"rater {rater} is closed; `popalign study links {name} --new 1` invites another")
+    typer.echo(f"rater {rater} is closed; `{links_command(name, 1, database, root)}` invites another")
 
 
 @studies.command()

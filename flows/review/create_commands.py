@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.review.opening import Database, Name, Root, open_database, read_text
+from flows.review.opening import Database, Name, Root, links_command, open_database, read_text
 from popalign_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def create(
     store = Store(root or DEFAULT_ROOT)
     source = find_samples(store, run, systems)
     n_pairs = create_study(
-        open_database(database, root),
+        open_database(database, root, create=True),
         store,
         _check_name(name),
         source,
@@ -56,7 +56,7 @@ def create(
         benchmark=benchmark,
         instructions=text,
     )
-    typer.echo(f"{n_pairs} pair(s); now `popalign study links {name} --new N` invites raters")
+    typer.echo(f"{n_pairs} pair(s); now `{links_command(name, 'N', database, root)}` invites raters")
 
 
 def curate(
@@ -77,13 +77,13 @@ def curate(
     from tasks.studies.curation import create_curation
 
     text = None if instructions is None else read_text(instructions)
-    opened, store = open_database(database, root), Store(root or DEFAULT_ROOT)
+    opened, store = open_database(database, root, create=True), Store(root or DEFAULT_ROOT)
     with _config_errors(CurateConfig):
         n_sets, n_left_out = create_curation(
             opened, store, _check_name(name), run, settings=_parse(settings), instructions=text
         )
     left_out = f", {n_left_out} prompt(s) have too few images" if n_left_out else ""
-    typer.echo(f"{n_sets} set(s){left_out}; now `popalign study links {name} --new N` invites curators")
+    typer.echo(f"{n_sets} set(s){left_out}; now `{links_command(name, 'N', database, root)}` invites curators")
 
 
 def label(
@@ -115,7 +115,7 @@ def label(
     from tasks.studies.labelling import create_labelling
 
     text = None if instructions is None else read_text(instructions)
-    opened, store = open_database(database, root), Store(root or DEFAULT_ROOT)
+    opened, store = open_database(database, root, create=True), Store(root or DEFAULT_ROOT)
     with _config_errors(LabelConfig):
         n_images = create_labelling(
             opened,
@@ -127,7 +127,7 @@ def label(
             node=images,
             instructions=text,
         )
-    typer.echo(f"{n_images} image(s); now `popalign study links {name} --new N` invites raters")
+    typer.echo(f"{n_images} image(s); now `{links_command(name, 'N', database, root)}` invites raters")
 
 
 def _build_config(kind: str, settings: list[str]) -> "StudyConfig":

@@ -127,6 +127,11 @@ def garbage_lines(report: "GarbageReport") -> list[str]:
     return [*(f"{verb} {name}" for name in goes), *busy, total]
 
 
+def drops_line(drops: Iterable[Row]) -> str:
+    """What a stage left out, by reason: rows of a `drops` table."""
+    return f"dropped: {_dropped(drops)}"
+
+
 def import_line(n_pairs: int, drops: Iterable[Row]) -> str:
     """How many pairs an import kept, and how many it dropped for which reason: rows of a `drops` table."""
     return f"{n_pairs} pair(s) to train on; dropped: {_dropped(drops)}"
@@ -143,7 +148,7 @@ def pictures_line(n_images: int, n_pictured: int, n_prompts: int, drops: Iterabl
 
 
 def _dropped(drops: Iterable[Row]) -> str:
-    return ", ".join(f"{row['n']} {row['reason']}" for row in drops) or "none"
+    return ", ".join(f"{row['n']} {row['reason']}" for row in drops if row["n"]) or "none"
 
 
 def _work(node: "PlannedNode") -> str:

@@ -4,10 +4,11 @@ The `openai` client would retry by itself, but each of its calls for itself: pas
 asks one for patience the others go on. So its retries are off, and they are here, where all calls share one pace.
 """
 
+import json
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,8 +197,9 @@ class Endpoint:
                     continue
                 may_be_form = form < _PLAIN and _status(error) == 500 and n_tries >= max(self._llm.max_retries, 1)
                 if not _may_pass(error) or (n_tries > self._llm.max_retries and not may_be_form):
-                    said = self._without_key(_explain(error, self._llm, n_tries))
-                    raise ServiceError(f"{self._llm.base_url}: {said}") from error
+                    said = self._without_key(_explain(error, self._llm, n_tries, self._without_key))
+                    # the client's error may hold the key, and Prefect keeps all that a traceback shows
+                    raise ServiceError(f"{self._llm.base_url}: {said}") from None
                 form = _PLAIN if may_be_form else form
                 self._rest(error, n_tries)
             else:
@@ -230,7 +232,12 @@ class Endpoint:
     def _without_key(self, text: str) -> str:
         """A server may send the key back, in an answer that is kept or in an error that is printed."""
         key = _api_key(self._llm.api_key_env)
-        return text.replace(key, _HIDDEN) if len(key) >= _SHORTEST_KEY else text
+        if len(key) < _SHORTEST_KEY:
+            return text
+        in_json = json.dumps(key)[1:-1]
+        for spelling in (key, in_json, in_json.replace("/", r"\/")):
+            text = text.replace(spelling, _HIDDEN)
+        return text
 
     def _rest(self, error: "openai.OpenAIError", n_tries: int) -> None:
         asked = _asked_wait(error)
@@ -311,7 +318,7 @@ def _refuses_key(error: "openai.APIStatusError") -> bool:
     )
 
 
-def _explain(error: Exception, llm: LLMConfig, n_tries: int) -> str:
+def _explain(error: Exception, llm: LLMConfig, n_tries: int, hide: Callable[[str], str]) -> str:
     import openai
 
     tries = f"after {n_tries} tries" if _may_pass(error) else "at once"
@@ -335,4 +342,4 @@ def _explain(error: Exception, llm: LLMConfig, n_tries: int) -> str:
         return f"refuses the key (HTTP {error.status_code}); put a valid one into ${llm.api_key_env}"
     if error.status_code == 404:
         return f"has no such address or model (404, model {llm.model!r}); correct prompts.llm.base_url or .model"
-    return f"answers HTTP {error.status_code} {tries}: {_text(error.response)[:200]!r}; look at the server's log"
+    return f"answers HTTP {error.status_code} {tries}: {hide(_text(error.response))[:200]!r}; look at the server's log"

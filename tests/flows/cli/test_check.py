@@ -58,6 +58,25 @@ def test_a_run_stands_for_the_model_it_trained(
         find_model("yours", tiny_runtime)
 
 
+def test_what_a_run_has_sampled_is_not_sampled_again_for_its_check(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, finished: None
+) -> None:
+    made = []
+
+    def call(node: Any, runtime: RuntimeConfig) -> Any:
+        made.extend([] if node.is_hit else [node.node])
+        return call_directly()(node, runtime)
+
+    found = check_model("run", [Threshold("max-discrepancy", 0.8)], tiny_config, tiny_runtime, call=call)
+    assert made == ["evaluate:checkpoint"]
+    assert [each.verdict for each in found] == ["met"]
+    # by another configuration there is something to sample
+    made.clear()
+    more = tiny_config.model_copy(update={"evaluation": tiny_config.evaluation.model_copy(update={"n_neutral": 7})})
+    check_model("run", [Threshold("max-discrepancy", 0.8)], more, tiny_runtime, call=call)
+    assert made[0] == "sample-eval:checkpoint"
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("checked"))
