@@ -190,7 +190,7 @@ def evaluate(
     from flows.plan.running import call_directly
     from flows.terminal.options import build_config
     from flows.terminal.progress import console_progress
-    from flows.terminal.terminal_tables import board_lines
+    from flows.terminal.terminal_tables import board_lines, caveat_lines
     from tasks.publishing.leaderboard import read_leaderboard
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
@@ -200,7 +200,8 @@ def evaluate(
     board = read_leaderboard(runtime.root)
     asked = board[board["model_hash"].isin([checkpoint.model_hash for checkpoint in checkpoints])]
     asked = asked[asked["protocol"] == evaluation_protocol(pipeline, runtime)]
-    for line in board_lines(asked.to_dict("records")):
+    rows = asked.to_dict("records")
+    for line in (*board_lines(rows), *caveat_lines(rows)):
         typer.echo(line)
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from flows.plan.checkpoints import (
     CandidateModel,
     evaluate_checkpoints,
@@ -21,7 +23,7 @@ from tasks.stages.train import train_model
 
 def check_model(
     model: str, thresholds: Sequence[Threshold], config: PipelineConfig, runtime: RuntimeConfig, *, call: Call
-) -> list[Judgement]:
+) -> tuple[list[Judgement], pd.DataFrame]:
     """Judge a model by its thresholds.
 
     Args:
@@ -32,7 +34,7 @@ def check_model(
         call: How a stage is called.
 
     Returns:
-        At least one judgement a threshold, in the order of the thresholds.
+        At least one judgement a threshold, in the order of the thresholds, and the metrics that they rest on.
 
     Raises:
         ConfigError: When a threshold names what is not there; before anything is run.
@@ -45,7 +47,7 @@ def check_model(
     evaluate_checkpoints([checkpoint], config, runtime, call=call)
     board, protocol = read_leaderboard(runtime.root), evaluation_protocol(config, runtime)
     rows = board[(board["model_hash"] == checkpoint.model_hash) & (board["protocol"] == protocol)]
-    return [judgement for threshold in thresholds for judgement in judge_thresholds(threshold, rows)]
+    return [judgement for threshold in thresholds for judgement in judge_thresholds(threshold, rows)], rows
 
 
 def find_model(model: str, runtime: RuntimeConfig) -> CandidateModel:

@@ -56,7 +56,15 @@ def verdict_lines(results: "ComparisonResults") -> list[str]:
             name = f"{label}, {axis}" if axis else label
             table.append(f"{name:<34} {_interval(base):<24} {_interval(aligned):<24} {floor}".rstrip())
     verdict = find_verdict(results)
-    return [*table, "", verdict.headline, *(f"{lead}: {text}" for lead, text in verdict.sentences)]
+    said = [verdict.headline, *(f"{lead}: {text}" for lead, text in verdict.sentences)]
+    return [*table, "", *said, *caveat_lines(rows)]
+
+
+def caveat_lines(rows: Iterable[Row]) -> list[str]:
+    """That figures mean nothing, as the pages say it too, where they rest on too few images."""
+    from popalign_core.report.limits import few_images
+
+    return [f"⚠ {said}" for said in few_images(rows)]
 
 
 def board_lines(rows: Iterable[Row]) -> list[str]:

@@ -25,10 +25,10 @@ def test_a_model_is_evaluated_once_and_judged_by_its_leaderboard_rows(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     model, bars = tiny_config.model.name, [Threshold("max-discrepancy", 0.8), Threshold("min-recall", 0.99, "gender")]
-    found = check_model(model, bars, tiny_config, tiny_runtime, call=call_directly())
+    found, _ = check_model(model, bars, tiny_config, tiny_runtime, call=call_directly())
     # a discrepancy of two classes is .707 at most; the reader guesses, so that nobody's recall is .99
     assert [(each.subject, each.verdict) for each in found] == [("gender", "met"), ("gender", "missed")]
-    assert check_model(model, bars, tiny_config, tiny_runtime, call=no_call) == found
+    assert check_model(model, bars, tiny_config, tiny_runtime, call=no_call)[0] == found
 
 
 def test_a_bar_on_what_is_not_there_is_refused_before_anything_runs(
@@ -67,7 +67,7 @@ def test_what_a_run_has_sampled_is_not_sampled_again_for_its_check(
         made.extend([] if node.is_hit else [node.node])
         return call_directly()(node, runtime)
 
-    found = check_model("run", [Threshold("max-discrepancy", 0.8)], tiny_config, tiny_runtime, call=call)
+    found, _ = check_model("run", [Threshold("max-discrepancy", 0.8)], tiny_config, tiny_runtime, call=call)
     assert made == ["evaluate:checkpoint"]
     assert [each.verdict for each in found] == ["met"]
     # by another configuration there is something to sample
@@ -95,6 +95,7 @@ def test_the_exit_code_says_whether_a_bar_is_missed(root: str) -> None:
         ["ok", "min-clip", "1"],
         ["ok", "min-clip", "1"],
         ["4", "of", "4"],
+        ["⚠", "These", "figures"],
     ]
     missed = check(root, "--max-discrepancy", "gender=1.0", "--min-clip", "generic=100")
     assert missed.exit_code == 9

@@ -65,8 +65,8 @@ GOLDEN = {
     "train": "train-v3-6c1fd5b69d57e810cfb3fdf751eaaad9",
     "scores": "scores-v3-997c5be96b5e1b2e14443a6a8b20a3f8",
     "evaluate": "evaluate-v5-82febeaa84ae1c169c87f66a568e3c8a",
-    "report": "report-v6-42d7a2c1ce6ac624908fea147934e30a",
-    "comparison": "comparison-v6-b3e5fd7d2b626121cdc23a3d7d0b8033",
+    "report": "report-v7-a795d010c476e4c900a8cdbe2ce2c161",
+    "comparison": "comparison-v7-539aa60bbb759fbc72f1f1e9064a60e3",
     "sweep": "sweep-v2-ccc422acb47746721a471b783d96cd15",
 }
 
