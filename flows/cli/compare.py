@@ -150,7 +150,7 @@ def check(
     outcome = GateOutcome(tuple(judgements), strict, lenient)
     _say([outcome_json(outcome)] if as_json else outcome_lines(outcome))
     for line in caveat_lines(rows.to_dict("records")):
-        typer.echo(line, err=as_json)
+        typer.echo(line, err=True)  # the output itself is for programs, and ends with the count
     if outcome.verdict == "failed":
         named = "; ".join(f"{each.threshold} on {each.subject}" for each in outcome.failed)
         raise ThresholdMissedError(f"{model} fails {len(outcome.failed)} of {len(judgements)} thresholds: {named}")
