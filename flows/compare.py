@@ -23,6 +23,7 @@ def popalign_compare(
     name: str = "comparison",
     n_seeds: int = 1,
     scale: float = 1.0,
+    replace: bool = False,
 ) -> ArtifactRef:
     """Measure systems and publish the comparison under `<root>/runs/<name>/`.
 
@@ -34,12 +35,15 @@ def popalign_compare(
         name: Of the run's folder.
         n_seeds: Replicates.
         scale: Share of the evaluation images, for a quick look.
+        replace: Whether a finished run of another configuration, or of other systems, may give way.
 
     Returns:
         The comparison's artifact.
     """
     chosen = chosen_config(preset, config)
-    ref = run_comparison(systems, chosen, runtime, name, call=call_as_task, n_seeds=n_seeds, scale=scale)
+    ref = run_comparison(
+        systems, chosen, runtime, name, call=call_as_task, n_seeds=n_seeds, scale=scale, replace=replace
+    )
     store = open_store(runtime)
     key = artifact_key(name)
     create_markdown_artifact(

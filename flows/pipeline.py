@@ -21,6 +21,7 @@ def popalign(
     config: PipelineConfig | None = None,
     runtime: RuntimeConfig = RuntimeConfig(),
     name: str = "portraits",
+    replace: bool = False,
 ) -> dict[str, ArtifactRef]:
     """Take a base model through all stages and publish the run under `<root>/runs/<name>/`.
 
@@ -29,11 +30,12 @@ def popalign(
         config: A whole configuration, in place of the preset.
         runtime: Store, device, batch size.
         name: Of the run's folder.
+        replace: Whether a finished run of another configuration may give way; the same one again always may run.
 
     Returns:
         Each node's artifact.
     """
-    refs = run_pipeline(chosen_config(preset, config), runtime, name, call=call_as_task)
+    refs = run_pipeline(chosen_config(preset, config), runtime, name, call=call_as_task, replace=replace)
     _show(refs, runtime, name)
     return refs
 

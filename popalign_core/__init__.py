@@ -2,6 +2,7 @@
 
 __all__ = [
     "attributes",
+    "command",
     "config",
     "documents",
     "errors",

@@ -4,7 +4,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,7 +127,8 @@ def _delete(root: Root, path: str, report: GarbageReport) -> None:
 
 
 def _delete_local(folder: Path, report: GarbageReport) -> None:
-    with storage_errors(f"delete {folder}"):
+    # what another process takes out of the trash meanwhile need not be deleted twice
+    with storage_errors(f"delete {folder}"), suppress(FileNotFoundError):
         report.freed_bytes += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         if not report.dry_run:
             shutil.rmtree(folder)

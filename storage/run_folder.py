@@ -87,8 +87,8 @@ class RunFolder:
             self._root.remove_tree(target)
 
     def reserve(self, refs: Iterable[ArtifactRef]) -> None:
-        """Say at the start which artifacts the run will need, so that garbage collection leaves them alone."""
-        self._write_json(RESERVED, {"artifacts": [[ref.stage, ref.key] for ref in refs]})
+        """Write which artifacts the run will need; `Store.reserve` does it beside garbage collection."""
+        self._write_json(RESERVED, {"artifacts": [[ref.stage, ref.key] for ref in sorted(set(refs))]})
 
     def record(self, refs: Iterable[ArtifactRef], meta: Mapping[str, Any]) -> None:
         """Write run.json, last: the run is complete.

@@ -60,9 +60,23 @@ class Scratch:
             StoreError: When the lock file cannot be made.
             TimeoutError: When another process has the lock and `wait` is false.
         """
+        with self._hold(self._locks / ref.stage / f"{ref.key}.lock", f"works on {ref}", wait=wait):
+            yield
+
+    @contextmanager
+    def lock_reservations(self) -> Iterator[None]:
+        """Hold what keeps garbage collection and new reservations apart: what is reserved is there, or is made again.
+
+        Raises:
+            StoreError: When the lock file cannot be made.
+        """
+        with self._hold(self._locks / "reservations.lock", "collects garbage or reserves"):
+            yield
+
+    @contextmanager
+    def _hold(self, path: Path, doing: str, *, wait: bool = True) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
-        path = self._locks / ref.stage / f"{ref.key}.lock"
         with storage_errors(f"make the lock {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path)
@@ -72,8 +86,8 @@ class Scratch:
         if not lock.is_locked:
             who = _read_owner(owner)
             if not wait:
-                raise TimeoutError(f"{who} works on {ref}")
-            _log.warning("waiting for %s, which works on %s", who, ref)
+                raise TimeoutError(f"{who} {doing}")
+            _log.warning("waiting for %s, which %s", who, doing)
             lock.acquire()
         try:
             with suppress(OSError):  # it is for messages alone

@@ -5,8 +5,8 @@ store's own: `.revisions` (forced new versions), `.locks`, `.scratch` (builds un
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +187,20 @@ class Store:
         Raises:
             StoreError: When a run's record cannot be read; nothing is deleted then.
         """
-        return collect(self._root, self._scratch, self._folders(), dry_run=dry_run)
+        # a dry run deletes nothing that could have been reserved meanwhile, and may be of a store that is read alone
+        with nullcontext() if dry_run else self._scratch.lock_reservations():
+            return collect(self._root, self._scratch, self._folders(), dry_run=dry_run)
+
+    def reserve(self, run: str, refs: Iterable[ArtifactRef]) -> None:
+        """Say which artifacts a run will use or make, before it looks whether they are there.
+
+        A collection that is under way is waited for: it knows of no reservation that was made after it began.
+
+        Raises:
+            StoreError: When the name cannot be a folder's, or the store cannot be written.
+        """
+        with self._scratch.lock_reservations():
+            self.run_folder(run).reserve(refs)
 
     def list_artifacts(self) -> list[ArtifactRef]:
         """Every published artifact, sorted."""

@@ -89,7 +89,7 @@ def test_running_needs_none_of_the_tests_tools() -> None:
 
 
 def test_the_command_points_at_the_command_line() -> None:
-    assert PYPROJECT["project"]["scripts"] == {"popalign": "flows.cli:main"}
+    assert PYPROJECT["project"]["scripts"] == {"popalign": "popalign_core.command:start"}
     from flows.cli.app import main
 
     assert callable(main)

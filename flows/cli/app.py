@@ -114,10 +114,14 @@ def stage(
     from flows.plan.runs import run_stage
     from flows.terminal.options import build_config
     from flows.terminal.progress import console_progress
+    from flows.terminal.terminal_tables import drops_line
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
     with console_progress() as progress:
         ref = run_stage(node, pipeline, runtime, call=call_directly(progress), force=force)
+    store = _open(runtime.root)
+    if "drops" in store.manifest(ref).rows:
+        typer.echo(drops_line(store.read_table(ref, "drops").to_dict("records")), err=True)
     typer.echo(f"{node}: {ref} in {runtime.root}")
 
 
@@ -186,7 +190,7 @@ def evaluate(
     from flows.plan.execution import call_directly
     from flows.terminal.options import build_config
     from flows.terminal.progress import console_progress
-    from flows.terminal.terminal_tables import board_lines
+    from flows.terminal.terminal_tables import board_lines, caveat_lines
     from tasks.publishing.leaderboard import read_leaderboard
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
@@ -196,7 +200,8 @@ def evaluate(
     board = read_leaderboard(runtime.root)
     asked = board[board["model_hash"].isin([checkpoint.model_hash for checkpoint in checkpoints])]
     asked = asked[asked["protocol"] == evaluation_protocol(pipeline, runtime)]
-    for line in board_lines(asked.to_dict("records")):
+    rows = asked.to_dict("records")
+    for line in (*board_lines(rows), *caveat_lines(rows)):
         typer.echo(line)
 
 
@@ -335,7 +340,7 @@ def _run_as_flow(
     from flows.pipeline import popalign
 
     with server_errors():
-        return popalign(config=config, runtime=runtime, name=name)
+        return popalign(config=config, runtime=runtime, name=name, replace=replace)
 
 
 def _conclude(refs: "dict[str, ArtifactRef]", config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> None:

@@ -40,7 +40,7 @@ def compare(
     from flows.plan.execution import call_directly
     from flows.terminal.options import build_config, run_name
     from flows.terminal.progress import console_progress
-    from flows.terminal.terminal_tables import plan_lines, systems_lines
+    from flows.terminal.terminal_tables import caveat_lines, plan_lines, systems_lines
     from tasks.common.stage_object import open_store
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
@@ -54,7 +54,8 @@ def compare(
         options: dict[str, Any] = {"n_seeds": n_seeds, "scale": scale, "replace": replace}
         ref = run_comparison(systems, pipeline, runtime, name, call=call, **options)
     metrics = open_store(runtime).read_table(ref, "metrics")
-    _say(systems_lines(metrics.to_dict("records"), list(metrics["system"].unique())))
+    rows = metrics.to_dict("records")
+    _say([*systems_lines(rows, list(metrics["system"].unique())), *caveat_lines(rows)])
     typer.echo(f"\nReport: {runtime.root.rstrip('/')}/runs/{name}/report.html")
 
 
@@ -84,7 +85,7 @@ def sweep(
     from flows.plan.sweep import plan_sweep, run_sweep
     from flows.terminal.options import build_config, parse_sweep, run_name
     from flows.terminal.progress import console_progress
-    from flows.terminal.terminal_tables import plan_lines, point_lines
+    from flows.terminal.terminal_tables import caveat_lines, plan_lines, point_lines
     from tasks.common.stage_object import open_store
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
@@ -98,7 +99,7 @@ def sweep(
     with console_progress() as progress:
         ref = run_sweep(planned, runtime, name, call=call_directly(progress), replace=replace)
     points, front = (open_store(runtime).read_table(ref, table).to_dict("records") for table in ("points", "front"))
-    _say(point_lines(points, front))
+    _say([*point_lines(points, front), *caveat_lines(points)])
     typer.echo(f"\nPages: {runtime.root.rstrip('/')}/runs/{name}/")
 
 
@@ -140,7 +141,7 @@ def check(
     from flows.plan.execution import call_directly
     from flows.terminal.options import build_config
     from flows.terminal.progress import console_progress
-    from flows.terminal.terminal_tables import outcome_json, outcome_lines
+    from flows.terminal.terminal_tables import caveat_lines, outcome_json, outcome_lines
     from popalign_core.evaluation.thresholds import GateOutcome, parse_threshold
 
     asked = {
@@ -155,9 +156,11 @@ def check(
     thresholds = [parse_threshold(kind, text) for kind, texts in asked.items() for text in texts or []]
     pipeline, runtime = build_config(preset, config, settings or [], root)
     with console_progress() as progress:
-        judgements = check_model(model, thresholds, pipeline, runtime, call=call_directly(progress))
+        judgements, rows = check_model(model, thresholds, pipeline, runtime, call=call_directly(progress))
     outcome = GateOutcome(tuple(judgements), strict, lenient)
     _say([outcome_json(outcome)] if as_json else outcome_lines(outcome))
+    for line in caveat_lines(rows.to_dict("records")):
+        typer.echo(line, err=True)  # the output itself is for programs, and ends with the count
     if outcome.verdict == "failed":
         named = "; ".join(f"{each.threshold} on {each.subject}" for each in outcome.failed)
         raise ThresholdMissedError(f"{model} fails {len(outcome.failed)} of {len(judgements)} thresholds: {named}")

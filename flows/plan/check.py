@@ -3,7 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.plan.checkpoints import CandidateModel, evaluate_checkpoints, evaluation_protocol, named_checkpoints
+import pandas as pd
+
+from flows.plan.checkpoints import (
+    CandidateModel,
+    evaluate_checkpoints,
+    evaluation_protocol,
+    named_checkpoints,
+    trained_model,
+)
 from flows.plan.execution import Call
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.evaluation.clip_score import CLIP_SCORE
@@ -16,7 +24,7 @@ from tasks.stages.train import train_model
 
 def check_model(
     model: str, thresholds: Sequence[Threshold], config: PipelineConfig, runtime: RuntimeConfig, *, call: Call
-) -> list[Judgement]:
+) -> tuple[list[Judgement], pd.DataFrame]:
     """Judge a model by its thresholds.
 
     Args:
@@ -27,7 +35,7 @@ def check_model(
         call: How a stage is called.
 
     Returns:
-        At least one judgement a threshold, in the order of the thresholds.
+        At least one judgement a threshold, in the order of the thresholds, and the metrics that they rest on.
 
     Raises:
         ConfigError: When a threshold names what is not there; before anything is run.
@@ -41,7 +49,7 @@ def check_model(
     evaluate_checkpoints([checkpoint], config, runtime, call=call)
     board, protocol = read_leaderboard(runtime.root), evaluation_protocol(config, runtime)
     rows = board[(board["model_hash"] == checkpoint.model_hash) & (board["protocol"] == protocol)]
-    return [judgement for threshold in thresholds for judgement in judge_thresholds(threshold, rows)]
+    return [judgement for threshold in thresholds for judgement in judge_thresholds(threshold, rows)], rows
 
 
 def find_model(model: str, runtime: RuntimeConfig) -> CandidateModel:
@@ -55,6 +63,5 @@ def find_model(model: str, runtime: RuntimeConfig) -> CandidateModel:
         record = store.run_folder(model).read_record()
         trained = (record or {}).get("meta", {}).get("nodes", {}).get(train_model.name)
         if trained is not None:
-            folder = store.localize(ArtifactRef(*trained.split("/", 1)), "model")
-            return CandidateModel(model, folder, named_checkpoints([str(folder)])[0].model_hash)
+            return trained_model(model, ArtifactRef(*trained.split("/", 1)), store)
     return named_checkpoints([model])[0]

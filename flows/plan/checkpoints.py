@@ -1,18 +1,18 @@
 """Finds checkpoints that were never evaluated and puts them on the leaderboard, with Prefect tasks or without."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from flows.plan.execution import Call, run_plan
-from flows.plan.planning import plan_run
-from flows.plan.steps import PROMPT_STEPS, evaluation_steps
+from flows.plan.planning import Plan, plan_run
+from flows.plan.steps import PROMPT_STEPS, Step, evaluation_steps
 from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError
 from popalign_core.models.loading import local_folder, model_hash
-from storage.store import ArtifactRef
+from storage.store import ArtifactRef, Store
 from tasks.common.reservations import reserve_made
 from tasks.common.stage_object import open_store
 from tasks.publishing.leaderboard import append_leaderboard, read_leaderboard
@@ -20,8 +20,6 @@ from tasks.stages.train import train_model
 
 SYSTEM = "checkpoint"
 """What every checkpoint is called in its metrics table: equal weights share one evaluation, whatever their names."""
-
-_STEPS = (*PROMPT_STEPS, *evaluation_steps(SYSTEM))
 
 
 @dataclass(frozen=True)
@@ -32,11 +30,13 @@ class CandidateModel:
         name: What the leaderboard calls it.
         folder: Where it lies.
         model_hash: Of its weights.
+        trained: The artifact that the folder is of, whose evaluation images may be there already.
     """
 
     name: str
     folder: Path
     model_hash: str
+    trained: ArtifactRef | None = None
 
 
 def find_checkpoints(watch: str | None, runtime: RuntimeConfig) -> list[CandidateModel]:
@@ -50,12 +50,17 @@ def find_checkpoints(watch: str | None, runtime: RuntimeConfig) -> list[Candidat
         trained = sorted(
             (ref for ref in store.list_artifacts() if ref.stage == train_model.name), key=lambda ref: ref.key
         )
-        return [_checkpoint(ref.key, store.localize(ref, "model")) for ref in trained]
+        return [trained_model(ref.key, ref, store) for ref in trained]
     root = Path(watch)
     if not root.is_dir():
         raise ConfigError(f"the watch folder {watch!r} is not there; make it, or give one that holds diffusers folders")
     folders = sorted(path.parent for path in root.rglob("model_index.json"))
     return [_checkpoint(folder.relative_to(root).as_posix(), folder) for folder in folders]
+
+
+def trained_model(name: str, ref: ArtifactRef, store: Store) -> CandidateModel:
+    """The model of a training in the store, under a name."""
+    return replace(_checkpoint(name, store.localize(ref, "model")), trained=ref)
 
 
 def named_checkpoints(models: Iterable[str]) -> list[CandidateModel]:
@@ -69,8 +74,7 @@ def named_checkpoints(models: Iterable[str]) -> list[CandidateModel]:
 
 def evaluation_protocol(config: PipelineConfig, runtime: RuntimeConfig) -> str:
     """What a leaderboard row depends on, apart from the weights: prompts, sampling, classifier, metrics, versions."""
-    steps = (*PROMPT_STEPS, *evaluation_steps(SYSTEM, model="any"))
-    return plan_run(config, runtime, steps, given={"any": ArtifactRef("model", "any")})[-1].ref.key
+    return plan_run(config, runtime, _steps("any"), given={"any": ArtifactRef("model", "any")})[-1].ref.key
 
 
 def new_checkpoints(found: Iterable[CandidateModel], protocol: str, root: str) -> list[CandidateModel]:
@@ -100,9 +104,8 @@ def evaluate_checkpoints(
     """
     protocol, added, failures = evaluation_protocol(config, runtime), [], list[PopAlignError]()
     for checkpoint in new_checkpoints(checkpoints, protocol, runtime.root):
-        model = ModelConfig(name=str(checkpoint.folder), dtype=config.model.dtype, storage=config.model.storage)
         try:
-            planned = plan_run(config.model_copy(update={"model": model}), runtime, _STEPS)
+            planned = _plan_evaluation(checkpoint, config, runtime)
             reserve_made(planned.refs.values(), runtime, "evaluate")
             refs = run_plan(planned, runtime, call)
         except PopAlignError as error:
@@ -117,6 +120,18 @@ def evaluate_checkpoints(
     if failures:
         raise failures[0]
     return pd.concat(added, ignore_index=True) if added else read_leaderboard(runtime.root).head(0)
+
+
+def _plan_evaluation(checkpoint: CandidateModel, config: PipelineConfig, runtime: RuntimeConfig) -> Plan:
+    """What is left to do for one; what the run of a trained model has sampled by the same configuration is a hit."""
+    if checkpoint.trained is not None:
+        return plan_run(config, runtime, _steps("train"), given={"train": checkpoint.trained})
+    model = ModelConfig(name=str(checkpoint.folder), dtype=config.model.dtype, storage=config.model.storage)
+    return plan_run(config.model_copy(update={"model": model}), runtime, _steps())
+
+
+def _steps(model: str | None = None) -> tuple[Step, ...]:
+    return (*PROMPT_STEPS, *evaluation_steps(SYSTEM, model=model))
 
 
 def _folder(model: str) -> Path:

@@ -17,9 +17,8 @@ from popalign_core.config.systems import (
 )
 from popalign_core.errors import ConfigError
 from storage.store import ArtifactRef
-from tasks.common.reservations import reserve_run
 from tasks.common.stage_object import open_store
-from tasks.publishing.finished_run import check_replaced, check_training_name, publish_comparison
+from tasks.publishing.finished_run import check_training_name, claim_run, publish_comparison
 from tasks.stages import comparison
 from tasks.stages.imported import find_imported
 
@@ -112,7 +111,7 @@ def run_comparison(
     call: Call,
     n_seeds: int = 1,
     scale: float = 1.0,
-    replace: bool = True,
+    replace: bool = False,
 ) -> ArtifactRef:
     """Measure systems on the same prompts and seeds and fill `<root>/runs/<name>/`: tables, page, run.json.
 
@@ -134,11 +133,10 @@ def run_comparison(
     """
     side_by_side = plan_systems(names, config, runtime, n_seeds=n_seeds, scale=scale)
     check_training_name(runtime, name)
-    if not replace:
-        check_replaced(side_by_side.config, runtime, name, side_by_side.planned.refs)
-    reserve_run(side_by_side.planned.refs.values(), runtime, name)
-    refs = run_plan(side_by_side.planned, runtime, call)
-    publish_comparison(refs, side_by_side.config, runtime, name)
+    config, planned = side_by_side.config, side_by_side.planned
+    claim_run(planned.refs, config, runtime, name, replace=replace, is_comparison=True)
+    refs = run_plan(planned, runtime, call)
+    publish_comparison(refs, config, runtime, name)
     return refs[NODE]
 
 

@@ -1,11 +1,10 @@
 """Running a plan, node by node."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import partial
 
-from flows.plan.planning import Plan, PlannedNode, plan_run
-from flows.plan.steps import Step
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from flows.plan.planning import Plan, PlannedNode
+from popalign_core.config import RuntimeConfig
 from storage.store import ArtifactRef
 from tasks.common.stage_object import Progress, no_progress
 
@@ -25,17 +24,6 @@ def run_plan(planned: Plan, runtime: RuntimeConfig, call: Call) -> dict[str, Art
     for node in planned:
         call(node, runtime)
     return planned.refs
-
-
-def run_steps(
-    steps: Iterable[Step],
-    config: PipelineConfig,
-    runtime: RuntimeConfig,
-    call: Call,
-    given: Mapping[str, ArtifactRef] | None = None,
-) -> dict[str, ArtifactRef]:
-    """Plan steps and run them; returns as `run_plan`."""
-    return run_plan(plan_run(config, runtime, steps, given), runtime, call)
 
 
 def make(node: PlannedNode, runtime: RuntimeConfig, on_progress: Progress = no_progress) -> ArtifactRef:

@@ -8,9 +8,9 @@ from flows.plan.planning import Plan, plan_run
 from flows.plan.steps import PAIRS_STEP, PROMPT_STEPS, Step, needed_for
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef
-from tasks.common.reservations import reserve_made, reserve_run
+from tasks.common.reservations import reserve_made
 from tasks.common.stage_object import open_store
-from tasks.publishing.finished_run import check_replaced, check_training_name, publish_run, publish_training
+from tasks.publishing.finished_run import check_training_name, claim_run, publish_run, publish_training
 from tasks.stages import imported
 from tasks.stages.pairs import find_pairs
 from tasks.stages.sets import find_sets
@@ -23,7 +23,7 @@ def run_pipeline(
     *,
     call: Call,
     planned: Plan | None = None,
-    replace: bool = True,
+    replace: bool = False,
 ) -> dict[str, ArtifactRef]:
     """Run all stages and fill `<root>/runs/<name>/`: metrics, report, aligned model, run.json.
 
@@ -41,10 +41,8 @@ def run_pipeline(
     Raises:
         ConfigError: When it would replace one and must not; before anything is run.
     """
-    if not replace:
-        check_replaced(config, runtime, name)
     planned = planned or plan_run(config, runtime)
-    reserve_run(planned.refs.values(), runtime, name)
+    claim_run(planned.refs, config, runtime, name, replace=replace)
     refs = run_plan(planned, runtime, call)
     publish_run(refs, config, runtime, name)
     return refs
@@ -75,7 +73,7 @@ def run_stage(
 
 
 def train_on_pairs(
-    key: str, config: PipelineConfig, runtime: RuntimeConfig, name: str, *, call: Call, replace: bool = True
+    key: str, config: PipelineConfig, runtime: RuntimeConfig, name: str, *, call: Call, replace: bool = False
 ) -> str:
     """Train on imported pairs or sets and fill `<root>/runs/<name>/`: the model, its adapter if there is one, run.json.
 
@@ -97,10 +95,8 @@ def train_on_pairs(
     find = find_sets if "sets-v" in key else find_pairs
     pairs = find(open_store(runtime), key, config)
     check_training_name(runtime, name)
-    if not replace:
-        check_replaced(config, runtime, name)
     planned = plan_run(config, runtime, [PAIRS_STEP], {"pairs": pairs})
-    reserve_run(planned.refs.values(), runtime, name)
+    claim_run(planned.refs, config, runtime, name, replace=replace)
     return publish_training(run_plan(planned, runtime, call), config, runtime, name)
 
 

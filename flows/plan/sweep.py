@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.plan.compare_systems import NODE, SystemsPlan, plan_systems
-from flows.plan.execution import Call, run_plan, run_steps
+from flows.plan.execution import Call, run_plan
+from flows.plan.planning import plan_run
 from flows.plan.steps import Step
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.config.sweeps import SweepPoint, default_system, expand_sweep
 from popalign_core.errors import DivergedError, TrainingError
 from storage.store import ArtifactRef
 from tasks.common.reservations import reserve_run
-from tasks.publishing.finished_run import check_replaced, check_training_name, publish_sweep, read_diverged
+from tasks.publishing.finished_run import check_training_name, claim_run, publish_sweep, read_diverged
 from tasks.stages import sweep
 from tasks.stages.comparison import system_of
 
@@ -66,7 +67,7 @@ def plan_sweep(
 
 
 def run_sweep(
-    planned: SweepPlan, runtime: RuntimeConfig, name: str, *, call: Call, replace: bool = True
+    planned: SweepPlan, runtime: RuntimeConfig, name: str, *, call: Call, replace: bool = False
 ) -> ArtifactRef:
     """Measure every point and fill `<root>/runs/<name>/`: tables, a page a parameter, run.json.
 
@@ -89,19 +90,19 @@ def run_sweep(
     """
     systems, points = planned.systems, planned.points
     check_training_name(runtime, name)
-    if not replace:
-        check_replaced(systems.config, runtime, name)
-    reserve_run(systems.planned.refs.values(), runtime, name)
+    kept = systems.planned.refs
+    claim_run(kept, systems.config, runtime, name, replace=replace)
     failed, diverged = _run_apart(systems, runtime, call, read_diverged(runtime, name))
     left = [point.name for point in points if point.name not in failed]
     if not left:
         raise TrainingError(f"no point of the sweep can be trained; the first: {next(iter(failed.values()))}")
     if failed:
         systems = plan_systems(left, planned.config, runtime, n_seeds=planned.n_seeds, scale=planned.scale)
-    refs = run_plan(systems.planned, runtime, call)
-    options = {"points": list(points), "failed": failed}
-    step = Step("sweep", sweep.tabulate_sweep, {"comparison": NODE}, options)
-    refs = run_steps([step], systems.config, runtime, call, refs)
+    step = Step("sweep", sweep.tabulate_sweep, {"comparison": NODE}, {"points": list(points), "failed": failed})
+    tabulated = plan_run(systems.config, runtime, [step], systems.planned.refs)
+    reserve_run([*kept.values(), *tabulated.refs.values()], runtime, name)
+    run_plan(systems.planned, runtime, call)
+    refs = run_plan(tabulated, runtime, call)
     publish_sweep(refs, systems.config, runtime, name, diverged)
     return refs["sweep"]
 

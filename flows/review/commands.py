@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from flows.review import create_commands
-from flows.review.study_arguments import Database, Name, Root, Url, database_url, open_database, read_text
+from flows.review.study_arguments import (
+    Database,
+    Name,
+    Root,
+    Url,
+    database_url,
+    links_command,
+    open_database,
+    read_text,
+)
 from flows.terminal.arguments import filled_path
 
 studies = typer.Typer(
@@ -61,7 +70,7 @@ def close(
 ) -> None:
     """End a rater's part; its unanswered questions go to raters invited later."""
     open_database(database, root).close_rater(name, rater)
-    typer.echo(f"rater {rater} is closed; `popalign study links {name} --new 1` invites another")
+    typer.echo(f"rater {rater} is closed; `{links_command(name, 1, database, root)}` invites another")
 
 
 @studies.command()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.review.study_arguments import Database, Name, Root, open_database, read_text
+from flows.review.study_arguments import Database, Name, Root, links_command, open_database, read_text
 from flows.terminal.arguments import filled_path
 from popalign_core.errors import ConfigError
 
@@ -50,9 +50,9 @@ def create(
         config = StudyConfig.model_validate(KINDS[kind].model_dump() | _parse(settings))
     text, store = _check_text(name, instructions), _open_store(root)
     source = find_samples(store, run, systems)
-    opened = open_database(database, root)
+    opened = open_database(database, root, create=True)
     n_pairs = create_study(opened, store, name, source, config=config, benchmark=benchmark, instructions=text)
-    _invite(name, f"{n_pairs} pair(s)", "raters")
+    _invite(links_command(name, "N", database, root), f"{n_pairs} pair(s)", "raters")
 
 
 def curate(
@@ -71,11 +71,11 @@ def curate(
     from tasks.studies.curation import create_curation
 
     text, store = _check_text(name, instructions), _open_store(root)
-    opened = open_database(database, root)
+    opened = open_database(database, root, create=True)
     with _config_errors(CurateConfig):
         n_sets, n_left_out = create_curation(opened, store, name, run, settings=_parse(settings), instructions=text)
     left_out = f", {n_left_out} prompt(s) have too few images" if n_left_out else ""
-    _invite(name, f"{n_sets} set(s){left_out}", "curators")
+    _invite(links_command(name, "N", database, root), f"{n_sets} set(s){left_out}", "curators")
 
 
 def label(
@@ -105,12 +105,12 @@ def label(
     from tasks.studies.labelling import create_labelling
 
     text, store, classes = _check_text(name, instructions), _open_store(root), _parse_axes(axes or [])
-    opened, given = open_database(database, root), _parse(settings)
+    opened, given = open_database(database, root, create=True), _parse(settings)
     with _config_errors(LabelConfig):
         n_images = create_labelling(
             opened, store, name, run, classes=classes, settings=given, node=images, instructions=text
         )
-    _invite(name, f"{n_images} image(s)", "raters")
+    _invite(links_command(name, "N", database, root), f"{n_images} image(s)", "raters")
 
 
 def _parse(settings: list[str] | None) -> dict[str, Any]:
@@ -157,5 +157,5 @@ def _open_store(root: str | None) -> "Store":
     return Store(root or DEFAULT_ROOT)
 
 
-def _invite(name: str, made: str, whom: str) -> None:
-    typer.echo(f"{made}; now `popalign study links {name} --new N` invites {whom}")
+def _invite(command: str, made: str, whom: str) -> None:
+    typer.echo(f"{made}; now `{command}` invites {whom}")

@@ -1,19 +1,23 @@
 """Options that the study commands share, and opening the database."""
 
+import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from popalign_core.errors import ConfigError, InputError
+from storage.reviews.passwords import hide_password
 
 if TYPE_CHECKING:
     from storage.reviews.votes import ReviewDatabase
 
+DATABASE_VARIABLE = "POPALIGN_REVIEW_DATABASE"
 Database = Annotated[
     str | None,
     typer.Option(
-        envvar="POPALIGN_REVIEW_DATABASE",
+        envvar=DATABASE_VARIABLE,
         help="SQLAlchemy URL, such as postgresql://user@host/name; ROOT/reviews.sqlite when not given. A password in "
         "it is seen by other users of this machine: give the variable, or PGPASSWORD.",
     ),
@@ -23,11 +27,24 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the study.")]
 Url = Annotated[str | None, typer.Option(help="How people reach the app; http://127.0.0.1:8765 when not given.")]
 
 
-def open_database(database: str | None, root: str | None) -> "ReviewDatabase":
-    """The review database that the options name."""
+def open_database(database: str | None, root: str | None, *, create: bool = False) -> "ReviewDatabase":
+    """The review database that the options name.
+
+    Raises:
+        StoreError: When it cannot be opened; and where a file is not to be made, when there is none.
+    """
     from storage.reviews.votes import ReviewDatabase
 
-    return ReviewDatabase(database_url(database, root))
+    return ReviewDatabase(database_url(database, root), create=create)
+
+
+def links_command(name: str, n_new: int | str, database: str | None, root: str | None) -> str:
+    """The command that invites raters, to be copied: to the same database, whose password it does not show."""
+    words = ["popalign", "study", "links", name, "--new", str(n_new)]
+    words += ["--root", root] if root else []
+    if database and database != os.environ.get(DATABASE_VARIABLE):  # what the variable says, it goes on to say
+        words += ["--database", hide_password(database)]
+    return shlex.join(words)
 
 
 def database_url(database: str | None, root: str | None) -> str:

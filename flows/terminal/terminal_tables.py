@@ -56,7 +56,15 @@ def verdict_lines(results: "ComparisonResults") -> list[str]:
             name = f"{label}, {axis}" if axis else label
             table.append(f"{name:<34} {_interval(base):<24} {_interval(aligned):<24} {floor}".rstrip())
     verdict = find_verdict(results)
-    return [*table, "", verdict.headline, *(f"{lead}: {text}" for lead, text in verdict.sentences)]
+    said = [verdict.headline, *(f"{lead}: {text}" for lead, text in verdict.sentences)]
+    return [*table, "", *said, *caveat_lines(rows)]
+
+
+def caveat_lines(rows: Iterable[Row]) -> list[str]:
+    """That figures mean nothing, as the pages say it too, where they rest on too few images."""
+    from popalign_core.report.limits import few_images
+
+    return [f"⚠ {said}" for said in few_images(rows)]
 
 
 def board_lines(rows: Iterable[Row]) -> list[str]:
@@ -127,6 +135,11 @@ def garbage_lines(report: "GarbageReport") -> list[str]:
     return [*(f"{verb} {name}" for name in goes), *busy, total]
 
 
+def drops_line(drops: Iterable[Row]) -> str:
+    """What a stage left out, by reason: rows of a `drops` table."""
+    return f"dropped: {_dropped(drops)}"
+
+
 def import_line(n_pairs: int, drops: Iterable[Row]) -> str:
     """How many pairs an import kept, and how many it dropped for which reason: rows of a `drops` table."""
     return f"{n_pairs} pair(s) to train on; dropped: {_dropped(drops)}"
@@ -143,7 +156,7 @@ def images_line(n_images: int, n_covered: int, n_prompts: int, drops: Iterable[R
 
 
 def _dropped(drops: Iterable[Row]) -> str:
-    return ", ".join(f"{row['n']} {row['reason']}" for row in drops) or "none"
+    return ", ".join(f"{row['n']} {row['reason']}" for row in drops if row["n"]) or "none"
 
 
 def _work(node: "PlannedNode") -> str:

@@ -38,7 +38,12 @@ def describe_problems(
         # a list that lost an item to another problem is not too short
         if problem["type"] == "too_short" and any(each["loc"][: len(where)] == where != each["loc"] for each in found):
             continue
-        value = "" if problem["type"] in ("value_error", "missing") else f", got {_shortened(problem['input'])}"
+        # what stands in an unknown field may be a secret, such as the key itself in prompts.llm.api_key
+        value = (
+            ""
+            if problem["type"] in ("value_error", "missing", "extra_forbidden")
+            else f", got {_shortened(problem['input'])}"
+        )
         message = problem["msg"]
         if problem["type"] == "extra_forbidden":
             message = "unknown field" + _suggestion(model, where)

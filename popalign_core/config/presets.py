@@ -239,3 +239,8 @@ def preset(name: str) -> PipelineConfig:
         known = ", ".join(PRESETS)
         raise ConfigError(f"unknown preset {name!r}; choose from {known}, or give a TOML or .json file with --config")
     return PRESETS[name]()
+
+
+def preset_name(config: PipelineConfig) -> str:
+    """The preset that a configuration is, unchanged; '' when it is none."""
+    return next((name for name, make in PRESETS.items() if make() == config), "")

@@ -1,5 +1,6 @@
 """Prompts: subjects, lists, or a language model that writes them."""
 
+import re
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
@@ -44,6 +45,13 @@ class LLMConfig(Frozen):
         if "@" in urlsplit(url).netloc:  # it would stand in keys, pages and messages
             raise ValueError("the address holds a user or a password; put the key into the variable of api_key_env")
         return url
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _check_variable(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):  # perhaps the key itself, which nothing may print
+            raise ValueError("that is no name of a variable; put the key into one, such as OPENAI_API_KEY, and name it")
+        return name
 
 
 Kind = Literal["neutral", "specific", "generic"]

@@ -4,6 +4,7 @@ The `openai` client would retry by itself, but each of its calls for itself: pas
 asks one for patience the others go on. So its retries are off, and they are here, where all calls share one pace.
 """
 
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -194,8 +195,9 @@ class Endpoint:
                     continue
                 may_be_form = form < _PLAIN and status_of(error) == 500 and n_tries >= max(self._llm.max_retries, 1)
                 if not may_pass(error) or (n_tries > self._llm.max_retries and not may_be_form):
-                    said = self._without_key(explain_error(error, self._llm, n_tries))
-                    raise ServiceError(f"{self._llm.base_url}: {said}") from error
+                    said = self._without_key(explain_error(error, self._llm, n_tries, self._without_key))
+                    # the client's error may hold the key, and Prefect keeps all that a traceback shows
+                    raise ServiceError(f"{self._llm.base_url}: {said}") from None
                 form = _PLAIN if may_be_form else form
                 self._rest(error, n_tries)
             else:
@@ -233,7 +235,12 @@ class Endpoint:
     def _without_key(self, text: str) -> str:
         """A server may send the key back, in an answer that is kept or in an error that is printed."""
         key = _api_key(self._llm.api_key_env)
-        return text.replace(key, _HIDDEN) if len(key) >= _SHORTEST_KEY else text
+        if len(key) < _SHORTEST_KEY:
+            return text
+        in_json = json.dumps(key)[1:-1]
+        for spelling in (key, in_json, in_json.replace("/", r"\/")):
+            text = text.replace(spelling, _HIDDEN)
+        return text
 
     def _rest(self, error: "openai.OpenAIError", n_tries: int) -> None:
         asked = asked_wait(error)

@@ -5,6 +5,7 @@ Several servers answer with status 200 and an error in the body; it is taken for
 
 import json
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from popalign_core.config import LLMConfig
@@ -132,16 +133,17 @@ def _refuses_key(error: "openai.APIStatusError") -> bool:
     )
 
 
-def explain_error(error: Exception, llm: LLMConfig, n_tries: int) -> str:
-    """What the service did, and what to do about it."""
+def explain_error(error: Exception, llm: LLMConfig, n_tries: int, hide: Callable[[str], str]) -> str:
+    """What the service did, and what to do about it; `hide` takes keys out of its words before they are cut."""
     import openai
 
     if isinstance(error, openai.APIStatusError) and error.message == _WITHOUT_STATUS:
-        return f"{_explain(error, llm, n_tries)}; it said, with status 200: {_text(error.response)[:_N_SHOWN]!r}"
-    return _explain(error, llm, n_tries)
+        words = hide(_text(error.response))[:_N_SHOWN]
+        return f"{_explain(error, llm, n_tries, hide)}; it said, with status 200: {words!r}"
+    return _explain(error, llm, n_tries, hide)
 
 
-def _explain(error: Exception, llm: LLMConfig, n_tries: int) -> str:
+def _explain(error: Exception, llm: LLMConfig, n_tries: int, hide: Callable[[str], str]) -> str:
     import openai
 
     tries = f"after {n_tries} tries" if may_pass(error) else "at once"
@@ -167,4 +169,5 @@ def _explain(error: Exception, llm: LLMConfig, n_tries: int) -> str:
         return f"has no such address or model (404, model {llm.model!r}); correct prompts.llm.base_url or .model"
     if error.message == _WITHOUT_STATUS:
         return f"reports an error {tries}; look at the server's log"
-    return f"answers HTTP {error.status_code} {tries}: {_text(error.response)[:_N_SHOWN]!r}; look at the server's log"
+    words = hide(_text(error.response))[:_N_SHOWN]
+    return f"answers HTTP {error.status_code} {tries}: {words!r}; look at the server's log"

@@ -40,6 +40,7 @@ class ComparisonInputs:
     Attributes:
         title: Heading of the page.
         model: The base model's name; '' where the page does not say it.
+        preset: The preset that the configuration is; '' for one of its own.
         reference: The system that the others are compared with.
         systems: All systems in the order of the tables, the reference among them.
         axes: The axes, with classes and targets.
@@ -63,6 +64,7 @@ class ComparisonInputs:
 
     title: str = "PopAlign"
     model: str = ""
+    preset: str = ""
     reference: str
     systems: Sequence[str]
     axes: Sequence[Axis]

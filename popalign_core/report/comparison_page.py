@@ -21,7 +21,7 @@ from popalign_core.report.document import (
 )
 from popalign_core.report.estimates import Status, check_scorers
 from popalign_core.report.image_strips import system_grids
-from popalign_core.report.limits import limits
+from popalign_core.report.limits import few_images, limits
 from popalign_core.report.measure_names import listed
 from popalign_core.report.pair_table import pair_table
 from popalign_core.report.plots import system_bars
@@ -88,13 +88,15 @@ def describe_systems(inputs: ComparisonInputs) -> list[str]:
             f" The pictures of {listed(list(inputs.elsewhere))} were made elsewhere, with other seeds and perhaps not "
             "of all prompts: they are compared prompt by prompt, on the prompts of both."
         )
-    return [" ".join((text, *_measured(inputs))), *quick_look(inputs.scale)]
+    warnings = (*quick_look(inputs.scale), *few_images(inputs.metrics.to_dict("records")))
+    return [" ".join((text, *_measured(inputs))), *warnings]
 
 
 def _measured(inputs: ComparisonInputs) -> Iterator[str]:
-    """Which model, and how many images."""
+    """Which model, which preset, and how many images. No date: the same run again is the same page."""
     if inputs.model:
         yield f"Model: {inputs.model}."
+        yield f"Preset: {inputs.preset}." if inputs.preset else "Preset: none as it is, see the configuration below."
     sampled = inputs.costs[inputs.costs["unit"] == "images"]
     if len(sampled):
         yield f"Images: {', '.join(f'{row.value:,.0f} of {row.system}' for row in sampled.itertuples())}."

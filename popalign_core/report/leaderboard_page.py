@@ -7,8 +7,9 @@ import pandas as pd
 
 from popalign_core.errors import InputError
 from popalign_core.report.cells import MOST_COLUMNS, Footnotes, estimate_cell, row, table
-from popalign_core.report.document import figures, html_page
+from popalign_core.report.document import figures, html_page, warning
 from popalign_core.report.estimates import UNKNOWN, ReportedMeasure, by_measure, measures_of
+from popalign_core.report.limits import few_images
 from popalign_core.report.measure_names import column_name, floor_words, is_shown
 from popalign_core.report.trend import trend_chart
 
@@ -46,7 +47,8 @@ def _protocols(rows: pd.DataFrame) -> Iterator[tuple[str, str]]:
     newest_first = rows.groupby("protocol", sort=False)[EVALUATED_AT].max().sort_values(ascending=False, kind="stable")
     for protocol in newest_first.index:
         chosen = rows[rows["protocol"] == protocol]
-        yield f"Protocol {protocol}", _charts(chosen) + _tables(chosen)
+        said = "".join(map(warning, few_images(chosen.to_dict("records"))))
+        yield f"Protocol {protocol}", said + _charts(chosen) + _tables(chosen)
 
 
 def _charts(rows: pd.DataFrame) -> str:

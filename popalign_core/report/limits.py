@@ -1,10 +1,15 @@
 """What a page cannot say; what is true of one only where its tables hold it is said only there."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 
 from popalign_core.evaluation.paired import ONLY_AXIS
+from popalign_core.report.measure_names import FAIRNESS
+
+_LARGEST_FLOOR = 0.1
+"""A pooled discrepancy that a perfectly fair model shows by chance; beyond it nothing is learnt about a model."""
 
 _ALWAYS = (
     "Attributes are a classifier's reading of perceived appearance in a picture. They are not anyone's identity.",
@@ -17,6 +22,17 @@ _EMBEDDED = (
     "If the model is the embedded ‘portraits’ demonstration, its occupations and their bias are invented: it makes no "
     "claim about real people, and its numbers say nothing about other models."
 )
+
+
+def few_images(rows: Iterable[Mapping[Any, Any]]) -> list[str]:
+    """What to say of rows of metrics that rest on too few images to mean anything; nothing of others."""
+    floors = [row["floor"] for row in rows if row["metric"] == FAIRNESS[0] and not pd.isna(row["floor"])]
+    if max(floors, default=0.0) <= _LARGEST_FLOOR:
+        return []
+    return [
+        f"These figures mean nothing: of so few images a perfectly fair model would show a discrepancy of "
+        f"{max(floors):.2f} too. Judge no model by them."
+    ]
 
 
 def limits(metrics: pd.DataFrame, comparison: pd.DataFrame, n_seeds: int = 1) -> Iterator[str]:

@@ -1,49 +1,51 @@
 """Connections to a review database: SQLite in a file, or PostgreSQL."""
 
-import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from popalign_core.errors import StoreError
+from storage.reviews.passwords import hide_password
 from storage.reviews.review_tables import Base
 
 
-def open_engine(url: str) -> Engine:
+def open_engine(url: str, *, create: bool = True) -> Engine:
     """An engine with all tables; those that are not there are made.
 
+    Args:
+        url: Of the database.
+        create: Whether SQLite's file is made where there is none.
+
     Raises:
-        StoreError: When the database cannot be opened.
+        StoreError: When the database cannot be opened, or is not there and must not be made.
     """
     try:
-        engine = _engine(url)
+        engine = _engine(url, create=create)
         Base.metadata.create_all(engine)
     except (ArgumentError, ImportError, OSError, SQLAlchemyError) as error:
         raise StoreError(
-            f"the review database {_without_password(url, url)!r} cannot be opened "
-            f"({_without_password(url, str(error))}); give a URL such as "
+            f"the review database {hide_password(url)!r} cannot be opened "
+            f"({hide_password(url, str(error))}); give a URL such as "
             "sqlite:///reviews.sqlite, or postgresql://user@host/name after `pip install 'popalign[postgres]'`"
         ) from None  # the driver's error may hold the password
     return engine
 
 
-def _without_password(url: str, text: str) -> str:
-    """A message about a database without the password in its URL, whether that can be parsed or not."""
-    found = re.search(r"://[^/@]*?:(.+)@", url)
-    return text.replace(found[1], "***").replace(unquote(found[1]), "***") if found else text
-
-
-def _engine(url: str) -> Engine:
+def _engine(url: str, *, create: bool) -> Engine:
     parsed = make_url(url)
     if parsed.drivername in ("postgres", "postgresql"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and not parsed.database.startswith((":memory:", "file:")):
+            if not create and not Path(parsed.database).exists():
+                raise StoreError(
+                    f"there are no studies: {parsed.database} is not there; make one with `popalign study create`, or "
+                    "give the --root or --database that has some"
+                )
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
             Path(parsed.database).touch(mode=0o600)  # what signs the raters' links is in it
         event.listen(engine, "connect", _set_up_sqlite)

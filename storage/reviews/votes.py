@@ -57,13 +57,14 @@ class ReviewDatabase:
     Args:
         url: As SQLAlchemy spells it, such as `sqlite:///reviews.sqlite` or `postgresql://user@host/name`. Tables that
             are not there are made.
+        create: Whether SQLite's file is made where there is none.
 
     Raises:
         StoreError: When it cannot be opened.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine = open_engine(url)
+    def __init__(self, url: str, *, create: bool = True) -> None:
+        self._engine = open_engine(url, create=create)
         weakref.finalize(self, self._engine.dispose)
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
         # What never changes is read once: a page then asks for a rater's votes, and for nothing else.

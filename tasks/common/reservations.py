@@ -12,7 +12,7 @@ _DIGITS = 12
 
 def reserve_run(refs: Iterable[ArtifactRef], runtime: RuntimeConfig, name: str) -> None:
     """Keep what a run that now starts will use or make."""
-    open_store(runtime).run_folder(name).reserve(refs)
+    open_store(runtime).reserve(name, refs)
 
 
 def reserve_made(refs: Iterable[ArtifactRef], runtime: RuntimeConfig, command: str) -> None:

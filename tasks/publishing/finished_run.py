@@ -12,6 +12,7 @@ from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.standings import ComparisonResults
 from popalign_core.training.model_card import describe_base, model_card
 from storage.store import ArtifactRef, RunFolder, Store
+from tasks.common.reservations import reserve_run
 from tasks.common.stage_object import open_store
 from tasks.stages import comparison, report
 
@@ -129,6 +130,33 @@ def check_training_name(runtime: RuntimeConfig, name: str) -> None:
         raise ConfigError(f"{folder.url} holds a whole run with its report; give another --name")
 
 
+def claim_run(
+    refs: Mapping[str, ArtifactRef],
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+    name: str,
+    *,
+    replace: bool,
+    is_comparison: bool = False,
+) -> None:
+    """Begin a run: keep what it will use or make, where it may stand in the folder of its name.
+
+    Args:
+        refs: Each node's artifact.
+        config: As it will be recorded.
+        runtime: Which store.
+        name: Of the run's folder.
+        replace: Whether a finished run of another configuration may give way.
+        is_comparison: Whether the systems compared, which the configuration does not say, make another run too.
+
+    Raises:
+        ConfigError: As `check_replaced`.
+    """
+    if not replace:
+        check_replaced(config, runtime, name, refs if is_comparison else None)
+    reserve_run(refs.values(), runtime, name)
+
+
 def check_replaced(
     config: PipelineConfig, runtime: RuntimeConfig, name: str, nodes: Iterable[str] | None = None
 ) -> None:
@@ -155,7 +183,7 @@ def check_replaced(
     if differing:
         raise ConfigError(
             f"{folder.url} holds a run of another configuration (it differs in {', '.join(differing)}); give another "
-            "--name, or --replace to lose that run's report and model"
+            "--name, or --replace to lose that run's report and model (name and replace=true in a flow)"
         )
 
 

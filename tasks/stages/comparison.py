@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config.presets import preset_name
 from storage.store import ArtifactRef, Build, Store
 from tasks.common.image_tables import read_images
 from tasks.common.stage_object import Inputs, Progress, Stage, no_progress
@@ -115,6 +116,7 @@ def gather_comparison_inputs(
     return ComparisonInputs(
         title="PopAlign comparison",
         model=config.model.name,
+        preset=preset_name(config),
         reference=systems[0],
         systems=systems,
         axes=config.axes,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config.presets import preset_name
 from storage.store import ArtifactRef, Build
 from tasks.common.stage_object import Inputs, Progress, Stage
 from tasks.stages.comparison import N_PROMPTS, count_costs, tabulate_system_drops
@@ -67,6 +68,7 @@ def gather_report_inputs(inputs: Inputs, view: ReportView) -> "ComparisonInputs"
     return ComparisonInputs(
         title="PopAlign report",
         model=config.model.name,
+        preset=preset_name(config),
         reference=SYSTEMS[0],
         systems=SYSTEMS,
         axes=axes,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import ArtifactSort
 
@@ -13,6 +14,7 @@ from flows.evaluate import popalign_evaluate
 from flows.pipeline import popalign
 from flows.stage import popalign_stage
 from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.errors import ConfigError
 from tasks.common.stage_object import open_store
 from tasks.publishing.leaderboard import read_leaderboard
 
@@ -65,3 +67,33 @@ def test_the_comparison_flow_trains_what_it_needs_and_shows_its_table(
     assert "runs/side_by.side/report.html" in shown["report-side-by-side"].data
     assert shown["progress-train-sft"].data == 100.0
     assert set(open_store(tiny_runtime).read_table(ref, "comparison")["system"]) == {"sft", "cads"}
+
+
+@pytest.mark.usefixtures("prefect_database", "finished")
+def test_flows_replace_no_run_of_another_configuration_unless_they_are_told_to(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    other = tiny_config.model_copy(update={"training": tiny_config.training.model_copy(update={"seed": 99})})
+    record = Path(tiny_runtime.root) / "runs" / "run" / "run.json"
+    before, there = record.read_bytes(), open_store(tiny_runtime).list_artifacts()
+    with pytest.raises(ConfigError, match=r"differs in training.*name and replace=true in a flow"):
+        popalign(config=other, runtime=tiny_runtime, name="run")
+    assert (record.read_bytes(), open_store(tiny_runtime).list_artifacts()) == (before, there)
+    popalign(config=tiny_config, runtime=tiny_runtime, name="run")  # as a schedule does
+    assert record.read_bytes() == before
+    popalign(config=other, runtime=tiny_runtime, name="run", replace=True)
+    assert record.read_bytes() != before
+
+    popalign_compare(("base", "cads"), config=tiny_config, runtime=tiny_runtime, name="two", scale=0.5)
+    popalign_compare(("base", "cads"), config=tiny_config, runtime=tiny_runtime, name="two", scale=0.5)
+    with pytest.raises(ConfigError, match="differs in systems compared"):
+        popalign_compare(("base", "dynamic-cfg"), config=tiny_config, runtime=tiny_runtime, name="two", scale=0.5)
+
+
+def test_deployments_replace_the_run_of_their_name() -> None:
+    project = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text(encoding="utf-8"))
+    named = {each["name"]: each["parameters"] for each in project["deployments"] if "name" in each["parameters"]}
+    assert {name: parameters["replace"] for name, parameters in named.items()} == {
+        "full-pipeline": True,
+        "systems": True,
+    }

@@ -1,10 +1,13 @@
+import shutil
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pandas as pd
 import pytest
 
 from popalign_core.errors import StoreError
+from storage.run_folder import RunFolder
 from storage.store import ArtifactRef, Store
 
 
@@ -33,7 +36,7 @@ def files(store: Store) -> set[Path]:
 def test_what_no_run_refers_to_goes(store: Store, scores: pd.DataFrame) -> None:
     kept, reserved, gone = (make(store, scores, name) for name in ("kept", "reserved", "gone"))
     store.run_folder("one").record([kept], {})
-    store.run_folder("two").reserve([reserved])
+    store.reserve("two", [reserved])
     size = sum(path.stat().st_size for path in (Path(store.root) / str(gone)).iterdir())
 
     before = files(store)
@@ -51,7 +54,7 @@ def test_what_no_run_refers_to_goes(store: Store, scores: pd.DataFrame) -> None:
 
 def test_finished_shards_of_a_reserved_run_stay(store: Store, scores: pd.DataFrame) -> None:
     wanted, stale = (make(store, scores, name, finish=False) for name in ("wanted", "stale"))
-    store.run_folder("killed").reserve([wanted])
+    store.reserve("killed", [wanted])
     report = store.collect_garbage(dry_run=False)
     assert (report.artifacts, report.scratch) == ([], [str(build_folder(store, stale))])
     with store.build(wanted, {}) as build:
@@ -73,6 +76,52 @@ def test_a_build_under_way_is_left_alone(store: Store, scores: pd.DataFrame) -> 
         report = store.collect_garbage(dry_run=False)
     assert (report.busy, report.scratch) == ([ref], [])
     assert store.is_published(ref)
+
+
+def test_what_is_there_once_it_is_reserved_stays(
+    store: Store, scores: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that reserves while a collection is under way has to wait, or it would take for a hit what goes."""
+    make(store, scores, "other")
+    ref, seen = make(store, scores, "wanted"), list[bool]()
+    store.run_folder("any").record([], {})
+
+    def command() -> None:
+        store.reserve("late", [ref])
+        seen.append(store.is_published(ref))
+
+    thread, read = Thread(target=command), RunFolder.references
+
+    def references(folder: RunFolder) -> set[ArtifactRef]:
+        found = read(folder)
+        if not thread.ident:
+            thread.start()
+            thread.join(0.3)  # long enough to reserve, where nothing keeps it from that
+        return found
+
+    monkeypatch.setattr(RunFolder, "references", references)
+    store.collect_garbage(dry_run=False)
+    thread.join()
+    assert [store.is_published(ref)] == seen
+    assert store.collect_garbage(dry_run=False).artifacts == []
+
+
+def test_trash_that_another_process_deletes_meanwhile_is_no_fault(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(store.root) / ".trash" / "0123"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "x").write_bytes(b"x")
+    remove = shutil.rmtree
+
+    def rmtree(path: Path, *args: Any, **options: Any) -> None:
+        if ".trash" in str(path):
+            remove(path)  # the other process is faster
+        remove(path, *args, **options)
+
+    monkeypatch.setattr("storage.garbage.shutil.rmtree", rmtree)
+    report = store.collect_garbage(dry_run=False)
+    assert (report.leftovers, folder.exists()) == ([str(folder)], False)
 
 
 def test_folders_without_a_manifest_and_trash_go(store: Store, scores: pd.DataFrame) -> None:

@@ -25,10 +25,10 @@ def test_a_model_is_evaluated_once_and_judged_by_its_leaderboard_rows(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     model, bars = tiny_config.model.name, [Threshold("max-discrepancy", 0.8), Threshold("min-recall", 0.99, "gender")]
-    found = check_model(model, bars, tiny_config, tiny_runtime, call=call_directly())
+    found, _ = check_model(model, bars, tiny_config, tiny_runtime, call=call_directly())
     # a discrepancy of two classes is .707 at most; the reader guesses, so that nobody's recall is .99
     assert [(each.subject, each.verdict) for each in found] == [("gender", "met"), ("gender", "missed")]
-    assert check_model(model, bars, tiny_config, tiny_runtime, call=no_call) == found
+    assert check_model(model, bars, tiny_config, tiny_runtime, call=no_call)[0] == found
 
 
 def test_a_bar_on_what_is_not_there_is_refused_before_anything_runs(
@@ -58,6 +58,25 @@ def test_a_run_stands_for_the_model_it_trained(
         find_model("yours", tiny_runtime)
 
 
+def test_what_a_run_has_sampled_is_not_sampled_again_for_its_check(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, finished: None
+) -> None:
+    made = []
+
+    def call(node: Any, runtime: RuntimeConfig) -> Any:
+        made.extend([] if node.is_hit else [node.node])
+        return call_directly()(node, runtime)
+
+    found, _ = check_model("run", [Threshold("max-discrepancy", 0.8)], tiny_config, tiny_runtime, call=call)
+    assert made == ["evaluate:checkpoint"]
+    assert [each.verdict for each in found] == ["met"]
+    # by another configuration there is something to sample
+    made.clear()
+    more = tiny_config.model_copy(update={"evaluation": tiny_config.evaluation.model_copy(update={"n_neutral": 7})})
+    check_model("run", [Threshold("max-discrepancy", 0.8)], more, tiny_runtime, call=call)
+    assert made[0] == "sample-eval:checkpoint"
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("checked"))
@@ -77,6 +96,7 @@ def test_the_exit_code_says_whether_a_bar_is_missed(root: str) -> None:
         ["ok", "min-clip", "1"],
         ["4", "of", "4"],
     ]
+    assert passed.stderr.endswith("too. Judge no model by them.\n")  # of the preset smoke
     missed = check(root, "--max-discrepancy", "gender=1.0", "--min-clip", "generic=100")
     assert missed.exit_code == 9
     assert "MISSED        min-clip generic=100" in missed.stdout

@@ -4,6 +4,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -157,10 +158,14 @@ def test_stage_passes_node_and_force_on(tmp_path: Path, monkeypatch: pytest.Monk
         asked.append((node, force))
         return ArtifactRef("train", "train-v1-00")
 
+    drops = pd.DataFrame([{"reason": "near_duplicate", "n": 3}, {"reason": "names", "n": 0}])
     monkeypatch.setattr(flows.plan.runs, "run_stage", run_stage)
+    monkeypatch.setattr(Store, "manifest", lambda self, ref: SimpleNamespace(rows={"drops": 2}))
+    monkeypatch.setattr(Store, "read_table", lambda self, ref, name: drops)
     result = invoke("stage", "train", "--preset", "smoke", "--root", str(tmp_path), "--force")
     assert (result.exit_code, asked) == (0, [("train", True)])
     assert result.stdout == f"train: train/train-v1-00 in {tmp_path}\n"
+    assert result.stderr == "dropped: 3 near_duplicate\n"
 
 
 def test_report_does_not_run_the_pipeline_unasked(tmp_path: Path, planned: None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.plan.execution import call_directly, run_steps
+from flows.plan.execution import call_directly, run_plan
 from flows.plan.planning import plan_run
 from flows.plan.steps import PIPELINE, Step, needed_for
 from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
@@ -70,7 +70,7 @@ def test_images_of_benchmarks_are_counted_too(tiny_config: PipelineConfig, tiny_
     assert images[1]["sample"] == images[0]["sample"]
     assert images[1]["sample-eval:base"] - images[0]["sample-eval:base"] == named + 40
     assert images[1]["attributes-eval:base"] - images[0]["attributes-eval:base"] == named
-    refs = run_steps(needed_for("benchmarks"), more, tiny_runtime, call_directly())
+    refs = run_plan(plan_run(more, tiny_runtime, needed_for("benchmarks")), tiny_runtime, call_directly())
     prompts = open_store(tiny_runtime).read_table(refs["benchmarks"], "prompts")
     drawn = list_images(prompts[prompts["split"] == "eval"], n_images(more, "evaluation"), "key", more.sampling)
     assert len(drawn) == images[1]["sample-eval:base"]
@@ -94,7 +94,7 @@ def test_another_benchmark_changes_nothing_that_is_trained(
 
 def test_planned_keys_are_the_ones_a_run_publishes(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
     planned = {node.node: node.ref for node in plan_run(tiny_config, tiny_runtime)}
-    refs = run_steps(needed_for("preferences"), tiny_config, tiny_runtime, call_directly())
+    refs = run_plan(plan_run(tiny_config, tiny_runtime, needed_for("preferences")), tiny_runtime, call_directly())
     made = ["prompts", "identities", "sample", "attributes", "preferences"]
     assert refs == {node: planned[node] for node in made}
     assert [node.node for node in plan_run(tiny_config, tiny_runtime) if node.is_hit] == made

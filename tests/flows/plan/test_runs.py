@@ -53,7 +53,7 @@ def test_an_adapter_lies_beside_the_model_until_a_run_without_one(
     adapted = tiny_config.training.model_copy(update={"lora_rank": 2, "n_steps": 1})
     for training, expected in ((adapted, ["pytorch_lora_weights.safetensors"]), (tiny_config.training, [])):
         config = tiny_config.model_copy(update={"training": training})
-        run_pipeline(config, tiny_runtime, "first", call=call_directly())
+        run_pipeline(config, tiny_runtime, "first", call=call_directly(), replace=True)
         assert [path.name for path in folder.glob("lora/*")] == expected
         assert (folder / "model" / "model_index.json").is_file()
 

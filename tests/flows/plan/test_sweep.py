@@ -58,7 +58,11 @@ def test_a_quick_look_says_so(tiny_config: PipelineConfig, tiny_runtime: Runtime
     parameters = {"sampling.n_steps": [2]}
     for scale, said in ((1.0, False), (0.5, True)):
         run_sweep(
-            plan_sweep(parameters, tiny_config, tiny_runtime, scale=scale), tiny_runtime, "quick", call=call_directly()
+            plan_sweep(parameters, tiny_config, tiny_runtime, scale=scale),
+            tiny_runtime,
+            "quick",
+            call=call_directly(),
+            replace=True,
         )
         page = (Path(tiny_runtime.root) / "runs" / "quick" / "sampling.n_steps.html").read_text(encoding="utf-8")
         assert ("A quick look: 50% of the images configured" in page) == said

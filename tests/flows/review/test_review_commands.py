@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import flows.review.app
 from flows.cli.app import app
+from flows.review.study_arguments import links_command
 from storage.reviews.votes import ReviewDatabase
 
 
@@ -33,7 +34,8 @@ def test_a_study_from_creation_to_export(root: str, tmp_path: Path) -> None:
     text = tmp_path / "instructions.md"
     text.write_text("# Look at *appearance* only", encoding="utf-8")
     settings = ("--set", "n_pairs=5", "--set", "min_seconds=0", "--instructions", str(text))
-    assert study(root, *CREATE, *settings) == "5 pair(s); now `popalign study links mine --new N` invites raters\n"
+    hint = f"now `popalign study links mine --new N --root {root}` invites raters"
+    assert study(root, *CREATE, *settings) == f"5 pair(s); {hint}\n"
     lines = study(root, "links", "mine", "--new", "2", "--url", "https://study.example/").splitlines()
     assert [line.split("\t")[2] for line in lines] == ["0/16", "0/16"]
     assert all(line.split("\t")[1].startswith("https://study.example/s/mine/join/") for line in lines)
@@ -75,7 +77,7 @@ def test_single_pictures_have_five_raters(root: str) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("links", "none"), 3, "there is no study 'none'; there are: none"),
+        (("links", "none"), 5, "there are no studies: "),
         ((*CREATE[:3], "cads", *CREATE[4:]), 3, "has no images of cads"),
         ((*CREATE, "--set", "set_size=50"), 2, "set_size: Input should be less than or equal to 20"),
         ((*CREATE, "--set", "colour=red"), 2, "colour: unknown field"),
@@ -101,7 +103,7 @@ def test_serving_other_machines_without_a_token_is_refused(root: str) -> None:
 def test_sets_are_curated_and_published(tmp_path: Path) -> None:
     root = make_run(tmp_path / "store").root
     made = study(root, "curate", "sets", "--run", RUN, "--set", "set_size=6")
-    assert made == "2 set(s); now `popalign study links sets --new N` invites curators\n"
+    assert made == f"2 set(s); now `popalign study links sets --new N --root {root}` invites curators\n"
     assert "no set of study 'sets' is finished" in study(root, "publish", "sets", code=3)
     assert study(root, "links", "sets", "--new", "1").split("\t")[2] == "0/2"
     database = ReviewDatabase(f"sqlite:///{root}/reviews.sqlite")
@@ -120,7 +122,7 @@ def test_pictures_are_labelled_and_exported(tmp_path: Path) -> None:
     root = make_run(tmp_path / "store").root
     axes = ("--axis", "gender=non-binary", "--axis", "couple=two men, two women")
     made = study(root, "label", "labels", "--run", RUN, *axes, "--set", "n_images=5", "--set", "n_raters=1")
-    assert made == "5 image(s); now `popalign study links labels --new N` invites raters\n"
+    assert made == f"5 image(s); now `popalign study links labels --new N --root {root}` invites raters\n"
     study(root, "links", "labels", "--new", "1")
     database = ReviewDatabase(f"sqlite:///{root}/reviews.sqlite")
     ((rater, _, n_asked),) = database.raters("labels")
@@ -165,3 +167,36 @@ def test_the_token_comes_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name, code in (("absent", 3), ("empty", 2)):
         (tmp_path / "empty").write_text("", encoding="utf-8")
         assert CliRunner().invoke(app, [*words, "--token-file", str(tmp_path / name)]).exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "hint"),
+    [
+        ({}, None, "popalign study links mine --new N"),
+        ({"root": "my store"}, None, "popalign study links mine --new N --root 'my store'"),
+        ({"database": "sqlite:///x.sqlite"}, None, "popalign study links mine --new N --database sqlite:///x.sqlite"),
+        (
+            {"root": "s", "database": "postgresql://me:hunter2hunter2@host/db"},
+            None,
+            "popalign study links mine --new N --root s --database 'postgresql://me:***@host/db'",
+        ),
+        ({"database": "postgresql://me:hunter2hunter2@host/db"}, "the same", "popalign study links mine --new N"),
+    ],
+)
+def test_the_next_command_goes_to_the_same_database_and_shows_no_password(
+    words: dict[str, str], variable: str | None, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("POPALIGN_REVIEW_DATABASE", words["database"])
+    assert links_command("mine", "N", words.get("database"), words.get("root")) == hint
+
+
+@pytest.mark.parametrize(
+    "words", [("list",), ("results", "mine"), ("links", "mine", "--new", "1"), ("publish", "mine")]
+)
+def test_where_there_are_no_studies_none_is_looked_for_and_nothing_is_made(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    said = study(str(tmp_path / "none"), *words, code=5)
+    assert f"there are no studies: {tmp_path}/none/reviews.sqlite is not there; make one with `popalign study" in said
+    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from flows.plan.execution import call_directly, run_steps
+from flows.plan.execution import call_directly, run_plan
+from flows.plan.planning import plan_run
 from flows.plan.steps import needed_for
 from popalign_core.config import (
     FairDiffusionConfig,
@@ -133,7 +134,7 @@ def test_a_stopped_training_goes_on_and_ends_the_same(
     ref = train_model(**asdict_refs(inputs), **arguments, on_progress=lambda done, total: seen.append(done))
     assert seen == [3, 4]
     whole = tiny_runtime.model_copy(update={"root": str(tmp_path / "undisturbed")})
-    refs = run_steps(needed_for("train"), tiny_config, whole, call_directly())
+    refs = run_plan(plan_run(tiny_config, whole, needed_for("train")), whole, call_directly())
     assert refs["train"] == ref
     ours, theirs = (open_store(runtime) for runtime in (tiny_runtime, whole))
     pd.testing.assert_frame_equal(ours.read_table(ref, "training_log"), theirs.read_table(ref, "training_log"))
