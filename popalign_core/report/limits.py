@@ -48,7 +48,7 @@ def limits(metrics: pd.DataFrame, comparison: pd.DataFrame, n_seeds: int = 1) ->
         )
     else:
         yield f"{errors} No interval here covers them."
-    yield "Images without one usable face take no part in the shares. They are counted above."
+    yield "Pictures without one usable face take no part in the shares. They are counted above."
     seeds = f"; they come from {n_seeds} seeds and say little of" if n_seeds > 1 else ". They do not cover"
     yield f"Intervals cover the choice of prompts and of images{seeds} another training run."
     if "p_adjusted" in comparison and comparison["p_adjusted"].notna().any():
