@@ -46,6 +46,10 @@ class Commands(TyperGroup):
             raise typer.Exit(InputError.exit_code) from error
 
 
+def _path(words: str) -> Any:
+    return typer.Option(parser=filled_path, metavar="PATH", help=words)
+
+
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
@@ -274,16 +278,9 @@ def synthetic(
 
 @portraits.command()
 def train(
-    data: Annotated[
-        Path, typer.Option(parser=filled_path, metavar="PATH", help="Folder with portraits.parquet and things.parquet.")
-    ],
-    out: Annotated[Path, typer.Option(parser=filled_path, metavar="PATH", help="Folder for the weights.")] = Path(
-        "portraits-weights"
-    ),
-    work: Annotated[
-        Path | None,
-        typer.Option(parser=filled_path, metavar="PATH", help="Folder for checkpoints; OUT-work when not given."),
-    ] = None,
+    data: Annotated[Path, _path("Folder with portraits.parquet and things.parquet.")],
+    out: Annotated[Path, _path("Folder for the weights.")] = Path("portraits-weights"),
+    work: Annotated[Path | None, _path("Folder for checkpoints; OUT-work when not given.")] = None,
 ) -> None:
     """Train the embedded model from its data; the same command again resumes."""
     missing = [name for name in ("portraits.parquet", "things.parquet") if not (data / name).is_file()]

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from image_files import write_subfolders
 from pair_files import ten_pairs, write_pairs
-from picture_files import write_subfolders
 from set_files import two_sets, write_sets
 from typer.testing import CliRunner, Result
 

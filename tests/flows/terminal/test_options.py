@@ -38,7 +38,7 @@ def test_a_file_may_start_from_a_preset_and_settings_lie_over_both(tmp_path: Pat
     ("preset", "settings", "message"),
     [
         ("nope", [], "nope"),
-        ("smoke", ["training.betaa=3"], r"training\.betaa: unknown field; did you mean `beta`\?, got 3"),
+        ("smoke", ["training.betaa=3"], r"training\.betaa: unknown field; did you mean `beta`\?$"),
         ("smoke", ["training.beta=-3"], r"training: .*beta is -3\.0; give a number above 0, or 'auto'"),
         ("smoke", ["training.lora_rank=4", "training.trained_weights=conditioning"], "set one of the two"),
         ("smoke", ["training.beta"], "not field=value"),
@@ -48,7 +48,7 @@ def test_a_file_may_start_from_a_preset_and_settings_lie_over_both(tmp_path: Pat
         ("smoke", ["sampling.guidance_scale=inf"], r"sampling\.guidance_scale: .*finite number, got inf"),
         ("smoke", ["evaluation.confidence=95"], r"evaluation\.confidence: .*less than 1, got 95"),
         ("smoke", ["runtime.batch_size=0"], r"runtime\.batch_size: .*greater than or equal to 1, got 0"),
-        ("smoke", ["runtime.batch=3"], r"runtime\.batch: unknown field; did you mean `batch_size`\?, got 3$"),
+        ("smoke", ["runtime.batch=3"], r"runtime\.batch: unknown field; did you mean `batch_size`\?$"),
         ("smoke", ["runtime.batch_size=many"], r"runtime\.batch_size: Input should be a valid integer.*, got 'many'$"),
         ("smoke", ["training.learning_rate=inf"], r"training\.learning_rate: .*finite number, got inf$"),
         ("smoke", ["sampling.n_steps=0"], r"1 problem\(s\):\n  sampling\.n_steps: Input should be greater .*, got 0$"),
@@ -176,7 +176,7 @@ def test_a_run_name_is_one_folder(name: str) -> None:
         ("samplng.width=64", r"samplng: unknown field; did you mean `sampling`\?"),
         ("training.probe.evry=2", r"training\.probe\.evry: unknown field; did you mean `every`\?"),
         ("prompts.benchmarks.mine.lst=a", r"prompts\.benchmarks\.mine\.lst: unknown field; did you mean `list`\?"),
-        ("training.qqqq=1", r"training\.qqqq: unknown field, got 1"),
+        ("training.qqqq=1", r"training\.qqqq: unknown field$"),
     ],
 )
 def test_a_misspelt_field_names_the_one_that_is_like_it(word: str, told: str) -> None:

@@ -16,7 +16,7 @@ from broken_models import Damage, load, settings
 from diffusers import AutoencoderKL
 from safety_checkers import save_checker
 
-from popalign_core.attributes.networks import load_transformers
+from popalign_core.attributes.image_classifiers import load_transformers
 from popalign_core.attributes.zero_shot import load_space
 from popalign_core.config import NetworkConfig, ZeroShotConfig
 from popalign_core.errors import DamagedWeightsError

@@ -113,7 +113,7 @@ def _widen(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (_truncate, "cannot load model.denoiser .*Unable to load weights"),
+        (_truncate, "cannot load model.denoiser .*incomplete metadata"),
         (lambda folder: (folder / WEIGHTS).unlink(), f"cannot load model.denoiser .*no file named {WEIGHTS}"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot load model.denoiser"),
         (_widen, "cannot load model.denoiser .*expected shape"),

@@ -43,6 +43,7 @@ def test_the_matrix_is_counted_published_and_used(
     assert names[1] - names[0] == {
         *("discrepancy_corrected", "share_corrected:male", "share_corrected:female"),
         *("discrepancy_cleam", "share_cleam:male", "share_cleam:female"),
+        *("share_weighted:male", "share_weighted:female"),
     }
 
 
