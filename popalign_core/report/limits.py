@@ -42,13 +42,17 @@ def limits(metrics: pd.DataFrame, comparison: pd.DataFrame, n_seeds: int = 1) ->
     errors = "The classifier errs, and may err more on some groups than on others; its errors move the shares shown."
     if is_corrected:
         yield (
-            f"{errors} Rows “corrected for classifier error” undo the errors that were measured on labelled faces, and "
-            "their intervals carry how well these are known; they are wrong where the classifier errs otherwise on "
-            "generated faces. All other rows and their intervals leave the errors in."
+            f"{errors} Rows “corrected for classifier error and missed faces” undo what was measured on labelled "
+            "images, and their intervals carry how well that is known; they are wrong where the classifier errs, or "
+            "misses faces, otherwise than there. All other rows and their intervals leave the errors in."
         )
     else:
         yield f"{errors} No interval here covers them."
-    yield "Pictures without one usable face take no part in the shares. They are counted above."
+    yield (
+        "Pictures without one usable face take no part in the shares, which are right if those would show the same. "
+        "They are counted above; the rows “if no unread image shows it” and “if every unread image shows it” say how "
+        "far they could move a share at most."
+    )
     seeds = f"; they come from {n_seeds} seeds and say little of" if n_seeds > 1 else ". They do not cover"
     yield f"Intervals cover the choice of prompts and of images{seeds} another training run."
     if "p_adjusted" in comparison and comparison["p_adjusted"].notna().any():

@@ -18,6 +18,13 @@ _MISSES = {"no_face_share", "unsure_share", "other_class_share", "no_face_gap", 
 _LOWER_IS_BETTER = {"kl", "parity_gap", "bias", "quality_gap", *_MISSES, *_SETS}
 _SHARES = {"share", "share_least", "share_most", "share_corrected", "share_cleam", "share_weighted"}
 _PERCENT = {"recall", "subject_accuracy", "agreement", "win_rate", *_MISSES, *_SHARES}
+_SHARES_IF = {
+    "share_least": "if no unread image shows it",
+    "share_most": "if every unread image shows it",
+    "share_corrected": "corrected for classifier error and missed faces",
+    "share_cleam": "corrected for classifier error by CLEAM",
+    "share_weighted": "corrected for missed faces",
+}
 _USUAL_BENCHMARKS = {
     **dict.fromkeys(("recall", "unsure_share", "other_class_share"), "specific"),
     **dict.fromkeys(("no_face_gap", "unsure_gap", "quality_gap"), "specific"),
@@ -54,7 +61,7 @@ def measure_name(metric: str, axis: str, benchmark: str) -> str:
         "discrepancy_pooled": f"{axis} discrepancy, all prompts together",
         "discrepancy_per_prompt": f"{axis} discrepancy, mean over prompts",
         "discrepancy_worst10": f"{axis} discrepancy, ten worst prompts",
-        "discrepancy_corrected": f"{axis} discrepancy, corrected for classifier error",
+        "discrepancy_corrected": f"{axis} discrepancy, corrected for classifier error and missed faces",
         "discrepancy_cleam": f"{axis} discrepancy, corrected for classifier error by CLEAM",
         "discrepancy_unbiased": f"{axis} discrepancy squared, unbiased",
         "discrepancy_joint": "discrepancy of all attributes jointly",
@@ -67,6 +74,8 @@ def measure_name(metric: str, axis: str, benchmark: str) -> str:
     base, _, name = metric.partition(":")
     if base == "quality_gap":
         known[metric] = f"{scorer_name(name)}, gap between {axis} classes"
+    if base in _SHARES_IF:
+        known[metric] = f"{axis}: share of {name}, {_SHARES_IF[base]}"
     words = scorer_name(metric) if not axis else f"{axis}: {scorer_name(base)}" + (f" of {name}" if name else "")
     words = known.get(metric, words)
     usual = _USUAL_BENCHMARKS.get(base, "neutral" if axis else None)
@@ -98,7 +107,7 @@ def column_name(metric: str, axis: str) -> str:
     known = {
         "discrepancy_pooled": f"{where}all prompts",
         "discrepancy_per_prompt": f"{where}mean",
-        "discrepancy_corrected": f"{where}all prompts, corrected for classifier error",
+        "discrepancy_corrected": f"{where}all prompts, corrected for classifier error and missed faces",
         "discrepancy_joint": "All attributes jointly",
     }
     return known.get(base, (where if axis else "") + scorer_name(base))

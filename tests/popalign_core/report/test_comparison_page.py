@@ -156,9 +156,9 @@ def test_limits_know_of_rows_corrected_for_classifier_error() -> None:
     rows = metrics()
     corrected = rows[rows["metric"] == POOLED[1]].assign(metric="discrepancy_corrected")
     text = text_of(build_comparison(inputs(metrics=pd.concat([rows, corrected], ignore_index=True))))
-    assert "their intervals carry how well these are known" in text
+    assert "their intervals carry how well that is known" in text
     assert "No interval here covers them." not in text
-    assert "Gender, all prompts, corrected for classifier error" in text
+    assert "Gender, all prompts, corrected for classifier error and missed faces" in text
 
 
 def test_notes_of_replicates_and_two_classifiers_are_shown() -> None:
