@@ -5,7 +5,8 @@ batch that it was drawn in, on another they do not. This plugin makes them depen
 
     PYTHONPATH=tests/support python -m pytest -p other_rounding tests/popalign_core tests/tasks
 
-Equal shapes give equal bits still. Processes that a test starts compute as the machine does.
+Equal shapes give equal bits still. Processes that a test starts compute as the machine does, so tests that compare
+what worker processes make with what this one makes are skipped.
 """
 
 import functools
@@ -13,6 +14,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -43,3 +45,10 @@ def rounded_by_shape(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 for _name in ("linear", "conv2d"):
     setattr(torch.nn.functional, _name, rounded_by_shape(getattr(torch.nn.functional, _name)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what compares the bits of other processes."""
+    for item in items:
+        if item.path.name == "test_shardwise.py":
+            item.add_marker(pytest.mark.skip("worker processes do not round as this one does"))

@@ -11,6 +11,7 @@ import pytest
 from popalign_core.models.quiet import LOGGERS, PREFECT_CONSOLE, VARIABLES
 
 TOLD = (
+    r"dropped: .*",
     r"\d+ stages, \d+ of them in \S+",
     r"[a-z-]+(:\w+)? \d+/\d+(, \d+\.\d/s, \d+:\d\d left)?",  # a stage's progress
 )

@@ -69,10 +69,10 @@ def test_the_score_is_a_hundred_cosines_of_the_published_network(files: Path) ->
     images = open_clip_image(state, torch.stack([by_hand(picture) for picture in shown]))
     texts = open_clip_text(state, torch.stack([tokens_of(text) for text in TEXTS]))
     expected = 100 * (images * texts).sum(1).double().numpy()
-    np.testing.assert_allclose(scorer.score(shown, TEXTS), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(scorer.score(shown, TEXTS), expected, rtol=0, atol=1e-3)
     assert np.ptp(expected) > 1  # the three differ, so that an exchange would be seen
     one_by_one = [scorer.score([picture], [text])[0] for picture, text in zip(shown, TEXTS, strict=True)]
-    np.testing.assert_allclose(one_by_one, expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(one_by_one, expected, rtol=0, atol=1e-3)
 
 
 def test_the_checkpoint_is_read_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
