@@ -14,6 +14,7 @@ from flows.plan.checkpoints import (
 )
 from flows.plan.execution import Call
 from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config.evaluation import DIVERSITY
 from popalign_core.evaluation.clip_score import CLIP_SCORE
 from popalign_core.evaluation.thresholds import Judgement, Threshold, check_thresholds, judge_thresholds
 from storage.store import ArtifactRef
@@ -44,7 +45,7 @@ def check_model(
     # thresholds with an axis are for the benchmarks that measure the identity axes
     axes = [axis.name for axis in config.identity_axes]
     benchmarks = ("neutral", "specific", "generic", *config.prompts.benchmarks)
-    check_thresholds(thresholds, axes, benchmarks, config.evaluation.scorers or (CLIP_SCORE,))
+    check_thresholds(thresholds, axes, benchmarks, (*(config.evaluation.scorers or (CLIP_SCORE,)), DIVERSITY))
     checkpoint = find_model(model, runtime)
     evaluate_checkpoints([checkpoint], config, runtime, call=call)
     board, protocol = read_leaderboard(runtime.root), evaluation_protocol(config, runtime)
