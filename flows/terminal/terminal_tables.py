@@ -95,8 +95,8 @@ def systems_lines(metrics: Iterable[Row], systems: Sequence[str]) -> list[str]:
 def outcome_lines(outcome: "GateOutcome") -> list[str]:
     """A line a judgement: what became of the threshold, the threshold, and why; and how many are proven."""
     words = {"met": "ok", "missed": "MISSED", "unclear": "cannot tell", "unmeasured": "NOT MEASURED"}
-    wide = max(28, *(len(str(each.threshold)) + 2 for each in outcome.judgements))
-    subject = max(12, *(len(each.subject) + 2 for each in outcome.judgements))
+    wide = max([28, *(len(str(each.threshold)) + 2 for each in outcome.judgements)])
+    subject = max([12, *(len(each.subject) + 2 for each in outcome.judgements)])
     return [
         f"{words[each.verdict]:<14}{each.threshold!s:<{wide}}{each.subject:<{subject}}{each.reason}"
         + ("; more images would tell" if each.verdict == "unclear" else "")

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import PurePath
 from typing import Any
 
-from popalign_core.documents import other_separator, repeated_key
+from popalign_core.documents import check_depth, other_separator, repeated_key
 from popalign_core.errors import InputError
 from popalign_core.prompts.checks import check_balance
 
@@ -22,6 +22,8 @@ TEXT_COLUMNS = ("subject", "prompt", "text", "caption")
 THEME_COLUMN = "theme"
 _SCENE_COLUMNS = ("scene", "scenes")
 """What would be part of the prompt if it were read; beside a subject it is no mere note."""
+_DEEPEST = 64
+"""Lists and objects in each other that a list of prompts in JSON may have."""
 SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
@@ -181,7 +183,9 @@ def _read_table(name: str, text: str, dialect: type[csv.Dialect]) -> list[str]:
 
 def _load_json(name: str, text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_unrepeated)
+        document = json.loads(text, object_pairs_hook=_unrepeated)
+        check_depth(document, _DEEPEST)  # by a number: Python's own limit depends on who calls
+        return document
     except InputError as error:
         raise InputError(f"prompt list {name} {error}") from error
     except (ValueError, RecursionError) as error:  # also numbers of over 4,300 digits, and lists in lists in lists

@@ -128,7 +128,7 @@ BROKEN_LISTS: dict[str, tuple[str, Callable[[Random], str | bytes], str]] = {
     "half a character": (".json", lambda random: '["baker", "\\ud83d"]', "half of a character"),
     "a key twice": (".jsonl", lambda random: '{"prompt": "a", "prompt": "b"}\n', "more than once"),
     "a line cut": (".jsonl", lambda random: '{"prompt": "baker"}\n{"prompt": "chef"', "line 2"),
-    "no column": (".csv", lambda random: "id,url\n1,x\n", "name the one"),
+    "no column": (".csv", lambda random: "id,url\n1,x\n", "rename the column"),
     "a column twice": (".csv", lambda random: "prompt,Prompt\na,b\n", "2 columns"),
     "a quote that never ends": (".csv", lambda random: 'prompt\n"baker\nchef\n', "damaged"),
     "more cells": (".csv", lambda random: "prompt,n\nbaker, in a shop, alone\n", "more cells"),
