@@ -50,5 +50,5 @@ for _name in ("linear", "conv2d"):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what compares the bits of other processes."""
     for item in items:
-        if item.path.name == "test_shardwise.py":
+        if item.path.name in ("test_shardwise.py", "test_train_launch.py"):
             item.add_marker(pytest.mark.skip("worker processes do not round as this one does"))
