@@ -148,6 +148,8 @@ _BAD_CONTENTS = (
     *("{'subjects': ['baker']}", '{"a": ["x"], "b": ["y"]}', '{"subject": 7, "subjects": "none"}'),
 )
 _THOUGHTS = ("I would say baker.", "Let me see: [1], {2}", "Hm")
+_WITHOUT_CHOICES = ("{}", '{"choices": []}', '{"choices": null}', '{"error": "no"}')
+"""Bodies of status 200 that stand for an error of the server."""
 DAMAGES: dict[str, tuple[str, Draw]] = {
     "cut at the limit": ("truncated", lambda random: body(_cut_document(random), "length")),
     "cut among thoughts": (
@@ -180,8 +182,8 @@ DAMAGES: dict[str, tuple[str, Draw]] = {
     "no completion": (
         "not_json",
         lambda random: random.choice(
-            ["", "[]", "{}", "null", '{"choices": []}', '{"choices": null}', '{"choices": [null]}', HTML, DEEP,
-             '{"choices": [{"message": null}]}', f'{{"created": {DIGITS}}}', '{"error": {"message": "no"}}', "data: {}"]
+            ["", "[]", "null", '{"choices": [null]}', HTML, DEEP, '{"choices": [{"message": null}]}',
+             f'{{"created": {DIGITS}}}', "data: {}"]
         ),
     ),
     "a body cut": ("not_json", lambda random: cut(body(ASKED).encode(), random).decode()),
@@ -272,6 +274,9 @@ SERVED: dict[str, Mutate] = {
     "with a mark": _served(lambda random: Script((Reply(body=b"\xef\xbb\xbf" + body(ASKED).encode()),))),
     "after a reported error": _served(
         lambda random: Script((_reported(random.choice([429, 500, 502, "503", None])), GOOD))
+    ),
+    "after no choices": _served(
+        lambda random: Script((Reply(body=random.choice(_WITHOUT_CHOICES), headers=AT_ONCE), GOOD))
     ),
     "after a pause": _served(lambda random: Script((_error(random.choice([429, 500, 502, 503, 408])), GOOD))),
     "after a broken connection": _served(lambda random: Script((dataclasses.replace(GOOD, is_cut=True), GOOD))),
