@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 from flows.cli.compare import check, compare, sweep
 from flows.cli.exchange import exports, imports
 from flows.review.commands import review, studies
-from flows.terminal.arguments import Config, Force, Name, Preset, Replace, Root, Settings, filled_path
+from flows.terminal.arguments import Config, Force, Name, Preset, Replace, Root, Settings, path_option
 from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
 from popalign_core.models.quiet import be_quiet
 
@@ -44,10 +44,6 @@ class Commands(TyperGroup):
                 raise
             typer.echo(f"popalign: cannot use {error.filename!r:.200}: {error.strerror}; give another path", err=True)
             raise typer.Exit(InputError.exit_code) from error
-
-
-def _path(words: str) -> Any:
-    return typer.Option(parser=filled_path, metavar="PATH", help=words)
 
 
 app = typer.Typer(
@@ -255,9 +251,7 @@ def doctor(root: Root = None) -> None:
 
 @app.command()
 def synthetic(
-    out: Annotated[
-        Path, typer.Option(parser=filled_path, metavar="PATH", help="Folder for synthetic.html and synthetic.csv.")
-    ] = Path("synthetic"),
+    out: Annotated[Path, path_option("Folder for synthetic.html and synthetic.csv.")] = Path("synthetic"),
     n_seeds: Annotated[int, typer.Option("--seeds", help="Seeds of the three main settings.")] = 5,
     n_steps: Annotated[int, typer.Option("--steps", help="Optimiser steps a run.")] = 3000,
 ) -> None:
@@ -278,9 +272,9 @@ def synthetic(
 
 @portraits.command()
 def train(
-    data: Annotated[Path, _path("Folder with portraits.parquet and things.parquet.")],
-    out: Annotated[Path, _path("Folder for the weights.")] = Path("portraits-weights"),
-    work: Annotated[Path | None, _path("Folder for checkpoints; OUT-work when not given.")] = None,
+    data: Annotated[Path, path_option("Folder with portraits.parquet and things.parquet.")],
+    out: Annotated[Path, path_option("Folder for the weights.")] = Path("portraits-weights"),
+    work: Annotated[Path | None, path_option("Folder for checkpoints; OUT-work when not given.")] = None,
 ) -> None:
     """Train the embedded model from its data; the same command again resumes."""
     missing = [name for name in ("portraits.parquet", "things.parquet") if not (data / name).is_file()]

@@ -16,7 +16,7 @@ from flows.review.study_arguments import (
     open_database,
     read_text,
 )
-from flows.terminal.arguments import filled_path
+from flows.terminal.arguments import filled_path, path_option
 
 studies = typer.Typer(
     no_args_is_help=True, help="Studies in which people judge, label or curate.", rich_markup_mode=None
@@ -172,9 +172,7 @@ def review(
             "command line: give the variable or --token-file.",
         ),
     ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(parser=filled_path, metavar="PATH", help="A file whose first line is the token.")
-    ] = None,
+    token_file: Annotated[Path | None, path_option("A file whose first line is the token.")] = None,
     url: Url = None,
     trusted_proxies: Annotated[
         list[str] | None,

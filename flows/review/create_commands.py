@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flows.review.study_arguments import Database, Name, Root, links_command, open_database, read_text
-from flows.terminal.arguments import filled_path
+from flows.terminal.arguments import path_option
 from popalign_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Run = Annotated[str, typer.Option(help="Folder under runs/ whose images are used.")]
 Instructions = Annotated[
     Path | None,
-    typer.Option(parser=filled_path, metavar="PATH", help="A Markdown file; a shipped text when not given."),
+    path_option("A Markdown file; a shipped text when not given."),
 ]
 
 

@@ -1,7 +1,7 @@
 """The options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,14 +19,15 @@ def filled_path(text: str) -> Path:
     return Path(text)
 
 
+def path_option(words: str) -> Any:
+    """An option that takes a path; `words` are its help."""
+    return typer.Option(parser=filled_path, metavar="PATH", help=words)
+
+
 Preset = Annotated[str | None, typer.Option(help="A named configuration; 'portraits' when nothing is given.")]
 Config = Annotated[
     Path | None,
-    typer.Option(
-        parser=filled_path,
-        metavar="PATH",
-        help="A TOML file, see README.md for an example; or a .json file as reports print it.",
-    ),
+    path_option("A TOML file, see README.md for an example; or a .json file as reports print it."),
 ]
 Root = Annotated[
     str | None,

@@ -163,20 +163,24 @@ def _corrected_distance(axis: Axis, terms: FloatArray, estimated: _Estimated, sh
     inversion = estimated.inversion
     offset = inversion.true_shares(class_shares(terms.sum(axis=1))) - target
     ray = offset / np.maximum(np.linalg.norm(offset, axis=-1, keepdims=True), 1e-9)
+
+    def distance(shares: FloatArray) -> FloatArray:
+        return np.asarray(np.linalg.norm(shares - target, axis=-1), dtype=np.float64)
+
     largest = float(discrepancies(np.eye(len(target))[target.argmin()], target))
     return Distance(
         f"discrepancy_{estimated.kind}",
         axis.name,
         terms,
-        lambda sums: np.linalg.norm(inversion.true_shares(class_shares(sums)) - target, axis=-1),
+        lambda sums: distance(inversion.true_shares(class_shares(sums))),
         int(terms.sum()),
         bounds=(0.0, np.inf if estimated.may_leave else largest),
         why=NO_FACE,
         loading=np.einsum("rk,rkl->l", ray, estimated.loading) / len(terms),
-        estimate=float(np.linalg.norm(shares - target, axis=-1).mean()),
+        estimate=float(distance(shares).mean()),
         assumes=estimated.assumes,
         centre=target,
-        distance=lambda shares: np.linalg.norm(shares - target, axis=-1),
+        distance=distance,
         inversion=inversion,
         share_loading=estimated.loading,
     )

@@ -66,13 +66,13 @@ def neutral_measures(
         target = np.asarray(axis.shares())
         measures += [*_discrepancies(axis.name, terms, target), _unbiased(axis.name, terms, target)]
         measures += _divergences(axis.name, terms, target)
-        measures += _class_shares(axis, terms, counts.sum(axis=-1))
+        measures += _share_measures(axis, terms, counts.sum(axis=-1))
         if axis.name in calibrated:
             measures += corrected_measures(axis, terms, calibrated[axis.name])
     return [*measures, *_joint_measures(counts, cells, axes), *faceless_measures(counts, cells, axes)]
 
 
-def _class_shares(axis: Axis, terms: FloatArray, sampled: FloatArray) -> Iterator[Measure]:
+def _share_measures(axis: Axis, terms: FloatArray, sampled: FloatArray) -> Iterator[Measure]:
     """Each class among the images read, and among all were none of the unread ones of it, and were all.
 
     Args:
