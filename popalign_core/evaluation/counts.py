@@ -86,6 +86,42 @@ def count_cells(labels: pd.DataFrame, columns: Sequence[str], clusters: Sequence
     return Counted(flat.reshape(shape).astype(np.float64), cells, names)
 
 
+@dataclass(frozen=True)
+class PooledImages:
+    """Images read, by class, of all prompts together.
+
+    Attributes:
+        terms: `[R, P, K]` what each prompt adds.
+        n: Images read.
+        effective: `[R]` how many images of equal weight would vary as much (Kish, Survey Sampling, 1965).
+    """
+
+    terms: FloatArray
+    n: int
+    effective: FloatArray
+
+    @classmethod
+    def by_faces(cls, read: FloatArray) -> "PooledImages":
+        """Every image read weighs the same, so prompts whose images are hard to read weigh less; `[R, P, K]`."""
+        sizes = read.sum(axis=(1, 2))
+        return cls(read, int(sizes.sum()), sizes)
+
+    @classmethod
+    def by_prompts(cls, read: FloatArray, sampled: FloatArray) -> "PooledImages":
+        """A prompt weighs what was sampled of it, however many of its images were read; without any, nothing.
+
+        Args:
+            read: `[R, P, K]` images read.
+            sampled: `[R, P]` all images.
+        """
+        sizes = read.sum(axis=-1)
+        weights = np.divide(sampled, sizes, out=np.zeros_like(sizes), where=sizes > 0)
+        squares = (weights**2 * sizes).sum(axis=1)
+        total = (weights * sizes).sum(axis=1)
+        effective = np.divide(total**2, squares, out=np.zeros_like(squares), where=squares > 0)
+        return cls(read * weights[..., None], int(sizes.sum()), effective)
+
+
 def indicator(labels: IntArray, n_classes: int) -> FloatArray:
     """`[C]` class numbers to a 0/1 matrix `[C, K]`; rows of `UNREAD` are 0."""
     return np.equal(labels[:, None], np.arange(n_classes)).astype(np.float64)

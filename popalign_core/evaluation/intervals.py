@@ -51,13 +51,13 @@ def _t_masses(degrees: int) -> tuple[FloatArray, FloatArray]:
     return angle, mass / mass[-1]
 
 
-def share_interval(share: float, variance: float, n: int, degrees: int, confidence: float) -> tuple[float, float]:
+def share_interval(share: float, variance: float, n: float, degrees: int, confidence: float) -> tuple[float, float]:
     """Wilson's interval of a share of `n` images in prompts that differ.
 
     Args:
         share: In [0, 1].
         variance: Of the share, between prompts.
-        n: Images, at least 1.
+        n: Images of equal weight, at least 1.
         degrees: Prompts less one.
         confidence: For example .95.
     """
@@ -78,7 +78,7 @@ class Found:
         shares: `[R, K]`, by replicate.
         centre: `[K]`.
         distance: `[..., R, K]` to `[...]`; grows along every ray from the centre.
-        n: `[R]` images behind them.
+        n: `[R]` images of equal weight behind them.
     """
 
     shares: FloatArray

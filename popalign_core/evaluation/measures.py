@@ -43,6 +43,7 @@ class Measure:
         least: Variance that images alone give the value, were all prompts alike; the interval is not narrower, even
             where all prompts show the largest value there is.
         assumes: What the value rests on besides the images; for the table's note.
+        effective: `[R]` how many images of equal weight would vary as much, where they weigh differently; else empty.
     """
 
     metric: str
@@ -57,6 +58,7 @@ class Measure:
     estimate: float | None = None
     least: float = 0.0
     assumes: str = ""
+    effective: FloatArray = field(default_factory=lambda: NOTHING)
 
     @property
     def has_part(self) -> NDArray[np.bool_]:
@@ -158,11 +160,15 @@ class Share(Measure):
     def interval(self, config: EvaluationConfig) -> Ends:
         """Wilson's."""
         variance = float((self.contributions() ** 2).sum())
-        return share_interval(self.value, variance, self.n, self.degrees, config.confidence)
+        return share_interval(self.value, variance, self._n_effective, self.degrees, config.confidence)
+
+    @property
+    def _n_effective(self) -> float:
+        return float(self.effective.sum()) if len(self.effective) else self.n
 
     def _least_change(self, reference: Measure) -> float:
         """No finer than one image: none of 80 and none of 80 need not be the very same share."""
-        return 1 / min(self.n, reference.n) ** 2
+        return 1 / min(share._n_effective for share in (self, reference) if isinstance(share, Share)) ** 2
 
 
 @dataclass(frozen=True)

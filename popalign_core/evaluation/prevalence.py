@@ -4,7 +4,10 @@ What each value estimates, and its interval covers. Let a prompt drawn from thos
 images' classes with shares `pi`, and let `p` be the mean of `pi` over prompts:
 
 - `discrepancy_pooled`, `kl`, `entropy`, `parity_gap`, `bias`: the measure of `p`. The value is that of the shares
-  found, which noise pushes away from the target (see the floor); the interval is of the measure of `p` itself.
+  found, which noise pushes away from the target (see the floor); the interval is of the measure of `p` itself. A prompt
+  weighs what was sampled of it, not what was read.
+- `discrepancy_pooled_by_faces`, `discrepancy_joint_by_faces`, `share_by_faces:CLASS`: the same, every image read
+  weighing the same, so a prompt whose faces are seldom found hardly counts.
 - `discrepancy_unbiased`: the square of the discrepancy of `p`; right on average, so it may be below 0.
 - `discrepancy_joint`: as pooled, over the combinations of all axes; the others too, under the axis `all`.
 - `*_per_prompt`: the mean over prompts of what a prompt shows *in as many images as it has here*. It is above the mean
@@ -28,7 +31,7 @@ from numpy.typing import ArrayLike
 
 from popalign_core.config import Axis
 from popalign_core.evaluation.correction import Calibrated, corrected_measures
-from popalign_core.evaluation.counts import FloatArray, indicator, joint_label
+from popalign_core.evaluation.counts import FloatArray, PooledImages, indicator, joint_label
 from popalign_core.evaluation.divergence import evenness, kl_divergence, pairwise_bias, parity_gap
 from popalign_core.evaluation.fairness import class_shares, discrepancies, discrepancy_floor, squared_unbiased
 from popalign_core.evaluation.measures import (
@@ -44,6 +47,7 @@ from popalign_core.evaluation.measures import (
 )
 from popalign_core.evaluation.share_distances import Distance
 
+BY_FACES = "_by_faces"
 _FLOOR_DRAWS = 2_000
 _FLOOR_COUNTS = 1_000_000
 """Fair prompts drawn for a floor, at most."""
@@ -60,16 +64,28 @@ def neutral_measures(
         axes: In the order of the tables.
         calibrated: From `correction.calibrated_axes`.
     """
-    measures = []
+    measures: list[Measure] = []
     for axis in axes:
         terms = counts @ indicator(cells[f"read:{axis.name}"].to_numpy(), len(axis.classes))
-        target = np.asarray(axis.shares())
-        measures += [*_discrepancies(axis.name, terms, target), _unbiased(axis.name, terms, target)]
-        measures += _divergences(axis.name, terms, target)
-        measures += _share_measures(axis, terms, counts.sum(axis=-1))
+        target, sampled = np.asarray(axis.shares()), counts.sum(axis=-1)
+        pooled, by_faces = PooledImages.by_prompts(terms, sampled), PooledImages.by_faces(terms)
+        measures += [_pooled_discrepancy("discrepancy_pooled", axis.name, pooled, target)]
+        measures += [*_prompt_discrepancies(axis.name, terms, target), _unbiased(axis.name, pooled, by_faces, target)]
+        measures += _divergences(axis.name, pooled, terms, target)
+        measures += _share_measures(axis, terms, sampled)
+        measures += [_pooled_discrepancy(f"discrepancy_pooled{BY_FACES}", axis.name, by_faces, target)]
+        measures += _class_measures(f"share{BY_FACES}", axis, by_faces)
         if axis.name in calibrated:
             measures += corrected_measures(axis, terms, calibrated[axis.name])
     return [*measures, *_joint_measures(counts, cells, axes), *faceless_measures(counts, cells, axes)]
+
+
+def _class_measures(metric: str, axis: Axis, images: PooledImages) -> Iterator[Share]:
+    """Each class among the images read."""
+    whole = images.terms.sum(axis=-1)
+    for number, label in enumerate(axis.classes):
+        share = share_measure(f"{metric}:{label}", axis.name, images.terms[..., number], whole)
+        yield replace(share, n=images.n, effective=images.effective)
 
 
 def _share_measures(axis: Axis, terms: FloatArray, sampled: FloatArray) -> Iterator[Measure]:
@@ -81,8 +97,7 @@ def _share_measures(axis: Axis, terms: FloatArray, sampled: FloatArray) -> Itera
         sampled: `[R, P]` all images.
     """
     read = terms.sum(axis=-1)
-    for number, label in enumerate(axis.classes):
-        yield share_measure(f"share:{label}", axis.name, terms[..., number], read)
+    yield from _class_measures("share", axis, PooledImages.by_prompts(terms, sampled))
     for number, label in enumerate(axis.classes):
         part = terms[..., number]
         yield share_measure(f"share_least:{label}", axis.name, part, sampled)
@@ -125,7 +140,7 @@ def prompt_discrepancies(counts: ArrayLike, target: ArrayLike) -> tuple[FloatArr
     return discrepancies(matrix, target), floors[place].reshape(matrix.shape[:-1])
 
 
-def _discrepancies(axis: str, terms: FloatArray, target: FloatArray) -> list[Measure]:
+def _prompt_discrepancies(axis: str, terms: FloatArray, target: FloatArray) -> list[Measure]:
     noise, shown = _prompt_noise(terms, target), partial(_distance, target=target)
     per_prompt = replace(
         _per_prompt("discrepancy_per_prompt", axis, terms, shown, (0.0, _largest(shown, target))),
@@ -144,34 +159,41 @@ def _discrepancies(axis: str, terms: FloatArray, target: FloatArray) -> list[Mea
         why=NO_FACE,
         least=_noise_of_mean(np.take_along_axis(noise, worst_first[:, : Worst.N_WORST], axis=1)),
     )
-    return [_pooled_discrepancy("discrepancy_pooled", axis, terms, target), per_prompt, worst]
+    return [per_prompt, worst]
 
 
-def _pooled_discrepancy(metric: str, axis: str, terms: FloatArray, target: FloatArray) -> Distance:
+def _pooled_discrepancy(metric: str, axis: str, images: PooledImages, target: FloatArray) -> Distance:
     distance = partial(_distance, target=target)
-    sizes = terms.sum(axis=(1, 2))
     return replace(
-        _pooled(metric, axis, terms, target, distance, (0.0, _largest(distance, target))),
-        floor=lambda: float(np.mean([discrepancy_floor(round(n), len(target), target) for n in sizes])),
+        _pooled(metric, axis, images, target, distance, (0.0, _largest(distance, target))),
+        floor=lambda: float(np.mean([discrepancy_floor(round(n), len(target), target) for n in images.effective])),
     )
 
 
-def _unbiased(axis: str, terms: FloatArray, target: FloatArray) -> Distance:
+def _unbiased(axis: str, images: PooledImages, by_faces: PooledImages, target: FloatArray) -> Distance:
     """Unlike `fairness.squared_unbiased` it takes off the differences between prompts too, if there are several."""
 
     def shown(shares: FloatArray) -> FloatArray:
         return _distance(shares, target) ** 2
 
     largest = _largest(shown, target)
-    square = _pooled("discrepancy_unbiased", axis, terms, target, shown, (-largest, largest))
+    square = _pooled("discrepancy_unbiased", axis, images, target, shown, (-largest, largest))
     if square.n_prompts < 2:
-        return replace(square, statistic=lambda sums: squared_unbiased(sums, target))
-    noise = jackknife(terms, lambda sums: class_shares(sums).reshape(len(sums), -1))
-    return replace(square, estimate=square.value - float((noise**2).sum()) / len(terms))
+        one_prompt = _pooled("discrepancy_unbiased", axis, by_faces, target, shown, (-largest, largest))
+        return replace(one_prompt, statistic=lambda sums: squared_unbiased(sums, target))
+    noise = jackknife(images.terms, lambda sums: class_shares(sums).reshape(len(sums), -1))
+    return replace(square, estimate=square.value - float((noise**2).sum()) / len(images.terms))
 
 
-def _divergences(axis: str, terms: FloatArray, target: FloatArray) -> Iterator[Measure]:
-    """Kullback-Leibler, entropy, parity gap and bias of all prompts together, and their means over prompts."""
+def _divergences(axis: str, images: PooledImages, terms: FloatArray, target: FloatArray) -> Iterator[Measure]:
+    """Kullback-Leibler, entropy, parity gap and bias of all prompts together, and their means over prompts.
+
+    Args:
+        axis: Its name.
+        images: Of all prompts together.
+        terms: `[R, P, K]` images read of each prompt.
+        target: `[K]`.
+    """
     k = len(target)
     for metric, distance in (
         ("kl", partial(kl_divergence, target=target)),
@@ -179,10 +201,10 @@ def _divergences(axis: str, terms: FloatArray, target: FloatArray) -> Iterator[M
         ("bias", partial(pairwise_bias, target=target)),
     ):
         bounds = (0.0, _largest(distance, target))
-        yield _pooled(metric, axis, terms, target, distance, bounds, target=target)
+        yield _pooled(metric, axis, images, target, distance, bounds, target=target)
         yield _per_prompt(f"{metric}_per_prompt", axis, terms, distance, bounds, target)
     uneven = partial(_signed, evenness, -1.0)
-    yield _pooled("entropy", axis, terms, np.full(k, 1 / k), uneven, (0.0, 1.0), -1.0, target)
+    yield _pooled("entropy", axis, images, np.full(k, 1 / k), uneven, (0.0, 1.0), -1.0, target)
     yield _per_prompt("entropy_per_prompt", axis, terms, evenness, (0.0, 1.0), target)
 
 
@@ -191,14 +213,18 @@ def _joint_measures(counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Axis
     label = joint_label([cells[f"read:{axis.name}"].to_numpy() for axis in axes], sizes)
     target = reduce(np.multiply.outer, [np.asarray(axis.shares()) for axis in axes]).ravel()
     terms = counts @ indicator(label, len(target))
-    distance = _pooled_discrepancy("discrepancy_joint", "all", terms, target)
-    return [distance, *_divergences("all", terms, target)] if len(axes) > 1 else [distance]
+    images = PooledImages.by_prompts(terms, counts.sum(axis=-1))
+    distances: list[Measure] = [
+        _pooled_discrepancy("discrepancy_joint", "all", images, target),
+        _pooled_discrepancy(f"discrepancy_joint{BY_FACES}", "all", PooledImages.by_faces(terms), target),
+    ]
+    return [*distances, *_divergences("all", images, terms, target)] if len(axes) > 1 else distances
 
 
 def _pooled(
     metric: str,
     axis: str,
-    terms: FloatArray,
+    images: PooledImages,
     centre: FloatArray,
     distance: Statistic,
     bounds: Ends,
@@ -206,16 +232,16 @@ def _pooled(
     target: FloatArray | None = None,
 ) -> Distance:
     value = partial(_signed, distance, sign)
-    sizes = terms.sum(axis=(1, 2))
     return Distance(
         metric,
         axis,
-        terms,
+        images.terms,
         lambda sums: value(class_shares(sums)),
-        int(sizes.sum()),
-        floor=None if target is None else lambda: _drawn_floor(value, sizes, target),
+        images.n,
+        floor=None if target is None else lambda: _drawn_floor(value, images.effective, target),
         bounds=bounds,
         why=NO_FACE,
+        effective=images.effective,
         centre=centre,
         distance=distance,
         sign=sign,
@@ -274,7 +300,7 @@ def _noise_of_mean(noise: FloatArray) -> float:
 def _fair_counts(sizes: FloatArray, target: FloatArray) -> FloatArray:
     """`[draws, len(sizes), K]` counts of a perfectly fair sampler."""
     n_draws = int(np.clip(_FLOOR_COUNTS // max(sizes.size, 1), 10, _FLOOR_DRAWS))
-    drawn = np.random.default_rng(0).multinomial(sizes.astype(np.int64), target, size=(n_draws, sizes.size))
+    drawn = np.random.default_rng(0).multinomial(np.rint(sizes).astype(np.int64), target, size=(n_draws, sizes.size))
     return drawn.astype(np.float64)
 
 

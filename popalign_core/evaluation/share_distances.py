@@ -86,10 +86,15 @@ class Distance(Measure):
         return shares if self.inversion is None else self.inversion.true_shares(shares)
 
     def _found(self) -> Found:
-        sums = self.terms.sum(axis=1)
+        images = self._images()
         return Found(
-            self.shares(sums), self.centre, lambda shares: self.distance(shares).mean(axis=-1), sums.sum(axis=-1)
+            self.shares(images), self.centre, lambda shares: self.distance(shares).mean(axis=-1), images.sum(axis=-1)
         )
+
+    def _images(self) -> FloatArray:
+        """`[R, K]` images by class, were all of equal weight."""
+        sums = self.terms.sum(axis=1)
+        return class_shares(sums) * self.effective[:, None] if len(self.effective) else sums
 
     def _parts(self) -> FloatArray:
         """`[P, R * K]` contributions to the shares."""
@@ -100,7 +105,7 @@ class Distance(Measure):
         n_replicates, _, k = self.terms.shape
         parts = jackknife(self.terms, lambda sums: class_shares(sums).reshape(len(sums), -1))
         lacking = np.zeros((n_replicates * k, n_replicates * k))
-        for replicate, counts in enumerate(self.terms.sum(axis=1)):
+        for replicate, counts in enumerate(self._images()):
             block = slice(replicate * k, (replicate + 1) * k)
             least = _independent(counts)
             part = max(0.0, 1.0 - float((parts[:, block] ** 2).sum() / np.trace(least)))

@@ -8,7 +8,7 @@ FAIRNESS = ("discrepancy_pooled", "discrepancy_per_prompt")
 """The two that decide: bias that pooling hides (nurse and engineer) must not count as fair."""
 _FURTHER = {
     *("discrepancy_unbiased", "discrepancy_cleam", "kl", "entropy", "parity_gap", "bias"),
-    *("unsure_share", "other_class_share"),
+    *("discrepancy_pooled_by_faces", "discrepancy_joint_by_faces", "unsure_share", "other_class_share"),
 }
 """Other ways to say the same, and squares; in the table of every number only."""
 _CROWDED = {"discrepancy_worst10"}
@@ -16,15 +16,16 @@ _CROWDED = {"discrepancy_worst10"}
 _SETS = {"fid", "kid", "cmmd"}
 _MISSES = {"no_face_share", "unsure_share", "other_class_share", "no_face_gap", "unsure_gap"}
 _LOWER_IS_BETTER = {"kl", "parity_gap", "bias", "quality_gap", *_MISSES, *_SETS}
-_SHARES = {"share", "share_least", "share_most", "share_corrected", "share_cleam", "share_weighted"}
-_PERCENT = {"recall", "subject_accuracy", "agreement", "win_rate", *_MISSES, *_SHARES}
 _SHARES_IF = {
+    "share_by_faces": "each image read counting alike",
     "share_least": "if no unread image shows it",
     "share_most": "if every unread image shows it",
     "share_corrected": "corrected for classifier error and missed faces",
     "share_cleam": "corrected for classifier error by CLEAM",
     "share_weighted": "corrected for missed faces",
 }
+_SHARES = {"share", *_SHARES_IF}
+_PERCENT = {"recall", "subject_accuracy", "agreement", "win_rate", *_MISSES, *_SHARES}
 _USUAL_BENCHMARKS = {
     **dict.fromkeys(("recall", "unsure_share", "other_class_share"), "specific"),
     **dict.fromkeys(("no_face_gap", "unsure_gap", "quality_gap"), "specific"),
@@ -59,12 +60,14 @@ def measure_name(metric: str, axis: str, benchmark: str) -> str:
     """A measure's name in words."""
     known = {
         "discrepancy_pooled": f"{axis} discrepancy, all prompts together",
+        "discrepancy_pooled_by_faces": f"{axis} discrepancy, each image read counting alike",
         "discrepancy_per_prompt": f"{axis} discrepancy, mean over prompts",
         "discrepancy_worst10": f"{axis} discrepancy, ten worst prompts",
         "discrepancy_corrected": f"{axis} discrepancy, corrected for classifier error and missed faces",
         "discrepancy_cleam": f"{axis} discrepancy, corrected for classifier error by CLEAM",
         "discrepancy_unbiased": f"{axis} discrepancy squared, unbiased",
         "discrepancy_joint": "discrepancy of all attributes jointly",
+        "discrepancy_joint_by_faces": "discrepancy of all attributes jointly, each image read counting alike",
         "recall": "recall of everything asked for" if axis == "all" else f"recall of {axis}",
         "no_face_share": "images without a usable face",
         "no_face_gap": f"images without a usable face, gap between {axis} classes",

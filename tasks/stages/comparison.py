@@ -240,7 +240,7 @@ def _reproducibility(inputs: Inputs, view: ComparisonView) -> dict[str, str]:
 
 compare_statistics = Stage(
     "comparison",
-    "7",
+    "8",
     ComparisonView.of,
     _fill,
     inputs=("prompts",),

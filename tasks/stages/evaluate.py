@@ -80,7 +80,7 @@ def _fill(view: EvaluateView, inputs: Inputs, build: Build, runtime: RuntimeConf
 
 evaluate_system = Stage(
     "evaluate",
-    "6",
+    "7",
     EvaluateView.of,
     _fill,
     inputs=("prompts", "sample", "attributes", "scores"),

@@ -228,10 +228,11 @@ def _truth(setting: SimulationSetting) -> tuple[dict[str, float], dict[str, floa
 def _truth_of(setting: SimulationSetting, prompts: FloatArray) -> dict[str, float]:
     axis, k = setting.axis, len(setting.shares)
     true = prompts.mean(axis=0)
-    shares = true @ setting.reading
-    cells = _cells_read(axis, len(shares))
-    exact = {m.metric: m.value for m in neutral_measures(shares[None, None] * 1e6, cells, [axis], {})}
-    counts = np.random.default_rng(2).multinomial(setting.n_images, prompts @ setting.reading)
+    read = prompts @ setting.reading
+    # every prompt weighs the same, however many of its images are read
+    shares = class_shares(read[:, :k]).mean(axis=0)
+    exact = {m.metric: m.value for m in neutral_measures(shares[None, None] * 1e6, _cells_read(axis, k), [axis], {})}
+    counts = np.random.default_rng(2).multinomial(setting.n_images, read)
     each = discrepancies(counts[:, :k])
     groups = each[: len(each) // setting.n_prompts * setting.n_prompts].reshape(-1, setting.n_prompts)
     # of two classes, the others are functions of the discrepancy

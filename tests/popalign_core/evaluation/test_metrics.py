@@ -220,7 +220,9 @@ def test_dropped_faces_leave_the_shares_and_are_counted() -> None:
     metrics = _metrics(_frames("base", read))
     assert _value(metrics, "neutral", "no_face_share")["value"] == pytest.approx(40 / 200)
     assert _value(metrics, "neutral", "discrepancy_pooled", "gender")["n"] == 150
-    assert _value(metrics, "neutral", "share:female", "gender")["value"] == pytest.approx(55 / 150)
+    # a prompt weighs its 100 images, of which all or 50 were read
+    assert _value(metrics, "neutral", "share:female", "gender")["value"] == pytest.approx((50 / 50 + 5 / 100) / 2)
+    assert _value(metrics, "neutral", "share_by_faces:female", "gender")["value"] == pytest.approx(55 / 150)
 
 
 def test_target_is_what_counts_as_fair() -> None:

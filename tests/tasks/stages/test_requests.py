@@ -64,9 +64,9 @@ GOLDEN = {
     "preferences": "preferences-v1-2a67df78f9ef6ad129dcdd9cee01641f",
     "train": "train-v3-6c1fd5b69d57e810cfb3fdf751eaaad9",
     "scores": "scores-v3-997c5be96b5e1b2e14443a6a8b20a3f8",
-    "evaluate": "evaluate-v6-af31282a4a55412337f7a20522435be2",
-    "report": "report-v7-a795d010c476e4c900a8cdbe2ce2c161",
-    "comparison": "comparison-v7-539aa60bbb759fbc72f1f1e9064a60e3",
+    "evaluate": "evaluate-v7-fa7fbdd376855e3e0e4244aac7b00e7d",
+    "report": "report-v8-b54e678bad54332cb6d6d51240a8fbbd",
+    "comparison": "comparison-v8-12f8117f3a0a6fbb1099c47b759ce805",
     "sweep": "sweep-v2-ccc422acb47746721a471b783d96cd15",
 }
 
