@@ -7,6 +7,7 @@ from flows.plan.execution import Call, run_plan
 from flows.plan.planning import Plan, plan_run
 from flows.plan.steps import PROMPT_STEPS, TRAINING_STEPS, Step, statistics_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig, SystemConfig, merge_documents, parse_config
+from popalign_core.config.evaluation import SECOND
 from popalign_core.config.systems import (
     BASE,
     configure_replicate,
@@ -25,7 +26,6 @@ from tasks.stages.imported import find_imported
 NODE = comparison.compare_statistics.name
 _PARTS = {"sample": "sample-eval", "attributes": "attributes-eval", "scores": "scores"}
 """Part of a system's statistics -> the node that makes it."""
-_SECOND = "attributes-second"
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,7 @@ def system_steps(config: PipelineConfig, name: str, replicate: int = 0) -> tuple
     measured = configure_system(config, name)
     label = _label(name, replicate)
     measuring = [replace(step, config=measured) for step in statistics_steps(label, model)]
-    if config.evaluation.second_classifier is not None:
-        measuring.append(_second_reading(label, measured))
+    measuring += (_other_reading(label, measured, name) for name in config.evaluation.other_readings)
     return (*training, *measuring)
 
 
@@ -157,19 +156,19 @@ def _training_steps(config: PipelineConfig, name: str, replicate: int) -> Iterat
         start = f"train{suffix}"
 
 
-def _second_reading(label: str, config: PipelineConfig) -> Step:
-    """The step that reads a system's images with the second classifier."""
-    changes = {"attributes": {"classifier": config.evaluation.second_classifier}}
+def _other_reading(label: str, config: PipelineConfig, name: str) -> Step:
+    """The step that reads a system's images in another way, by another classifier or detector."""
+    changes = {"attributes": config.evaluation.other_readings[name]}
     document = merge_documents(config.model_dump(exclude_none=True), changes)
     _, first, _ = statistics_steps(label)
-    second = parse_config(document, origin="evaluation.second_classifier")
-    return replace(first, node=f"{_SECOND}:{label}", config=second)
+    origin = "evaluation.second_classifier" if name == SECOND else f"evaluation.readings.{name}"
+    return replace(first, node=f"attributes-{name}:{label}", config=parse_config(document, origin=origin))
 
 
 def _statistics(name: str, replicate: int, config: PipelineConfig) -> dict[str, str]:
     """Parameter of the comparison -> node."""
     label = _label(name, replicate)
-    parts = _PARTS | ({} if config.evaluation.second_classifier is None else {"second": _SECOND})
+    parts = _PARTS | {comparison.reading_part(each): f"attributes-{each}" for each in config.evaluation.other_readings}
     return {comparison.parameter(part, name, replicate): f"{node}:{label}" for part, node in parts.items()}
 
 

@@ -1,6 +1,6 @@
 """How the evaluation images are sampled and scored, and how certain the statistics are."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -72,6 +72,9 @@ ScorerConfig = Annotated[
     Field(discriminator="kind"),
 ]
 ScorerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+ReadingName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+SECOND = "second"
+"""The reading by `second_classifier`."""
 SUBJECT_ACCURACY = "subject_accuracy"
 """1 where an image is nearest to its own prompt among all without people, else 0."""
 DIVERSITY = "diversity"
@@ -95,12 +98,25 @@ class EvaluationConfig(Frozen):
         exclude_if=lambda name: name is None,
         description="reads the images of `popalign compare` too, to say how often two classifiers agree",
     )
+    readings: dict[ReadingName, dict[str, Any]] = Field(
+        default={},
+        exclude_if=is_empty,
+        description="further readings of the images of `popalign compare`, by name: what each changes of [attributes]",
+    )
     scorers: dict[ScorerName, ScorerConfig] = Field(
         default={}, exclude_if=is_empty, description="scorers by metric; empty takes the embedded CLIP alone"
     )
 
+    @property
+    def other_readings(self) -> dict[str, dict[str, Any]]:
+        """Readings beside the one that `[attributes]` describes, by name, with what each changes of it."""
+        second = {} if self.second_classifier is None else {SECOND: {"classifier": self.second_classifier}}
+        return second | self.readings
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if SECOND in self.readings:
+            raise ValueError(f"the reading {SECOND!r} is the one by second_classifier; choose another name")
         taken = sorted(set(TAKEN) & set(self.scorers))
         if taken:
             raise ValueError(f"scorers {taken} have the names of metrics that come by themselves; choose others")

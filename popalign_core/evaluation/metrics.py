@@ -24,16 +24,20 @@ from popalign_core.evaluation.prevalence import prompt_discrepancies
 __all__ = [
     "COLUMNS",
     "COMPARISON_COLUMNS",
+    "READING_COLUMNS",
     "SystemFrames",
     "compare_all",
     "compare_systems",
     "compute_metrics",
     "measure_row",
+    "of_reading",
     "per_prompt_table",
     "with_absent_rows",
 ]
 
 COLUMNS = ("system", "benchmark", "metric", "axis", "value", "ci_low", "ci_high", "n", "floor", "scorer", "note")
+READING_COLUMNS = ("system", "reading", *COLUMNS[1:])
+_READING_METRICS = ("no_face_share", "discrepancy_pooled", "discrepancy_per_prompt", "recall")
 PER_PROMPT_COLUMNS = (
     *("system", "prompt_id", "text", "axis", "n", "n_images", "discrepancy", "floor", "leading", "leading_share"),
 )
@@ -79,6 +83,13 @@ def compute_metrics(
         for measured in measure_benchmark(labels[labels["benchmark"] == benchmark], None, frames, protocol)
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"n": np.int64})
+
+
+def of_reading(reading: str, metrics: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `metrics` that rest on the reading of the images, with its name in front."""
+    is_share = metrics["metric"].str.startswith("share:")
+    chosen = metrics[metrics["metric"].isin(_READING_METRICS) | is_share].assign(reading=reading)
+    return chosen[list(READING_COLUMNS)]
 
 
 def with_absent_rows(metrics: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
+from popalign_core.evaluation.metrics import READING_COLUMNS
 from popalign_core.evaluation.wins import COLUMNS as WIN_COLUMNS
 
 Images = NDArray[np.uint8]
@@ -48,6 +49,7 @@ class ComparisonInputs:
             reason in `note`.
         comparison: Every other system minus the reference, from `evaluation.metrics.compare_all`.
         wins: From `evaluation.wins.win_rates`; may be empty.
+        readings: From `evaluation.metrics.of_reading`, of every system and way of reading its images; may be empty.
         per_prompt: From `evaluation.metrics.per_prompt_table` of all systems, one below the other; may be empty.
         grids: Prompt to system to pictures, `[n, H, W, 3]` uint8; the i-th of every system has the same seed.
         drops: system, reason, n, n_images: evaluation images that no share is read off, and why; may be empty.
@@ -71,6 +73,7 @@ class ComparisonInputs:
     metrics: pd.DataFrame
     comparison: pd.DataFrame
     per_prompt: pd.DataFrame = field(default_factory=lambda: empty(PROMPT_COLUMNS))
+    readings: pd.DataFrame = field(default_factory=lambda: empty(READING_COLUMNS))
     wins: pd.DataFrame = field(default_factory=lambda: empty(WIN_COLUMNS))
     grids: Mapping[str, Mapping[str, Images]] = field(default_factory=dict)
     drops: pd.DataFrame = field(default_factory=lambda: empty(DROP_COLUMNS))

@@ -25,6 +25,7 @@ from popalign_core.report.limits import few_images, limits
 from popalign_core.report.measure_names import listed
 from popalign_core.report.pair_table import pair_table
 from popalign_core.report.plots import system_bars
+from popalign_core.report.readings_section import readings_section
 from popalign_core.report.standings import ComparisonResults, Summary
 from popalign_core.report.system_tables import (
     agreement_table,
@@ -121,6 +122,7 @@ def _sections(results: ComparisonResults, summary: Summary) -> Iterator[tuple[st
     yield "Training", training_curves(inputs.training_log)
     yield "Left out, and why", _left_out(results)
     yield "Two classifiers on the same images", agreement_table(inputs.metrics)
+    yield "The same images, read in other ways", readings_section(inputs)
     yield "What it costs", cost_table(inputs.costs)
     yield "Every number", _every_number(results)
     yield (

@@ -130,6 +130,7 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
     ),
     "unmeasured": _schema("unmeasured", 1, {"metric": _TEXT, "reason": _TEXT}),
     "metrics": _schema("metrics", 2, _METRICS, optional=_METRICS_OPTIONAL),
+    "readings": _schema("readings", 1, {"reading": _TEXT, **_METRICS}, optional=_METRICS_OPTIONAL),
     "comparison": _schema("comparison", 2, _COMPARISON, optional=(*_METRICS_OPTIONAL, "p_value", "p_adjusted")),
     "wins": _schema(
         "wins",

@@ -1,12 +1,14 @@
 """Stage `comparison`: systems side by side, from statistics that other stages have read off their images."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.config.evaluation import SECOND
 from popalign_core.config.presets import preset_name
 from storage.store import ArtifactRef, Build, Store
 from tasks.common.image_tables import read_images
@@ -22,14 +24,21 @@ if TYPE_CHECKING:
     from popalign_core.report.comparison_inputs import ComparisonInputs
 
 PAGE, CARD = "comparison.html", "comparison.md"
-TABLES = ("metrics", "comparison", "wins", "per_prompt", "costs")
+TABLES = ("metrics", "comparison", "wins", "per_prompt", "costs", "readings")
+CONFIGURED = "configured"
+"""The reading that `[attributes]` describes."""
 N_PROMPTS = {"neutral": 6, "specific": 3, "generic": 3}
 """Prompts whose images are shown, by kind."""
 
 
 def parameter(part: str, system: str, replicate: int) -> str:
-    """Under which name the stage takes a part (sample, attributes, scores, second) of a system's statistics."""
+    """Under which name the stage takes a part (sample, attributes, scores, a reading) of a system's statistics."""
     return f"{part}:{system}@{replicate}"
+
+
+def reading_part(name: str) -> str:
+    """The part that is a further reading of a system's images."""
+    return name if name == SECOND else f"reading-{name}"
 
 
 def system_of(name: str) -> str:
@@ -74,10 +83,10 @@ class ComparisonView(PageView):
 
 
 def _fill(view: ComparisonView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
-    """Write tables `metrics`, `comparison` (each system minus the first), `wins`, `per_prompt`, `costs`, and a page.
+    """Write `TABLES` (`comparison` is of each system minus the first) and a page.
 
-    Inputs are `sample`, `attributes`, `scores` and perhaps `second` (another classifier's attributes) of each system
-    and replicate, named by `parameter`; imported images have one replicate.
+    Inputs are `sample`, `attributes`, `scores` and perhaps further readings (`second` and `reading-NAME`) of each
+    system and replicate, named by `parameter`; imported images have one replicate.
 
     Raises:
         InputError: When the tables do not fit together.
@@ -104,8 +113,11 @@ def gather_comparison_inputs(
     frames = [read_system(store, name, n_seeds, inputs) for name in systems]
     calibrated = inputs.read_table("calibration", "calibration") if "calibration" in inputs else None
     tables = measure_systems(table, frames, config, calibrated, on_progress)
-    seconds = {name: refs_of("second", name, n_seeds, inputs) for name in systems}
-    agreement = [_agreement(store, table, each, seconds[each.name], config) for each in frames if seconds[each.name]]
+    others = {each.name: read_other_readings(store, each.name, view, inputs) for each in frames}
+    agreement = [
+        _agreement(table, each, others[each.name][SECOND], config) for each in frames if SECOND in others[each.name]
+    ]
+    readings = tabulate_readings(table, frames, others, tables["metrics"], config)
     samples, scores = (
         {name: refs_of(part, name, n_seeds, inputs) for name in systems} for part in ("sample", "scores")
     )
@@ -124,6 +136,7 @@ def gather_comparison_inputs(
         comparison=tables["comparison"],
         wins=tables["wins"],
         per_prompt=tables["per_prompt"],
+        readings=readings,
         grids=read_grids(store, table, {name: refs[0] for name, refs in samples.items()}, N_PROMPTS),
         drops=pd.concat([tabulate_system_drops(each) for each in frames], ignore_index=True),
         costs=pd.concat([count_costs(store, name, refs) for name, refs in samples.items()], ignore_index=True),
@@ -166,14 +179,44 @@ def measure_systems(
     }
 
 
+def read_other_readings(store: Store, system: str, view: ComparisonView, inputs: Inputs) -> dict[str, pd.DataFrame]:
+    """Attributes tables of a system's images by name of the further reading, replicates one below the other."""
+    tables = {}
+    for name in view.configuration.evaluation.other_readings:
+        refs = refs_of(reading_part(name), system, view.n_seeds, inputs)
+        if refs:
+            tables[name] = pd.concat([store.read_table(ref, "attributes") for ref in refs], ignore_index=True)
+    return tables
+
+
+def tabulate_readings(
+    prompts: pd.DataFrame,
+    frames: "Sequence[SystemFrames]",
+    others: Mapping[str, Mapping[str, pd.DataFrame]],
+    metrics: pd.DataFrame,
+    config: PipelineConfig,
+) -> pd.DataFrame:
+    """Table `readings`: what is measured on the same images with each way of reading them, the configured one first."""
+    from popalign_core.evaluation.metrics import READING_COLUMNS, compute_metrics, of_reading
+
+    parts = [pd.DataFrame(columns=list(READING_COLUMNS))]
+    for each in frames:
+        if others[each.name]:
+            parts.append(of_reading(CONFIGURED, metrics[metrics["system"] == each.name]))
+        for name, attributes in others[each.name].items():
+            read = replace(each, attributes=attributes, scores=each.scores.iloc[:0])
+            rows = compute_metrics(prompts, read, config.axes, config.evaluation, None, config.benchmark_axes)
+            parts.append(of_reading(name, rows))
+    return pd.concat(parts[1:] or parts, ignore_index=True)
+
+
 def _agreement(
-    store: Store, prompts: pd.DataFrame, frames: "SystemFrames", second: Sequence[ArtifactRef], config: PipelineConfig
+    prompts: pd.DataFrame, frames: "SystemFrames", second: pd.DataFrame, config: PipelineConfig
 ) -> pd.DataFrame:
     """How often another classifier agrees with the first about a system's images: rows of `metrics`."""
     from popalign_core.evaluation.agreement import agreement_rows
 
-    read = pd.concat([store.read_table(ref, "attributes") for ref in second], ignore_index=True)
-    both = (frames.attributes, read)
+    both = (frames.attributes, second)
     return agreement_rows(
         frames.name, prompts, frames.images, *both, config.axes, config.evaluation, config.benchmark_axes
     )
@@ -244,5 +287,5 @@ compare_statistics = Stage(
     ComparisonView.of,
     _fill,
     inputs=("prompts",),
-    optional=("calibration", *(f"{part}:*" for part in ("sample", "attributes", "scores", "second"))),
+    optional=("calibration", *(f"{part}:*" for part in ("sample", "attributes", "scores", SECOND, "reading-*"))),
 )

@@ -28,7 +28,7 @@ class EvaluateView(View):
         """Of the system that is measured."""
         return cls(
             system=system,
-            evaluation=drop_fields(config.evaluation, "scorers", "second_classifier"),
+            evaluation=drop_fields(config.evaluation, "scorers", "second_classifier", "readings"),
             axes=tuple(drop_fields(axis, "words") for axis in config.axes),
             benchmark_axes=config.benchmark_axes,
         )

@@ -86,6 +86,7 @@ NOT_CHANGED = {
 """Leaves of which no other value is valid, and why."""
 SHOWN_ALONE = {
     "evaluation.second_classifier": "a node of its own has it for its classifier",
+    "evaluation.readings*": "a node of its own has it for its attributes",
     "systems.*": "a node of its own has what a system changes",
     "attributes.classifiers.idle.*": "does not read",
     "axes.1.phrase": "no prompt varies over the axis",
@@ -211,6 +212,7 @@ def rich(config: PipelineConfig, files: Path) -> PipelineConfig:
         },
         evaluation={
             "second_classifier": "idle",
+            "readings": {"sure": {"min_probability": 0.8}},
             "scorers": {
                 "clip_score": {"kind": "clip", "path": str(files / "clip")},
                 "open": {"kind": "open-clip", "path": str(files / "open.pt"), "architecture": "ViT-B-32"},
@@ -349,6 +351,7 @@ UNREAD = {
     "EvaluationConfig.n_generic": "how many images there are decides the sample; the next two too",
     "EvaluationConfig.n_neutral": "",
     "EvaluationConfig.n_specific": "",
+    "EvaluationConfig.readings": "at its default in every view",
     "EvaluationConfig.second_classifier": "at its default in every view",
     "ModelConfig.lora_scale": "the run has no LoRA",
     "PreferencesConfig.mcmc_steps": "of strategy mcmc",
