@@ -23,6 +23,7 @@ from popalign_core.report.estimates import (
     measures_of,
 )
 from popalign_core.report.front import FrontPoint, front_chart, front_table
+from popalign_core.report.limits import few_images
 from popalign_core.report.measure_names import FAIRNESS, column_name, direction, floor_words, is_shown, number
 from popalign_core.report.trend import trend_chart
 
@@ -139,9 +140,10 @@ def _head(sweep: Sweep) -> str:
     if failed:
         lines.append(f"<b>No discrepancy could be measured at:</b> {escape(', '.join(failed))}")
     items = "".join(f"<li>{text}.</li>" for text in lines)
+    warnings = (*quick_look(inputs.scale), *few_images(inputs.points.to_dict("records")))
     return (
         f'<p class="soft">{escape(sweep.parameter)} over {len(sweep.values)} values{escape(usual)}</p>'
-        f"{''.join(map(warning, quick_look(inputs.scale)))}"
+        f"{''.join(map(warning, warnings))}"
         f'<div class="verdict" role="note"><ul>{items}</ul></div>'
     )
 

@@ -101,3 +101,11 @@ def test_text_from_outside_is_escaped() -> None:
     axes = (Axis(name=EVIL, classes=("a", "b")),)
     html = build_sweep(SweepInputs(EVIL, points.replace("gender", EVIL), axes, EVIL, {EVIL: EVIL}))
     assert "script" not in Page(html).tags
+
+
+def test_a_sweep_of_too_few_images_says_that_it_means_nothing() -> None:
+    assert "These figures mean nothing" not in text_of(build_sweep(INPUTS))
+    points = _points()
+    points.loc[points["metric"] == "discrepancy_pooled", "floor"] = 0.18
+    said = text_of(build_sweep(replace(INPUTS, points=points)))
+    assert "a perfectly fair model would show a discrepancy of 0.18 too" in said

@@ -67,7 +67,7 @@ GOLDEN = {
     "evaluate": "evaluate-v7-fa7fbdd376855e3e0e4244aac7b00e7d",
     "report": "report-v8-b54e678bad54332cb6d6d51240a8fbbd",
     "comparison": "comparison-v8-12f8117f3a0a6fbb1099c47b759ce805",
-    "sweep": "sweep-v2-ccc422acb47746721a471b783d96cd15",
+    "sweep": "sweep-v3-013e3529ab455187418e61589207baf5",
 }
 
 
