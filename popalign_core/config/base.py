@@ -2,9 +2,13 @@
 
 from collections.abc import Sized
 from difflib import get_close_matches
-from typing import Annotated, Literal, Self, get_args
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Literal, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -31,7 +35,7 @@ def describe_problems(
         prefix: What stands before the fields' names, such as 'runtime.'.
         whole: How a problem of no single field is headed.
     """
-    found = error.errors(include_url=False)
+    found = _joined(error.errors(include_url=False), model)
     lines = []
     for problem in found:
         where = problem["loc"]
@@ -49,6 +53,34 @@ def describe_problems(
             message = "unknown field" + _suggestion(model, where)
         lines.append(f"  {prefix + '.'.join(map(str, where)) if where else whole}: {message}{value}")
     return lines
+
+
+def _joined(found: "list[ErrorDetails]", model: type[BaseModel]) -> "list[ErrorDetails]":
+    """Problems of one value that a field of several types has, one for each type, as one problem."""
+    joined: list[ErrorDetails] = []
+    for problem in found:
+        field = problem["loc"][:-1]
+        last = joined[-1] if joined else None
+        if last is not None and last["loc"] == field and _is_of_types(model, field):
+            last["msg"] += f" or {_wanted(problem['msg'])}"
+        elif _is_of_types(model, field):
+            joined.append({**problem, "loc": field, "msg": f"Input should be {_wanted(problem['msg'])}"})
+        else:
+            joined.append(problem)
+    return joined
+
+
+def _wanted(message: str) -> str:
+    return message.removeprefix("Input should be ").partition(", unable to")[0]
+
+
+def _is_of_types(model: type[BaseModel], where: tuple[int | str, ...]) -> bool:
+    """Whether a field takes values of several types, none of them a table."""
+    models, field = [model], None
+    for part in where:
+        field = next((each.model_fields[str(part)] for each in models if part in each.model_fields), None)
+        models = [inner for each in models if part in each.model_fields for inner in _models(each, str(part))]
+    return field is not None and not models and get_origin(field.annotation) in (Union, UnionType)
 
 
 def _suggestion(model: type[BaseModel], where: tuple[int | str, ...]) -> str:

@@ -1,5 +1,6 @@
 """Configurations from files."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from popalign_core.errors import ConfigError
 _PIPES = (Path("/dev"), Path("/proc"))
 """Where a shell leaves what another command writes: `--config <(sed ... popalign.toml)`, `/dev/stdin`."""
 _DEEPEST = 32
+_AT_LINE = re.compile(r"at line (\d+)")
+_BARE_WORD = re.compile(r"\s*([\w.-]+)\s*=\s*(?!True|False)[A-Za-z~/.]")
 _SHOWN = 300
 """Characters of a path in messages."""
 
@@ -28,13 +31,23 @@ def load_config(path: Path) -> PipelineConfig:
         document: Any = read_json(text, each_once=True) if is_json else read_toml(text)
         check_depth(document, _DEEPEST)
     except ValueError as error:
-        raise ConfigError(f"{path} is not {kind}: {error}; see README.md for an example") from error
+        hint = "" if is_json else _missing_quotes(text, str(error))
+        raise ConfigError(f"{path} is not {kind}: {error}; {hint or 'see README.md for an example'}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path} is not one JSON object but {document!r:.60}; give it as a report prints it")
     base = document.pop("preset", None)
     if base is not None:
         document = merge_documents(preset(base).model_dump(exclude_none=True), document)
     return parse_config(document, origin=str(path))
+
+
+def _missing_quotes(text: str, problem: str) -> str:
+    """What to do where the line of a problem has a bare word for a value; '' elsewhere. A value may be a secret."""
+    place = _AT_LINE.search(problem)
+    lines = text.splitlines()
+    line = lines[int(place[1]) - 1] if place and int(place[1]) <= len(lines) else ""
+    found = _BARE_WORD.match(line)
+    return f'put text in quotes: {found[1]} = "..."' if found else ""
 
 
 def _read_text(path: Path, kind: str) -> str:

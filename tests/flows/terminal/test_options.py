@@ -106,6 +106,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (b'preset = "smoke"\n# caf\xe9\n', r"mine\.toml is not TOML: .*save it as UTF-8"),
         (b'preset = ["smoke"]\n', r"unknown preset \['smoke'\]; choose from"),
         (b'preset = "smoke"\n[sampling\n', r"mine\.toml is not TOML"),
+        (b"[model]\nname = stabilityai/sdxl\n", r'line 2.*put text in quotes: name = "\.\.\."$'),
+        (b"[prompts.llm]\napi_key_env = sk-1234\n", r"^((?!sk-1234).)*$"),
+        (b"[sampling]\nslow = True\n", r"is not TOML: .*see README"),
+        (
+            b'preset = "smoke"\n[training]\nbeta = "ten"\n[sampling]\nwidth = "x"\nheight = "x"\n',
+            r"3 problem\(s\):\n(  sampling\.(width|height): .*\n){2}"
+            r"  training\.beta: Input should be a valid number or 'auto', got 'ten'$",
+        ),
+        (
+            b'preset = "smoke"\n[attributes]\nclassifier = 5\n',
+            r"1 problem\(s\):\n  attributes\.classifier: Input should be a valid string or a valid tuple, got 5$",
+        ),
         (
             b'preset = "smoke"\n[[axes]]\nname = "x"\nclasses = ["a", "b"]\ntarget = { a = nan, b = 0.5 }\n',
             r"axes\.0\.target\.a: Input should be a finite number, got nan",
