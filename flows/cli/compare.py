@@ -125,7 +125,7 @@ def check(
     ] = None,
     max_quality_gap: Annotated[
         list[str] | None,
-        _threshold("Largest difference between classes in a mean score, such as clip_score=2; 2 is every scorer."),
+        _threshold("Largest difference between classes in a mean score, such as clip_score=2; 2 is all but diversity."),
     ] = None,
     min_clip: Annotated[
         list[str] | None, _threshold("Mean CLIP score, such as generic=80; 80 is every kind of prompt.")

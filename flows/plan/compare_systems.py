@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from flows.plan.execution import Call, run_plan
 from flows.plan.planning import Plan, plan_run
 from flows.plan.steps import PROMPT_STEPS, TRAINING_STEPS, Step, statistics_steps
-from popalign_core.config import PipelineConfig, RuntimeConfig, SystemConfig, merge_documents, parse_config
-from popalign_core.config.evaluation import SECOND
+from popalign_core.config import PipelineConfig, RuntimeConfig, SystemConfig
 from popalign_core.config.systems import (
     BASE,
     configure_replicate,
@@ -158,17 +157,16 @@ def _training_steps(config: PipelineConfig, name: str, replicate: int) -> Iterat
 
 def _other_reading(label: str, config: PipelineConfig, name: str) -> Step:
     """The step that reads a system's images in another way, by another classifier or detector."""
-    changes = {"attributes": config.evaluation.other_readings[name]}
-    document = merge_documents(config.model_dump(exclude_none=True), changes)
     _, first, _ = statistics_steps(label)
-    origin = "evaluation.second_classifier" if name == SECOND else f"evaluation.readings.{name}"
-    return replace(first, node=f"attributes-{name}:{label}", config=parse_config(document, origin=origin))
+    changed = config.model_copy(update={"attributes": config.reading(name)})
+    return replace(first, node=f"attributes-{comparison.reading_part(name)}:{label}", config=changed)
 
 
 def _statistics(name: str, replicate: int, config: PipelineConfig) -> dict[str, str]:
     """Parameter of the comparison -> node."""
     label = _label(name, replicate)
-    parts = _PARTS | {comparison.reading_part(each): f"attributes-{each}" for each in config.evaluation.other_readings}
+    readings = map(comparison.reading_part, config.evaluation.other_readings)
+    parts = _PARTS | {part: f"attributes-{part}" for part in readings}
     return {comparison.parameter(part, name, replicate): f"{node}:{label}" for part, node in parts.items()}
 
 

@@ -61,6 +61,8 @@ def plan_sweep(
     Raises:
         ConfigError: As `expand_sweep` and `plan_systems`.
     """
+    # a sweep shows how measures change with a parameter, by one way of reading the images
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"readings": {}})})
     expanded, points = expand_sweep(config, systems or [default_system(parameters)], parameters, grid=grid)
     side_by_side = plan_systems([point.name for point in points], expanded, runtime, n_seeds=n_seeds, scale=scale)
     return SweepPlan(tuple(points), expanded, n_seeds, scale, side_by_side)

@@ -73,8 +73,8 @@ ScorerConfig = Annotated[
 ]
 ScorerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
 ReadingName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-SECOND = "second"
-"""The reading by `second_classifier`."""
+CONFIGURED, SECOND = "configured", "second"
+"""The readings that `[attributes]` describes and by `second_classifier`."""
 SUBJECT_ACCURACY = "subject_accuracy"
 """1 where an image is nearest to its own prompt among all without people, else 0."""
 DIVERSITY = "diversity"
@@ -115,8 +115,9 @@ class EvaluationConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if SECOND in self.readings:
-            raise ValueError(f"the reading {SECOND!r} is the one by second_classifier; choose another name")
+        own = sorted({CONFIGURED, SECOND} & set(self.readings))
+        if own:
+            raise ValueError(f"readings {own} have the names of those by [attributes] and second_classifier")
         taken = sorted(set(TAKEN) & set(self.scorers))
         if taken:
             raise ValueError(f"scorers {taken} have the names of metrics that come by themselves; choose others")

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from popalign_core.config.attributes import AttributesConfig
 from popalign_core.config.axes import AXES
 from popalign_core.config.base import Axis, Frozen, Text, describe_problems
-from popalign_core.config.evaluation import EvaluationConfig
+from popalign_core.config.evaluation import SECOND, EvaluationConfig
 from popalign_core.config.prompts import PromptsConfig
 from popalign_core.config.sampling import ModelConfig, SamplingConfig
 from popalign_core.config.training import TrainingConfig
@@ -126,7 +126,28 @@ class PipelineConfig(Frozen):
                     f"prompts.benchmarks.{name} measures {unknown}, but there are the axes {names}; add them to "
                     "`axes`, with only_measured = true where prompts and sets are not to vary over them"
                 )
+        for name in self.evaluation.other_readings:
+            try:
+                self.reading(name)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
         return self
+
+    def reading(self, name: str) -> AttributesConfig:
+        """How a further reading of `evaluation.other_readings` reads images.
+
+        Raises:
+            ConfigError: When what it changes of `[attributes]` does not fit.
+        """
+        changes = self.evaluation.other_readings[name]
+        where = "evaluation.second_classifier" if name == SECOND else f"evaluation.readings.{name}"
+        try:
+            return AttributesConfig.model_validate(
+                merge_documents(self.attributes.model_dump(exclude_none=True), changes)
+            )
+        except ValidationError as error:
+            problems = describe_problems(error, AttributesConfig, f"{where}.", where)
+            raise ConfigError("\n".join([f"{where} does not fit:", *problems])) from error
 
     @property
     def identity_axes(self) -> tuple[Axis, ...]:

@@ -44,7 +44,7 @@ def agreement_rows(
         InputError: When either table does not fit the images.
     """
     labels = [label_images(prompts, images, attributes, axes) for attributes in (first, second)]
-    both = "|".join(str(attributes["classifier"].iloc[0]) for attributes in (first, second))
+    both = "|".join(str(name) for attributes in (first, second) for name in attributes["classifier"].unique()[:1])
     protocol, rows = Protocol(axes, benchmark_axes=benchmark_axes or {}), []
     people = labels[0]["kind"] != "generic"
     table = labels[0].assign(**{f"second:{axis.name}": labels[1][f"read:{axis.name}"] for axis in axes})[people]

@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
 from popalign_core.evaluation.confusion import UNREAD_CLASS, confusion_matrix
+from popalign_core.evaluation.counts import PooledImages
 from popalign_core.evaluation.fairness import class_shares, corrected_prevalence, discrepancies
-from popalign_core.evaluation.measures import NO_FACE, Measure, Statistic
+from popalign_core.evaluation.measures import NO_CLASS, Measure, Statistic
 from popalign_core.evaluation.share_distances import Distance, Inversion
 
 FloatArray = NDArray[np.float64]
@@ -59,16 +60,16 @@ class Calibrated:
         return Inversion(np.asarray(np.linalg.inv(self.confusion), dtype=np.float64), detection)
 
     def loading(self, shares: FloatArray) -> FloatArray:
-        """How errors of variance 1 move the true shares of the images read: `[R, K]` to `[R, K, K * K]`.
+        """How errors of variance 1 move the true shares of the images read: `[..., K]` to `[..., K, K * K]`.
 
         From `C^T p = q`: a change dC of the matrix changes p by `-(C^T)^-1 dC^T p`.
         """
-        moved = np.einsum("jk,ijl,ri->rkil", np.linalg.inv(self.confusion), self.errors, -shares)
+        moved = np.einsum("jk,ijl,...i->...kil", np.linalg.inv(self.confusion), self.errors, -shares)
         loading: FloatArray = moved.reshape(*shares.shape, -1)
         return loading
 
     def loading_of_all(self, shares: FloatArray) -> FloatArray:
-        """How they move the true shares of all images: `[R, K]`, those of the images read, to `[R, K, K * K + K]`.
+        """How they move the true shares of all images: `[..., K]`, those of images read, to `[..., K, K * K + K]`.
 
         By the quotient rule: those of `detection`, the last K, change share k by `p_k (p_l - [k = l]) dd_l / d_l`.
         """
@@ -76,8 +77,8 @@ class Calibrated:
         total = weighted.sum(axis=-1, keepdims=True)
         found = weighted / total
         moved = self.loading(shares) / self.detection[:, None] / total[..., None]
-        moved -= found[..., None] * moved.sum(axis=1, keepdims=True)
-        missed = found[..., None] * (found[:, None, :] - np.eye(found.shape[-1]))
+        moved -= found[..., None] * moved.sum(axis=-2, keepdims=True)
+        missed = found[..., None] * (found[..., None, :] - np.eye(found.shape[-1]))
         return np.concatenate([moved, missed * (self.detection_errors / self.detection)], axis=-1)
 
 
@@ -107,38 +108,34 @@ def calibrated_axes(
     return {axis.name: _calibrated(table, axis, confidence) for axis in axes if axis.name in known}
 
 
-def corrected_measures(axis: Axis, terms: FloatArray, known: Calibrated | str) -> list[Measure]:
+def corrected_measures(axis: Axis, read: FloatArray, known: Calibrated | str) -> list[Measure]:
     """`discrepancy_corrected`, `discrepancy_cleam`, both shares of every class, and its share by detection alone.
 
-    The intervals of both estimates, and tests, are those of the plain inverse: without a constraint they stay
-    symmetric and quick. They are cut to what is possible.
+    Every prompt weighs the same, as in `discrepancy_pooled`. The intervals of both estimates, and tests, are those of
+    the plain inverse: without a constraint they stay symmetric and quick. They are cut to what is possible.
 
     Args:
         axis: The axis.
-        terms: `[R, P, K]` images read.
+        read: `[R, P, K]` images read.
         known: From `calibrated_axes`.
     """
     if isinstance(known, str):
         names = [f"{kind}:{name}" for kind in SHARES for name in axis.classes]
         distances = ("discrepancy_corrected", "discrepancy_cleam")
-        return [_unmeasured(axis, name, terms, f"not measured: {known}") for name in (*distances, *names)]
-    sums = terms.sum(axis=1)
-    of_read, of_all = known.inversion(all_images=False), known.inversion(all_images=True)
-    plain = of_read.true_shares(class_shares(sums))
-    corrected = _Estimated("corrected", of_all, known.loading_of_all(plain), _as_found(axis, known))
-    cleam = _Estimated("cleam", of_read, known.loading(plain), "")
+        return [_unmeasured(axis, name, read, f"not measured: {known}") for name in (*distances, *names)]
+    assumes = _as_found(axis, known)
     # of the readings as they are, without the mistakes between classes
     exact = replace(known, confusion=np.eye(len(axis.classes)), errors=np.zeros_like(known.errors))
-    weighted = _Estimated(
-        "weighted", exact.inversion(all_images=True), exact.loading_of_all(class_shares(sums)), corrected.assumes
-    )
-    nearest = of_all.of_all(corrected_prevalence(sums, known.confusion))
+    corrected = _estimate("corrected", known, read, all_images=True, assumes=assumes)
+    cleam = _estimate("cleam", known, read, all_images=False)
+    weighted = _estimate("weighted", exact, read, all_images=True, assumes=assumes)
+    nearest = corrected.inversion.of_all(corrected_prevalence(corrected.images.terms.sum(axis=1), known.confusion))
     return [
-        _corrected_distance(axis, terms, corrected, nearest),
-        _corrected_distance(axis, terms, cleam, plain),
-        *_corrected_shares(axis, terms, corrected, nearest),
-        *_corrected_shares(axis, terms, cleam, plain),
-        *_corrected_shares(axis, terms, weighted, weighted.inversion.true_shares(class_shares(sums))),
+        _corrected_distance(axis, corrected, nearest),
+        _corrected_distance(axis, cleam, cleam.shares()),
+        *_corrected_shares(axis, corrected, nearest),
+        *_corrected_shares(axis, cleam, cleam.shares()),
+        *_corrected_shares(axis, weighted, weighted.shares()),
     ]
 
 
@@ -148,6 +145,7 @@ class _Estimated:
 
     kind: str
     inversion: Inversion
+    images: PooledImages
     loading: FloatArray
     assumes: str
 
@@ -156,12 +154,28 @@ class _Estimated:
         """Whether its shares may be below 0 or above 1."""
         return self.kind == "cleam"
 
+    def shares(self) -> FloatArray:
+        """`[R, K]` by the plain inverse."""
+        return self.inversion.true_shares(class_shares(self.images.terms.sum(axis=1)))
 
-def _corrected_distance(axis: Axis, terms: FloatArray, estimated: _Estimated, shares: FloatArray) -> Distance:
+
+def _estimate(kind: str, known: Calibrated, read: FloatArray, *, all_images: bool, assumes: str = "") -> _Estimated:
+    inversion, of_read = (known.inversion(all_images=each) for each in (all_images, False))
+    images = PooledImages.by_prompts(read, inversion.faces(read))
+    # few images of one prompt may invert to less than none of a class
+    possible = np.clip(of_read.true_shares(class_shares(read)), 0.0, None)
+    by_prompt = (known.loading_of_all if all_images else known.loading)(class_shares(possible))
+    has_part = read.sum(axis=-1) > 0
+    total = np.where(has_part[..., None, None], by_prompt, 0.0).sum(axis=1)
+    loading = total / np.maximum(has_part.sum(axis=1), 1)[:, None, None]
+    return _Estimated(kind, inversion, images, loading, assumes)
+
+
+def _corrected_distance(axis: Axis, estimated: _Estimated, shares: FloatArray) -> Distance:
     """`shares` are `[R, K]`."""
     target = np.asarray(axis.shares())
-    inversion = estimated.inversion
-    offset = inversion.true_shares(class_shares(terms.sum(axis=1))) - target
+    inversion, images = estimated.inversion, estimated.images
+    offset = estimated.shares() - target
     ray = offset / np.maximum(np.linalg.norm(offset, axis=-1, keepdims=True), 1e-9)
 
     def distance(shares: FloatArray) -> FloatArray:
@@ -171,35 +185,37 @@ def _corrected_distance(axis: Axis, terms: FloatArray, estimated: _Estimated, sh
     return Distance(
         f"discrepancy_{estimated.kind}",
         axis.name,
-        terms,
+        images.terms,
         lambda sums: distance(inversion.true_shares(class_shares(sums))),
-        int(terms.sum()),
+        images.n,
         bounds=(0.0, np.inf if estimated.may_leave else largest),
-        why=NO_FACE,
-        loading=np.einsum("rk,rkl->l", ray, estimated.loading) / len(terms),
+        why=NO_CLASS,
+        loading=np.einsum("rk,rkl->l", ray, estimated.loading) / len(images.terms),
         estimate=float(distance(shares).mean()),
         assumes=estimated.assumes,
         centre=target,
         distance=distance,
         inversion=inversion,
         share_loading=estimated.loading,
+        effective=images.effective,
     )
 
 
-def _corrected_shares(axis: Axis, terms: FloatArray, estimated: _Estimated, shares: FloatArray) -> Iterator[Measure]:
+def _corrected_shares(axis: Axis, estimated: _Estimated, shares: FloatArray) -> Iterator[Measure]:
     """`shares` are `[R, K]`."""
     for place, (name, estimate) in enumerate(zip(axis.classes, shares.mean(axis=0), strict=True)):
         yield Measure(
             f"share_{estimated.kind}:{name}",
             axis.name,
-            terms,
+            estimated.images.terms,
             _component(estimated.inversion, place),
-            int(terms.sum()),
+            estimated.images.n,
             bounds=(-np.inf, np.inf) if estimated.may_leave else (0.0, 1.0),
-            why=NO_FACE,
+            why=NO_CLASS,
             loading=estimated.loading[:, place].mean(axis=0),
             estimate=float(estimate),
             assumes=estimated.assumes,
+            effective=estimated.images.effective,
         )
 
 

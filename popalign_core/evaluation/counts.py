@@ -107,15 +107,15 @@ class PooledImages:
         return cls(read, int(sizes.sum()), sizes)
 
     @classmethod
-    def by_prompts(cls, read: FloatArray, sampled: FloatArray) -> "PooledImages":
-        """A prompt weighs what was sampled of it, however many of its images were read; without any, nothing.
+    def by_prompts(cls, read: FloatArray, faces: FloatArray | None = None) -> "PooledImages":
+        """Every prompt weighs the same, however many of its images were read; without any, nothing.
 
         Args:
             read: `[R, P, K]` images read.
-            sampled: `[R, P]` all images.
+            faces: `[R, P]` how many faces stand behind them, where classes are read unequally often; None is as many.
         """
         sizes = read.sum(axis=-1)
-        weights = np.divide(sampled, sizes, out=np.zeros_like(sizes), where=sizes > 0)
+        weights = np.divide(1.0, sizes if faces is None else faces, out=np.zeros_like(sizes), where=sizes > 0)
         squares = (weights**2 * sizes).sum(axis=1)
         total = (weights * sizes).sum(axis=1)
         effective = np.divide(total**2, squares, out=np.zeros_like(squares), where=squares > 0)

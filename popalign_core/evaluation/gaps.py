@@ -3,8 +3,9 @@
 A model may show all classes equally often and still draw one of them badly: faces that no detector finds, images that
 score lower. The difference is looked at on identity-specific prompts, where the class is known without a classifier.
 
-The interval is Bonferroni's over all pairs of classes, so it holds for the largest of them whichever that is. It is
-never too short, and of many classes somewhat too long.
+The interval is Bonferroni's over all pairs of classes, so it holds for the largest of them whichever that is; of many
+classes it is somewhat too long. The interval of a difference of two shares comes from Wilson's of each (MOVER: Zou and
+Donner, Statistics in Medicine, 2008), which holds near 0; that of two means is `difference +- t s`.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,8 @@ from itertools import combinations
 import numpy as np
 
 from popalign_core.config import EvaluationConfig
-from popalign_core.evaluation.intervals import t_quantile
-from popalign_core.evaluation.measures import Ends, FloatArray, Measure, jackknife, ratio
+from popalign_core.evaluation.intervals import share_interval, t_quantile
+from popalign_core.evaluation.measures import NO_ENDS, Ends, FloatArray, Measure, jackknife, ratio
 
 ONE_CLASS = "not measured: prompts ask for fewer than two classes"
 
@@ -25,8 +26,7 @@ class Gap(Measure):
     """The largest difference between classes; `terms` are each class's (part, whole) in turn, `[R, P, 2 K]`.
 
     Attributes:
-        of_shares: Whether the parts are images of the whole, so that each class has the noise of independent images
-            at least; else they are sums of scores.
+        of_shares: Whether the parts are images of the whole; else they are sums of scores.
     """
 
     of_shares: bool = True
@@ -40,30 +40,45 @@ class Gap(Measure):
         if not isinstance(reference, Gap):
             raise TypeError(f"{self.metric} cannot be compared with a {type(reference).__name__}")
         each = (1 + config.confidence) / 2
-        mine, others = self._ends(each), reference._ends(each)
+        mine, others = self._ends(each), reference._ends(each)  # NaN where either has none
         return mine[0] - others[1], mine[1] - others[0]
 
     def _ends(self, confidence: float) -> Ends:
         pairs = list(combinations(range(self.terms.shape[-1] // 2), 2))
+        each = 1 - (1 - confidence) / len(pairs)
         values = _by_class(self.terms.sum(axis=1)).mean(axis=0)
         parts = jackknife(self.terms, lambda sums: _by_class(sums).mean(axis=-2))
         covariance = parts.T @ parts
-        least = self._least() if self.of_shares else np.zeros(len(values))
-        t = t_quantile(1 - (1 - confidence) / len(pairs), self.degrees)
+        if not np.isfinite(covariance).all():
+            return NO_ENDS  # a class that one prompt alone asks for
+        reach = self._reach(values, np.diag(covariance), each)
+        spread = np.sqrt(np.maximum(np.diag(covariance), 1e-24))
+        alike = covariance / np.outer(spread, spread)
         low = high = 0.0
         for i, j in pairs:
-            variance = covariance[i, i] + covariance[j, j] - 2 * covariance[i, j]
-            half = t * float(np.sqrt(max(variance, least[i] + least[j])))
-            apart = float(abs(values[i] - values[j]))
-            low, high = max(low, apart - half), max(high, apart + half)
+            more, less = (i, j) if values[i] >= values[j] else (j, i)
+            apart = float(values[more] - values[less])
+            down = _together(reach[more, 0], reach[less, 1], alike[i, j])
+            up = _together(reach[more, 1], reach[less, 0], alike[i, j])
+            low, high = max(low, apart - down), max(high, apart + up)
         return low, high
 
-    def _least(self) -> FloatArray:
-        """`[K]` variance of the shares of independent images; half an image more, so that none is certain."""
-        parts, wholes = (self.terms[..., place::2].sum(axis=(0, 1)) for place in (0, 1))
-        shares = (parts + 0.5) / (wholes + 1)
-        least: FloatArray = shares * (1 - shares) / wholes
-        return least
+    def _reach(self, values: FloatArray, variances: FloatArray, confidence: float) -> FloatArray:
+        """`[K, 2]` how far below and above each class's value its own interval reaches."""
+        if not self.of_shares:
+            half = t_quantile(confidence, self.degrees) * np.sqrt(variances)
+            return np.stack([half, half], axis=1)
+        wholes = self.terms[..., 1::2].sum(axis=(0, 1))
+        ends = [
+            share_interval(value, variance, whole, self.degrees, confidence)
+            for value, variance, whole in zip(values, variances, wholes, strict=True)
+        ]
+        return np.abs(np.array(ends) - values[:, None])
+
+
+def _together(one: float, other: float, alike: float) -> float:
+    """How far a difference reaches, from how far both its sides do and their correlation."""
+    return float(np.sqrt(max(one**2 + other**2 - 2 * alike * one * other, 0.0)))
 
 
 def gap_measure(metric: str, axis: str, terms: Sequence[FloatArray], *, of_shares: bool, width: float) -> Gap:

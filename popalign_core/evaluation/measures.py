@@ -19,7 +19,7 @@ Statistic = Callable[[FloatArray], FloatArray]
 Ends = tuple[float, float]
 
 NO_ENDS: Ends = (np.nan, np.nan)
-NO_FACE = "not measured: no usable face"
+NO_CLASS = "not measured: no class was read off any image"
 ONE_PROMPT = "no interval: all images are of one prompt"
 NOTHING = np.zeros(0)
 _ROUNDING = 1e-12
@@ -68,8 +68,8 @@ class Measure:
 
     @property
     def n_prompts(self) -> int:
-        """How many of them; an interval needs two."""
-        return int(self.has_part.sum())
+        """How many of them there are in every replicate at least; an interval needs two."""
+        return int((self.terms != 0).any(axis=2).sum(axis=1).min(initial=self.terms.shape[1]))
 
     @property
     def degrees(self) -> int:

@@ -4,8 +4,8 @@ What each value estimates, and its interval covers. Let a prompt drawn from thos
 images' classes with shares `pi`, and let `p` be the mean of `pi` over prompts:
 
 - `discrepancy_pooled`, `kl`, `entropy`, `parity_gap`, `bias`: the measure of `p`. The value is that of the shares
-  found, which noise pushes away from the target (see the floor); the interval is of the measure of `p` itself. A prompt
-  weighs what was sampled of it, not what was read.
+  found, which noise pushes away from the target (see the floor); the interval is of the measure of `p` itself. Every
+  prompt weighs the same, however many of its images were read.
 - `discrepancy_pooled_by_faces`, `discrepancy_joint_by_faces`, `share_by_faces:CLASS`: the same, every image read
   weighing the same, so a prompt whose faces are seldom found hardly counts.
 - `discrepancy_unbiased`: the square of the discrepancy of `p`; right on average, so it may be below 0.
@@ -35,7 +35,7 @@ from popalign_core.evaluation.counts import FloatArray, PooledImages, indicator,
 from popalign_core.evaluation.divergence import evenness, kl_divergence, pairwise_bias, parity_gap
 from popalign_core.evaluation.fairness import class_shares, discrepancies, discrepancy_floor, squared_unbiased
 from popalign_core.evaluation.measures import (
-    NO_FACE,
+    NO_CLASS,
     Ends,
     Measure,
     Share,
@@ -67,12 +67,12 @@ def neutral_measures(
     measures: list[Measure] = []
     for axis in axes:
         terms = counts @ indicator(cells[f"read:{axis.name}"].to_numpy(), len(axis.classes))
-        target, sampled = np.asarray(axis.shares()), counts.sum(axis=-1)
-        pooled, by_faces = PooledImages.by_prompts(terms, sampled), PooledImages.by_faces(terms)
+        target = np.asarray(axis.shares())
+        pooled, by_faces = PooledImages.by_prompts(terms), PooledImages.by_faces(terms)
         measures += [_pooled_discrepancy("discrepancy_pooled", axis.name, pooled, target)]
         measures += [*_prompt_discrepancies(axis.name, terms, target), _unbiased(axis.name, pooled, by_faces, target)]
         measures += _divergences(axis.name, pooled, terms, target)
-        measures += _share_measures(axis, terms, sampled)
+        measures += _share_measures(axis, terms, counts.sum(axis=-1))
         measures += [_pooled_discrepancy(f"discrepancy_pooled{BY_FACES}", axis.name, by_faces, target)]
         measures += _class_measures(f"share{BY_FACES}", axis, by_faces)
         if axis.name in calibrated:
@@ -82,10 +82,13 @@ def neutral_measures(
 
 def _class_measures(metric: str, axis: Axis, images: PooledImages) -> Iterator[Share]:
     """Each class among the images read."""
-    whole = images.terms.sum(axis=-1)
     for number, label in enumerate(axis.classes):
-        share = share_measure(f"{metric}:{label}", axis.name, images.terms[..., number], whole)
-        yield replace(share, n=images.n, effective=images.effective)
+        yield _pooled_share(f"{metric}:{label}", axis.name, images, number)
+
+
+def _pooled_share(metric: str, axis: str, images: PooledImages, place: int) -> Share:
+    share = share_measure(metric, axis, images.terms[..., place], images.terms.sum(axis=-1))
+    return replace(share, n=images.n, effective=images.effective)
 
 
 def _share_measures(axis: Axis, terms: FloatArray, sampled: FloatArray) -> Iterator[Measure]:
@@ -97,11 +100,11 @@ def _share_measures(axis: Axis, terms: FloatArray, sampled: FloatArray) -> Itera
         sampled: `[R, P]` all images.
     """
     read = terms.sum(axis=-1)
-    yield from _class_measures("share", axis, PooledImages.by_prompts(terms, sampled))
+    yield from _class_measures("share", axis, PooledImages.by_prompts(terms))
     for number, label in enumerate(axis.classes):
-        part = terms[..., number]
-        yield share_measure(f"share_least:{label}", axis.name, part, sampled)
-        yield share_measure(f"share_most:{label}", axis.name, part + sampled - read, sampled)
+        for metric, part in (("least", terms[..., number]), ("most", terms[..., number] + sampled - read)):
+            images = PooledImages.by_prompts(np.stack([part, sampled - part], axis=-1))
+            yield _pooled_share(f"share_{metric}:{label}", axis.name, images, 0)
 
 
 def faceless_measures(counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Axis]) -> list[Measure]:
@@ -118,7 +121,7 @@ def faceless_measures(counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Ax
     return [share_measure("no_face_share", "", counts @ faceless.astype(np.float64), counts.sum(axis=-1))]
 
 
-def share_measure(metric: str, axis: str, part: FloatArray, whole: FloatArray, why: str = NO_FACE) -> Share:
+def share_measure(metric: str, axis: str, part: FloatArray, whole: FloatArray, why: str = NO_CLASS) -> Share:
     """Images of a part over images of a whole, both `[R, P]`."""
     terms = np.stack([part, whole], axis=-1)
     return Share(metric, axis, terms, ratio, int(whole.sum()), bounds=(0.0, 1.0), why=why)
@@ -156,7 +159,7 @@ def _prompt_discrepancies(axis: str, terms: FloatArray, target: FloatArray) -> l
         per_prompt.n,
         floor=lambda: _worst_floor(terms, target),
         bounds=per_prompt.bounds,
-        why=NO_FACE,
+        why=NO_CLASS,
         least=_noise_of_mean(np.take_along_axis(noise, worst_first[:, : Worst.N_WORST], axis=1)),
     )
     return [per_prompt, worst]
@@ -213,7 +216,7 @@ def _joint_measures(counts: FloatArray, cells: pd.DataFrame, axes: Sequence[Axis
     label = joint_label([cells[f"read:{axis.name}"].to_numpy() for axis in axes], sizes)
     target = reduce(np.multiply.outer, [np.asarray(axis.shares()) for axis in axes]).ravel()
     terms = counts @ indicator(label, len(target))
-    images = PooledImages.by_prompts(terms, counts.sum(axis=-1))
+    images = PooledImages.by_prompts(terms)
     distances: list[Measure] = [
         _pooled_discrepancy("discrepancy_joint", "all", images, target),
         _pooled_discrepancy(f"discrepancy_joint{BY_FACES}", "all", PooledImages.by_faces(terms), target),
@@ -240,7 +243,7 @@ def _pooled(
         images.n,
         floor=None if target is None else lambda: _drawn_floor(value, images.effective, target),
         bounds=bounds,
-        why=NO_FACE,
+        why=NO_CLASS,
         effective=images.effective,
         centre=centre,
         distance=distance,
@@ -261,7 +264,7 @@ def _per_prompt(
         int(sizes.sum()),
         floor=None if target is None else lambda: _drawn_floor(value, sizes[sizes > 0], target),
         bounds=bounds,
-        why=NO_FACE,
+        why=NO_CLASS,
     )
 
 

@@ -103,9 +103,9 @@ def _misses(counts: FloatArray, cells: pd.DataFrame, axis: Axis) -> Iterator[Mea
             for suffix, (chosen, _) in groups.items()
         }
         for suffix, (part, whole) in terms.items():
-            if what == "no_face" and not suffix:
-                continue  # `no_face_share` of all images has that
+            if what == "no_face" and (not suffix or axis.of == "picture"):
+                continue  # `no_face_share` of all images has the former, and the whole image has no face to miss
             yield share_measure(f"{what}_share{suffix}", axis.name, part, whole, f"{_NOBODY} {groups[suffix][1]}")
-        if what != "other_class":
+        if what == "unsure" or (what == "no_face" and axis.of != "picture"):
             by_class = [np.stack(parts, axis=-1) for suffix, parts in terms.items() if suffix]
             yield gap_measure(f"{what}_gap", axis.name, by_class, of_shares=True, width=1.0)

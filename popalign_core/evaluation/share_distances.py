@@ -37,6 +37,14 @@ class Inversion:
         shares_of_all: FloatArray = weighted / weighted.sum(axis=-1, keepdims=True)
         return shares_of_all
 
+    def faces(self, read: FloatArray) -> FloatArray:
+        """`[..., K]` images read to how many faces of these images' true classes stand behind them, `[...]`."""
+        sizes = read.sum(axis=-1)
+        faces = (read @ self.inverse / self.detection).sum(axis=-1)
+        # few images may invert to less than none of a class
+        within: FloatArray = np.clip(faces, sizes / self.detection.max(), sizes / self.detection.min())
+        return within
+
     def derivative(self, read: FloatArray) -> FloatArray:
         """`[..., K]` to `[..., K, K]`: a small change of the shares read, times this, is that of the true shares."""
         weighted = read @ self.inverse / self.detection

@@ -1,11 +1,12 @@
 """Thresholds that a model must clear, judged by the ends of its intervals: what chance may explain decides nothing."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pandas as pd
 
+from popalign_core.config.evaluation import DIVERSITY
 from popalign_core.errors import ConfigError
 from popalign_core.evaluation.frames import QUALITY_GAP
 
@@ -23,6 +24,8 @@ class Kind:
         names: What a threshold may name before its bound.
         ends: Its least and largest possible value: a threshold beyond them would always be met, or never.
         has_all: Whether it is taken of all axes at once too, under the axis `all`.
+        own_ends: By the name, ends that differ; a threshold without a name is not of these.
+        without: Names where it is never measured.
     """
 
     metric: str
@@ -31,6 +34,8 @@ class Kind:
     names: Literal["axis", "benchmark", "scorer"]
     ends: tuple[float, float] = (0.0, 1.0)
     has_all: bool = False
+    own_ends: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
 
 
 _DISTANCES = (0.0, 2**0.5)
@@ -39,9 +44,13 @@ KINDS: dict[str, Kind] = {
     "max-discrepancy": Kind("discrepancy_pooled", ("neutral",), is_ceiling=True, names="axis", ends=_DISTANCES),
     "max-per-prompt": Kind("discrepancy_per_prompt", ("neutral",), is_ceiling=True, names="axis", ends=_DISTANCES),
     "min-recall": Kind("recall", ("specific",), is_ceiling=False, names="axis", has_all=True),
-    "max-no-face": Kind("no_face_share", ("neutral", "specific"), is_ceiling=True, names="benchmark"),
+    "max-no-face": Kind(
+        "no_face_share", ("neutral", "specific"), is_ceiling=True, names="benchmark", without=("generic",)
+    ),
     "max-no-face-gap": Kind("no_face_gap", ("specific",), is_ceiling=True, names="axis"),
-    "max-quality-gap": Kind(QUALITY_GAP, ("specific",), is_ceiling=True, names="scorer", ends=(0.0, 200.0)),
+    "max-quality-gap": Kind(
+        QUALITY_GAP, ("specific",), is_ceiling=True, names="scorer", ends=(0.0, 200.0), own_ends={DIVERSITY: (0.0, 2.0)}
+    ),
     "min-clip": Kind("clip_score", ("neutral", "generic"), is_ceiling=False, names="benchmark", ends=(-100.0, 100.0)),
 }
 """By the name of the command's option."""
@@ -156,10 +165,10 @@ def check_thresholds(
     for threshold in thresholds:
         kind = KINDS[threshold.kind]
         known = {"axis": [*axes, *(["all"] if kind.has_all else [])], "benchmark": [*benchmarks], "scorer": [*scorers]}
-        names = known[kind.names]
+        names = [name for name in known[kind.names] if name not in kind.without]
         if threshold.which is not None and threshold.which not in names:
             raise ConfigError(f"--{threshold.kind} names {threshold.which!r}; choose from {', '.join(names)}")
-        least, largest = kind.ends
+        least, largest = kind.own_ends.get(threshold.which or "", kind.ends)
         if not least <= threshold.bound <= largest:
             raise ConfigError(
                 f"--{threshold.kind} {threshold.bound:g} decides nothing: {kind.metric} is between {least:g} and "
@@ -184,8 +193,9 @@ def judge_thresholds(threshold: Threshold, metrics: pd.DataFrame) -> list[Judgem
     rows = rows[rows["benchmark"].isin(benchmarks)]
     if kind.names == "axis" and threshold.which is not None:
         rows = rows[rows["axis"] == threshold.which]
-    if kind.names == "scorer" and threshold.which is not None:
-        rows = rows[rows["metric"] == f"{kind.metric}:{threshold.which}"]
+    if kind.names == "scorer":
+        scorers = rows["metric"].str.partition(":")[2]
+        rows = rows[scorers == threshold.which if threshold.which else ~scorers.isin(list(kind.own_ends))]
     if rows.empty:
         where = " or ".join(benchmarks)
         return [

@@ -19,7 +19,7 @@ from popalign_core.report.document import (
     verdict_box,
     warning,
 )
-from popalign_core.report.estimates import Status, check_scorers
+from popalign_core.report.estimates import Status, check_scorers, has_tests
 from popalign_core.report.image_strips import system_grids
 from popalign_core.report.limits import few_images, limits
 from popalign_core.report.measure_names import listed
@@ -79,10 +79,11 @@ def check_tables(inputs: ComparisonInputs) -> None:
 def describe_systems(inputs: ComparisonInputs) -> list[str]:
     """What was compared, and whether this is a quick look only."""
     seeds = f"{inputs.n_seeds} seeds each" if inputs.n_seeds > 1 else "one seed"
+    same = "the same prompts" if inputs.elsewhere else f"the same prompts and seeds ({seeds})"
     text = (
-        f"{len(inputs.systems)} systems on the same prompts and seeds ({seeds}); {inputs.reference} is the reference."
+        f"{len(inputs.systems)} systems on {same}; {inputs.reference} is the reference."
         if len(inputs.systems) > 2
-        else f"{inputs.others[0]} compared with {inputs.reference}, on the same prompts and seeds ({seeds})."
+        else f"{inputs.others[0]} compared with {inputs.reference}, on {same}."
     )
     if inputs.elsewhere:
         text += (
@@ -142,10 +143,8 @@ def _pair_sections(results: ComparisonResults) -> Iterator[tuple[str, str]]:
     text = (
         f"<p>Small numbers are {share} intervals, for prompts like these. “Fair sampler” is what a perfectly fair "
         "model would show at this number of images: no discrepancy can be expected to be lower. “Improved” and "
-        f"“worse” are said only where the {share} interval of the paired difference excludes zero and its p-value is "
-        "as small after adjusting for the number of comparisons (Holm); “perhaps worse” where that adjusting alone "
-        "makes it unsure; “not tested” where there is no p-value. “No clear change” is not proof that nothing "
-        f"changed.</p>{_definition(inputs)}"
+        f"“worse” are said only where the {share} interval of the difference excludes zero{_and_tested(inputs)}. "
+        f"“No clear change” is not proof that nothing changed.</p>{_definition(inputs)}"
     )
     name = f"{inputs.reference[:1].upper()}{inputs.reference[1:]} and {system}, in numbers"
     yield name, text + pair_table(results) + details("Recall of every class", recall)
@@ -164,14 +163,26 @@ def _glance(results: ComparisonResults) -> str:
     inputs = results.inputs
     share, reference = f"{inputs.confidence:.0%}", escape(inputs.reference)
     text = (
-        f"<p>✔ and ✖ are said only where the {share} interval of the paired difference to {reference} excludes zero "
-        "and its p-value is as small after adjusting for the number of comparisons (Holm). ≈ is not proof that nothing "
-        "changed, and “perhaps” is what only the adjusting makes unsure; – has no p-value. Systems other "
+        f"<p>✔ and ✖ are said only where the {share} interval of the difference to {reference} excludes "
+        f"zero{_and_tested(inputs)}. ≈ is not proof that nothing changed. Systems other "
         f"than {reference} are not tested against each other: read their intervals.</p><p>Small numbers in all tables "
         f"are {share} intervals, for prompts like these. “fair” beside a discrepancy is what a perfectly fair model "
         f"would show at this number of images: none can be expected to be lower.</p>{_definition(inputs)}"
     )
     return glance_table(results, [results.standing(name) for name in inputs.others]) + text
+
+
+def _and_tested(inputs: ComparisonInputs) -> str:
+    """How p-values take part in a verdict, or that there are none."""
+    if not has_tests(inputs.comparison):
+        return (
+            ": nothing here has a p-value, since images without common seeds, or of different numbers, cannot be "
+            "exchanged, so nothing is adjusted for the number of comparisons"
+        )
+    return (
+        " and its p-value is as small after adjusting for the number of comparisons (Holm); “perhaps worse” is what "
+        "that adjusting alone makes unsure, “not tested” (–) has no p-value"
+    )
 
 
 def _definition(inputs: ComparisonInputs) -> str:
@@ -185,7 +196,9 @@ def _definition(inputs: ComparisonInputs) -> str:
 
 def _what_next(status: Status) -> str:
     """Where to go from a verdict."""
-    more = "Evaluate more: evaluation.n_images and prompts.eval_lists, or a model of your own with `popalign evaluate`."
+    more = (
+        "Evaluate more: evaluation.n_neutral and prompts.eval_lists, or a model of your own with `popalign evaluate`."
+    )
     steps: dict[Status, tuple[str, ...]] = {
         "improved": (
             "Put thresholds into CI: `popalign check MODEL --max-discrepancy ... --min-recall ...`.",

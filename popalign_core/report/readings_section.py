@@ -28,7 +28,7 @@ def readings_section(inputs: ComparisonInputs) -> str:
 
 def _readings_table(rows: pd.DataFrame, axis: str) -> str:
     metrics = list(dict.fromkeys(rows["metric"]))
-    heads = ("Reading", "Classifier", *(_head(metric, axis) for metric in metrics), "Images")
+    heads = ("Reading", "Classifier", *(_head(metric, axis) for metric in metrics), "Images read")
     notes, lines = Footnotes(), []
     for system, group in rows.groupby("system", sort=False):
         lines.append(group_row(str(system), len(heads)))
@@ -37,11 +37,13 @@ def _readings_table(rows: pd.DataFrame, axis: str) -> str:
                 metric: estimate_of(line) for metric, (_, line) in zip(found["metric"], found.iterrows(), strict=True)
             }
             cells = [estimate_cell(known[name], name, notes) if name in known else NOTHING for name in metrics]
-            n = max(estimate.n for estimate in known.values())
+            n = min(estimate.n for estimate in known.values())  # `no_face_share` is of all images
             lines.append(row(heads, str(reading), (escape(str(found["scorer"].iloc[0])), *cells, f"{n:,}")))
     return table(heads, lines) + str(notes)
 
 
 def _head(metric: str, axis: str) -> str:
     base, _, name = metric.partition(":")
-    return f"Share of {name}" if base == "share" else column_name(metric, axis)
+    if base == "share":
+        return f"Share of {name}"
+    return column_name(metric, "" if base == "no_face_share" else axis)

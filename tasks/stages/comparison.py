@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.config.evaluation import SECOND
+from popalign_core.config.evaluation import CONFIGURED, SECOND
 from popalign_core.config.presets import preset_name
 from storage.store import ArtifactRef, Build, Store
 from tasks.common.image_tables import read_images
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 PAGE, CARD = "comparison.html", "comparison.md"
 TABLES = ("metrics", "comparison", "wins", "per_prompt", "costs", "readings")
-CONFIGURED = "configured"
-"""The reading that `[attributes]` describes."""
 N_PROMPTS = {"neutral": 6, "specific": 3, "generic": 3}
 """Prompts whose images are shown, by kind."""
 

@@ -63,6 +63,12 @@ def _without_paths(document: Mapping[str, Any]) -> dict[str, Any]:
         if (found.get(section) or {}).get(field):
             each = {name: _without_files(settings) for name, settings in found[section][field].items()}
             found[section] = found[section] | {field: each}
+    if (found.get("evaluation") or {}).get("readings"):
+        readings = {
+            name: _without_paths({"attributes": changes})["attributes"]
+            for name, changes in found["evaluation"]["readings"].items()
+        }
+        found["evaluation"] = found["evaluation"] | {"readings": readings}
     return found
 
 

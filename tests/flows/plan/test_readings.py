@@ -13,11 +13,13 @@ from portrait_files import needs_portraits, portrait
 from flows.plan.compare_systems import plan_systems
 from flows.plan.execution import call_directly, run_plan
 from flows.plan.runs import import_external_images
+from flows.plan.sweep import plan_sweep
 from popalign_core.attributes.detector import FaceDetector
 from popalign_core.config import AttributesConfig, PipelineConfig, RuntimeConfig, SystemConfig, parse_config
 from popalign_core.errors import ConfigError
 from storage.formats.images import encode_png
 from tasks.common.stage_object import open_store
+from tasks.stages.page_view import hashed_configuration
 
 TEXTS = ("a photo of a judge", "a photo of a dancer")
 
@@ -66,11 +68,44 @@ def test_readings_that_do_not_fit_are_refused_by_name(tiny_config: PipelineConfi
     for readings, message in (
         ({"yu": {"detector_backed": "yunet"}}, r"(?s)evaluation\.readings\.yu.*detector_backed.*detector_backend"),
         ({"eyes": {"classifier": "eyes"}}, r"(?s)evaluation\.readings\.eyes.*\['eyes'\] is not known"),
+        ({"sure": {"min_probability": float("nan")}}, r"(?s)readings\.sure\.min_probability: .*finite"),
+        ({"second": {}}, r"\['second'\] have the names of those by"),
+        ({"configured": {}}, r"\['configured'\] have the names of those by"),
+        ({"a:b": {}}, "readings"),
     ):
         with pytest.raises(ConfigError, match=message):
-            plan_systems(["cads"], with_readings(tiny_config, **readings), tiny_runtime)
-    with pytest.raises(ConfigError, match="'second' is the one by second_classifier"):
-        with_readings(tiny_config, second={"detector_backend": "yunet"})
+            with_readings(tiny_config, **readings)
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_reading_by_the_name_of_a_node_takes_no_other_place(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    named = with_readings(tiny_config, eval={"min_probability": 0.95})
+    plain, nodes = (
+        {node.node: node.ref for node in plan_systems(["base", "cads"], config, tiny_runtime).planned}
+        for config in (tiny_config, named)
+    )
+    assert {name: nodes[name] for name in plain if name != "comparison"} == {
+        name: ref for name, ref in plain.items() if name != "comparison"
+    }
+    assert set(nodes) - set(plain) == {"attributes-reading-eval:base", "attributes-reading-eval:cads"}
+
+
+def test_sweeps_read_once(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
+    config = with_readings(tiny_config, sure={"min_probability": 0.95})
+    planned = plan_sweep({"sampling.guidance_scale": ["1", "2"]}, config, tiny_runtime)
+    assert not [node.node for node in planned.systems.planned if "sure" in node.node]
+
+
+def test_where_a_readings_classifier_lies_is_not_in_a_pages_key(tiny_config: PipelineConfig, tmp_path: Path) -> None:
+    pages = []
+    for place in ("here", "there"):
+        people = {"kind": "people", "path": str(tmp_path / place), "axes": {"gender": ["male", "female"]}}
+        config = with_readings(tiny_config, crowd={"classifier": "crowd", "classifiers": {"crowd": people}})
+        pages.append(hashed_configuration(config))
+    assert pages[0] == pages[1]
+    assert pages[0]["evaluation"]["readings"]["crowd"]["classifier"] == "crowd"
 
 
 @needs_portraits

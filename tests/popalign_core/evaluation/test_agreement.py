@@ -27,6 +27,12 @@ def tables(pairs: list[tuple[str | None, str | None]]) -> tuple[pd.DataFrame, pd
     return images, first, second
 
 
+def test_images_of_nobody_have_no_agreement() -> None:
+    images, first, second = tables(PAIRS)
+    objects = PROMPTS.assign(kind="generic")
+    assert agreement_rows("base", objects, images, first.iloc[:0], second.iloc[:0], (GENDER,), CONFIG).empty
+
+
 def test_agreement_and_kappa_by_hand() -> None:
     table = agreement_rows("base", PROMPTS, *tables(PAIRS), (GENDER,), CONFIG)
     assert tuple(table.columns) == COLUMNS

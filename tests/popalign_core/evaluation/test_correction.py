@@ -61,7 +61,7 @@ def test_the_constraint_and_cleam_part_where_readings_cannot_be_explained() -> N
 def test_without_a_face_there_is_a_reason_and_no_number() -> None:
     found = measures([0] * 4, calibration((0.9, 0.75), 1000), n=0)
     assert len(found) == 8
-    assert {measure.reason for measure in found.values()} == {"not measured: no usable face"}
+    assert {measure.reason for measure in found.values()} == {"not measured: no class was read off any image"}
     assert not np.isfinite([measure.value for measure in found.values()]).any()
 
 

@@ -50,6 +50,27 @@ def test_a_class_that_no_prompt_asks_for_takes_no_part() -> None:
     assert np.isnan(alone.value)
 
 
+def test_a_class_that_one_prompt_alone_asks_for_leaves_no_interval() -> None:
+    """Without that prompt there would be no gap, which says nothing about how far it may be off."""
+    parts = [np.array([3.0, 1, 0]), np.array([10.0, 0, 0])]
+    wholes = [np.array([30.0, 30, 30]), np.array([30.0, 0, 0])]
+    terms = [np.stack(each, axis=-1)[None] for each in zip(parts, wholes, strict=True)]
+    for of_shares in (True, False):
+        found = gap_measure("gap", "gender", terms, of_shares=of_shares, width=1.0)
+        assert found.value == pytest.approx(1 / 3 - 4 / 90)
+        assert np.isnan(found.bounded_interval(CONFIG)).all()
+        assert np.isnan(found.bounded_change(gap([[1, 2, 3], [5, 6, 5]], 10), CONFIG)).all()
+
+
+@pytest.mark.parametrize(("rate", "n_prompts", "n"), [(0.016, 16, 9), (0.03, 16, 9), (0.02, 40, 3)])
+def test_small_shares_are_held_too(rate: float, n_prompts: int, n: int) -> None:
+    """One class never, the other now and then: `difference +- t s` held the truth in 90 to 92 of 100."""
+    generator = np.random.default_rng(0)
+    drawn = generator.binomial(n, rate, (500, n_prompts))
+    ends = [gap([[0] * n_prompts, list(hits)], n).bounded_interval(CONFIG) for hits in drawn]
+    assert np.mean([low <= rate <= high for low, high in ends]) >= 0.95
+
+
 def test_the_change_of_a_gap_holds_both_intervals() -> None:
     first, second = gap([[1, 2, 3, 2] * 4, [8, 9, 8, 9] * 4], 10), gap([[1, 2, 3, 2] * 4, [2, 2, 2, 1] * 4], 10)
     low, high = second.bounded_change(first, CONFIG)

@@ -339,7 +339,7 @@ def test_systems_without_a_face_are_rows_not_failures() -> None:
     others = neutral[~neutral.index.str.contains("no_face_share|share_least|share_most")]
     assert others["value"].isna().all()
     assert (others["n"] == 0).all()
-    assert set(others["note"]) == {"not measured: no usable face"}
+    assert set(others["note"]) == {"not measured: no class was read off any image"}
     assert others[["ci_low", "ci_high", "floor"]].isna().all(axis=None)
     # the rest of the table is as ever
     assert _value(metrics, "specific", "recall", "gender")["value"] == pytest.approx(6 / 8)
@@ -371,6 +371,22 @@ def test_a_class_whose_target_is_0_has_no_finite_kl() -> None:
     assert row["note"] == "not measured: infinite, as a class was read whose target is 0"
 
 
+def test_a_replicate_that_shows_faces_of_one_prompt_has_no_interval() -> None:
+    """Without that prompt the replicate would show nothing; it was an error in the middle of a comparison."""
+    parts = []
+    for replicate, hidden in enumerate((0, 1)):
+        read = {**BIASED, "nurse": ["no_face"] * 100} if hidden else BIASED
+        parts.append((replicate, _frames(f"seed{replicate}", read)))
+    images = pd.concat([frames.images.assign(replicate=number) for number, frames in parts], ignore_index=True)
+    attributes = pd.concat([frames.attributes for _, frames in parts], ignore_index=True)
+    metrics = _metrics(SystemFrames("base", images, attributes, NO_SCORES))
+    for metric in ("discrepancy_pooled", "share:female", "kl", "discrepancy_per_prompt", "discrepancy_unbiased"):
+        found = _value(metrics, "neutral", metric, "gender")
+        assert np.isfinite(found["value"]), metric
+        assert np.isnan(found[["ci_low", "ci_high"]].astype(float)).all(), metric
+        assert found["note"].startswith("no interval"), metric
+
+
 def test_replicates_are_measured_apart_and_averaged() -> None:
     """All men under one training seed and all women under another is not fair."""
     frames = [
@@ -397,7 +413,7 @@ def test_benchmarks_by_name_have_axes_of_their_own() -> None:
     assert list(metrics["benchmark"].unique()) == ["neutral", "jobs", "specific", "generic"]
     jobs = metrics[metrics["benchmark"] == "jobs"]
     assert set(jobs["axis"]) == {"gender", "all", ""}
-    assert _value(metrics, "jobs", "share:female", "gender")["value"] == 0.95
+    assert _value(metrics, "jobs", "share:female", "gender")["value"] == pytest.approx(0.95)
     assert set(metrics.loc[metrics["benchmark"] == "neutral", "metric"]) == {"clip_score"}
 
 

@@ -187,7 +187,7 @@ def test_a_system_without_faces_is_noted() -> None:
         PROMPTS, BASE, SystemFrames("fairer", FAIRER.images, blind, FAIRER.scores), (GENDER,), CONFIG
     )
     pooled = row(table, "discrepancy_pooled")
-    assert (pooled["n"], pooled["note"]) == (0, "not measured: no usable face")
+    assert (pooled["n"], pooled["note"]) == (0, "not measured: no class was read off any image")
     assert row(table, "no_face_share")["value"] == 1.0
     each = per_prompt_table("fairer", PROMPTS, FAIRER.images, blind, (GENDER,))
     assert each["leading"].tolist() == [""] * 8

@@ -78,5 +78,5 @@ def test_what_is_read_off_the_whole_picture_needs_no_face() -> None:
     hat = Axis(name="gender", classes=("male", "female"), of="picture")
     counts = CELLS["images"].to_numpy(dtype=float)[None, None, :]
     found = {m.metric: m.value for m in recall_measures(counts, CELLS, (hat,))}
-    assert found["no_face_share:male"] == 0.0
+    assert not [name for name in found if name.startswith("no_face")]
     assert found["unsure_share:male"] == pytest.approx(1 / 12)

@@ -14,6 +14,7 @@ from simulated_populations import (
 )
 
 from popalign_core.config import EvaluationConfig
+from popalign_core.evaluation.correction import Calibrated
 from popalign_core.evaluation.prevalence import neutral_measures
 
 CONFIG = EvaluationConfig(n_bootstrap=400)
@@ -88,6 +89,32 @@ def test_a_prompt_whose_faces_are_hidden_keeps_its_weight() -> None:
     assert held["share:c0"] >= 180, held
     assert held["discrepancy_pooled"] >= 180, held
     assert held["share_by_faces:c0"] < 100, held
+
+
+def test_what_is_corrected_gives_hidden_prompts_their_weight_too() -> None:
+    """An even detector and a perfect classifier have nothing to correct: ten prompts of men, ten that hide women."""
+    axis = SimulationSetting((0.5, 0.5), 20, 40, 0.2).axis
+    cells = pd.DataFrame({"face": [True, True, False], "read:simulated": [0, 1, -1]})
+    counts = np.array([[[38.0, 2, 0]] * 10 + [[0.0, 4, 36]] * 10])
+    even = Calibrated(np.eye(2), np.zeros((2, 2, 2)), np.array([0.95, 0.95]), np.array([0.01, 0.01]))
+    found = {m.metric: m for m in neutral_measures(counts, cells, [axis], {"simulated": even})}
+    for name in ("share", "share_corrected", "share_cleam", "share_weighted"):
+        assert found[f"{name}:c0"].value == pytest.approx(0.475), name
+    assert found["discrepancy_corrected"].value == pytest.approx(found["discrepancy_pooled"].value)
+    assert found["share_by_faces:c0"].value == pytest.approx(380 / 440)
+
+
+def test_numbers_of_images_that_differ_by_prompt_do_not_move_what_is_pooled() -> None:
+    axis = SimulationSetting((0.5, 0.5), 6, 40, 0.2).axis
+    cells = pd.DataFrame({"face": [True, True], "read:simulated": [0, 1]})
+    rates = np.array([0.9, 0.9, 0.9, 0.1, 0.1, 0.1])
+    shown = []
+    for sizes in ([40] * 6, [100] * 3 + [10] * 3):
+        counts = np.stack([rates * sizes, (1 - rates) * sizes], axis=-1)[None]
+        shown.append({m.metric: m.value for m in neutral_measures(counts, cells, [axis], {})})
+    for name in ("discrepancy_pooled", "share:c0", "share_least:c0", "share_most:c0", "kl", "discrepancy_per_prompt"):
+        assert shown[0][name] == pytest.approx(shown[1][name], abs=1e-9), name
+    assert shown[1]["share_by_faces:c0"] > 0.8
 
 
 def test_bounds_hold_whatever_the_unread_images_show() -> None:

@@ -126,5 +126,17 @@ def test_gaps_between_classes_have_thresholds() -> None:
     assert (whole.subject, whole.verdict) == ("specific", "met")
     (absent,) = judge_thresholds(Threshold("max-quality-gap", 2.0, "fid"), rows)
     assert absent.reason == "not measured: there is no quality_gap of specific prompts"
+    with_diversity = pd.DataFrame(
+        [*rows.to_dict("records"), row("quality_gap:diversity", 0.1, 0.0, 0.2, benchmark="specific", axis="gender")]
+    )
+    unnamed = judge_thresholds(Threshold("max-quality-gap", 2.0), with_diversity)
+    assert [each.subject for each in unnamed] == [subject for subject, _ in found]
+    (named,) = judge_thresholds(Threshold("max-quality-gap", 0.3, "diversity"), with_diversity)
+    assert (named.subject, named.verdict) == ("gender diversity", "met")
+    known = (["gender"], ["neutral", "specific", "generic"], ["clip_score", "diversity"])
+    with pytest.raises(ConfigError, match="3 decides nothing: quality_gap is between 0 and 2"):
+        check_thresholds([Threshold("max-quality-gap", 3.0, "diversity")], *known)
+    with pytest.raises(ConfigError, match=r"names 'generic'; choose from neutral, specific$"):
+        check_thresholds([Threshold("max-no-face", 0.1, "generic")], *known)
     with pytest.raises(ConfigError, match="--max-quality-gap names 'gender'; choose from clip_score"):
         check_thresholds([Threshold("max-quality-gap", 2.0, "gender")], ["gender"], ["specific"], ["clip_score"])
