@@ -18,6 +18,7 @@ __all__ = [
     "measure_names",
     "pair_table",
     "plots",
+    "readings_section",
     "standings",
     "study_sections",
     "style",

@@ -67,6 +67,19 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             **{"ci_low": None, "ci_high": None, "n": 10, "floor": 0.25, "scorer": "portraits@1", "note": ""},
         }
     ],
+    "readings": [
+        {
+            **{
+                "system": "base",
+                "reading": "retinaface",
+                "benchmark": "neutral",
+                "metric": "discrepancy_pooled",
+                "axis": "gender",
+                "value": 0.5,
+            },
+            **{"ci_low": None, "ci_high": None, "n": 10, "floor": 0.25, "scorer": "portraits@1", "note": ""},
+        }
+    ],
     "training_log": [{"step": 0, "name": "loss", "value": 0.5}],
     "wins": [
         {
