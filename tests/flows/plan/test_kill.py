@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forking import skip_with_several_threads
 
 from flows.plan.execution import call_directly
 from flows.plan.runs import run_pipeline
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
 def run_and_die(config: PipelineConfig, runtime: RuntimeConfig, n_calls: int) -> bool:
     """Run the pipeline in a process that gets SIGKILL at its n-th sign of progress; whether it ended before that."""
+    skip_with_several_threads()
     child = os.fork()
     if child == 0:
         left = [n_calls]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forking import skip_with_several_threads
 from training_runs import RUNTIME, same_weights, stop_at, values
 from training_runs import run as run_four_pairs
 
@@ -36,6 +37,7 @@ def run_and_die(pipeline: Any, data: PreferenceData, folder: Path, last: int, **
         if step == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    skip_with_several_threads()
     child = os.fork()
     if child == 0:
         try:

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import pandas as pd
 import pytest
 import torch
+from forking import skip_with_several_threads
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, PopAlignError, TrainingError
@@ -70,6 +71,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
 def fork_worker(rank: int, port: int, job: Path) -> int:
     from accelerate.state import AcceleratorState
 
+    skip_with_several_threads()
     child = os.fork()
     if child == 0:
         code = 1
@@ -92,6 +94,7 @@ def drive(
         Its number, and the lines that it says: the steps, and at last what went wrong.
     """
     ours, theirs = os.pipe()
+    skip_with_several_threads()
     child = os.fork()
     if child == 0:
         code = 1
