@@ -60,13 +60,12 @@ def _joined(found: "list[ErrorDetails]", model: type[BaseModel]) -> "list[ErrorD
     joined: list[ErrorDetails] = []
     for problem in found:
         field = problem["loc"][:-1]
-        last = joined[-1] if joined else None
-        if last is not None and last["loc"] == field and _is_of_types(model, field):
-            last["msg"] += f" or {_wanted(problem['msg'])}"
-        elif _is_of_types(model, field):
-            joined.append({**problem, "loc": field, "msg": f"Input should be {_wanted(problem['msg'])}"})
-        else:
+        if not _is_of_types(model, field):
             joined.append(problem)
+        elif joined and joined[-1]["loc"] == field:
+            joined[-1]["msg"] += f" or {_wanted(problem['msg'])}"
+        else:
+            joined.append({**problem, "loc": field, "msg": f"Input should be {_wanted(problem['msg'])}"})
     return joined
 
 

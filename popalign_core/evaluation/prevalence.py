@@ -72,7 +72,8 @@ def neutral_measures(
         measures += [_pooled_discrepancy("discrepancy_pooled", axis.name, pooled, target)]
         measures += [*_prompt_discrepancies(axis.name, terms, target), _unbiased(axis.name, pooled, by_faces, target)]
         measures += _divergences(axis.name, pooled, terms, target)
-        measures += _share_measures(axis, terms, counts.sum(axis=-1))
+        measures += _class_measures("share", axis, pooled)
+        measures += _share_bounds(axis, terms, counts.sum(axis=-1))
         measures += [_pooled_discrepancy(f"discrepancy_pooled{BY_FACES}", axis.name, by_faces, target)]
         measures += _class_measures(f"share{BY_FACES}", axis, by_faces)
         if axis.name in calibrated:
@@ -91,8 +92,8 @@ def _pooled_share(metric: str, axis: str, images: PooledImages, place: int) -> S
     return replace(share, n=images.n, effective=images.effective)
 
 
-def _share_measures(axis: Axis, terms: FloatArray, sampled: FloatArray) -> Iterator[Measure]:
-    """Each class among the images read, and among all were none of the unread ones of it, and were all.
+def _share_bounds(axis: Axis, terms: FloatArray, sampled: FloatArray) -> Iterator[Share]:
+    """Each class among all images, were none of the unread ones of it, and were all.
 
     Args:
         axis: The axis.
@@ -100,7 +101,6 @@ def _share_measures(axis: Axis, terms: FloatArray, sampled: FloatArray) -> Itera
         sampled: `[R, P]` all images.
     """
     read = terms.sum(axis=-1)
-    yield from _class_measures("share", axis, PooledImages.by_prompts(terms))
     for number, label in enumerate(axis.classes):
         for metric, part in (("least", terms[..., number]), ("most", terms[..., number] + sampled - read)):
             images = PooledImages.by_prompts(np.stack([part, sampled - part], axis=-1))

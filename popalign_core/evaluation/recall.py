@@ -95,6 +95,8 @@ def _misses(counts: FloatArray, cells: pd.DataFrame, axis: Axis) -> Iterator[Mea
         "unsure": has_face & (read == UNREAD),
         "other_class": (read != UNREAD) & (read != asked),
     }
+    if axis.of == "picture":
+        del shown["no_face"]  # there is no face to miss
     groups = {"": (asked != UNREAD, axis.name)}
     groups |= {f":{label}": (asked == number, label) for number, label in enumerate(axis.classes)}
     for what, is_shown in shown.items():
@@ -103,9 +105,9 @@ def _misses(counts: FloatArray, cells: pd.DataFrame, axis: Axis) -> Iterator[Mea
             for suffix, (chosen, _) in groups.items()
         }
         for suffix, (part, whole) in terms.items():
-            if what == "no_face" and (not suffix or axis.of == "picture"):
-                continue  # `no_face_share` of all images has the former, and the whole image has no face to miss
+            if what == "no_face" and not suffix:
+                continue  # `no_face_share` of all images has that
             yield share_measure(f"{what}_share{suffix}", axis.name, part, whole, f"{_NOBODY} {groups[suffix][1]}")
-        if what == "unsure" or (what == "no_face" and axis.of != "picture"):
+        if what != "other_class":
             by_class = [np.stack(parts, axis=-1) for suffix, parts in terms.items() if suffix]
             yield gap_measure(f"{what}_gap", axis.name, by_class, of_shares=True, width=1.0)
