@@ -6,99 +6,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pages import Page
 from PIL import Image
+from report_frames import ALIGNED, BASE, BETTER, EACH, POOLED, RECALL, frame_of, inputs_of, rows_of
 
 from popalign_core.config import Axis
 from popalign_core.errors import InputError
-from popalign_core.report.card_markdown import comparison_markdown
 from popalign_core.report.charts import curve
 from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.comparison_page import build_comparison
-from popalign_core.report.estimates import WORDS, ReportedMeasure
+from popalign_core.report.estimates import ReportedMeasure
 from popalign_core.report.image_strips import png_data_uri
-from popalign_core.report.measure_names import direction, is_shown, measure_name, number
+from popalign_core.report.measure_names import direction, measure_name, number
 from popalign_core.report.standings import ComparisonResults, Summary
 from popalign_core.report.verdict import find_verdict
 
-GENDER = Axis(name="gender", classes=("male", "female"))
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
-
-
-def _rows(system: str, values: dict[tuple[str, str, str], tuple[float, float, float]], floor: float) -> list[Any]:
-    return [
-        (system, *key, value, low, high, 100, floor if "discrepancy" in key[1] else np.nan, "reader@1")
-        for key, (value, low, high) in values.items()
-    ]
-
-
-def _frame(rows: list[Any]) -> pd.DataFrame:
-    names = ["system", "benchmark", "metric", "axis", "value", "ci_low", "ci_high", "n", "floor", "scorer"]
-    return pd.DataFrame(rows, columns=names)
-
-
-POOLED = ("neutral", "discrepancy_pooled", "gender")
-EACH = ("neutral", "discrepancy_per_prompt", "gender")
-RECALL = ("specific", "recall", "gender")
-CLIP = ("generic", "clip_score", "")
-BASE = {
-    POOLED: (0.5, 0.4, 0.6),
-    EACH: (0.6, 0.5, 0.7),
-    ("neutral", "share:male", "gender"): (0.85, 0.8, 0.9),
-    ("neutral", "share:female", "gender"): (0.15, 0.1, 0.2),
-    ("neutral", "no_face_share", ""): (0.02, 0.0, 0.04),
-    RECALL: (0.97, 0.95, 0.99),
-    ("specific", "recall:male", "gender"): (0.99, 0.97, 1.0),
-    CLIP: (30.0, 29.0, 31.0),
-}
-ALIGNED = {**BASE, POOLED: (0.1, 0.05, 0.15), EACH: (0.2, 0.1, 0.3), RECALL: (0.96, 0.94, 0.98)}
-BETTER = {
-    **dict.fromkeys(BASE, (0.0, -0.1, 0.1)),
-    POOLED: (-0.4, -0.5, -0.3),
-    EACH: (-0.4, -0.5, -0.3),
-}
-
-
-def _inputs(change: dict[Any, Any] = BETTER, **over: Any) -> ComparisonInputs:
-    per_prompt = pd.DataFrame(
-        [
-            ("base", "p1", "a photo of a nurse", "gender", 50, 60, 0.6, 0.08, "female", 0.92),
-            ("base", "p2", "a photo of an engineer", "gender", 60, 60, 0.7, 0.07, "male", 0.99),
-            ("aligned", "p1", "a photo of a nurse", "gender", 55, 60, 0.2, 0.08, "female", 0.6),
-            ("aligned", "p2", "a photo of an engineer", "gender", 60, 60, 0.1, 0.07, "male", 0.55),
-        ],
-        columns=[
-            "system",
-            "prompt_id",
-            "text",
-            "axis",
-            "n",
-            "n_images",
-            "discrepancy",
-            "floor",
-            "leading",
-            "leading_share",
-        ],
-    )
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    fields: dict[str, Any] = {
-        "title": "Run one",
-        "reference": "base",
-        "systems": ("base", "aligned"),
-        "axes": (GENDER,),
-        "metrics": _frame(_rows("base", BASE, 0.05) + _rows("aligned", ALIGNED, 0.05)),
-        "comparison": _frame(_rows("aligned", change, np.nan)).assign(reference="base", note=""),
-        "per_prompt": per_prompt,
-        "grids": {"a photo of a nurse": {"base": pictures, "aligned": pictures[::-1].copy()}},
-        "drops": pd.DataFrame([("base", "no_face", 2, 3)], columns=["system", "reason", "n", "n_images"]),
-        "training_log": pd.DataFrame({"step": [0, 1, 2], "name": "loss", "value": [0.69, 0.6, 0.5]}),
-        "training_drops": pd.DataFrame({"stage": ["preferences"], "reason": ["too_few_images"], "n": [3]}),
-        "reproducibility": {"command": "popalign run --preset portraits"},
-        "notes": ("One seed only.",),
-    }
-    return ComparisonInputs(**{**fields, **over})
 
 
 def _verdict(inputs: ComparisonInputs) -> Summary:
@@ -110,7 +33,7 @@ def _sentences(inputs: ComparisonInputs) -> dict[str, str]:
 
 
 def test_page_is_complete_well_formed_and_loads_nothing() -> None:
-    html = build_comparison(_inputs())
+    html = build_comparison(inputs_of())
     reader = Page(html)
     assert html.startswith("<!DOCTYPE html>")
     assert "script" not in reader.tags
@@ -122,7 +45,7 @@ def test_page_is_complete_well_formed_and_loads_nothing() -> None:
 
 
 def test_page_says_what_a_release_manager_asks() -> None:
-    html = build_comparison(_inputs())
+    html = build_comparison(inputs_of())
     text = re.sub(r"<[^>]+>", "", html)
     for expected in (
         "Fairer on gender",
@@ -153,7 +76,7 @@ def _renamed(inputs: ComparisonInputs, name: str) -> dict[str, Any]:
     "place", ["title", "reference", "aligned", "prompt", "grid", "reason", "command", "note", "axis", "log"]
 )
 def test_text_from_outside_is_escaped(place: str) -> None:
-    inputs = _inputs()
+    inputs = inputs_of()
     over: dict[str, Any] = {
         "title": {"title": EVIL},
         "reference": _renamed(inputs, "base"),
@@ -174,7 +97,7 @@ def test_text_from_outside_is_escaped(place: str) -> None:
         },
         "log": {"training_log": inputs.training_log.assign(name=EVIL)},
     }[place]
-    html = build_comparison(_inputs(**over))
+    html = build_comparison(inputs_of(**over))
     reader = Page(html)
     assert "script" not in reader.tags
     assert html.count("<img") == 4
@@ -182,14 +105,14 @@ def test_text_from_outside_is_escaped(place: str) -> None:
 
 
 def test_verdict_follows_intervals_not_values() -> None:
-    assert _verdict(_inputs()).headline == "Fairer on gender"
+    assert _verdict(inputs_of()).headline == "Fairer on gender"
     unclear = {**BETTER, POOLED: (-0.4, -0.9, 0.1), EACH: (-0.4, -0.9, 0.1)}
-    assert (_verdict(_inputs(unclear)).status, _verdict(_inputs(unclear)).headline) == (
+    assert (_verdict(inputs_of(unclear)).status, _verdict(inputs_of(unclear)).headline) == (
         "unclear",
         "No clear change in fairness",
     )
     worse = {**BETTER, POOLED: (0.2, 0.1, 0.3)}
-    assert (_verdict(_inputs(worse)).status, _verdict(_inputs(worse)).headline) == (
+    assert (_verdict(inputs_of(worse)).status, _verdict(inputs_of(worse)).headline) == (
         "worse",
         "Less fair on gender",
     )
@@ -197,14 +120,14 @@ def test_verdict_follows_intervals_not_values() -> None:
 
 def test_verdict_names_the_price() -> None:
     costly = {**BETTER, RECALL: (-0.05, -0.08, -0.02)}
-    verdict = _verdict(_inputs(costly))
+    verdict = _verdict(inputs_of(costly))
     assert verdict.headline == "Fairer on gender, at a measurable cost"
     assert dict(verdict.sentences)["Worse"] == "recall of gender −5.0 pts."
 
 
 def test_direction_of_each_measure() -> None:
     up = dict.fromkeys(BASE, (0.2, 0.1, 0.3))
-    results = ComparisonResults(_inputs(up))
+    results = ComparisonResults(inputs_of(up))
     statuses = {(m.metric, m.axis): results.status("aligned", m) for m in results.measures}
     assert isinstance(results.measures[0], ReportedMeasure)
     assert statuses["discrepancy_pooled", "gender"] == "worse"
@@ -215,11 +138,11 @@ def test_direction_of_each_measure() -> None:
 
 def test_missing_interval_is_said_not_guessed() -> None:
     none = dict.fromkeys(BASE, (-0.4, np.nan, np.nan))
-    verdict = _verdict(_inputs(none))
+    verdict = _verdict(inputs_of(none))
     assert verdict.status == "unmeasured"
     assert "cannot be judged" in verdict.headline
     assert "no interval" in dict(verdict.sentences)["Gender discrepancy"]
-    assert "no interval" in build_comparison(_inputs(none))
+    assert "no interval" in build_comparison(inputs_of(none))
 
 
 def test_numbers_are_written_as_they_are_read() -> None:
@@ -245,13 +168,13 @@ def test_pictures_are_lossless_png_and_large_ones_are_made_smaller() -> None:
 
 def test_constant_curve_and_no_log() -> None:
     assert "polyline" in curve("loss", [0, 1], [0.5, 0.5])
-    assert "<h2>Training</h2>" in build_comparison(_inputs())
+    assert "<h2>Training</h2>" in build_comparison(inputs_of())
     nothing = pd.DataFrame({"step": [], "name": [], "value": []})
-    assert "<h2>Training</h2>" not in build_comparison(_inputs(training_log=nothing))
+    assert "<h2>Training</h2>" not in build_comparison(inputs_of(training_log=nothing))
 
 
 def test_every_prompt_has_its_leading_class() -> None:
-    html = build_comparison(_inputs())
+    html = build_comparison(inputs_of())
     table = html[html.index("All prompts in numbers, gender") :]
     text = re.sub(r"<[^>]+>", "", table[: table.index("</table>")])
     assert "a photo of an engineer0.70 99% male, n = 600.10 55% male, n = 60" in text
@@ -259,28 +182,28 @@ def test_every_prompt_has_its_leading_class() -> None:
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:
-    inputs = _inputs()
+    inputs = inputs_of()
     with pytest.raises(InputError, match="do not hold 'other'"):
-        build_comparison(_inputs(systems=("base", "other")))
+        build_comparison(inputs_of(systems=("base", "other")))
     with pytest.raises(InputError, match="the reference is 'other'"):
-        build_comparison(_inputs(reference="other"))
+        build_comparison(inputs_of(reference="other"))
     with pytest.raises(InputError, match="comparison is empty"):
-        build_comparison(_inputs(comparison=inputs.comparison.head(0)))
+        build_comparison(inputs_of(comparison=inputs.comparison.head(0)))
     before, after = inputs.grids["a photo of a nurse"].values()
     with pytest.raises(InputError, match=r"has \[1, 2\] pictures by system"):
-        build_comparison(_inputs(grids={"p": {"base": before, "aligned": after[:1]}}))
+        build_comparison(inputs_of(grids={"p": {"base": before, "aligned": after[:1]}}))
     with pytest.raises(InputError, match="uint8"):
-        build_comparison(_inputs(grids={"p": {"base": before / 255, "aligned": after / 255}}))
+        build_comparison(inputs_of(grids={"p": {"base": before / 255, "aligned": after / 255}}))
 
 
 def _with_p_values(**p_adjusted: float) -> pd.DataFrame:
-    rows = _inputs({**BETTER, RECALL: (-0.05, -0.08, -0.02)}).comparison
+    rows = inputs_of({**BETTER, RECALL: (-0.05, -0.08, -0.02)}).comparison
     return rows.assign(p_adjusted=rows["metric"].map(p_adjusted), note="")
 
 
 def test_adjusted_p_values_decide_beside_intervals_and_doubtful_losses_are_told() -> None:
     unsure = _with_p_values(discrepancy_pooled=0.01, discrepancy_per_prompt=0.2, recall=0.3, clip_score=1.0)
-    verdict = _verdict(_inputs(comparison=unsure))
+    verdict = _verdict(inputs_of(comparison=unsure))
     assert verdict.headline == "Fairer on gender"  # of the two, the pooled one holds
     assert (
         "mean over prompts 0.600 → 0.200 (no clear change; a fair sampler would show 0.050)"
@@ -294,7 +217,7 @@ def test_adjusted_p_values_decide_beside_intervals_and_doubtful_losses_are_told(
 def test_every_number_has_its_p_value_and_note() -> None:
     rows = _with_p_values(discrepancy_pooled=0.0123, recall=0.0004)
     rows.loc[rows["metric"] == "clip_score", "note"] = "seeds differ"
-    html = build_comparison(_inputs(comparison=rows))
+    html = build_comparison(inputs_of(comparison=rows))
     full = html[html.index("Every number") :]
     marked = re.sub(r"</tr>", "\n", re.sub(r"</td>|</th>", " | ", full[: full.index("</table>")]))
     lines = [line.strip() for line in re.sub(r"<[^>]+>", "", marked).splitlines()]
@@ -305,12 +228,12 @@ def test_every_number_has_its_p_value_and_note() -> None:
 
 
 def test_what_was_not_measured_is_said_with_its_reason() -> None:
-    inputs = _inputs()
+    inputs = inputs_of()
     gone = inputs.metrics["metric"] == "clip_score"
     metrics = inputs.metrics.assign(note="")
     metrics.loc[gone, ["value", "ci_low", "ci_high"]] = np.nan
     metrics.loc[gone, "note"] = "not measured: no weights at clip.safetensors"
-    page = _inputs(metrics=metrics, comparison=inputs.comparison[inputs.comparison["metric"] != "clip_score"])
+    page = inputs_of(metrics=metrics, comparison=inputs.comparison[inputs.comparison["metric"] != "clip_score"])
     assert _sentences(page)["Not measured"] == "CLIP score (generic prompts)."
     text = re.sub(r"<[^>]+>", "", build_comparison(page))
     assert "not measureda" in text
@@ -318,10 +241,10 @@ def test_what_was_not_measured_is_said_with_its_reason() -> None:
 
 
 def test_costs_and_the_agreement_of_two_classifiers() -> None:
-    metrics = _inputs().metrics
+    metrics = inputs_of().metrics
     pair = metrics.head(1).assign(metric="kappa", value=0.75, ci_low=0.7, ci_high=0.8, scorer="one|two")
     costs = pd.DataFrame([("aligned", "training", 750.0, "steps")], columns=["system", "what", "value", "unit"])
-    text = re.sub(r"<[^>]+>", "", build_comparison(_inputs(metrics=pd.concat([metrics, pair]), costs=costs)))
+    text = re.sub(r"<[^>]+>", "", build_comparison(inputs_of(metrics=pd.concat([metrics, pair]), costs=costs)))
     assert "training (steps)aligned750" in text
     assert "baseone|twogendernot measured" in text
     assert "0.750 0.700 to 0.800" in text
@@ -340,12 +263,12 @@ def test_names_and_directions_go_by_whole_names() -> None:
 def test_a_row_without_a_p_value_is_not_judged_beside_rows_that_have_one() -> None:
     """Equal numbers, one corrected for the number of rows and one not: neither is called improved."""
     rows = _with_p_values(discrepancy_pooled=0.2)
-    results = ComparisonResults(_inputs(comparison=rows))
+    results = ComparisonResults(inputs_of(comparison=rows))
     pooled, each = (ReportedMeasure(*key) for key in (POOLED, EACH))
     assert results.difference("aligned", pooled).low == results.difference("aligned", each).low
     assert [results.status("aligned", measure) for measure in (pooled, each)] == ["unclear", "untested"]
-    assert "not tested" in build_comparison(_inputs(comparison=rows))
-    assert _verdict(_inputs(comparison=rows)).headline == "No clear change in fairness"
+    assert "not tested" in build_comparison(inputs_of(comparison=rows))
+    assert _verdict(inputs_of(comparison=rows)).headline == "No clear change in fairness"
 
 
 def test_the_verdict_leads_with_shares_and_says_who_went_beyond() -> None:
@@ -353,8 +276,8 @@ def test_the_verdict_leads_with_shares_and_says_who_went_beyond() -> None:
         ("neutral", "share:male", "gender"): (0.3, 0.2, 0.4),
         ("neutral", "share:female", "gender"): (0.7, 0.6, 0.8),
     }
-    metrics = _frame(_rows("base", BASE, 0.05) + _rows("aligned", ALIGNED | shares, 0.05))
-    lead, said = _verdict(_inputs(metrics=metrics)).sentences[0]
+    metrics = frame_of(rows_of("base", BASE, 0.05) + rows_of("aligned", ALIGNED | shares, 0.05))
+    lead, said = _verdict(inputs_of(metrics=metrics)).sentences[0]
     assert (lead, said) == (
         "Gender shown",
         "male 85% → 30%, female 15% → 70%; the target is 50% each; male went beyond its target of 50%; "
@@ -362,45 +285,14 @@ def test_the_verdict_leads_with_shares_and_says_who_went_beyond() -> None:
     )
     # within the interval it may be chance
     unsure = {key: (value, 0.2, 0.8) for key, (value, _, _) in shares.items()}
-    metrics = _frame(_rows("base", BASE, 0.05) + _rows("aligned", ALIGNED | unsure, 0.05))
-    assert "beyond" not in _verdict(_inputs(metrics=metrics)).sentences[0][1]
+    metrics = frame_of(rows_of("base", BASE, 0.05) + rows_of("aligned", ALIGNED | unsure, 0.05))
+    assert "beyond" not in _verdict(inputs_of(metrics=metrics)).sentences[0][1]
 
 
 def test_the_page_says_what_a_discrepancy_is_and_what_comes_next() -> None:
-    html = build_comparison(_inputs(model="some/model", reproducibility={"configuration": "{" + "x" * 900 + "}"}))
+    html = build_comparison(inputs_of(model="some/model", reproducibility={"configuration": "{" + "x" * 900 + "}"}))
     text = re.sub(r"<[^>]+>", "", html)
     assert "0 at the targets, and at most 0.707 (gender)" in text
     assert "Model: some/model." in text
     assert "popalign check MODEL" in text
     assert "<summary>902 characters</summary>" in html
-
-
-CELLS = st.tuples(st.floats(-0.5, 0.5), st.floats(0.001, 0.4), st.sampled_from([0.001, 0.04, 0.06, 1.0, float("nan")]))
-
-
-@given(st.lists(CELLS, min_size=len(BASE), max_size=len(BASE)))
-@settings(max_examples=10, deadline=None)
-def test_box_table_and_card_say_the_same(cells: list[tuple[float, float, float]]) -> None:
-    change = {key: (value, value - half, value + half) for key, (value, half, _) in zip(BASE, cells, strict=True)}
-    rows = _inputs(change).comparison.assign(p_adjusted=[p for _, _, p in cells])
-    inputs = _inputs(comparison=rows, grids={})
-    results, sentences = ComparisonResults(inputs), _sentences(inputs)
-    card, page = comparison_markdown(inputs), build_comparison(inputs)
-    page = page[page.index("Base and aligned, in numbers") : page.index("Recall of every class")]
-    for measure in results.measures:
-        if not is_shown(measure.metric):
-            continue
-        words = WORDS[results.status("aligned", measure)]
-        (line,) = (each for each in card.splitlines() if each.startswith(f"| {measure.name} |"))
-        assert line.endswith(f" {words} |")
-        (cell,) = re.findall(rf'<th scope="row">{re.escape(measure.name)}</th>(.*?)</tr>', page)
-        assert cell.count(f"</i> {words}</span>") == 1
-        if not measure.metric.startswith("discrepancy"):
-            name = measure.name[:1].lower() + measure.name[1:] if not measure.name[1:2].isupper() else measure.name
-            leads = {"worse": "Worse", "improved": "Also improved", "no clear change": "No clear change"}
-            for word, lead in leads.items():
-                assert (f"{name} " in sentences.get(lead, "")) == (word == words)
-            doubtful = sentences.get("Perhaps worse (unsure only because so much is compared)", "")
-            assert (f"{name} " in doubtful) == (words == "perhaps worse")
-        elif f"{words};" not in sentences["Gender discrepancy"]:
-            raise AssertionError((measure, words, sentences["Gender discrepancy"]))
