@@ -237,14 +237,19 @@ def gc(
 
 
 @app.command()
-def doctor(root: Root = None) -> None:
-    """Say what is installed, which weights are where, which device there is, whether store and server answer."""
-    from flows.cli.doctor import examine
-    from flows.terminal.options import DEFAULT_ROOT
+def doctor(preset: Preset = None, config: Config = None, root: Root = None, settings: Settings = None) -> None:
+    """Say what is installed, which weights are where, which device there is, whether store and server answer.
 
+    With a preset or a configuration: all that a run of it needs, and what of that is missing.
+    """
+    from flows.cli.doctor import examine, examine_needs
+    from flows.terminal.options import DEFAULT_ROOT, build_config
+
+    is_asked = preset or config or settings
+    findings = examine_needs(*build_config(preset, config, settings or [], root)) if is_asked else None
     worst = 0
-    for finding in examine(root or DEFAULT_ROOT):
-        typer.echo(f"{'ok' if finding.exit_code == 0 else 'NO':<3} {finding.subject:<38} {finding.detail}")
+    for finding in findings or examine(root or DEFAULT_ROOT):
+        typer.echo(f"{'ok' if finding.is_there else 'missing':<8} {finding.subject:<38} {finding.detail}")
         worst = worst or finding.exit_code
     raise typer.Exit(worst)
 

@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Self
 
-from popalign_core.errors import ConfigError, MissingWeightsError, ServiceError, StoreError
+from flows.plan.preflight import nearest_folder
+from popalign_core.attributes.deepface_files import HEAD_WEIGHTS, require_weights
+from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError, ServiceError, StoreError
 
 REQUIRED = ("torch", "diffusers", "transformers", "peft", "deepface", "openai", "pyarrow", "pandas", "prefect")
 EXTRAS = {"open_clip_torch": "clip", "s3fs": "s3", "prefect-dask": "dask", "prefect-ray": "ray"}
-DEEPFACE_FILES = ("gender_model_weights.pth", "race_model_single_batch.pth")
 
 
 @dataclass(frozen=True)
@@ -19,17 +22,25 @@ class Finding:
 
     Attributes:
         subject: What was looked at.
-        detail: What was found, and what to do if it is missing.
-        exit_code: 0 when fine or optional; else what `popalign doctor` exits with.
+        detail: What was found, or what is missing and how to get it.
+        exit_code: 0 when there or optional; else what `popalign doctor` exits with.
+        is_there: Whether it was found.
     """
 
     subject: str
     detail: str
     exit_code: int = 0
+    is_there: bool = True
+
+    @classmethod
+    def of_error(cls, subject: str, error: PopAlignError, *, is_optional: bool = False) -> Self:
+        """What an error says is missing."""
+        said = f"optional: {error}" if is_optional else str(error)
+        return cls(subject, said, 0 if is_optional else error.exit_code, is_there=False)
 
 
 def examine(root: str) -> Iterator[Finding]:
-    """Look at everything a run with the store at `root` would need, and at what is optional."""
+    """Look at everything a run with the store at `root` would need, and at what is optional. Makes nothing."""
     yield from _packages()
     yield _device()
     yield from _weights()
@@ -38,12 +49,29 @@ def examine(root: str) -> Iterator[Finding]:
     yield _prefect()
 
 
+def examine_needs(config: PipelineConfig, runtime: RuntimeConfig) -> Iterator[Finding]:
+    """Look at all that a run of a configuration needs, whatever of it is in the store already. Makes nothing."""
+    from flows.plan.preflight import list_needs, look_for
+    from flows.plan.steps import PIPELINE
+
+    for need in list_needs(PIPELINE, config, runtime):
+        problem = look_for(need)
+        if problem is None:
+            yield Finding(need.what, str(need.find()))
+        else:
+            yield Finding.of_error(need.what, problem, is_optional=need.is_optional)
+    yield _store(runtime.root)
+
+
 def _packages() -> Iterator[Finding]:
     for name in REQUIRED:
         version = _version(name)
-        yield Finding(name, version or "missing; run `make setup`, or pip install popalign", 0 if version else 1)
+        missing = Finding(name, "run `make setup`, or pip install popalign", 1, is_there=False)
+        yield Finding(name, version) if version else missing
     for name, extra in EXTRAS.items():
-        yield Finding(name, _version(name) or f"not installed, optional: pip install 'popalign[{extra}]'")
+        version = _version(name)
+        missing = Finding(name, f"optional: pip install 'popalign[{extra}]'", is_there=False)
+        yield Finding(name, version) if version else missing
 
 
 def _version(name: str) -> str | None:
@@ -69,13 +97,12 @@ def _weights() -> Iterator[Finding]:
     try:
         yield Finding("embedded model", str(weights_folder()))
     except MissingWeightsError as error:
-        yield Finding("embedded model", str(error), error.exit_code)
-    home = Path(os.environ.get("DEEPFACE_HOME", str(Path.home()))) / ".deepface" / "weights"
-    for name in DEEPFACE_FILES:
-        there = (home / name).is_file()
-        yield Finding(
-            f"deepface {name}", str(home / name) if there else f"not at {home}, optional: classifier 'deepface'"
-        )
+        yield Finding.of_error("embedded model", error)
+    for file, url in HEAD_WEIGHTS.values():
+        try:
+            yield Finding(f"DeepFace {file}", str(require_weights(file, url)))
+        except MissingWeightsError as error:
+            yield Finding.of_error(f"DeepFace {file}", error, is_optional=True)
 
 
 def _scorers() -> Iterator[Finding]:
@@ -88,17 +115,23 @@ def _scorers() -> Iterator[Finding]:
             places = ", ".join(str(require(path).absolute()) for path in weights_of(settings))
             yield Finding(f"scorer {name}", places)
         except MissingWeightsError as error:
-            yield Finding(f"scorer {name}", f"optional: {error}")
+            yield Finding.of_error(f"scorer {name}", error, is_optional=True)
 
 
 def _store(root: str) -> Finding:
     from storage.store import Store
 
+    if "://" not in root and not Path(root).exists():
+        folder = nearest_folder(Path(root))
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            why = "it cannot be written" if folder.is_dir() else "it is no folder"
+            return Finding("store", f"{root} cannot be made in {folder}: {why}", StoreError.exit_code, is_there=False)
+        return Finding("store", f"{root} is not there yet; a run makes it in {folder}")
     try:
-        store = Store(root)
+        store = Store(root, create=False)
         store.check_writable()
     except StoreError as error:
-        return Finding("store", str(error), error.exit_code)
+        return Finding.of_error("store", error)
     return Finding("store", f"{store.root} can be written")
 
 
@@ -111,5 +144,5 @@ def _prefect() -> Finding:
             return Finding("prefect server", "PREFECT_API_URL is not set; `popalign run` needs no server")
         check_server()
     except (ConfigError, ServiceError) as error:
-        return Finding("prefect server", str(error), error.exit_code)
+        return Finding.of_error("prefect server", error)
     return Finding("prefect server", f"{url} answers")

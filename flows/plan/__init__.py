@@ -7,6 +7,7 @@ __all__ = [
     "execution",
     "expected_work",
     "planning",
+    "preflight",
     "runs",
     "steps",
     "sweep",

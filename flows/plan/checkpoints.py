@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from flows.plan.execution import Call, run_plan
-from flows.plan.planning import Plan, plan_run
+from flows.plan.planning import Plan, plan_keys, plan_run
 from flows.plan.steps import PROMPT_STEPS, Step, evaluation_steps
 from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError
@@ -74,7 +74,7 @@ def named_checkpoints(models: Iterable[str]) -> list[CandidateModel]:
 
 def evaluation_protocol(config: PipelineConfig, runtime: RuntimeConfig) -> str:
     """What a leaderboard row depends on, apart from the weights: prompts, sampling, classifier, metrics, versions."""
-    return plan_run(config, runtime, _steps("any"), given={"any": ArtifactRef("model", "any")})[-1].ref.key
+    return plan_keys(config, runtime, _steps("any"), given={"any": ArtifactRef("model", "any")})[-1].ref.key
 
 
 def new_checkpoints(found: Iterable[CandidateModel], protocol: str, root: str) -> list[CandidateModel]:

@@ -6,13 +6,13 @@ from math import prod
 from flows.plan.steps import Step
 from popalign_core.config import PipelineConfig
 from tasks.common.prompt_lists import count_listed, read_benchmarks
-from tasks.stages import sample
+from tasks.stages import attributes, sample, scores
 
 
 def expected_images(step: Step, config: PipelineConfig) -> int:
     """Images that a step samples, reads or scores; 0 for steps that see none."""
     name = step.node.partition(":")[0]
-    if name not in ("sample", "attributes", "sample-eval", "attributes-eval", "attributes-second", "scores"):
+    if step.stage not in (sample.sample_images, attributes.read_attributes, scores.score_images):
         return 0
     purpose: sample.Purpose = "preferences" if name in ("sample", "attributes") else "evaluation"
     counts = sample.n_images(config, purpose)

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 from flows.plan.expected_work import expected_images
+from flows.plan.preflight import check_disk, find_problems, list_needs, refuse
 from flows.plan.steps import PIPELINE, Step, needed_for
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.errors import StoreError
+from popalign_core.errors import PopAlignError, StoreError
 from storage.store import ArtifactRef, Store
 from tasks.common.stage_object import Request, open_store, reference
-from tasks.stages import train
+from tasks.stages import sample, train
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,11 @@ def plan_run(
     target: str | None = None,
     forced: str | None = None,
 ) -> Plan:
-    """Every node's key, hit or miss and work; runs nothing.
+    """Every node's key, hit or miss and work; runs nothing, and refuses what could not be run.
 
     Args:
         config: Of the pipeline.
-        runtime: Which store.
+        runtime: Which store, and this machine.
         steps: Which nodes, in the order of execution.
         given: Artifacts that stand for nodes outside `steps`.
         target: The only node that is wanted. What it does not need is left out, and there is one node an artifact: of
@@ -97,8 +98,39 @@ def plan_run(
         forced: Node of which a new version is asked for: what is published, whole or damaged, is superseded.
 
     Raises:
-        ConfigError: When a stage that is still to be run would refuse its settings.
-        MissingWeightsError: When the base model, whose hash is part of the keys, is not there.
+        PopAlignError: For all that a stage that is still to be run would refuse, or lack on this machine; the kind is
+            that of the first.
+        StoreError: When the store cannot be opened, or its disk does not hold the images.
+    """
+    steps = tuple(steps)
+    try:
+        plan = plan_keys(config, runtime, steps, given, target=target, forced=forced)
+    except StoreError:
+        raise
+    except PopAlignError as error:
+        refuse([error, *find_problems(list_needs(steps, config, runtime))])
+        raise
+    missing = [node for node in plan if not node.is_hit]
+    refused = [problem for node in missing if (problem := _refusal(node, runtime)) is not None]
+    refuse([*refused, *find_problems(list_needs((node.step for node in missing), config, runtime))])
+    n_sampled = sum(node.n_images for node in missing if node.step.stage is sample.sample_images)
+    check_disk(n_sampled, config, runtime)
+    return plan
+
+
+def plan_keys(
+    config: PipelineConfig,
+    runtime: RuntimeConfig,
+    steps: Iterable[Step],
+    given: Mapping[str, ArtifactRef] | None = None,
+    *,
+    target: str | None = None,
+    forced: str | None = None,
+) -> Plan:
+    """The same plan, whether it can be run here or not.
+
+    Raises:
+        PopAlignError: When something that a key is made of is not there.
         StoreError: When the store cannot be opened.
     """
     store, refs, wanted = open_store(runtime), dict(given or {}), list[_Keyed]()
@@ -114,7 +146,7 @@ def plan_run(
     if target is not None:
         needed = {step.node for step in needed_for(target, tuple(step for step, _, _ in wanted))}
         wanted = [keyed for keyed in wanted if keyed[0].node in needed]
-    nodes = (_planned(*keyed, store, config, runtime) for keyed in wanted)
+    nodes = (_planned(*keyed, store, config) for keyed in wanted)
     return Plan(tuple(nodes), dict(given or {}))
 
 
@@ -141,12 +173,20 @@ def _planned(
     ref: ArtifactRef,
     store: Store,
     config: PipelineConfig,
-    runtime: RuntimeConfig,
 ) -> PlannedNode:
     if isinstance(request, ArtifactRef):
         return PlannedNode(step, ref, is_hit=True)
     own, is_hit = step.config or config, store.is_published(ref)
-    if not is_hit and step.stage.check is not None:
-        step.stage.check(request.view, runtime)
     n_steps = own.training.n_steps if step.stage is train.train_model else 0
     return PlannedNode(step, ref, is_hit, expected_images(step, own), n_steps, request)
+
+
+def _refusal(node: PlannedNode, runtime: RuntimeConfig) -> PopAlignError | None:
+    """What a stage has against its settings."""
+    if node.request is None or node.step.stage.check is None:
+        return None
+    try:
+        node.step.stage.check(node.request.view, runtime)
+    except PopAlignError as error:
+        return error
+    return None

@@ -10,6 +10,7 @@ __all__ = [
     "detector",
     "filtering",
     "image_classifiers",
+    "known_classes",
     "people_labels",
     "portraits_classifier",
     "voting",

@@ -5,13 +5,10 @@ from dataclasses import replace
 from importlib import metadata
 
 from popalign_core.attributes.classifier_interface import FaceReading, Images, Probabilities
+from popalign_core.attributes.deepface_files import GENDERS, RACES
 from popalign_core.attributes.deepface_heads import FaceHeads, age_shares
 from popalign_core.attributes.detector import FaceDetector
 from popalign_core.config import AttributesConfig
-
-# In the order of the heads' outputs.
-GENDERS = ("female", "male")
-RACES = ("asian", "indian", "black", "white", "middle eastern", "latino hispanic")
 
 
 class DeepFaceClassifier:

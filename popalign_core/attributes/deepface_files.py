@@ -10,6 +10,10 @@ from typing import Any
 
 from popalign_core.errors import MissingWeightsError
 
+# In the order of the heads' outputs.
+GENDERS = ("female", "male")
+RACES = ("asian", "indian", "black", "white", "middle eastern", "latino hispanic")
+
 _RELEASE = "https://github.com/serengil/deepface_models/releases/download/v1.0/"
 _OPENCV = "https://github.com/opencv/"
 HEAD_WEIGHTS = {
@@ -45,8 +49,8 @@ def weights_place(file: str) -> Path:
     return Path(os.environ.get("DEEPFACE_HOME", Path.home())) / ".deepface" / "weights" / file
 
 
-def require_weights(file: str, url: str) -> None:
-    """Refuse to go on without a file.
+def require_weights(file: str, url: str) -> Path:
+    """Where a file is; refuse to go on without it.
 
     Raises:
         MissingWeightsError: Naming the file, its place and its URL.
@@ -57,6 +61,7 @@ def require_weights(file: str, url: str) -> None:
             f"DeepFace weights {file} are not at {place}; get them from {url} and put them there, or set "
             "$DEEPFACE_HOME to the folder that holds .deepface/weights. Nothing is downloaded for you"
         )
+    return place
 
 
 def prepare() -> None:

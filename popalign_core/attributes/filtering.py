@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from popalign_core.attributes.classifier_interface import AttributeClassifier, FaceReading
+from popalign_core.attributes.known_classes import check_classes
 from popalign_core.config import AttributesConfig, Axis
 from popalign_core.errors import InputError
 
@@ -17,19 +18,7 @@ def check_classifier(classifier: AttributeClassifier, axes: Sequence[Axis]) -> N
     Raises:
         InputError: Naming the axis, the classes and what the classifier knows.
     """
-    for axis in axes:
-        known = classifier.axes.get(axis.name)
-        if known is None:
-            raise InputError(
-                f"classifier {classifier.name}@{classifier.version} does not read the axis {axis.name!r}, only "
-                f"{sorted(classifier.axes)}; choose another classifier or leave the axis out"
-            )
-        missing = [name for name in axis.classes if name not in known]
-        if missing:
-            raise InputError(
-                f"classifier {classifier.name}@{classifier.version} has no class {missing} for the axis {axis.name!r}, "
-                f"only {list(known)}; choose another classifier or other classes"
-            )
+    check_classes(f"{classifier.name}@{classifier.version}", classifier.axes, axes)
 
 
 def filter_readings(

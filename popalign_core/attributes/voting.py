@@ -4,7 +4,7 @@ from collections.abc import Sequence, Set
 from dataclasses import replace
 
 from popalign_core.attributes.classifier_interface import AttributeClassifier, FaceReading, Images, abstain, likeliest
-from popalign_core.errors import InputError
+from popalign_core.attributes.known_classes import shared_classes
 
 _AGREED, _DISAGREED = "agreed", "disagreed"
 """Pseudo-classes of probability 0 that say how a vote went; a disagreement is `UNSURE` as well."""
@@ -31,25 +31,12 @@ class VotingClassifier:
         self._finder = next((i for i, classifier in enumerate(classifiers) if set(classifier.axes) - of_image), 0)
         self.name = "+".join(classifier.name for classifier in classifiers)
         self.version = "+".join(classifier.version for classifier in classifiers)
-        names = dict.fromkeys(axis for classifier in classifiers for axis in classifier.axes)
-        self.axes = {axis: self._common_classes(axis) for axis in names}
-        for axis, classes in self.axes.items():
-            if not classes:
-                known = {
-                    classifier.name: list(classifier.axes[axis])
-                    for classifier in classifiers
-                    if axis in classifier.axes
-                }
-                raise InputError(f"classifiers of the axis {axis!r} have no class in common: {known}; map them alike")
+        self.axes = shared_classes({classifier.name: classifier.axes for classifier in classifiers})
 
     def read(self, images: Images, image_ids: Sequence[str] = ()) -> list[FaceReading]:
         """One reading an image, in order."""
         read = [classifier.read(images, image_ids) for classifier in self._classifiers]
         return [self._merge(readings) for readings in zip(*read, strict=True)]
-
-    def _common_classes(self, axis: str) -> tuple[str, ...]:
-        known = [classifier.axes[axis] for classifier in self._classifiers if axis in classifier.axes]
-        return tuple(name for name in known[0] if all(name in classes for classes in known))
 
     def _merge(self, readings: Sequence[FaceReading]) -> FaceReading:
         first, merged = readings[self._finder], {}

@@ -10,6 +10,7 @@ __all__ = [
     "loading",
     "lora",
     "lora_files",
+    "model_files",
     "parts_fit",
     "pipeline_parts",
     "pixels",

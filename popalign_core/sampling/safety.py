@@ -49,7 +49,7 @@ def load_safety_checker(folder: str, device: "torch.device | str" = "cpu") -> Sa
     from popalign_core.models.image_processors import check_fit, load_library_preprocessing
     from popalign_core.models.weights_check import PartFolder, load_module
 
-    _check_folder(folder)
+    find_safety_checker(folder)
     part = PartFolder("the safety checker", Path(folder), _fix(folder))
     model = load_module(StableDiffusionSafetyChecker, part, torch.float32)
     preprocessing = load_library_preprocessing(part)
@@ -65,7 +65,7 @@ def safety_hash(folder: str) -> str:
     Raises:
         MissingWeightsError: When the folder or one of its files is missing.
     """
-    _check_folder(folder)
+    find_safety_checker(folder)
     return hash_folder(Path(folder))
 
 
@@ -91,10 +91,16 @@ def unsafe_images(checker: SafetyChecker, pixels_u8: "NDArray[np.uint8]") -> "ND
     return np.array(verdicts, dtype=np.bool_)
 
 
-def _check_folder(folder: str) -> None:
+def find_safety_checker(folder: str) -> Path:
+    """The folder of a checker, with all its files.
+
+    Raises:
+        MissingWeightsError: When one is missing.
+    """
     lacking = [name for name in CHECKER_FILES if not (Path(folder) / name).is_file()]
     if lacking:
         raise MissingWeightsError(f"the safety checker {folder} has no {', '.join(lacking)}; {_fix(folder)}")
+    return Path(folder)
 
 
 def _fix(folder: str) -> str:

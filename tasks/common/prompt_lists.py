@@ -39,7 +39,7 @@ def read_lists(config: PromptsConfig) -> dict[str, list[PromptList]]:
     Raises:
         InputError: When one cannot be read, or holds no prompts.
     """
-    return {field: [_read(name) for name in names] for field in FIELDS if (names := getattr(config, field))}
+    return {field: [read_list(name) for name in names] for field in FIELDS if (names := getattr(config, field))}
 
 
 def read_benchmarks(benchmarks: Mapping[str, BenchmarkConfig]) -> dict[str, PromptList]:
@@ -50,7 +50,7 @@ def read_benchmarks(benchmarks: Mapping[str, BenchmarkConfig]) -> dict[str, Prom
     """
     from popalign_core.prompts.benchmarks import evenly
 
-    lists = {name: _read(benchmark.list) for name, benchmark in benchmarks.items()}
+    lists = {name: read_list(benchmark.list) for name, benchmark in benchmarks.items()}
     return {
         name: PromptList(found.name, tuple(evenly(found.texts, benchmarks[name].n_prompts)))
         for name, found in lists.items()
@@ -63,7 +63,12 @@ def count_listed(config: PromptsConfig) -> dict[str, int]:
     return {field: sum(len(part.texts) for part in found.get(field, ())) for field in FIELDS}
 
 
-def _read(name: str) -> PromptList:
+def read_list(name: str) -> PromptList:
+    """A list by the name of a shipped set, or a file.
+
+    Raises:
+        InputError: When it cannot be read, or holds no prompts.
+    """
     if name in SETS:
         return PromptList(name, tuple(shipped_list(name)[0]))
     path = Path(name)

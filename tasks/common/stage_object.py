@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from popalign_core.config import Frozen, PipelineConfig, RuntimeConfig
 from popalign_core.errors import InputError, PopAlignError
 from storage.store import ArtifactRef, Build, Store
+from tasks.common.needs import Need
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,6 +122,7 @@ class Stage(Generic[ViewT]):
         inputs: Names of the artifacts it takes.
         optional: Names of further inputs it may be given; patterns of `fnmatch`.
         check: Refuses, before anything is run, what `fill` would refuse on this machine.
+        needs: What `fill` needs of this machine; looked for before anything is run.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Stage(Generic[ViewT]):
     inputs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     check: Callable[[ViewT, RuntimeConfig], None] | None = None
+    needs: Callable[[PipelineConfig, RuntimeConfig], Iterable[Need]] = lambda config, runtime: ()
 
     def request(self, config: PipelineConfig, **arguments: Any) -> Request[ViewT] | ArtifactRef:
         """What is asked for; an artifact that is there already when there is nothing to do.

@@ -1,6 +1,6 @@
 """Stage `attributes`: faces and classes of every image of a person, and why an image is dropped."""
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -12,6 +12,7 @@ from popalign_core.sampling.safety import UNSAFE
 from storage.store import ArtifactRef, Build
 from tasks.common.image_tables import drops_table
 from tasks.common.measuring import classifier_identity, load_attribute_classifier
+from tasks.common.needs import Need, classifier_needs, machine_needs
 from tasks.common.stage_object import Inputs, Progress, Stage, View, keep_fields, open_store
 from tasks.stages import benchmarks
 from tasks.workers.shard_worker import load_once
@@ -178,4 +179,9 @@ def _agreement(counts: Mapping[str, int], axes: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame({"axis": pd.Series(axes, dtype=object)} | numbers)
 
 
-read_attributes = Stage("attributes", "1", AttributesView.of, _fill, inputs=("prompts", "sample"))
+def _needs(config: PipelineConfig, runtime: RuntimeConfig) -> Iterator[Need]:
+    yield from classifier_needs(config.attributes, config.axes)
+    yield from machine_needs(runtime)
+
+
+read_attributes = Stage("attributes", "1", AttributesView.of, _fill, inputs=("prompts", "sample"), needs=_needs)

@@ -1,6 +1,6 @@
 """Stage `prompts`: the neutral and the generic prompts, from lists, the offline grammar or a language model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
@@ -8,6 +8,7 @@ import pandas as pd
 from popalign_core.config import Axis, PipelineConfig, PromptsConfig, RuntimeConfig
 from storage.store import ArtifactRef, Build
 from tasks.common.image_tables import drops_table
+from tasks.common.needs import Need, prompt_needs
 from tasks.common.prompt_lists import FIELDS, PromptList, read_lists
 from tasks.common.stage_object import Inputs, Progress, Stage, View, drop_fields
 
@@ -108,4 +109,8 @@ def _write(
     return write_offline(written), pd.DataFrame(columns=["text", "reason"])
 
 
-write_prompts = Stage("prompts", "2", PromptsView.of, _fill)
+def _needs(config: PipelineConfig, runtime: RuntimeConfig) -> Iterator[Need]:
+    return prompt_needs(config.prompts)
+
+
+write_prompts = Stage("prompts", "2", PromptsView.of, _fill, needs=_needs)

@@ -5,7 +5,8 @@ model or of a trained one. The seed of an image depends on prompt and index only
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -17,11 +18,12 @@ from popalign_core.errors import InputError
 from popalign_core.ids import content_id, image_seed
 from popalign_core.prompts.benchmarks import benchmarks_of
 from popalign_core.sampling.captions import plan_captions
-from popalign_core.sampling.safety import UNSAFE, safety_hash
+from popalign_core.sampling.safety import UNSAFE, find_safety_checker, safety_hash
 from popalign_core.sampling.watermark import check_watermark
 from storage.store import ArtifactRef, Build
 from tasks.common.image_tables import drops_table
 from tasks.common.measuring import base_model, folder_digest
+from tasks.common.needs import Need, machine_needs, model_needs
 from tasks.common.stage_object import Inputs, Progress, Stage, View, keep_fields
 from tasks.workers.shardwise import make_shards
 
@@ -239,4 +241,13 @@ def image_folder(folder: str) -> Path:
     return path
 
 
-sample_images = Stage("sample", "1", SampleView.of, _fill, inputs=("prompts",), optional=("model",))
+def _needs(config: PipelineConfig, runtime: RuntimeConfig) -> Iterator[Need]:
+    yield from model_needs(config.model)
+    yield from machine_needs(runtime)
+    if (folder := config.sampling.safety_checker) is not None:
+        yield Need(f"safety checker {folder}", partial(find_safety_checker, folder))
+    if (layouts := config.sampling.sdedit) is not None:
+        yield Need(f"layouts {layouts.folder}", partial(image_folder, layouts.folder))
+
+
+sample_images = Stage("sample", "1", SampleView.of, _fill, inputs=("prompts",), optional=("model",), needs=_needs)

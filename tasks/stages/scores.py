@@ -1,6 +1,6 @@
 """Stage `scores`: how good each image is, how well it fits its prompt, and the features that compare sets of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -14,6 +14,7 @@ from popalign_core.prompts.benchmarks import benchmarks_of
 from storage.store import ArtifactRef, Build, Store
 from tasks.common import measuring
 from tasks.common.image_tables import iter_batches
+from tasks.common.needs import Need, machine_needs, scorer_needs
 from tasks.common.stage_object import Inputs, Progress, Stage, View, keep_fields, open_store
 from tasks.stages.feature_files import pack_features, read_build
 from tasks.workers.shard_worker import load_once
@@ -153,7 +154,12 @@ def _rows(images: pd.DataFrame, scorer: str, version: str, unit: str, values: ND
     return pd.DataFrame(columns | {"value": values})
 
 
-score_images = Stage("scores", "3", ScoresView.of, _fill, inputs=("prompts", "sample"))
+def _needs(config: PipelineConfig, runtime: RuntimeConfig) -> Iterator[Need]:
+    yield from scorer_needs(config.evaluation)
+    yield from machine_needs(runtime)
+
+
+score_images = Stage("scores", "3", ScoresView.of, _fill, inputs=("prompts", "sample"), needs=_needs)
 
 
 def read_unmeasured(store: Store, scores: ArtifactRef) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """Stage `train`: population DPO on the sampler's own latents; a killed run goes on from its last checkpoint."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
-from popalign_core.config import RuntimeConfig
+from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.roots import storage_errors
 from storage.store import Build, Store
+from tasks.common.needs import Need, classifier_needs, machine_needs, model_needs
 from tasks.common.stage_object import Inputs, Progress, Stage, set_threads
 from tasks.stages.train_inputs import TrainingRefs
 from tasks.stages.train_view import TrainView
@@ -92,6 +94,13 @@ def find_log_folder(store: Store, runtime: RuntimeConfig) -> Path:
     return Path(store.root) / "logs" if "://" not in store.root else Path("logs")
 
 
+def _needs(config: PipelineConfig, runtime: RuntimeConfig) -> Iterator[Need]:
+    yield from model_needs(config.model)
+    yield from machine_needs(runtime)
+    if config.training.probe is not None:
+        yield from classifier_needs(config.attributes, config.identity_axes)
+
+
 train_model = Stage(
     "train",
     "3",
@@ -100,4 +109,5 @@ train_model = Stage(
     inputs=("preferences", "sample"),
     optional=("prompts", "attributes", "start"),
     check=check_settings,
+    needs=_needs,
 )

@@ -15,11 +15,18 @@ def findings(root: str) -> dict[str, Finding]:
 
 def test_versions_device_and_store_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    (tmp_path / "store").mkdir()
     found = findings(str(tmp_path / "store"))
     assert found["torch"].detail.startswith("2.")
     assert found["device"].detail.split(":")[0].split(",")[0] in {"cpu", "cuda", "mps"}
     assert found["store"] == Finding("store", f"{tmp_path / 'store'} can be written")
     assert found["prefect server"].exit_code == 0
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    said = findings(str(tmp_path / "a" / "store"))["store"].detail
+    assert said == f"{tmp_path / 'a' / 'store'} is not there yet; a run makes it in {tmp_path}"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unwritable_root_is_a_store_error(tmp_path: Path) -> None:
@@ -38,8 +45,8 @@ def test_a_silent_server_is_a_service_error(tmp_path: Path) -> None:
 
 def test_absent_deepface_weights_are_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPFACE_HOME", str(tmp_path))
-    finding = findings(str(tmp_path))["deepface gender_model_weights.pth"]
-    assert finding.exit_code == 0
+    finding = findings(str(tmp_path))["DeepFace gender_model_weights.pth"]
+    assert (finding.exit_code, finding.is_there) == (0, False)
     assert str(tmp_path / ".deepface" / "weights") in finding.detail
 
 

@@ -17,6 +17,7 @@ from flows.plan.execution import call_directly, run_plan
 from flows.plan.planning import PlannedNode
 from flows.plan.runs import import_external_images
 from flows.terminal.terminal_tables import systems_lines
+from popalign_core.attributes.deepface_files import HEAD_WEIGHTS, weights_place
 from popalign_core.config import AttributesConfig, PipelineConfig, RuntimeConfig, SystemConfig
 from popalign_core.errors import ConfigError, InputError
 from storage.formats.images import encode_png
@@ -240,8 +241,12 @@ class SecondReader:
 
 @pytest.mark.usefixtures("finished")
 def test_a_second_classifier_reads_the_same_images_and_its_agreement_is_told(
-    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, monkeypatch: pytest.MonkeyPatch
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("DEEPFACE_HOME", str(tmp_path))
+    (tmp_path / ".deepface" / "weights").mkdir(parents=True)
+    for axis in ("gender", "race"):  # another reads in their place
+        weights_place(HEAD_WEIGHTS[axis][0]).touch()
     reader = Classifier(lambda: "second@1", lambda config, device: SecondReader())
     monkeypatch.setitem(CLASSIFIERS, "deepface", reader)
     evaluation = tiny_config.evaluation.model_copy(update={"second_classifier": "deepface"})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.plan.execution import call_directly, run_plan
-from flows.plan.planning import plan_run
+from flows.plan.planning import plan_keys, plan_run
 from flows.plan.steps import PIPELINE, Step, needed_for
 from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
 from popalign_core.errors import ConfigError, StoreError
@@ -84,7 +84,9 @@ def test_another_benchmark_changes_nothing_that_is_trained(
     document["axes"] = [*document["axes"], "age"]
     document["prompts"]["benchmarks"] = {"age": {}}
     more = PipelineConfig.model_validate(document)
-    refs = [{node.node: node.ref for node in plan_run(config, tiny_runtime)} for config in (tiny_config, more)]
+    refs = [
+        {node.node: node.ref for node in plan_keys(config, tiny_runtime, PIPELINE)} for config in (tiny_config, more)
+    ]
     assert "benchmarks" not in refs[0]
     assert refs[1]["benchmarks"].stage == "benchmarks"
     trained = ("prompts", "identities", "sample", "attributes", "calibration", "preferences", "train")

@@ -192,7 +192,7 @@ def test_the_urls_and_files_are_those_of_the_installed_package():
     from deepface.models.demography import DemographyUtils
     from deepface.models.demography.pytorch import Age, Gender, Race
 
-    from popalign_core.attributes.deepface import GENDERS, RACES
+    from popalign_core.attributes.deepface_files import GENDERS, RACES
 
     assert HEAD_WEIGHTS["age"][1] in Age.WEIGHTS_URL
     assert HEAD_WEIGHTS["gender"][1] in Gender.WEIGHTS_URL

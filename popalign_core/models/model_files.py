@@ -1,0 +1,115 @@
+"""Whether a model's files are all there, by their names and sizes: what can be known in a moment, without torch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from popalign_core.config import ModelConfig
+from popalign_core.documents import read_json
+from popalign_core.errors import DamagedWeightsError, MissingWeightsError
+from popalign_core.models.loading import DENOISERS, MODEL_INDEX, denoiser_folder, local_folder, lora_file
+from popalign_core.models.pipeline_parts import snapshot
+from popalign_core.models.weights_check import PartFolder, weight_files
+
+_NETWORKS = ("text_encoder", "unet", "transformer", "vae")
+_STEMS = {"diffusers": "diffusion_pytorch_model"}
+"""Library of a network -> how its files of weights are called; all others call them `model`."""
+_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+"""A tokenizer needs all the files of one of them."""
+
+
+def find_pipeline_folder(model: ModelConfig) -> Path:
+    """The folder of a model's pipeline, in which no file is missing and no file of weights is cut off.
+
+    Raises:
+        ConfigError: As `loading.local_folder`.
+        MissingWeightsError: When the pipeline or one of its files is not there; says how to get it.
+        DamagedWeightsError: When a file of weights is not whole.
+    """
+    source = local_folder(model) or model.name
+    fix = (
+        "restore its files"
+        if isinstance(source, Path)
+        else f"run `hf download {model.name} --revision {model.revision}`"
+    )
+    what = f"the pipeline {source}" if isinstance(source, Path) else f"the pipeline {model.name}@{model.revision}"
+    folder = snapshot(source, model.revision, MODEL_INDEX)
+    if folder is None:
+        raise MissingWeightsError(f"cannot load {what}: it is not in the local hub cache; {fix}")
+    index = PartFolder(what, folder, fix).read_settings(MODEL_INDEX)
+    for name, entry in index.items():
+        is_replaced = name in DENOISERS and model.denoiser is not None
+        if isinstance(entry, list) and isinstance(entry[0], str) and not is_replaced:
+            _check_part(name, entry[0], PartFolder(f"{name} of {what}", folder / name, fix))
+    return folder
+
+
+def find_denoiser_folder(model: ModelConfig) -> Path | None:
+    """The folder in place of the model's denoiser, with its files of weights; None without one.
+
+    Raises:
+        MissingWeightsError: When it is not there.
+        DamagedWeightsError: When a file of weights is missing or not whole.
+    """
+    folder = denoiser_folder(model)
+    if folder is not None:
+        _check_network(PartFolder("model.denoiser", folder, "restore its files"), _STEMS["diffusers"])
+    return folder
+
+
+def find_lora_file(model: ModelConfig) -> Path | None:
+    """The file of the LoRA, whole; None without one.
+
+    Raises:
+        MissingWeightsError: When it is not there.
+        DamagedWeightsError: When it is not whole.
+    """
+    file = lora_file(model)
+    if file is not None and file.suffix == ".safetensors":
+        _check_whole(file, "get the file again")
+    return file
+
+
+def _check_part(name: str, library: str, part: PartFolder) -> None:
+    if name.startswith(_NETWORKS):
+        part.read_settings()
+        _check_network(part, _STEMS.get(library, "model"))
+    elif name == "scheduler":
+        part.read_settings("scheduler_config.json")
+    elif name.startswith("tokenizer") and not any(
+        all((part.path / file).is_file() for file in files) for files in _VOCABULARIES
+    ):
+        raise part.refusal("there are no files of its vocabulary")
+
+
+def _check_network(part: PartFolder, stem: str) -> None:
+    """Every file of weights, those that an index names among them."""
+    found = weight_files(part.path, stem)
+    if not found:
+        raise part.refusal(f"it has no file named {stem}.safetensors")
+    for file in found:
+        if file.suffix == ".json":
+            lacking = [name for name in _shards(file, part) if not (part.path / name).is_file()]
+            if lacking:
+                raise part.refusal(f"{file.name} names {lacking[0]}, which is not there")
+        else:
+            _check_whole(file, part.fix)
+
+
+def _shards(index: Path, part: PartFolder) -> Iterator[str]:
+    try:
+        content: Any = read_json(index.read_bytes())
+        yield from sorted(set(content["weight_map"].values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise part.refusal(f"{index.name} is no index of weights") from error
+
+
+def _check_whole(file: Path, fix: str) -> None:
+    """A file of safetensors says how long it is, so one that is cut off can be told by its first bytes."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise DamagedWeightsError(f"{file} is damaged or not whole ({error}); {fix}") from error
