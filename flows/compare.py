@@ -3,9 +3,10 @@
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
+from flows.parameters import Document, PresetName, begin_flow, choose_config
 from flows.plan.compare_systems import run_comparison
-from flows.prefect_artifacts import call_as_task, chosen_config, metrics_markdown, report_url
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from flows.prefect_artifacts import call_as_task, metrics_markdown, report_url, saved_on_sigterm
+from popalign_core.config import RuntimeConfig
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store
 from tasks.prefect_tasks import artifact_key
@@ -17,8 +18,9 @@ TABLE_1 = ("base", "sft", "dpo", "popalign", "dpo+popalign", "cads", "dynamic-cf
 @flow(name="popalign-compare", flow_run_name="compare {name}")
 def popalign_compare(
     systems: tuple[str, ...] = TABLE_1,
-    preset: str = "portraits",
-    config: PipelineConfig | None = None,
+    preset: PresetName = "portraits",
+    settings: list[str] | None = None,
+    config: Document | None = None,
     runtime: RuntimeConfig = RuntimeConfig(),
     name: str = "comparison",
     n_seeds: int = 1,
@@ -30,7 +32,8 @@ def popalign_compare(
     Args:
         systems: Their names, the reference first.
         preset: Name of the configuration.
-        config: A whole configuration, in place of the preset.
+        settings: What differs from it, each as `training.beta=30`.
+        config: A configuration as a file has it, in place of the preset.
         runtime: Store, device, batch size.
         name: Of the run's folder.
         n_seeds: Replicates.
@@ -40,11 +43,13 @@ def popalign_compare(
     Returns:
         The comparison's artifact.
     """
-    chosen = chosen_config(preset, config)
-    ref = run_comparison(
-        systems, chosen, runtime, name, call=call_as_task, n_seeds=n_seeds, scale=scale, replace=replace
-    )
-    store = open_store(runtime)
+    begin_flow()
+    chosen, machine = choose_config(preset, settings, config, runtime)
+    with saved_on_sigterm():
+        ref = run_comparison(
+            systems, chosen, machine, name, call=call_as_task, n_seeds=n_seeds, scale=scale, replace=replace
+        )
+    store = open_store(machine)
     key = artifact_key(name)
     create_markdown_artifact(
         metrics_markdown(store.read_table(ref, "metrics")), key=f"comparison-{key}", description=", ".join(systems)

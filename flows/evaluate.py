@@ -3,17 +3,19 @@
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from flows.parameters import Document, PresetName, begin_flow, choose_config
 from flows.plan.checkpoints import evaluate_checkpoints, find_checkpoints
-from flows.prefect_artifacts import call_as_task, chosen_config, leaderboard_markdown
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from flows.prefect_artifacts import call_as_task, leaderboard_markdown
+from popalign_core.config import RuntimeConfig
 from tasks.publishing.leaderboard import read_leaderboard
 
 
-@flow(name="popalign-evaluate")
+@flow(name="popalign-evaluate", flow_run_name="evaluate with {preset}")
 def popalign_evaluate(
     watch: str | None = None,
-    preset: str = "portraits",
-    config: PipelineConfig | None = None,
+    preset: PresetName = "portraits",
+    settings: list[str] | None = None,
+    config: Document | None = None,
     runtime: RuntimeConfig = RuntimeConfig(),
 ) -> list[str]:
     """Evaluate new checkpoints and append them to `<root>/leaderboard.parquet`; do nothing when none is new.
@@ -21,17 +23,19 @@ def popalign_evaluate(
     Args:
         watch: Folder with diffusers pipeline folders; without it, the trained models in the store.
         preset: Name of the configuration.
-        config: A whole configuration, in place of the preset.
+        settings: What differs from it, each as `evaluation.n_neutral=20`.
+        config: A configuration as a file has it, in place of the preset.
         runtime: Store, device, batch size.
 
     Returns:
         The names of the checkpoints evaluated now.
     """
-    chosen = chosen_config(preset, config)
-    rows = evaluate_checkpoints(find_checkpoints(watch, runtime), chosen, runtime, call=call_as_task)
+    begin_flow()
+    chosen, machine = choose_config(preset, settings, config, runtime)
+    rows = evaluate_checkpoints(find_checkpoints(watch, machine), chosen, machine, call=call_as_task)
     if rows.empty:
         return []
     create_markdown_artifact(
-        leaderboard_markdown(read_leaderboard(runtime.root)), key="leaderboard", description="All checkpoints evaluated"
+        leaderboard_markdown(read_leaderboard(machine.root)), key="leaderboard", description="All checkpoints evaluated"
     )
     return list(dict.fromkeys(rows["checkpoint"]))

@@ -5,9 +5,10 @@ import base64
 from prefect import flow
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
 
+from flows.parameters import Document, PresetName, begin_flow, choose_config, choose_name, name_pipeline_run
 from flows.plan.runs import run_pipeline
-from flows.prefect_artifacts import call_as_task, chosen_config, metrics_markdown, report_url
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from flows.prefect_artifacts import call_as_task, metrics_markdown, report_url, saved_on_sigterm
+from popalign_core.config import RuntimeConfig
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store
 from tasks.prefect_tasks import artifact_key
@@ -15,28 +16,34 @@ from tasks.publishing.finished_run import read_metrics
 from tasks.stages.image_grid import draw_grid, read_pairs
 
 
-@flow(name="popalign", flow_run_name="popalign {name}")
+@flow(name="popalign", flow_run_name=name_pipeline_run)
 def popalign(
-    preset: str = "portraits",
-    config: PipelineConfig | None = None,
+    preset: PresetName = "portraits",
+    settings: list[str] | None = None,
+    config: Document | None = None,
     runtime: RuntimeConfig = RuntimeConfig(),
-    name: str = "portraits",
+    name: str | None = None,
     replace: bool = False,
 ) -> dict[str, ArtifactRef]:
     """Take a base model through all stages and publish the run under `<root>/runs/<name>/`.
 
     Args:
         preset: Name of the configuration.
-        config: A whole configuration, in place of the preset.
+        settings: What differs from it, each as `training.beta=30`; `runtime.` fields too.
+        config: A configuration as a file has it, in place of the preset.
         runtime: Store, device, batch size.
-        name: Of the run's folder.
+        name: Of the run's folder; without it the preset's, with a hash of what differs.
         replace: Whether a finished run of another configuration may give way; the same one again always may run.
 
     Returns:
         Each node's artifact.
     """
-    refs = run_pipeline(chosen_config(preset, config), runtime, name, call=call_as_task, replace=replace)
-    _show(refs, runtime, name)
+    begin_flow()
+    chosen, machine = choose_config(preset, settings, config, runtime)
+    name = choose_name(preset, settings, config, name)
+    with saved_on_sigterm():
+        refs = run_pipeline(chosen, machine, name, call=call_as_task, replace=replace)
+    _show(refs, machine, name)
     return refs
 
 

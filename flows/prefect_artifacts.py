@@ -1,13 +1,18 @@
 """The Prefect side of every flow: stages as tasks, and what a flow run shows as artifacts."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from prefect.exceptions import TerminationSignal
+from prefect.logging import get_run_logger
 
 from flows.plan.planning import PlannedNode
-from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.config.presets import preset as find_preset
+from popalign_core.config import RuntimeConfig
+from popalign_core.errors import PreemptedError
 from popalign_core.report.markdown import escape_markdown, markdown_table
 from storage.store import ArtifactRef, Manifest
 from tasks.prefect_tasks import make_as_task
@@ -29,9 +34,18 @@ def call_as_task(node: PlannedNode, runtime: RuntimeConfig) -> ArtifactRef:
     return make_as_task(node.request, runtime, node.node)
 
 
-def chosen_config(preset: str, config: PipelineConfig | None) -> PipelineConfig:
-    """The configuration given, else the preset's."""
-    return config or find_preset(preset)
+@contextmanager
+def saved_on_sigterm() -> Iterator[None]:
+    """A training that has saved itself on SIGTERM ends the flow run as SIGTERM ends one elsewhere.
+
+    Prefect then makes it Cancelled where somebody cancelled it, and else Crashed, which the automation that `popalign
+    deploy` makes starts again.
+    """
+    try:
+        yield
+    except PreemptedError as error:
+        get_run_logger().warning("%s", error)
+        raise TerminationSignal(signal.SIGTERM) from error
 
 
 def metrics_markdown(metrics: pd.DataFrame) -> str:

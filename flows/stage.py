@@ -3,9 +3,10 @@
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from flows.parameters import Document, PresetName, begin_flow, choose_config
 from flows.plan.runs import run_stage
-from flows.prefect_artifacts import call_as_task, chosen_config, manifest_markdown
-from popalign_core.config import PipelineConfig, RuntimeConfig
+from flows.prefect_artifacts import call_as_task, manifest_markdown, saved_on_sigterm
+from popalign_core.config import RuntimeConfig
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store
 from tasks.prefect_tasks import artifact_key
@@ -14,8 +15,9 @@ from tasks.prefect_tasks import artifact_key
 @flow(name="popalign-stage", flow_run_name="stage {node}")
 def popalign_stage(
     node: str = "evaluate:aligned",
-    preset: str = "portraits",
-    config: PipelineConfig | None = None,
+    preset: PresetName = "portraits",
+    settings: list[str] | None = None,
+    config: Document | None = None,
     runtime: RuntimeConfig = RuntimeConfig(),
     force: bool = False,
 ) -> ArtifactRef:
@@ -24,14 +26,18 @@ def popalign_stage(
     Args:
         node: Such as `train` or `evaluate:aligned`; `popalign plan` lists them.
         preset: Name of the configuration.
-        config: A whole configuration, in place of the preset.
+        settings: What differs from it, each as `training.beta=30`.
+        config: A configuration as a file has it, in place of the preset.
         runtime: Store, device, batch size.
         force: Make a new version of a node that is published already.
 
     Returns:
         The node's artifact.
     """
-    ref = run_stage(node, chosen_config(preset, config), runtime, call=call_as_task, force=force)
-    manifest = open_store(runtime).manifest(ref)
+    begin_flow()
+    chosen, machine = choose_config(preset, settings, config, runtime)
+    with saved_on_sigterm():
+        ref = run_stage(node, chosen, machine, call=call_as_task, force=force)
+    manifest = open_store(machine).manifest(ref)
     create_markdown_artifact(manifest_markdown(node, manifest), key=f"stage-{artifact_key(node)}", description=node)
     return ref

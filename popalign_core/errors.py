@@ -1,5 +1,7 @@
 """One tree of errors. A message says what is wrong, the value, and what to do."""
 
+from typing import Self
+
 
 class PopAlignError(Exception):
     """Root of every error this project raises on purpose.
@@ -7,14 +9,21 @@ class PopAlignError(Exception):
     Attributes:
         exit_code: What the command line exits with.
         stage: Stage and key the error belongs to, attached at the task border, or None.
+        may_pass: Whether the same work may succeed later: a network, a service, a worker that was lost.
     """
 
     exit_code = 1
     stage: str | None = None
+    may_pass: bool = False
 
     def __str__(self) -> str:
         message = super().__str__()
         return f"[{self.stage}] {message}" if self.stage else message
+
+    def passing(self, may_pass: bool = True) -> Self:
+        """The same error, with what is known of another try."""
+        self.may_pass = may_pass
+        return self
 
 
 class ConfigError(PopAlignError):

@@ -52,7 +52,16 @@ def storage_errors(action: str) -> Iterator[None]:
     except PopAlignError:
         raise
     except Exception as error:
-        raise StoreError(f"cannot {action}: {explain(error)}") from error
+        raise StoreError(f"cannot {action}: {explain(error)}").passing(is_of_network(error)) from error
+
+
+def is_of_network(error: BaseException) -> bool:
+    """Whether an error is of a network or a device that may answer again; not what is refused, full or not there."""
+    if isinstance(error, OSError):
+        refused = isinstance(error, PermissionError | FileNotFoundError | FileExistsError | IsADirectoryError)
+        return not refused and not is_disk_full(error) and error.errno not in _ADVICE
+    # the backends' clients have families of their own, such as botocore's EndpointConnectionError
+    return any(sign in kind.__name__ for kind in type(error).__mro__ for sign in ("Connection", "Timeout"))
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from flows.cli.compare import check, compare, sweep
 from flows.cli.exchange import exports, imports
+from flows.cli.operations import deploy
 from flows.review.commands import review, studies
 from flows.terminal.arguments import Config, Force, Name, Preset, Replace, Root, Settings, path_option
 from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
@@ -205,7 +206,7 @@ def evaluate(
         typer.echo(line)
 
 
-for command in (compare, sweep, check):
+for command in (compare, sweep, check, deploy):
     app.command()(command)
 
 
@@ -336,7 +337,8 @@ def _run_as_flow(
     from flows.pipeline import popalign
 
     with server_errors():
-        return popalign(config=config, runtime=runtime, name=name, replace=replace)
+        document = config.model_dump(mode="json", exclude_none=True)
+        return popalign(config=document, runtime=runtime, name=name, replace=replace)
 
 
 def _conclude(refs: "dict[str, ArtifactRef]", config: "PipelineConfig", runtime: "RuntimeConfig", name: str) -> None:

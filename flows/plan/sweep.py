@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.plan.compare_systems import NODE, SystemsPlan, plan_systems
-from flows.plan.execution import Call, run_plan
-from flows.plan.planning import plan_run
+from flows.plan.execution import Call, run_nodes, run_plan
+from flows.plan.planning import PlannedNode, plan_run
 from flows.plan.steps import Step
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.config.sweeps import SweepPoint, default_system, expand_sweep
@@ -124,22 +124,22 @@ def _run_apart(
         The systems that came to nothing because a training diverged, and the artifacts of such trainings, both with
         the reason.
     """
-    reasons, diverged = dict[str, str](), dict[str, str]()
     *nodes, last = systems.planned
-    for node in nodes:
-        lost = [reasons[each] for each in node.step.inputs.values() if each in reasons]
-        if lost:
-            reasons[node.node] = lost[0]
-            continue
+    diverged = dict[str, str]()
+
+    def call_or_remember(node: PlannedNode, runtime: RuntimeConfig) -> ArtifactRef:
         place = str(node.ref)
         try:
             if place in known:
                 raise DivergedError(known[place])
-            call(node, runtime)
+            return call(node, runtime)
         except DivergedError as error:
-            reasons[node.node] = diverged[place] = str(error)
+            diverged[place] = str(error)
+            raise
+
+    reasons = run_nodes(nodes, runtime, call_or_remember, (DivergedError,))
     failed = {}
     for parameter, each in last.step.inputs.items():
         if each in reasons:
-            failed[system_of(parameter)] = reasons[each]
+            failed[system_of(parameter)] = str(reasons[each])
     return failed, diverged

@@ -38,7 +38,23 @@ def build_config(
             f"--preset {preset} and --config {config} exclude each other; give one (a file may start from a preset)"
         )
     base = load_config(config) if config else find_preset(preset or DEFAULT_PRESET)
-    document, runtime = base.model_dump(exclude_none=True), {"root": root} if root else {}
+    return lay_settings(base.model_dump(exclude_none=True), settings, {"root": root} if root else {})
+
+
+def lay_settings(
+    document: dict[str, Any], settings: Sequence[str], runtime: dict[str, Any]
+) -> tuple[PipelineConfig, RuntimeConfig]:
+    """Lay values over a configuration and the settings of the machine.
+
+    Args:
+        document: The configuration.
+        settings: `field.field=value`; `runtime.` fields go to the other one.
+        runtime: Settings of the machine.
+
+    Raises:
+        ConfigError: When a name, a field or a value does not fit.
+    """
+    document, runtime = dict(document), dict(runtime)
     for setting in settings:
         field, value = parse_setting(setting)
         if field.startswith(RUNTIME_PREFIX):

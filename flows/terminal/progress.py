@@ -23,9 +23,8 @@ class PlainProgress:
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream or sys.stderr
         self._clock = clock
-        self._label = ""
-        self._start = (0.0, 0)
-        self._last_line = 0.0
+        self._started = dict[str, tuple[float, int]]()
+        self._last = dict[str, tuple[float, int]]()
 
     def __enter__(self) -> Self:
         return self
@@ -38,14 +37,16 @@ class PlainProgress:
     def __call__(self, label: str, done: int, total: int) -> None:
         """Say that `done` of `total` pieces of the work called `label` are ready."""
         now = self._clock()
-        if label != self._label:
-            self._label, self._start, self._last_line = label, (now, done), float("-inf")
-        if done < total and now - self._last_line < SECONDS_BETWEEN_LINES:
+        last_time, last_done = self._last.get(label, (float("-inf"), done))
+        if done < last_done:  # other work of the same name
+            last_time = float("-inf")
+            del self._started[label]
+        start = self._started.setdefault(label, (now, done))
+        is_due = done >= total or now - last_time >= SECONDS_BETWEEN_LINES
+        self._last[label] = (now if is_due else last_time, done)
+        if not is_due:
             return
-        self._last_line = now
-        print(
-            plain_line(label, done, total, done - self._start[1], now - self._start[0]), file=self._stream, flush=True
-        )
+        print(plain_line(label, done, total, done - start[1], now - start[0]), file=self._stream, flush=True)
 
 
 class BarProgress:

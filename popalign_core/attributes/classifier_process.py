@@ -58,7 +58,7 @@ class IsolatedClassifier:
         except BrokenProcessPool as error:
             raise ResourceError(
                 "the process of the attribute classifier died while it loaded its models; see whether memory ran out"
-            ) from error
+            ).passing() from error
 
     def read(self, images: Images, image_ids: Sequence[str] = ()) -> list[FaceReading]:
         """Read a batch; when the process dies, again in a new one, and then image by image.
@@ -73,7 +73,7 @@ class IsolatedClassifier:
                 raise ResourceError(
                     f"the process of the attribute classifier {self.name}@{self.version} died on each of {len(alone)} "
                     "image(s) and in every new process; see whether memory ran out, or lower runtime.batch_size"
-                )
+                ).passing()
             readings = [one[0] if one else unreadable(CLASSIFIER_DIED) for one in alone]
         return readings
 

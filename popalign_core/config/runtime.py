@@ -33,6 +33,9 @@ class RuntimeConfig(Frozen):
     log_folder: Text | None = Field(
         default=None, description="local folder the trackers write below; default logs/ below a local root, else here"
     )
+    n_parallel: int = Field(
+        default=0, ge=0, description="stages of a run side by side; 0 takes one a GPU, and on a CPU one after the other"
+    )
     runner: Literal["inline", "threads", "processes", "ray", "dask"] = Field(
         default="inline", description="what samples, reads and scores the shards of images"
     )

@@ -197,7 +197,7 @@ class Endpoint:
                 if not may_pass(error) or (n_tries > self._llm.max_retries and not may_be_form):
                     said = self._without_key(explain_error(error, self._llm, n_tries, self._without_key))
                     # the client's error may hold the key, and Prefect keeps all that a traceback shows
-                    raise ServiceError(f"{self._llm.base_url}: {said}") from None
+                    raise ServiceError(f"{self._llm.base_url}: {said}").passing(may_pass(error)) from None
                 form = _PLAIN if may_be_form else form
                 self._rest(error, n_tries)
             else:

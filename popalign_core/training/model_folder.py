@@ -25,8 +25,10 @@ def save_lora(pipeline: Any, folder: Path) -> None:
     component = family_of(model).component
     layers = {
         f"{component}_lora_layers": get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME),
-        # rank and alpha, which the weights do not tell
-        f"{component}_lora_adapter_metadata": adapter.to_dict(),
+        # rank and alpha, which the weights do not tell; sets in order, or two processes would write other bytes
+        f"{component}_lora_adapter_metadata": {
+            name: sorted(value) if isinstance(value, set) else value for name, value in adapter.to_dict().items()
+        },
     }
     folder.mkdir(parents=True, exist_ok=True)
     pipeline.save_lora_weights(folder, safe_serialization=True, **layers)

@@ -1,3 +1,3 @@
-"""Shards made by workers: threads, processes, Ray or Dask."""
+"""Shards made by workers: threads, processes, Ray or Dask; and whole stages side by side, each in its process."""
 
-__all__ = ["fanout", "prefect_server", "runners", "shard_worker", "shardwise"]
+__all__ = ["aside", "fanout", "prefect_server", "runners", "shard_worker", "shardwise"]

@@ -84,7 +84,7 @@ def _give_up(error: Exception, numbers: list[int], stage: str, runtime: RuntimeC
             f"{stage} shard {', '.join(map(str, sorted(numbers)))}: the worker of runner {runtime.runner!r} died "
             f"{MAX_DEATHS} times ({error.__cause__}); the usual reason is memory: set runtime.batch_size below "
             f"{runtime.batch_size} or n_workers below {runtime.n_workers}, and look at the system's log"
-        ) from error
+        ).passing() from error
 
 
 @dataclass

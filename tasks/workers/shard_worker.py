@@ -119,6 +119,15 @@ def load_once(load: Callable[..., T], *asked: Any, runtime: RuntimeConfig, is_sh
     return found
 
 
+def count_gpus(runtime: RuntimeConfig) -> int:
+    """CUDA devices that a runtime may choose from; 0 where it names one, or none. Imports torch only to count."""
+    if runtime.device not in ("auto", "cuda"):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def forget() -> None:
     """Free what this process has loaded for shards."""
     _loaded.clear()

@@ -114,8 +114,9 @@ def test_a_flow_that_fails_leaves_no_secret_in_prefects_database(
     from prefect.client.orchestration import get_client
 
     service.play(Reply(418, json.dumps({"error": {"message": "x" * 150 + f" who is {KEY}?"}})))
+    document = asking(tiny_config, service).model_dump(mode="json", exclude_none=True)
     with pytest.raises(ServiceError, match="answers HTTP 418"):
-        popalign(config=asking(tiny_config, service), runtime=tiny_runtime, name="fails")
+        popalign(config=document, runtime=tiny_runtime, name="fails")
     with get_client(sync_client=True) as client:
         deadline, logs = time.monotonic() + 30, []
         while not any("418" in log.message for log in logs) and time.monotonic() < deadline:

@@ -52,3 +52,20 @@ def test_another_label_starts_at_once() -> None:
     progress("sample base", 0, 8)
     progress("sample aligned", 0, 8)
     assert stream.getvalue().splitlines() == ["sample base 0/8", "sample aligned 0/8"]
+
+
+def test_stages_side_by_side_have_lines_of_their_own() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = PlainProgress(stream, clock)
+    for done in range(0, 25):
+        progress("train", done, 24)
+        progress("sample-eval:base", 2 * done, 48)
+        clock.now += 1
+    lines = stream.getvalue().splitlines()
+    assert [line for line in lines if line.startswith("train")][1] == "train 10/24, 1.0/s, 0:14 left"
+    assert [line for line in lines if line.startswith("sample")][1] == "sample-eval:base 20/48, 2.0/s, 0:14 left"
+    assert len(lines) == 8
+    progress("train", 0, 8)  # the next model's
+    clock.now += 10
+    progress("train", 5, 8)
+    assert stream.getvalue().splitlines()[8:] == ["train 0/8", "train 5/8, 0.5/s, 0:06 left"]
