@@ -3,8 +3,9 @@
 import json
 from itertools import pairwise
 
+from report_frames import inputs_of
+
 from popalign_core.report.card_markdown import comparison_markdown
-from tests.popalign_core.report.test_report import _inputs as report_inputs
 from tests.support.comparison_frames import inputs
 
 
@@ -43,7 +44,7 @@ def test_names_from_outside_break_no_table() -> None:
 
 
 def test_base_and_aligned() -> None:
-    text = comparison_markdown(report_inputs())
+    text = comparison_markdown(inputs_of())
     assert "**✔ Fairer on gender**" in text
     assert "| Measure | base | aligned | Change | Verdict |" in text
     assert (
@@ -57,7 +58,7 @@ def test_base_and_aligned() -> None:
 def test_a_configuration_can_be_copied_from_the_card() -> None:
     document = {"axes": ["a_b"], "model": {"name": "x|y`z`"}}
     items = {"command": "popalign run", "configuration": json.dumps(document)}
-    text = comparison_markdown(report_inputs(reproducibility=items))
+    text = comparison_markdown(inputs_of(reproducibility=items))
     block = text[text.index("```json\n") + 8 :]
     assert json.loads(block[: block.index("\n```")]) == document
     assert "- command: popalign run" in text
