@@ -5,7 +5,8 @@ from itertools import pairwise
 
 from report_frames import inputs_of
 
-from popalign_core.report.card_markdown import comparison_markdown
+from popalign_core.report.card_markdown import comparison_markdown, read_headline, verdict_markdown
+from popalign_core.report.standings import ComparisonResults
 from tests.support.comparison_frames import inputs
 
 
@@ -62,3 +63,19 @@ def test_a_configuration_can_be_copied_from_the_card() -> None:
     block = text[text.index("```json\n") + 8 :]
     assert json.loads(block[: block.index("\n```")]) == document
     assert "- command: popalign run" in text
+
+
+def test_the_headline_is_read_back_as_it_was_written() -> None:
+    assert read_headline(comparison_markdown(inputs())) == "✔ fair and costly are fairer than base, 1 at a cost"
+    evil = "a|b <script> `x` *y* _z_ [c]"
+    page = inputs()
+    renamed = {name: getattr(page, name).replace("fair", evil) for name in ("metrics", "comparison", "per_prompt")}
+    text = comparison_markdown(inputs(systems=("base", evil, "costly", "same"), **renamed))
+    assert read_headline(text) == f"✔ {evil} and costly are fairer than base, 1 at a cost"
+    assert read_headline("## A card\n\n**Bold**\n\n- **✔ of a list**\n") is None
+
+
+def test_the_verdict_alone_is_the_cards() -> None:
+    said = verdict_markdown(ComparisonResults(inputs()))
+    assert said.startswith("**✔ fair and costly are fairer than base, 1 at a cost**\n\n- **")
+    assert said in comparison_markdown(inputs())
