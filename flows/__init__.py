@@ -4,4 +4,15 @@ from popalign_core.command import check_packages
 
 check_packages()  # before anything of a package is imported that may be another project's
 
-__all__ = ["cli", "compare", "evaluate", "pipeline", "plan", "prefect_artifacts", "review", "stage", "terminal"]
+__all__ = [
+    "cli",
+    "compare",
+    "evaluate",
+    "pages",
+    "pipeline",
+    "plan",
+    "prefect_artifacts",
+    "review",
+    "stage",
+    "terminal",
+]

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from threading import Lock
 from urllib.parse import urlsplit
 
@@ -56,8 +57,8 @@ class Allowance:
 class Guard:
     """ASGI middleware around the whole app."""
 
-    def __init__(self, app: ASGIApp, settings: ReviewSettings) -> None:
-        self._app, self._settings = app, settings
+    def __init__(self, app: ASGIApp, settings: ReviewSettings, headers: Mapping[str, str] = HEADERS) -> None:
+        self._app, self._settings, self._headers = app, settings, headers
         self._attempts, self._raters_attempts = Allowance(0.5, _ATTEMPTS), Allowance(0.5, _ATTEMPTS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +75,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 is_begun = True
                 headers = MutableHeaders(raw=message["headers"])
-                headers.update(HEADERS)
+                headers.update(self._headers)
                 headers.setdefault("Cache-Control", "no-store")
                 message["headers"] = headers.raw
                 if message["status"] in _DENIED:
@@ -104,7 +105,7 @@ class Guard:
     def _refusal(self, headers: Headers, path: str, address: str) -> PlainTextResponse | None:
         hosts = self._settings.hosts
         if hosts is not None and _host_name(headers.get("host", "")) not in hosts:
-            return PlainTextResponse("This server does not go by that name; see `popalign review --url`.", 400)
+            return PlainTextResponse(f"This server does not go by that name; open {self._settings.base_url}.", 400)
         # a rater with a link is counted by the link, in `sessions`: others behind the same proxy do not shut them out
         if path.startswith(RATERS) and "cookie" in headers:
             return None
