@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import BinaryIO
 
 from popalign_core.errors import StoreError
@@ -35,16 +36,30 @@ class ReadableRuns:
         """Where it is: absolute when local."""
         return self._root.path if self._root.local else self.url
 
-    def names(self) -> list[str]:
-        """Folders below `runs/`, whatever they are called, sorted."""
-        return self._root.folders(RUNS)
+    def runs(self) -> dict[str, dict[str, FileEntry] | None]:
+        """Folders below `runs/`, whatever they are called, each with its `files`; None where it cannot be looked into.
+
+        Raises:
+            StoreError: When the store cannot be read.
+        """
+        if self._root.local:
+            return {name: self._try_files(name) for name in self._root.folders(RUNS)}
+        found: dict[str, dict[str, FileEntry] | None] = {}
+        # one request a thousand objects, in place of one a run
+        for path, entry in self._root.entries(RUNS).items():
+            run, _, file = path.partition("/")
+            if file and _is_plain(run):
+                files = found.setdefault(run, {})
+                if files is not None and "/" not in file and _is_readable(file):
+                    files[file] = entry
+        return found
 
     def files(self, run: str | None) -> dict[str, FileEntry]:
         """Files of a run that are meant to be read, by name; without a run those of the store itself."""
         if run is not None and not _is_plain(run):
             return {}
         found = self._root.files("" if run is None else f"{RUNS}/{run}")
-        return {name: entry for name, entry in found.items() if name.endswith(READABLE)}
+        return {name: entry for name, entry in found.items() if _is_readable(name)}
 
     def open(self, run: str | None, file: str) -> tuple[int, BinaryIO] | None:
         """The size of a file that is meant to be read, and the file, open; None when there is none.
@@ -65,17 +80,25 @@ class ReadableRuns:
         Raises:
             StoreError: When it is no UTF-8 or far too long.
         """
-        opened = self._root.open_plain(RUNS, run, file)
-        if opened is None:
-            return None
-        with storage_errors(f"read {self.url}/{RUNS}/{run}/{file}"), opened:
-            data = opened.read(_MOST_TEXT + 1)
+        path = f"{RUNS}/{run}/{file}"
+        if self._root.local:
+            opened = self._root.open_plain(RUNS, run, file)
+            with storage_errors(f"read {self._root.at(path)}"), opened or nullcontext():
+                data = None if opened is None else opened.read(_MOST_TEXT + 1)
+        else:
+            data = self._root.read(path, _MOST_TEXT + 1)
         try:
-            if len(data) <= _MOST_TEXT:
-                return data.decode()
+            if data is None or len(data) <= _MOST_TEXT:
+                return None if data is None else data.decode()
         except UnicodeDecodeError:
             pass
-        raise StoreError(f"{self.url}/{RUNS}/{run}/{file} is not readable; delete it or run that run again")
+        raise StoreError(f"{self._root.at(path)} is not readable; delete it or run that run again")
+
+    def _try_files(self, run: str) -> dict[str, FileEntry] | None:
+        try:
+            return self.files(run)
+        except StoreError:  # such as a folder of another user
+            return None
 
 
 def iter_blocks(file: BinaryIO) -> Iterator[bytes]:
@@ -84,6 +107,10 @@ def iter_blocks(file: BinaryIO) -> Iterator[bytes]:
         file.seek(0)
         while block := file.read(_BLOCK):
             yield block
+
+
+def _is_readable(file: str) -> bool:
+    return file.endswith(READABLE) and not file.startswith(".")
 
 
 def _is_plain(name: str) -> bool:

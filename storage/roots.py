@@ -159,11 +159,12 @@ class Root:
         """The path as the file system knows it."""
         return f"{self.path}/{path}" if path else self.path
 
-    def read(self, path: str) -> bytes | None:
-        """A file's bytes; None when there is no such file."""
+    def read(self, path: str, most: int | None = None) -> bytes | None:
+        """A file's bytes, or the first `most` of one that is not empty; None when there is no such file."""
+        part = {} if most is None else {"start": 0, "end": most}  # s3fs asks for the size first where there is no end
         with storage_errors(f"read {self.at(path)}"):
             try:
-                return bytes(self._fs.cat_file(self.at(path)))
+                return bytes(self._fs.cat_file(self.at(path), **part))
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
@@ -242,12 +243,18 @@ class Root:
                 raise
             return file
 
-    def sizes(self, path: str) -> dict[str, int]:
-        """Every file below a folder, by its path from there, with its size in bytes."""
+    def entries(self, path: str) -> dict[str, FileEntry]:
+        """Every file below a folder, by its path from there."""
         with storage_errors(f"list {self.at(path)}"):
             found = self._fs.find(self.at(path), detail=True)
             start = len(self.at(path)) + 1
-            return {name[start:]: int(entry["size"]) for name, entry in sorted(found.items())}
+            return {
+                name[start:]: FileEntry(int(entry["size"]), _modified(entry)) for name, entry in sorted(found.items())
+            }
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """Every file below a folder, by its path from there, with its size in bytes."""
+        return {name: entry.size for name, entry in self.entries(path).items()}
 
     def digest(self, path: str) -> FileRecord:
         """Size and sha256 of a file, read block by block."""

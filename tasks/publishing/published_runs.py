@@ -28,7 +28,7 @@ class PublishedRuns:
 
     def __init__(self, store: ReadableRuns) -> None:
         self._store = store
-        self._known: dict[str, tuple[Mapping[str, FileEntry], ListedRun]] = {}
+        self._known: dict[str, tuple[Mapping[str, FileEntry] | None, ListedRun]] = {}
 
     def list_runs(self) -> list[ListedRun]:
         """Every folder of `runs/`, by name; one that is damaged says so and hides no other.
@@ -36,24 +36,24 @@ class PublishedRuns:
         Raises:
             StoreError: When the store cannot be read.
         """
-        names = self._store.names()
+        found = self._store.runs()
         with ThreadPoolExecutor(_MOST_AT_ONCE) as pool:  # an object store takes its time for each answer
-            found = dict(zip(names, pool.map(self._look, names), strict=True))
-        self._known = found
-        return [run for _, run in found.values()]
+            runs = list(pool.map(self._look, found, found.values()))
+        self._known = {run.name: (files, run) for files, run in zip(found.values(), runs, strict=True)}
+        return runs
 
     def leaderboard_files(self) -> list[str]:
         """Which of the leaderboard's files are there, the page first."""
         found = self._store.files(None)
         return [file for file in (PAGE, FILE) if file in found]
 
-    def _look(self, name: str) -> tuple[Mapping[str, FileEntry], ListedRun]:
-        try:
-            files = self._store.files(name)
-        except StoreError:  # such as a folder of another user
-            return {}, ListedRun(name, "", "damaged", None, "", ())
+    def _look(self, name: str, files: Mapping[str, FileEntry] | None) -> ListedRun:
         known = self._known.get(name)
-        return known if known is not None and known[0] == files else (files, self._describe(name, files))
+        if known is not None and known[0] == files:
+            return known[1]
+        if files is None:
+            return ListedRun(name, "", "damaged", None, "", ())
+        return self._describe(name, files)
 
     def _describe(self, name: str, files: Mapping[str, FileEntry]) -> ListedRun:
         record, reserved = files.get(RECORD), files.get(RESERVED)

@@ -36,7 +36,7 @@ def read(runs: ReadableRuns, run: str | None, file: str) -> bytes | None:
 
 def test_pages_and_tables_are_read_and_nothing_else(store: Store, folder: Path) -> None:
     runs = ReadableRuns(store.root)
-    assert runs.names() == ["first"]
+    assert {run: list(files or ()) for run, files in runs.runs().items()} == {"first": ["metrics.csv", "report.html"]}
     assert [*runs.files("first")] == ["metrics.csv", "report.html"]
     assert read(runs, "first", "report.html") == b"report.html"
     assert [read(runs, "first", path.name) for path in folder.iterdir() if path.suffix not in (".html", ".csv")] == [
@@ -83,7 +83,7 @@ def test_no_name_leads_out_of_a_run(run: str, file: str, store: Store, folder: P
     os.mkfifo(folder / "pipe.html")
     runs = ReadableRuns(store.root)
     assert read(runs, run, file) is None
-    assert runs.names() == ["first"]
+    assert [*runs.runs()] == ["first"]
 
 
 def plain(run: Path, outside: Path) -> None:

@@ -65,7 +65,7 @@ def content(root: Path) -> list[tuple[str, int]]:
 def test_runs_are_listed_and_their_links_open(server: PagesServer) -> None:
     page = httpx.get(server.url)
     assert page.headers["content-type"] == "text/html; charset=utf-8"
-    for said in ("1 complete run in ", "✔ Fairer on race", "at work, or stopped", "run.json cannot be read"):
+    for said in ("1 complete run in ", "✔ Fairer on race", "at work, or stopped", "its run.json cannot be read"):
         assert said in page.text, said
     links = [part.partition('"')[0] for part in page.text.split('href="')[1:]]
     assert "/runs/mine/report.html" in links

@@ -8,8 +8,10 @@ import pytest
 from run_folders import CARD, artifact, put_run
 
 from popalign_core.config import RuntimeConfig
+from popalign_core.errors import StoreError
 from popalign_core.report.runs_page import ListedRun, build_runs_page
 from storage.readable_runs import ReadableRuns
+from storage.roots import Root
 from storage.store import Store
 from tasks.common.reservations import reserve_made
 from tasks.publishing.published_runs import PublishedRuns
@@ -86,6 +88,20 @@ def test_a_damaged_record_hides_no_other_run(record: bytes, store: Store) -> Non
     found = listed(store)
     assert (found["whole"].state, found["torn"].state) == ("complete", "damaged")
     assert "report.html" in found["torn"].files
+
+
+def test_a_folder_that_cannot_be_looked_into_hides_no_other_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mine", "theirs"):
+        put_run(store, name, RUN)
+    look = Root.files
+
+    def refuse(root: Root, path: str) -> object:
+        if path == "runs/theirs":
+            raise StoreError("no permission")
+        return look(root, path)
+
+    monkeypatch.setattr(Root, "files", refuse)
+    assert {name: run.state for name, run in listed(store).items()} == {"mine": "complete", "theirs": "damaged"}
 
 
 def test_a_card_that_is_no_text_damages_no_run(store: Store) -> None:
