@@ -9,13 +9,16 @@ from flows.review.study_arguments import read_text
 from flows.terminal.arguments import Root, path_option
 from popalign_core.errors import ConfigError
 
+PAGES_PORT = 8710
+"""Also in the default of `runtime.pages_url`."""
+
 
 def serve_pages(
     root: Root = None,
     host: Annotated[str, typer.Option(help="Address to listen on; another than this machine's own needs a token.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(help="To listen on.", min=1, max=65535)] = 8710,
+    port: Annotated[int, typer.Option(help="To listen on.", min=1, max=65535)] = PAGES_PORT,
     token: Annotated[
         str | None,
         typer.Option(
