@@ -89,7 +89,7 @@ def _row(run: ListedRun) -> str:
 
 def _links(folder: str, files: Sequence[str]) -> str:
     """Pages by their names, and each table once with its formats."""
-    pages = [name for name in files if name.endswith(_PAGES)]
+    pages = [name for suffix in _PAGES for name in files if name.endswith(suffix)]
     tables: dict[str, list[str]] = {}
     for name in files:
         if name not in pages:
