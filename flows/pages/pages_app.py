@@ -62,7 +62,7 @@ def make_pages_app(store: ReadableRuns, settings: ReviewSettings) -> FastAPI:
     def file_of_run(request: Request, run: str, file: str) -> Response:
         return _answer(request, file, store.open(run, file))
 
-    app.add_middleware(Guard, settings=settings, headers=PAGES_HEADERS)
+    app.add_middleware(Guard, settings=settings, headers=PAGES_HEADERS, is_any_host=settings.token is not None)
     app.add_exception_handler(StarletteHTTPException, _refuse)
     app.add_exception_handler(PopAlignError, _explain)
     return app
