@@ -9,6 +9,7 @@ __all__ = [
     "compare",
     "deployment",
     "evaluate",
+    "pages",
     "parameters",
     "pipeline",
     "plan",

@@ -5,11 +5,12 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from flows.parameters import Document, PresetName, begin_flow, choose_config
 from flows.plan.compare_systems import run_comparison
-from flows.prefect_artifacts import call_as_task, metrics_markdown, report_url, saved_on_sigterm
+from flows.prefect_artifacts import call_as_task, report_description, report_url, results_markdown, saved_on_sigterm
 from popalign_core.config import RuntimeConfig
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store
 from tasks.prefect_tasks import artifact_key
+from tasks.publishing.finished_run import read_compared
 
 TABLE_1 = ("base", "sft", "dpo", "popalign", "dpo+popalign", "cads", "dynamic-cfg")
 """The systems of the paper's Table 1."""
@@ -49,10 +50,9 @@ def popalign_compare(
         ref = run_comparison(
             systems, chosen, machine, name, call=call_as_task, n_seeds=n_seeds, scale=scale, replace=replace
         )
-    store = open_store(machine)
-    key = artifact_key(name)
-    create_markdown_artifact(
-        metrics_markdown(store.read_table(ref, "metrics")), key=f"comparison-{key}", description=", ".join(systems)
+    key, results = artifact_key(name), read_compared(open_store(machine), ref, chosen)
+    create_markdown_artifact(results_markdown(results), key=f"comparison-{key}", description=", ".join(systems))
+    create_link_artifact(
+        report_url(machine, name), key=f"report-{key}", link_text="Report", description=report_description(machine)
     )
-    create_link_artifact(report_url(store.run_folder(name).url), key=f"report-{key}", link_text="Report")
     return ref

@@ -7,12 +7,12 @@ from prefect.artifacts import create_image_artifact, create_link_artifact, creat
 
 from flows.parameters import Document, PresetName, begin_flow, choose_config, choose_name, name_pipeline_run
 from flows.plan.runs import run_pipeline
-from flows.prefect_artifacts import call_as_task, metrics_markdown, report_url, saved_on_sigterm
-from popalign_core.config import RuntimeConfig
+from flows.prefect_artifacts import call_as_task, report_description, report_url, results_markdown, saved_on_sigterm
+from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store
 from tasks.prefect_tasks import artifact_key
-from tasks.publishing.finished_run import read_metrics
+from tasks.publishing.finished_run import read_systems
 from tasks.stages.image_grid import draw_grid, read_pairs
 
 
@@ -43,15 +43,17 @@ def popalign(
     name = choose_name(preset, settings, config, name)
     with saved_on_sigterm():
         refs = run_pipeline(chosen, machine, name, call=call_as_task, replace=replace)
-    _show(refs, machine, name)
+    _show(refs, chosen, machine, name)
     return refs
 
 
-def _show(refs: dict[str, ArtifactRef], runtime: RuntimeConfig, name: str) -> None:
-    """Publish the metrics, a before/after grid and a link to the report with the flow run."""
+def _show(refs: dict[str, ArtifactRef], config: PipelineConfig, runtime: RuntimeConfig, name: str) -> None:
+    """Publish the verdict with the metrics, a before/after grid and a link to the report with the flow run."""
     store = open_store(runtime)
     create_markdown_artifact(
-        metrics_markdown(read_metrics(store, refs)), key=f"metrics-{artifact_key(name)}", description="Base and aligned"
+        results_markdown(read_systems(store, refs, config)),
+        key=f"metrics-{artifact_key(name)}",
+        description="Base and aligned",
     )
     prompts = store.read_table(refs["benchmarks"], "prompts")
     pairs = read_pairs(store, prompts, refs["sample-eval:base"], refs["sample-eval:aligned"], {"neutral": 6})
@@ -60,4 +62,9 @@ def _show(refs: dict[str, ArtifactRef], runtime: RuntimeConfig, name: str) -> No
         key=f"grid-{artifact_key(name)}",
         description="Same prompts and seeds: base left, aligned right",
     )
-    create_link_artifact(report_url(store.run_folder(name).url), key=f"report-{artifact_key(name)}", link_text="Report")
+    create_link_artifact(
+        report_url(runtime, name),
+        key=f"report-{artifact_key(name)}",
+        link_text="Report",
+        description=report_description(runtime),
+    )

@@ -1,19 +1,26 @@
 """The Prefect side of every flow: stages as tasks, and what a flow run shows as artifacts."""
 
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import pandas as pd
 from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
 
+from flows.pages.serve_command import PAGES_PORT
 from flows.plan.planning import PlannedNode
+from flows.review.server_settings import is_loopback
 from popalign_core.config import RuntimeConfig
 from popalign_core.errors import PreemptedError
+from popalign_core.report.card_markdown import verdict_markdown
 from popalign_core.report.markdown import escape_markdown, markdown_table
+from popalign_core.report.standings import ComparisonResults
+from storage.reviews.passwords import hide_password
 from storage.store import ArtifactRef, Manifest
 from tasks.prefect_tasks import make_as_task
 
@@ -66,10 +73,24 @@ def leaderboard_markdown(board: pd.DataFrame) -> str:
     return metrics_markdown(board.assign(system=named))
 
 
-def report_url(run: str) -> str:
-    """A link to the report of a run's folder, which may be a relative path."""
-    folder = run if "://" in run else Path(run).resolve().as_uri()
-    return f"{folder}/report.html"
+def results_markdown(results: ComparisonResults) -> str:
+    """The report's verdict in its own words, and below it the headline metrics."""
+    return f"{verdict_markdown(results)}\n{metrics_markdown(results.inputs.metrics)}"
+
+
+def report_url(runtime: RuntimeConfig, name: str) -> str:
+    """Where a run's report is to be read: browsers open no file from a page of Prefect's."""
+    return f"{runtime.pages_url.rstrip('/')}/runs/{quote(name)}/report.html"
+
+
+def report_description(runtime: RuntimeConfig) -> str:
+    """What makes that link open."""
+    root = hide_password(runtime.root) if "://" in runtime.root else str(Path(runtime.root).resolve())
+    words = ["popalign", "serve", "--root", root]
+    address = urlsplit(runtime.pages_url)
+    if is_loopback(address.hostname or "") and address.port not in (None, PAGES_PORT):
+        words += ["--port", str(address.port)]
+    return f"`{shlex.join(words)}` shows it."
 
 
 def manifest_markdown(node: str, manifest: Manifest) -> str:

@@ -4,9 +4,12 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +21,9 @@ PARTIAL = ".partial"
 """How the name of a file ends while it is being written; nothing reads or publishes such a file."""
 
 _BLOCK = 1 << 20
+
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG)
+"""Why a plain file cannot be opened: it is absent, or is a link, a socket, or no name at all."""
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again, finished shards are kept",
@@ -84,6 +90,19 @@ def digest_file(path: Path) -> FileRecord:
         return FileRecord(hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size)
 
 
+@dataclass(frozen=True)
+class FileEntry:
+    """A file as a listing has it.
+
+    Attributes:
+        size: Bytes.
+        modified: When it was written last; None where the backend does not say.
+    """
+
+    size: int
+    modified: datetime | None
+
+
 class Root:
     """Files below one fsspec URL, by paths relative to it. One that is there and cannot be written can be read.
 
@@ -93,12 +112,13 @@ class Root:
         local: Whether it is a folder of this machine.
     """
 
-    def __init__(self, url: str, *, create: bool = True) -> None:
+    def __init__(self, url: str, *, create: bool = True, read_only: bool = False) -> None:
         """Open a place.
 
         Args:
             url: Of a folder or an object store.
             create: Whether one that is not there is made; else it is refused.
+            read_only: Whether nothing will be written, so that no probe is written either; makes no place.
 
         Raises:
             StoreError: When it cannot be opened.
@@ -113,9 +133,9 @@ class Root:
             self._fs: Any = filesystem
             self.path = str(path).rstrip("/") or "/"
             self.local = isinstance(filesystem, LocalFileSystem)
-            if not create and not self.exists(""):
+            if (read_only or not create) and not self.exists(""):
                 raise StoreError(f"there is no store at {self.path}; give the --root of one")
-            self._refusal = self._probe()
+            self._refusal = StoreError(f"{self.path} was opened to be read only") if read_only else self._probe()
             if self._refusal and not (Path(self.path).is_dir() if self.local else self.exists("")):
                 raise self._refusal
 
@@ -148,11 +168,12 @@ class Root:
         """The path as the file system knows it."""
         return f"{self.path}/{path}" if path else self.path
 
-    def read(self, path: str) -> bytes | None:
-        """A file's bytes; None when there is no such file."""
+    def read(self, path: str, most: int | None = None) -> bytes | None:
+        """A file's bytes, or the first `most` of one that is not empty; None when there is no such file."""
+        part = {} if most is None else {"start": 0, "end": most}  # s3fs asks for the size first where there is no end
         with storage_errors(f"read {self.at(path)}"):
             try:
-                return bytes(self._fs.cat_file(self.at(path)))
+                return bytes(self._fs.cat_file(self.at(path), **part))
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
@@ -193,12 +214,56 @@ class Root:
             names = {entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"}
             return sorted(name for name in names if not name.startswith("."))
 
-    def sizes(self, path: str) -> dict[str, int]:
-        """Every file below a folder, by its path from there, with its size in bytes."""
+    def files(self, path: str) -> dict[str, FileEntry]:
+        """Files right below a folder by name; hidden ones and what is no plain file, such as a link, are left out."""
+        with storage_errors(f"list {self.at(path)}"):
+            if path and self.local and os.path.islink(self.at(path)):
+                return {}
+            try:
+                entries = self._fs.ls(self.at(path), detail=True)
+            except OSError as error:
+                if _is_absent(error):
+                    return {}
+                raise
+            start = f"{self.at(path)}/"
+            found = {
+                entry["name"].removeprefix(start): FileEntry(int(entry["size"] or 0), _modified(entry))
+                for entry in entries
+                if entry["type"] == "file" and entry["name"].startswith(start)
+            }
+            return {name: entry for name, entry in sorted(found.items()) if name and not name.startswith(".")}
+
+    def open_plain(self, base: str, *parts: str) -> BinaryIO | None:
+        """Open a plain file to be read; None when there is none. The caller closes it.
+
+        Args:
+            base: Folder to start at.
+            parts: Names from there to the file, none of which may be a link: it could lead anywhere.
+        """
+        path = "/".join((base, *parts)).lstrip("/")
+        with storage_errors(f"read {self.at(path)}"):
+            try:
+                if self.local:
+                    return _open_unlinked(self.at(base), parts)
+                file: BinaryIO = self._fs.open(self.at(path), "rb")
+            except OSError as error:
+                if _is_absent(error):
+                    return None
+                raise
+            return file
+
+    def entries(self, path: str) -> dict[str, FileEntry]:
+        """Every file below a folder, by its path from there."""
         with storage_errors(f"list {self.at(path)}"):
             found = self._fs.find(self.at(path), detail=True)
             start = len(self.at(path)) + 1
-            return {name[start:]: int(entry["size"]) for name, entry in sorted(found.items())}
+            return {
+                name[start:]: FileEntry(int(entry["size"]), _modified(entry)) for name, entry in sorted(found.items())
+            }
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """Every file below a folder, by its path from there, with its size in bytes."""
+        return {name: entry.size for name, entry in self.entries(path).items()}
 
     def digest(self, path: str) -> FileRecord:
         """Size and sha256 of a file, read block by block."""
@@ -245,3 +310,34 @@ class Root:
                 self._fs.rm_file(manifest)
             if self._fs.exists(self.at(path)):
                 self._fs.rm(self.at(path), recursive=True)
+
+
+def _is_absent(error: OSError) -> bool:
+    """Whether there is no such file or folder; not every backend gives an errno."""
+    return isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno in _NO_SUCH_FILE
+
+
+def _modified(entry: dict[str, Any]) -> datetime | None:
+    """When a file was written, as the backends say it: seconds of a local file, a time of an object."""
+    found = entry.get("mtime", entry.get("LastModified"))
+    if isinstance(found, int | float):
+        return datetime.fromtimestamp(found, UTC)
+    return found.astimezone(UTC) if isinstance(found, datetime) else None
+
+
+def _open_unlinked(base: str, parts: tuple[str, ...]) -> BinaryIO | None:
+    """Open name by name, so that nobody can put a link in between after it was looked at."""
+    place = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for depth, part in enumerate(parts, start=1):
+            kind = os.O_DIRECTORY if depth < len(parts) else os.O_NONBLOCK  # a pipe would be waited for
+            inner = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | kind, dir_fd=place)
+            os.close(place)
+            place = inner
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            os.close(place)
+            return None
+        return os.fdopen(place, "rb")
+    except OSError:
+        os.close(place)
+        raise

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from flows.cli.compare import check, compare, sweep
 from flows.cli.exchange import exports, imports
 from flows.cli.operations import deploy
+from flows.pages.serve_command import serve_pages
 from flows.review.commands import review, studies
 from flows.terminal.arguments import Config, Force, Name, Preset, Replace, Root, Settings, path_option
 from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
@@ -62,6 +63,7 @@ app.add_typer(imports, name="import")
 app.add_typer(exports, name="export")
 app.add_typer(studies, name="study")
 app.command()(review)
+app.command("serve")(serve_pages)
 
 
 @app.command()

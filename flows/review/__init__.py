@@ -10,6 +10,7 @@ __all__ = [
     "rater_pages",
     "request_timeouts",
     "server_settings",
+    "serving",
     "sessions",
     "study_arguments",
     "study_text",

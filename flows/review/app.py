@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from flows.review import curator_pages, operator_pages, rater_pages
 from flows.review.guard import Allowance, Guard
 from flows.review.server_settings import ReviewSettings
+from flows.review.serving import listen, serve_app
 from flows.review.sessions import Review
 from flows.review.templating import STATIC, message
 from popalign_core.errors import InputError, PopAlignError
@@ -18,9 +19,6 @@ from storage.reviews.votes import ReviewDatabase
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-_MOST_CONNECTIONS = 1000
-"""At once; more are told to come again."""
 
 
 def make_app(database_url: str, settings: ReviewSettings) -> FastAPI:
@@ -48,23 +46,14 @@ def make_app(database_url: str, settings: ReviewSettings) -> FastAPI:
 
 
 def serve(database_url: str, settings: ReviewSettings) -> None:
-    """Serve until interrupted."""
-    import uvicorn
+    """Serve until interrupted.
 
-    from flows.review.request_timeouts import ImpatientProtocol
-
-    uvicorn.run(
-        make_app(database_url, settings),
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        access_log=False,
-        http=ImpatientProtocol,
-        limit_concurrency=_MOST_CONNECTIONS,
-        # otherwise any local process could claim any client address
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
-    )
+    Raises:
+        ConfigError: When it cannot listen there.
+        StoreError: When the database cannot be opened.
+    """
+    with listen(settings) as listening:
+        serve_app(make_app(database_url, settings), settings, listening)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from threading import Lock
 from urllib.parse import urlsplit
 
@@ -54,10 +55,26 @@ class Allowance:
 
 
 class Guard:
-    """ASGI middleware around the whole app."""
+    """ASGI middleware around the whole app.
 
-    def __init__(self, app: ASGIApp, settings: ReviewSettings) -> None:
-        self._app, self._settings = app, settings
+    Args:
+        app: What answers the requests that pass.
+        settings: Of the server.
+        headers: Of every answer.
+        is_any_host: Whether the app answers to every name: one whose every page needs a token, which no page of another
+            site has.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ReviewSettings,
+        headers: Mapping[str, str] = HEADERS,
+        *,
+        is_any_host: bool = False,
+    ) -> None:
+        self._app, self._settings, self._headers = app, settings, headers
+        self._hosts = None if is_any_host else settings.hosts
         self._attempts, self._raters_attempts = Allowance(0.5, _ATTEMPTS), Allowance(0.5, _ATTEMPTS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +91,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 is_begun = True
                 headers = MutableHeaders(raw=message["headers"])
-                headers.update(HEADERS)
+                headers.update(self._headers)
                 headers.setdefault("Cache-Control", "no-store")
                 message["headers"] = headers.raw
                 if message["status"] in _DENIED:
@@ -102,9 +119,8 @@ class Guard:
             await PlainTextResponse("Something is wrong here, and not with you.", 500)(scope, receive, send_guarded)
 
     def _refusal(self, headers: Headers, path: str, address: str) -> PlainTextResponse | None:
-        hosts = self._settings.hosts
-        if hosts is not None and _host_name(headers.get("host", "")) not in hosts:
-            return PlainTextResponse("This server does not go by that name; see `popalign review --url`.", 400)
+        if self._hosts is not None and _host_name(headers.get("host", "")) not in self._hosts:
+            return PlainTextResponse(f"This server does not go by that name; open {self._settings.base_url}.", 400)
         # a rater with a link is counted by the link, in `sessions`: others behind the same proxy do not shut them out
         if path.startswith(RATERS) and "cookie" in headers:
             return None

@@ -43,6 +43,9 @@ class RuntimeConfig(Frozen):
     runner_address: Text | None = Field(
         default=None, description="of a running Ray or Dask cluster; None starts one on this machine"
     )
+    pages_url: Text = Field(
+        default="http://127.0.0.1:8710", description="where `popalign serve` shows the store, for links in Prefect"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -57,4 +60,6 @@ class RuntimeConfig(Frozen):
                 f"runner_address {self.runner_address!r} is for the runners ray and dask, not {self.runner!r}; "
                 "leave it out or change runner"
             )
+        if not self.pages_url.startswith(("http://", "https://")):
+            raise ValueError(f"pages_url {self.pages_url!r} is no address of a server; write it as http://HOST:PORT")
         return self

@@ -19,6 +19,7 @@ __all__ = [
     "pair_table",
     "plots",
     "readings_section",
+    "runs_page",
     "standings",
     "study_sections",
     "style",

@@ -1,15 +1,18 @@
 """The same in Markdown, for a model card: verdict, tables with intervals, limits."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.comparison_page import TITLES, check_tables, describe_systems
 from popalign_core.report.estimates import SYMBOLS, WORDS, Estimate, ReportedMeasure, Status, interval_words
 from popalign_core.report.limits import limits
-from popalign_core.report.markdown import escape_markdown, markdown_table
+from popalign_core.report.markdown import escape_markdown, markdown_table, unescape_markdown
 from popalign_core.report.measure_names import column_name, floor_words, is_shown, number
 from popalign_core.report.standings import ComparisonResults
 from popalign_core.report.verdict import find_verdict
+
+_HEADLINE = re.compile(rf"^\*\*((?:{'|'.join(sorted(set(SYMBOLS.values())))}) .+)\*\*$", re.MULTILINE)
 
 
 def comparison_markdown(inputs: ComparisonInputs) -> str:
@@ -26,11 +29,10 @@ def comparison_markdown(inputs: ComparisonInputs) -> str:
     """
     check_tables(inputs)
     results = ComparisonResults(inputs)
-    summary = find_verdict(results)
     parts = [
         f"## {escape_markdown(inputs.title)}\n",
         *(f"{escape_markdown(text)}\n" for text in describe_systems(inputs)),
-        _verdict(summary.status, summary.headline, summary.sentences),
+        verdict_markdown(results),
     ]
     if len(inputs.systems) == 2:
         parts += _pair(results)
@@ -41,6 +43,18 @@ def comparison_markdown(inputs: ComparisonInputs) -> str:
     said = limits(inputs.metrics, inputs.comparison, inputs.n_seeds)
     parts += [_explained(inputs.confidence), *_closing([*said, *inputs.notes], inputs.reproducibility)]
     return "\n".join(parts)
+
+
+def verdict_markdown(results: ComparisonResults) -> str:
+    """The verdict alone: its headline and its sentences."""
+    summary = find_verdict(results)
+    return _verdict(summary.status, summary.headline, summary.sentences)
+
+
+def read_headline(card: str) -> str | None:
+    """The verdict's headline with its sign, as text, out of what `comparison_markdown` wrote; None if it has none."""
+    found = _HEADLINE.search(card)
+    return None if found is None else unescape_markdown(found[1])
 
 
 class _Notes:

@@ -1,6 +1,8 @@
 """Markdown that pages, model cards and Prefect need: tables, and text that is no markup."""
 
+import re
 from collections.abc import Sequence
+from html import unescape
 
 _IN_A_CELL = str.maketrans({"|": "\\|", "\n": " ", "\r": " "})
 _ESCAPED = _IN_A_CELL | str.maketrans({sign: f"\\{sign}" for sign in "*_`[]"} | {"<": "&lt;", ">": "&gt;"})
@@ -10,6 +12,11 @@ _ESCAPED = _IN_A_CELL | str.maketrans({sign: f"\\{sign}" for sign in "*_`[]"} | 
 def escape_markdown(text: str) -> str:
     """Text as it is, whatever signs it holds: names come from outside."""
     return text.translate(_ESCAPED)
+
+
+def unescape_markdown(text: str) -> str:
+    """The text that `escape_markdown` was given, but for its line breaks."""
+    return unescape(re.sub(r"\\([|*_`\[\]])", r"\1", text))
 
 
 def cell(text: str) -> str:

@@ -207,6 +207,21 @@ def read_systems(store: Store, refs: Mapping[str, ArtifactRef], config: Pipeline
     )
 
 
+def read_compared(store: Store, ref: ArtifactRef, config: PipelineConfig) -> ComparisonResults:
+    """What the verdict on the systems of a comparison rests on, as its page has it."""
+    metrics, differences = store.read_table(ref, "metrics"), store.read_table(ref, "comparison")
+    return ComparisonResults(
+        ComparisonInputs(
+            reference=differences["reference"].iloc[0],
+            systems=tuple(dict.fromkeys(metrics["system"])),
+            axes=config.axes,
+            metrics=metrics,
+            comparison=differences,
+            confidence=config.evaluation.confidence,
+        )
+    )
+
+
 def metrics_json(metrics: pd.DataFrame) -> str:
     """The rows of a table as a JSON list; what is absent is null."""
     rows = metrics.astype(object).where(metrics.notna(), None).to_dict("records")

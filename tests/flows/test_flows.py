@@ -11,15 +11,19 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.states import Failed
+from starlette.testclient import TestClient
 
 from flows import parameters
 from flows.compare import popalign_compare
 from flows.evaluate import popalign_evaluate
+from flows.pages.pages_app import make_pages_app
 from flows.pipeline import popalign
+from flows.review.server_settings import ReviewSettings
 from flows.stage import popalign_stage
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.config.presets import PRESETS
 from popalign_core.errors import ConfigError, StoreError
+from storage.readable_runs import ReadableRuns
 from storage.roots import storage_errors
 from tasks.common.stage_object import open_store
 from tasks.prefect_tasks import TAG, TASKS, make_as_task, may_succeed_later
@@ -38,15 +42,27 @@ def artifacts() -> dict[str, Any]:
     return {artifact.key: artifact for artifact in reversed(found)}
 
 
+def check_report_opens(link: Any, runtime: RuntimeConfig, name: str) -> None:
+    """The link of an artifact leads to the report, once the command runs that stands beside it."""
+    address = f"http://127.0.0.1:8710/runs/{name}/report.html"
+    assert link.data == f"[Report]({address})"
+    assert link.description == f"`popalign serve --root {runtime.root}` shows it."
+    with TestClient(make_pages_app(ReadableRuns(runtime.root), ReviewSettings(port=8710))) as browser:
+        assert browser.get(address).content == (Path(runtime.root) / "runs" / name / "report.html").read_bytes()
+
+
 @pytest.mark.usefixtures("prefect_database")
 def test_the_pipeline_flow_runs_each_stage_as_a_task_and_shows_its_results(
     tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     refs = popalign(config=document(tiny_config), runtime=tiny_runtime, name="tiny")
     shown = artifacts()
-    assert "| neutral | discrepancy_pooled | gender |" in shown["metrics-tiny"].data
+    verdict, table = shown["metrics-tiny"].data.split("\n| benchmark |")
+    assert "| neutral | discrepancy_pooled | gender |" in table
+    assert verdict.startswith("**")
+    assert verdict in (Path(tiny_runtime.root) / "runs" / "tiny" / "report.md").read_text(encoding="utf-8")
     assert shown["grid-tiny"].data.startswith("data:image/png;base64,")
-    assert "runs/tiny/report.html" in shown["report-tiny"].data
+    check_report_opens(shown["report-tiny"], tiny_runtime, "tiny")
     assert shown["progress-sample"].data == 100.0
     assert shown["progress-train"].data == 100.0
     # one stage from cache: nothing but the stage itself is made
@@ -76,8 +92,11 @@ def test_the_comparison_flow_trains_what_it_needs_and_shows_its_table(
     systems = ("base", "sft", "cads")
     ref = popalign_compare(systems, config=document(tiny_config), runtime=tiny_runtime, name="side_by.side", scale=0.5)
     shown = artifacts()
-    assert "| benchmark | metric | axis | base | sft | cads |" in shown["comparison-side-by-side"].data
-    assert "runs/side_by.side/report.html" in shown["report-side-by-side"].data
+    verdict, table = shown["comparison-side-by-side"].data.split("\n| benchmark |")
+    assert table.startswith(" metric | axis | base | sft | cads |")
+    assert verdict.startswith("**")
+    assert verdict in (Path(tiny_runtime.root) / "runs" / "side_by.side" / "card.md").read_text(encoding="utf-8")
+    check_report_opens(shown["report-side-by-side"], tiny_runtime, "side_by.side")
     assert shown["progress-train-sft"].data == 100.0
     assert set(open_store(tiny_runtime).read_table(ref, "comparison")["system"]) == {"sft", "cads"}
 

@@ -24,6 +24,7 @@ from popalign_core.errors import ConfigError
         ["study", "report", "name", ""],
         ["study", "instructions", "name", ""],
         ["review", "--token-file", ""],
+        ["serve", "--token-file", ""],
     ],
 )
 def test_an_empty_path_is_refused(words: list[str]) -> None:

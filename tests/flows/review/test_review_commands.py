@@ -1,5 +1,6 @@
 """`popalign study` and `popalign review` from the command line."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,15 @@ def test_a_store_elsewhere_needs_a_database(root: str) -> None:
 def test_serving_other_machines_without_a_token_is_refused(root: str) -> None:
     result = CliRunner().invoke(app, ["review", "--host", "0.0.0.0", "--root", root])
     assert (result.exit_code, "give a token with --token" in result.output) == (2, True)
+
+
+def test_a_port_in_use_is_said(root: str) -> None:
+    study(root, *CREATE)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(app, ["review", "--root", root, "--port", port])
+    assert result.exit_code == 2, result.output
+    assert f"cannot listen on 127.0.0.1 port {port}: the port is in use; give another --port" in result.output
 
 
 def test_sets_are_curated_and_published(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 import pytest
 from chromium_pages import CHROMIUM, NEEDS_CHROMIUM
+from report_frames import inputs_of as report_inputs
 
 from popalign_core.report.comparison_page import build_comparison
 from popalign_core.report.document import html_page
 from popalign_core.report.leaderboard_page import build_leaderboard
 from popalign_core.report.sweep_page import build_sweep
 from tests.popalign_core.report.test_leaderboard_page import _board
-from tests.popalign_core.report.test_report import _inputs as report_inputs
 from tests.popalign_core.report.test_sweep_page import INPUTS as SWEEP
 from tests.support.comparison_frames import inputs
 

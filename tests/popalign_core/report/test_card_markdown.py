@@ -3,8 +3,10 @@
 import json
 from itertools import pairwise
 
-from popalign_core.report.card_markdown import comparison_markdown
-from tests.popalign_core.report.test_report import _inputs as report_inputs
+from report_frames import inputs_of
+
+from popalign_core.report.card_markdown import comparison_markdown, read_headline, verdict_markdown
+from popalign_core.report.standings import ComparisonResults
 from tests.support.comparison_frames import inputs
 
 
@@ -43,7 +45,7 @@ def test_names_from_outside_break_no_table() -> None:
 
 
 def test_base_and_aligned() -> None:
-    text = comparison_markdown(report_inputs())
+    text = comparison_markdown(inputs_of())
     assert "**✔ Fairer on gender**" in text
     assert "| Measure | base | aligned | Change | Verdict |" in text
     assert (
@@ -57,7 +59,23 @@ def test_base_and_aligned() -> None:
 def test_a_configuration_can_be_copied_from_the_card() -> None:
     document = {"axes": ["a_b"], "model": {"name": "x|y`z`"}}
     items = {"command": "popalign run", "configuration": json.dumps(document)}
-    text = comparison_markdown(report_inputs(reproducibility=items))
+    text = comparison_markdown(inputs_of(reproducibility=items))
     block = text[text.index("```json\n") + 8 :]
     assert json.loads(block[: block.index("\n```")]) == document
     assert "- command: popalign run" in text
+
+
+def test_the_headline_is_read_back_as_it_was_written() -> None:
+    assert read_headline(comparison_markdown(inputs())) == "✔ fair and costly are fairer than base, 1 at a cost"
+    evil = "a|b <script> `x` *y* _z_ [c]"
+    page = inputs()
+    renamed = {name: getattr(page, name).replace("fair", evil) for name in ("metrics", "comparison", "per_prompt")}
+    text = comparison_markdown(inputs(systems=("base", evil, "costly", "same"), **renamed))
+    assert read_headline(text) == f"✔ {evil} and costly are fairer than base, 1 at a cost"
+    assert read_headline("## A card\n\n**Bold**\n\n- **✔ of a list**\n") is None
+
+
+def test_the_verdict_alone_is_the_cards() -> None:
+    said = verdict_markdown(ComparisonResults(inputs()))
+    assert said.startswith("**✔ fair and costly are fairer than base, 1 at a cost**\n\n- **")
+    assert said in comparison_markdown(inputs())
