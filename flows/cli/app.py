@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from flows.cli.compare import check, compare, sweep
 from flows.cli.exchange import exports, imports
-from flows.cli.operations import deploy
+from flows.cli.operations import deploy, doctor
 from flows.pages.serve_command import serve_pages
 from flows.review.commands import review, studies
 from flows.terminal.arguments import Config, Force, Name, Preset, Replace, Root, Settings, path_option
@@ -208,7 +208,7 @@ def evaluate(
         typer.echo(line)
 
 
-for command in (compare, sweep, check, deploy):
+for command in (compare, sweep, check, deploy, doctor):
     app.command()(command)
 
 
@@ -237,24 +237,6 @@ def gc(
         store.check_writable()
     for line in garbage_lines(store.collect_garbage(dry_run=dry_run)):
         typer.echo(line)
-
-
-@app.command()
-def doctor(preset: Preset = None, config: Config = None, root: Root = None, settings: Settings = None) -> None:
-    """Say what is installed, which weights are where, which device there is, whether store and server answer.
-
-    With a preset or a configuration: all that a run of it needs, and what of that is missing.
-    """
-    from flows.cli.doctor import examine, examine_needs
-    from flows.terminal.options import DEFAULT_ROOT, build_config
-
-    is_asked = preset or config or settings
-    findings = examine_needs(*build_config(preset, config, settings or [], root)) if is_asked else None
-    worst = 0
-    for finding in findings or examine(root or DEFAULT_ROOT):
-        typer.echo(f"{'ok' if finding.is_there else 'missing':<8} {finding.subject:<38} {finding.detail}")
-        worst = worst or finding.exit_code
-    raise typer.Exit(worst)
 
 
 @app.command()

@@ -1,9 +1,10 @@
-"""`popalign deploy`: flows on a Prefect server."""
+"""`popalign deploy` and `popalign doctor`: what a machine and a server need."""
 
 from typing import Annotated
 
 import typer
 
+from flows.terminal.arguments import Config, Preset, Root, Settings
 from popalign_core.errors import ConfigError
 
 
@@ -22,3 +23,20 @@ def deploy(
     wait_for_server(wait)
     make_deployments(lambda made: typer.echo(f"made: {made}"))
     typer.echo(f"Start a worker in the folder of the store: prefect worker start --pool {POOL}")
+
+
+def doctor(preset: Preset = None, config: Config = None, root: Root = None, settings: Settings = None) -> None:
+    """Say what is installed, which weights are where, which device there is, whether store and server answer.
+
+    With a preset or a configuration: all that a run of it needs, and what of that is missing.
+    """
+    from flows.cli.doctor import examine, examine_needs
+    from flows.terminal.options import DEFAULT_ROOT, build_config
+
+    is_asked = preset or config or settings
+    findings = examine_needs(*build_config(preset, config, settings or [], root)) if is_asked else None
+    worst = 0
+    for finding in findings or examine(root or DEFAULT_ROOT):
+        typer.echo(f"{'ok' if finding.is_there else 'missing':<8} {finding.subject:<38} {finding.detail}")
+        worst = worst or finding.exit_code
+    raise typer.Exit(worst)
