@@ -47,8 +47,11 @@ def run_nodes(
     Returns:
         Of each node that came to nothing by a forgiven error, its own or another's, that error.
     """
+    nodes = list(nodes)
     graph = _Graph(nodes, call, forgiven)
-    n_parallel, n_gpus = parallel_nodes(runtime), count_gpus(runtime)
+    # where at most one has work to do there is nothing to put side by side, and no GPU to look for
+    n_parallel = parallel_nodes(runtime) if sum(not node.is_hit for node in nodes) > 1 else 1
+    n_gpus = count_gpus(runtime) if n_parallel > 1 else 0
     runtimes = [
         runtime.model_copy(
             update={"n_parallel": n_parallel} | ({"device": f"cuda:{slot % n_gpus}"} if n_gpus > 1 else {})
