@@ -17,6 +17,7 @@ __all__ = [
     "report",
     "review",
     "sampling",
+    "sources",
     "synthetic",
     "training",
 ]
