@@ -5,6 +5,7 @@ __all__ = [
     "command",
     "config",
     "documents",
+    "downloads",
     "errors",
     "evaluation",
     "identities",
