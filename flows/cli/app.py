@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from flows.cli.compare import check, compare, sweep
 from flows.cli.exchange import exports, imports
+from flows.cli.fetch import fetch
 from flows.review.commands import review, studies
 from flows.terminal.arguments import Config, Force, Name, Preset, Replace, Root, Settings, path_option
 from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
@@ -205,7 +206,7 @@ def evaluate(
         typer.echo(line)
 
 
-for command in (compare, sweep, check):
+for command in (compare, sweep, check, fetch):
     app.command()(command)
 
 
