@@ -10,7 +10,7 @@ from pathlib import Path
 from flows.plan.preflight import look_for, nearest_folder
 from popalign_core.config import PipelineConfig
 from popalign_core.downloads.file_records import hold_folder
-from popalign_core.downloads.remote_files import Listing, home_of, list_source
+from popalign_core.downloads.remote_files import Listing, home_of, list_source, lock_of
 from popalign_core.downloads.transfer import bytes_there, fetch_listing
 from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError, StoreError
 from popalign_core.sources import GROUPS, HubFiles, Source
@@ -128,7 +128,7 @@ def fetch_jobs(jobs: Iterable[FetchJob], progress: OnPiece) -> None:
     tally = _Tally(sum(job.n_bytes for job in jobs), progress)
     for job in jobs:
         source = job.listing.source
-        with hold_folder(home_of(source)):
+        with hold_folder(lock_of(source)):
             if look_for(job.need) is None:
                 continue  # another process was faster
             fetch_listing(job.listing, tally.add)

@@ -51,7 +51,9 @@ _BY_ADDRESS = {
         "MIT", "", "https://github.com/opencv/opencv_zoo/blob/main/models/face_detection_yunet/LICENSE"
     ),
     "https://github.com/christophschuhmann/improved-aesthetic-predictor/": License(
-        "MIT by LAION's account", "", "https://github.com/christophschuhmann/improved-aesthetic-predictor"
+        "MIT or Apache-2.0: accounts differ",
+        "see URL",
+        "https://github.com/christophschuhmann/improved-aesthetic-predictor",
     ),
     "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/": License(
         "NVIDIA Source Code License for StyleGAN2 ADA",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, constants, hf_hub_url
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from popalign_core.downloads.download_errors import keep_trying
@@ -22,6 +22,7 @@ FILES_ENDPOINT = "POPALIGN_FILES_ENDPOINT"
 PART = ".part"
 """How the names of unfinished files and folders end."""
 _TIMEOUT_S = 30.0
+_SHA256_DIGITS = 64
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,13 @@ def list_source(source: Source) -> Listing:
 
 
 def home_of(source: Source) -> Path:
-    """The folder that is locked while a source is fetched, and that keeps the record of what came from it."""
+    """The folder that a source is fetched into, and that keeps the record of what came from it."""
     return source.place.parent if source.place is not None else Path(constants.HF_HUB_CACHE)
+
+
+def lock_of(source: Source) -> Path:
+    """The folder whose lock a process holds that fetches a source; the hub's cache keeps locks apart."""
+    return home_of(source) / ".locks" if source.place is None else home_of(source)
 
 
 def ask_headers(source: Source) -> dict[str, str]:
@@ -152,8 +158,9 @@ def _staging(source: HubFiles) -> Path | None:
 
 
 def _hub_file(source: HubFiles, sibling: Any, commit: str, staging: Path | None) -> RemoteFile:
-    name, lfs = sibling.rfilename, sibling.lfs
-    digest = ("sha256", str(lfs.sha256)) if lfs is not None else ("git-sha1", str(sibling.blob_id))
+    name = sibling.rfilename
+    url = hf_hub_url(source.repo, name, revision=commit)
+    size, digest = _size_and_digest(source, sibling, url)
     if source.place is None:
         folder = Path(constants.HF_HUB_CACHE) / ("models--" + source.repo.replace("/", "--"))
         place = folder / "blobs" / digest[1]
@@ -161,9 +168,18 @@ def _hub_file(source: HubFiles, sibling: Any, commit: str, staging: Path | None)
         place = source.place
     else:
         place = (staging or source.place) / _name_inside(source, name)
-    url = hf_hub_url(source.repo, name, revision=commit)
-    size = lfs.size if lfs is not None else sibling.size
     return RemoteFile(source, name, url, place, size, digest, in_cache=source.place is None)
+
+
+def _size_and_digest(source: HubFiles, sibling: Any, url: str) -> tuple[int | None, tuple[str, str]]:
+    """As the listing has them; a mirror whose listings are names alone is asked file by file."""
+    if sibling.lfs is not None:
+        return sibling.lfs.size, ("sha256", str(sibling.lfs.sha256))
+    if sibling.blob_id is not None:
+        return sibling.size, ("git-sha1", str(sibling.blob_id))
+    told = keep_trying(lambda: get_hf_file_metadata(url, timeout=_TIMEOUT_S), source)
+    etag = str(told.etag)
+    return told.size, ("sha256" if len(etag) == _SHA256_DIGITS else "git-sha1", etag)
 
 
 def _name_inside(source: HubFiles, name: str) -> str:

@@ -68,6 +68,7 @@ def fetch_file(file: RemoteFile, on_bytes: OnBytes) -> str:
     if file.place.is_file():
         found = digests_of(file.place)
         if _problem(file.place, found, file, expected) is None:
+            _drop(part_of(file))
             return found["sha256"]
         on_bytes(-file.place.stat().st_size)
         file.place.unlink()

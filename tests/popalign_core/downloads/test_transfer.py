@@ -1,15 +1,18 @@
 """Downloads from servers that cut connections, throttle, lie and refuse: they end in the right bytes or words."""
 
 import hashlib
+import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from weights_server import COMMIT, TOKEN, Repository, WeightsServer, serve_weights
+from weights_server import COMMIT, TOKEN, Repository, WeightsServer, git_sha1, serve_weights
 
-from popalign_core.downloads import download_errors
+from popalign_core.downloads import download_errors, transfer
 from popalign_core.downloads.file_records import RECORD_FILE, hold_folder, read_record
 from popalign_core.downloads.remote_files import list_source
 from popalign_core.downloads.transfer import fetch_listing
@@ -323,3 +326,98 @@ def test_a_full_disk(server: WeightsServer, make_disk: Callable[[str], Path]) ->
 def test_the_commit_is_that_of_the_repository(hub: HubFiles) -> None:
     listing = list_source(hub)
     assert (listing.commit, listing.files[0].digest) == (COMMIT, ("sha256", SHA256))
+
+
+def test_a_mirror_that_lists_names_alone(hub: HubFiles, server: WeightsServer, tmp_path: Path) -> None:
+    server.faults.tells_names_alone = True
+    fetch(hub)
+    assert hub.place.read_bytes() == CONTENT
+    files = list_source(HubFiles("owner/name", "network", "scorers", place=tmp_path / "clip")).files
+    assert {file.name: (file.size, file.digest) for file in files} == {
+        "config.json": (8, ("git-sha1", git_sha1(b'{"a": 1}'))),
+        "merges.txt": (4, ("git-sha1", git_sha1(b"a b\n"))),
+        "model.safetensors": (len(OTHER), ("sha256", hashlib.sha256(OTHER).hexdigest())),
+    }
+
+
+class _Killed(BaseException):
+    """As sudden as a signal: nothing tidies up after it."""
+
+
+_STEPS: tuple[tuple[Any, str], ...] = (
+    *((Path, name) for name in ("replace", "rename")),
+    *((transfer, name) for name in ("write_record", "_link")),
+)
+
+
+class _Ending:
+    """Ends everything at the n-th call of several functions, before it or after it."""
+
+    def __init__(self, n: int, *, is_after: bool) -> None:
+        self.n, self.is_after, self.n_calls = n, is_after, 0
+
+    def instead_of(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        def spoilt(*args: Any, **options: Any) -> Any:
+            self.n_calls += 1
+            is_it = self.n_calls == self.n
+            if is_it and not self.is_after:
+                raise _Killed
+            result = work(*args, **options)
+            if is_it:
+                raise _Killed
+            return result
+
+        return spoilt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_after", [False, True])
+def test_ended_at_any_step(is_after: bool, server: WeightsServer, tmp_path: Path) -> None:
+    """At every file that gets its name, its note or its link: before or after it, and then the next time."""
+    index = json.dumps({"unet": ["diffusers", "UNet2DConditionModel"]}).encode()
+    weights = {"unet/config.json": b"{}", "unet/diffusion_pytorch_model.safetensors": CONTENT}
+    server.repositories["owner/model"] = Repository({"model_index.json": index} | weights)
+    sources = [
+        HubFiles("owner/model", "pipeline", "model", COMMIT),
+        HubFiles("owner/name", "network", "scorers", place=tmp_path / "weights" / "clip"),
+        WebFile(f"{server.url}/file.bin", tmp_path / "weights" / "file.bin", "classifiers"),
+    ]
+    n_ended = 0
+    for n in range(100):
+        shutil.rmtree(tmp_path / "weights", ignore_errors=True)
+        shutil.rmtree(tmp_path / "hub", ignore_errors=True)
+        (tmp_path / "weights").mkdir()
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                end = _Ending(n + 1, is_after=is_after)
+                for where, name in _STEPS:
+                    patch.setattr(where, name, end.instead_of(getattr(where, name)))
+                for source in sources:
+                    fetch_listing(list_source(source), lambda n: None)
+        except _Killed:
+            n_ended += 1
+        for source in sources:
+            fetch_listing(list_source(source), lambda n: None)
+        snapshot = tmp_path / "hub" / "models--owner--model" / "snapshots" / COMMIT
+        assert {name: (snapshot / name).read_bytes() for name in weights} == weights
+        clip = {path.name: path.read_bytes() for path in (tmp_path / "weights" / "clip").iterdir()}
+        assert clip == {name: server.repositories["owner/name"].files[name] for name in clip}
+        assert len(clip) == 3
+        assert (tmp_path / "weights" / "file.bin").read_bytes() == CONTENT
+        assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == ["clip", "file.bin", RECORD_FILE]
+        if n_ended <= n:
+            break
+    assert n_ended == 19  # 7 files, 4 notes with a file of their own each, 1 folder, 3 links
+
+
+def test_damage_in_the_hubs_cache_is_mended(server: WeightsServer, tmp_path: Path) -> None:
+    index = json.dumps({"vae": ["diffusers", "AutoencoderKL"]}).encode()
+    weights = {"vae/config.json": b"{}", "vae/diffusion_pytorch_model.safetensors": CONTENT}
+    server.repositories["owner/model"] = Repository({"model_index.json": index} | weights)
+    source = HubFiles("owner/model", "pipeline", "model", COMMIT)
+    fetch_listing(list_source(source), lambda n: None)
+    vae = tmp_path / "hub" / "models--owner--model" / "snapshots" / COMMIT / "vae"
+    (vae / "diffusion_pytorch_model.safetensors").resolve().write_bytes(OTHER)
+    (vae / "config.json").unlink()
+    fetch_listing(list_source(source), lambda n: None)
+    assert {f"vae/{path.name}": path.read_bytes() for path in vae.iterdir()} == weights
