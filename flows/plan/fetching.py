@@ -133,7 +133,7 @@ def fetch_jobs(jobs: Iterable[FetchJob], progress: OnPiece) -> None:
                 continue  # another process was faster
             fetch_listing(job.listing, tally.add)
         if (problem := look_for(job.need)) is not None:
-            raise problem
+            raise type(problem)(f"{job.need.what} came whole from its source, and cannot be used as it is: {problem}")
 
 
 class _Tally:

@@ -23,6 +23,8 @@ PART = ".part"
 """How the names of unfinished files and folders end."""
 _TIMEOUT_S = 30.0
 _SHA256_DIGITS = 64
+_NO_HEAD = (403, 405, 501)
+"""How hosts refuse to be asked for a size alone; addresses that are signed for a download say 403."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def _list_web(source: WebFile) -> Listing:
 
     def ask() -> int | None:
         response = get_session().head(url, headers=ask_headers(source), timeout=_TIMEOUT_S)
-        if response.status_code in (405, 501):
+        if response.status_code in _NO_HEAD:
             return None  # the download will tell
         response.raise_for_status()
         length = response.headers.get("Content-Length", "")

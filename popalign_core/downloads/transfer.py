@@ -131,6 +131,8 @@ def _stream(file: RemoteFile, part: Path, on_bytes: OnBytes) -> None:
             headers["If-Range"] = validator.read_text(encoding="utf-8")
     with get_session().stream("GET", file.url, headers=headers, timeout=_TIMEOUT_S) as response:
         if response.status_code == _COMPLETE and start:
+            if response.headers.get("Content-Range") == f"bytes */{start}":
+                return  # all of it had come, and nobody knew how much that is
             _drop(part)  # it is longer than the file
             on_bytes(-start)
             raise RemoteProtocolError(f"there are {start} bytes already, and the server has no more")

@@ -51,6 +51,7 @@ class Faults:
     lies: int = 0  # answers with other bytes than promised
     ignores_range: bool = False
     tells_names_alone: bool = False
+    refuses_head: bool = False  # of single files
     bytes_per_s: float = 0.0  # 0 is as fast as it goes
     other_host: str = ""  # where redirects of large files lead, in place of this machine's other name
 
@@ -110,6 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
             elif path.startswith("/cdn/"):
                 repo, _, name = path.removeprefix("/cdn/").partition("//")
                 self._send(self.server.repositories[repo].files[name], {})
+            elif path in self.server.files and self.command == "HEAD" and self.server.faults.refuses_head:
+                self._refuse(403, "")
             elif path in self.server.files:
                 content = self.server.files[path]
                 self._send(content, {"ETag": f'"{hashlib.md5(content).hexdigest()}"'})

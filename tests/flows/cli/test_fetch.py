@@ -207,7 +207,7 @@ def test_nothing_is_downloaded_unasked(fetch: Fetch, server: WeightsServer, tmp_
         "license  DeepFace's code is MIT; weights trained on VGG-Face, non-commercial",
     ):
         assert text in shown.stdout, shown.stdout
-    assert f" to download, for {len(expected_files(server))} files" in shown.stdout
+    assert f" to download, {len(expected_files(server))} file(s); 0 other thing(s) are there already" in shown.stdout
     refused = fetch("fetch", "--config", "run.toml")
     assert refused.returncode == 2
     assert "nothing was downloaded: there is no terminal to ask at; give --yes" in refused.stderr

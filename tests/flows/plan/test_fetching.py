@@ -109,6 +109,17 @@ def test_what_nobody_can_fetch_is_left(tiny_config: PipelineConfig) -> None:
     assert plan_fetch(needs, tiny_config, {"scorers"}).left == ()
 
 
+def test_what_came_whole_and_is_of_no_use(server: WeightsServer, tiny_config: PipelineConfig, tmp_path: Path) -> None:
+    source = WebFile(f"{server.url}/a.pth", tmp_path / "a.pth", "classifiers")
+
+    def find() -> object:
+        raise MissingWeightsError("a.pth is no model")
+
+    plan = plan_fetch([Need("a", find, source=source)], tiny_config, GROUPS)
+    with pytest.raises(MissingWeightsError, match=r"^a came whole from its source, and cannot .*: a\.pth is no model"):
+        fetch_jobs(plan.jobs, lambda *said: None)
+
+
 def test_groups_by_name() -> None:
     assert parse_groups(None) == set(GROUPS)
     assert parse_groups("model, scorers") == {"model", "scorers"}
@@ -145,5 +156,5 @@ def test_sizes_in_words(
         f"  from     owner/clip at {'a' * 40}",
         f"  to       {tmp_path / 'clip'}",
         "  license  mit by its card: what it forbids is not known here; see URL (https://huggingface.co/owner/clip)",
-        "2.0 KiB to download, for 2 files; of 0 other thing(s) all is there",
+        "2.0 KiB to download, 2 file(s); 0 other thing(s) are there already",
     ]

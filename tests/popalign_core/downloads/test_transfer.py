@@ -421,3 +421,14 @@ def test_damage_in_the_hubs_cache_is_mended(server: WeightsServer, tmp_path: Pat
     (vae / "config.json").unlink()
     fetch_listing(list_source(source), lambda n: None)
     assert {f"vae/{path.name}": path.read_bytes() for path in vae.iterdir()} == weights
+
+
+def test_a_host_that_tells_no_size(web: WebFile, server: WeightsServer) -> None:
+    server.faults.refuses_head = True
+    assert list_source(web).files[0].size is None
+    server.faults.cuts = 2
+    assert sum(fetch(web)) == len(CONTENT)
+    assert web.place.read_bytes() == CONTENT
+    web.place.rename(web.place.with_name("file.bin.part"))  # ended before it got its name
+    assert fetch(web) == []
+    assert web.place.read_bytes() == CONTENT
