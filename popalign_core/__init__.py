@@ -5,6 +5,7 @@ __all__ = [
     "command",
     "config",
     "documents",
+    "downloads",
     "errors",
     "evaluation",
     "identities",
@@ -17,6 +18,7 @@ __all__ = [
     "report",
     "review",
     "sampling",
+    "sources",
     "synthetic",
     "training",
 ]

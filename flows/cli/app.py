@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from flows.cli.compare import check, compare, sweep
 from flows.cli.exchange import exports, imports
+from flows.cli.fetch import fetch
 from flows.cli.operations import deploy, doctor
 from flows.pages.serve_command import serve_pages
 from flows.review.commands import review, studies
@@ -208,7 +209,7 @@ def evaluate(
         typer.echo(line)
 
 
-for command in (compare, sweep, check, deploy, doctor):
+for command in (compare, sweep, check, fetch, deploy, doctor):
     app.command()(command)
 
 

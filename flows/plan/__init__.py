@@ -6,6 +6,7 @@ __all__ = [
     "compare_systems",
     "execution",
     "expected_work",
+    "fetching",
     "planning",
     "preflight",
     "runs",

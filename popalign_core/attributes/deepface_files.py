@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from popalign_core.errors import MissingWeightsError
+from popalign_core.sources import BY_COMMAND, WebFile
 
 # In the order of the heads' outputs.
 GENDERS = ("female", "male")
@@ -58,10 +59,15 @@ def require_weights(file: str, url: str) -> Path:
     place = weights_place(file)
     if not place.is_file():
         raise MissingWeightsError(
-            f"DeepFace weights {file} are not at {place}; get them from {url} and put them there, or set "
-            "$DEEPFACE_HOME to the folder that holds .deepface/weights. Nothing is downloaded for you"
+            f"DeepFace weights {file} are not at {place}; {BY_COMMAND}, or get them from {url} and put them there, or "
+            "set $DEEPFACE_HOME to the folder that holds .deepface/weights. Nothing is downloaded unasked"
         )
     return place
+
+
+def deepface_source(file: str, url: str) -> WebFile:
+    """Where a weight file comes from, and where it belongs."""
+    return WebFile(url, weights_place(file), "classifiers")
 
 
 def prepare() -> None:

@@ -11,6 +11,7 @@ __all__ = [
     "lora",
     "lora_files",
     "model_files",
+    "model_sources",
     "parts_fit",
     "pipeline_parts",
     "pixels",

@@ -1,7 +1,6 @@
 """Which weights a model name means, their hash, and how they are loaded. Imports torch only to load."""
 
 import hashlib
-import re
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
@@ -11,12 +10,13 @@ from popalign_core.config import ModelConfig
 from popalign_core.documents import read_json
 from popalign_core.errors import ConfigError, DamagedWeightsError, MissingWeightsError
 from popalign_core.models.lora_files import ADAPTER_FILE, adapter_settings
+from popalign_core.models.model_sources import HUB_ID, denoiser_source, lora_source, pipeline_source
+from popalign_core.sources import how_to_get
 
 if TYPE_CHECKING:
     import torch
 
 MODEL_INDEX = "model_index.json"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Weights and everything that decides what they compute: configs, tokenizer vocabularies and merges.
 HASHED_SUFFIXES = (".safetensors", ".json", ".txt")
 DENOISERS = ("unet", "transformer")
@@ -28,8 +28,6 @@ DENOISER_SHAPE = (
 # Goes up when the same LoRA file comes to mean other weights; "lora" left out tensors whose names it did not know.
 _LORA_TAG = "lora-2"
 LORA_FILE = "pytorch_lora_weights.safetensors"
-# Public LoRA files that a message can say how to get.
-PUBLIC_LORAS = {f"sdxl_lightning_{steps}step_lora.safetensors": "ByteDance/SDXL-Lightning" for steps in (2, 4, 8)}
 
 
 def local_folder(model: ModelConfig) -> Path | None:
@@ -69,10 +67,13 @@ def denoiser_folder(model: ModelConfig) -> Path | None:
         return None
     folder = Path(model.denoiser)
     if not (folder / "config.json").is_file():
-        raise MissingWeightsError(
-            f"model.denoiser {model.denoiser!r} holds no denoiser (no config.json); give a folder with config.json and "
-            "safetensors, as `hf download OWNER/NAME --include 'unet/*' --local-dir DIR` leaves in DIR/unet"
+        fix = (
+            "give a folder with config.json and safetensors, as `hf download OWNER/NAME --include 'unet/*' "
+            "--local-dir DIR` leaves in DIR/unet"
         )
+        if (source := denoiser_source(model)) is not None:
+            fix = how_to_get(source)
+        raise MissingWeightsError(f"model.denoiser {model.denoiser!r} holds no denoiser (no config.json); {fix}")
     return folder
 
 
@@ -92,8 +93,8 @@ def lora_file(model: ModelConfig) -> Path | None:
             f"give a .safetensors file, or a folder with {LORA_FILE}, as training leaves in runs/NAME/lora, or with "
             f"{ADAPTER_FILE} and adapter_config.json, as peft saves"
         )
-        if file.name in PUBLIC_LORAS:
-            fix = f"run `hf download {PUBLIC_LORAS[file.name]} {file.name} --local-dir {file.parent}`"
+        if (source := lora_source(model)) is not None:
+            fix = how_to_get(source)
         raise MissingWeightsError(f"model.lora {model.lora!r}: there is no {file}; {fix}")
     return file
 
@@ -241,7 +242,7 @@ def _load_parts(model: ModelConfig, source: Path | str, components: Collection[s
 
     is_local = isinstance(source, Path)
     what = str(source) if is_local else f"{model.name}@{model.revision}"
-    fix = "restore its files" if is_local else f"run `hf download {model.name} --revision {model.revision}`"
+    fix = how_to_get(public) if (public := pipeline_source(model)) else "restore its files"
     folder = snapshot(source, model.revision, MODEL_INDEX)
     if folder is None:
         raise MissingWeightsError(f"cannot load the pipeline {what}: it is not in the local hub cache; {fix}")

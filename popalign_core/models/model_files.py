@@ -8,12 +8,13 @@ from popalign_core.config import ModelConfig
 from popalign_core.documents import read_json
 from popalign_core.errors import DamagedWeightsError, MissingWeightsError
 from popalign_core.models.loading import DENOISERS, MODEL_INDEX, denoiser_folder, local_folder, lora_file
+from popalign_core.models.model_sources import denoiser_source, lora_source, pipeline_source
 from popalign_core.models.pipeline_parts import snapshot
 from popalign_core.models.weights_check import PartFolder, weight_files
+from popalign_core.sources import how_to_get
 
-_NETWORKS = ("text_encoder", "unet", "transformer", "vae")
-_STEMS = {"diffusers": "diffusion_pytorch_model"}
-"""Library of a network -> how its files of weights are called; all others call them `model`."""
+NETWORKS = ("text_encoder", "unet", "transformer", "vae")
+"""How the names of a pipeline's networks begin."""
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 """A tokenizer needs all the files of one of them."""
 
@@ -27,11 +28,7 @@ def find_pipeline_folder(model: ModelConfig) -> Path:
         DamagedWeightsError: When a file of weights is not whole.
     """
     source = local_folder(model) or model.name
-    fix = (
-        "restore its files"
-        if isinstance(source, Path)
-        else f"run `hf download {model.name} --revision {model.revision}`"
-    )
+    fix = how_to_get(public) if (public := pipeline_source(model)) else "restore its files"
     what = f"the pipeline {source}" if isinstance(source, Path) else f"the pipeline {model.name}@{model.revision}"
     folder = snapshot(source, model.revision, MODEL_INDEX)
     if folder is None:
@@ -53,7 +50,9 @@ def find_denoiser_folder(model: ModelConfig) -> Path | None:
     """
     folder = denoiser_folder(model)
     if folder is not None:
-        _check_network(PartFolder("model.denoiser", folder, "restore its files"), _STEMS["diffusers"])
+        public = denoiser_source(model)
+        fix = how_to_get(public) if public else "restore its files"
+        _check_network(PartFolder("model.denoiser", folder, fix), weights_stem("diffusers"))
     return folder
 
 
@@ -66,14 +65,19 @@ def find_lora_file(model: ModelConfig) -> Path | None:
     """
     file = lora_file(model)
     if file is not None and file.suffix == ".safetensors":
-        _check_whole(file, "get the file again")
+        _check_whole(file, how_to_get(public) if (public := lora_source(model)) else "get the file again")
     return file
 
 
+def weights_stem(library: str) -> str:
+    """How the files of a network's weights are called, by the library that the pipeline's index names."""
+    return "diffusion_pytorch_model" if library == "diffusers" else "model"
+
+
 def _check_part(name: str, library: str, part: PartFolder) -> None:
-    if name.startswith(_NETWORKS):
+    if name.startswith(NETWORKS):
         part.read_settings()
-        _check_network(part, _STEMS.get(library, "model"))
+        _check_network(part, weights_stem(library))
     elif name == "scheduler":
         part.read_settings("scheduler_config.json")
     elif name.startswith("tokenizer") and not any(

@@ -11,6 +11,7 @@ import sys
 VARIABLES = {
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "DEEPFACE_LOG_LEVEL": str(logging.ERROR),

@@ -6,6 +6,7 @@ what they report is checked, and what is broken ends in a `DamagedWeightsError` 
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -125,13 +126,22 @@ def weight_files(folder: Path, stem: str = "model") -> list[Path]:
 
     Of a damaged index nothing but the index is named; `load_module` refuses it.
     """
+    names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    return [folder / name for name in chosen_weights(names, stem)]
+
+
+def chosen_weights(names: Collection[str], stem: str = "model") -> list[str]:
+    """Of the files of a folder, those with the weights that are read: the plain ones, else the first half-precision
+    variant. Which they are must not depend on `model.dtype`: a hub id is hashed by its revision alone.
+    """
     for variant in (None, *_VARIANTS):
-        whole = f"{stem}.safetensors" if variant is None else f"{stem}.{variant}.safetensors"
-        index = f"{stem}.safetensors.index{'' if variant is None else f'.{variant}'}.json"
-        if (folder / whole).is_file():
-            return [folder / whole]
-        if (folder / index).is_file():
-            return [folder / index, *sorted(folder.glob(f"{stem}*-of-*.safetensors"))]
+        middle = "" if variant is None else f".{variant}"
+        whole, index = f"{stem}{middle}.safetensors", f"{stem}.safetensors.index{middle}.json"
+        if whole in names:
+            return [whole]
+        if index in names:
+            shard = re.compile(rf"{re.escape(stem + middle)}-\d+-of-\d+\.safetensors")
+            return [index, *sorted(name for name in names if shard.fullmatch(name))]
     return []
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from popalign_core.errors import MissingWeightsError
 from popalign_core.models.loading import hash_folder
+from popalign_core.sources import HubFiles, how_to_get
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,5 +104,10 @@ def find_safety_checker(folder: str) -> Path:
     return Path(folder)
 
 
+def checker_source(folder: str | Path) -> HubFiles:
+    """Where the public checker comes from."""
+    return HubFiles(CHECKER_ID, "network", "safety-checker", place=Path(folder))
+
+
 def _fix(folder: str) -> str:
-    return f"run `hf download {CHECKER_ID} --local-dir {folder}`"
+    return how_to_get(checker_source(folder))

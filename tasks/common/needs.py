@@ -11,7 +11,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from popalign_core.attributes.deepface_files import DETECTOR_WEIGHTS, HEAD_WEIGHTS, require_weights
+from popalign_core.attributes.deepface_files import DETECTOR_WEIGHTS, HEAD_WEIGHTS, deepface_source, require_weights
 from popalign_core.attributes.known_classes import check_classes, classes_read, shared_classes
 from popalign_core.config import (
     AttributesConfig,
@@ -26,9 +26,11 @@ from popalign_core.config import (
     ZeroShotConfig,
 )
 from popalign_core.errors import ConfigError, MissingWeightsError
-from popalign_core.evaluation.quality.scorer_files import require, weights_of
+from popalign_core.evaluation.quality.scorer_files import public_source, require, weights_of
+from popalign_core.models.model_sources import denoiser_source, lora_source, pipeline_source
 from popalign_core.models.weights_check import weight_files
 from popalign_core.portraits import weights_folder
+from popalign_core.sources import Source, how_to_get
 from tasks.common.prompt_lists import FIELDS, read_list
 
 _PAID_SERVICE = "https://api.openai.com"
@@ -46,11 +48,13 @@ class Need:
         what: In words, with the name or the path that is meant: equal words are one need.
         find: Says where it is, or raises the project's error, which says how to get it.
         is_optional: Whether the stage does without it: measures of a scorer that is not there are "not measured".
+        source: Where its files come from, as `popalign fetch` gets them; None where nobody but the user knows.
     """
 
     what: str
     find: Callable[[], object] = field(compare=False)
     is_optional: bool = False
+    source: Source | None = field(default=None, compare=False)
 
 
 def prompt_needs(prompts: PromptsConfig) -> Iterator[Need]:
@@ -74,11 +78,12 @@ def model_needs(model: ModelConfig) -> Iterator[Need]:
     """The base model's pipeline, and what is put in its place or fused into it."""
     from popalign_core.models.model_files import find_denoiser_folder, find_lora_file, find_pipeline_folder
 
-    yield Need(f"model {model.name}", partial(find_pipeline_folder, model))
+    yield Need(f"model {model.name}", partial(find_pipeline_folder, model), source=pipeline_source(model))
     if model.denoiser is not None:
-        yield Need(f"denoiser {model.denoiser}", partial(find_denoiser_folder, model))
+        found = partial(find_denoiser_folder, model)
+        yield Need(f"denoiser {model.denoiser}", found, source=denoiser_source(model))
     if model.lora is not None:
-        yield Need(f"LoRA {model.lora}", partial(find_lora_file, model))
+        yield Need(f"LoRA {model.lora}", partial(find_lora_file, model), source=lora_source(model))
 
 
 def classifier_needs(settings: AttributesConfig, axes: tuple[Axis, ...]) -> Iterator[Need]:
@@ -94,7 +99,7 @@ def classifier_needs(settings: AttributesConfig, axes: tuple[Axis, ...]) -> Iter
         elif name == "deepface":
             for axis in ("gender", "race", *(["age"] if settings.age_bands else [])):
                 file, url = HEAD_WEIGHTS[axis]
-                yield Need(f"DeepFace {file}", partial(require_weights, file, url))
+                yield _deepface_need(f"DeepFace {file}", file, url)
         else:
             yield from _described_needs(name, settings.classifiers[name])
     if _detects_faces(settings, axes):
@@ -108,7 +113,8 @@ def scorer_needs(evaluation: EvaluationConfig) -> Iterator[Need]:
     """Each scorer's files; a run goes on without them, but not without the package of one whose files are there."""
     for name, settings in evaluation.scorers.items():
         for path in weights_of(settings):
-            yield Need(f"scorer {name}, {path}", partial(require, path), is_optional=True)
+            what, source = f"scorer {name}, {path}", public_source(path, "scorers")
+            yield Need(what, partial(require, path), is_optional=True, source=source)
         if isinstance(settings, OpenClipConfig) and Path(settings.path).exists():
             yield _open_clip(f"evaluation.scorers.{name}")
 
@@ -116,7 +122,8 @@ def scorer_needs(evaluation: EvaluationConfig) -> Iterator[Need]:
 def _described_needs(name: str, settings: ZeroShotConfig | NetworkConfig | PeopleConfig) -> Iterator[Need]:
     path, what = Path(settings.path), f"classifier {name}, {settings.path}"
     if settings.kind in ("image-classifier", "clip"):
-        yield Need(what, partial(_find_network, path, name))
+        source = public_source(path, "classifiers") if settings.kind == "clip" else None
+        yield Need(what, partial(_find_network, path, name), source=source)
         return
     yield Need(what, partial(_find_file, path, name))
     if settings.kind == "open-clip":
@@ -139,12 +146,16 @@ def _detects_faces(settings: AttributesConfig, axes: tuple[Axis, ...]) -> bool:
 
 def _detector_needs(backend: str) -> Iterator[Need]:
     for file, url in DETECTOR_WEIGHTS.get(backend, ()):
-        yield Need(f"face detector {backend}, {file}", partial(require_weights, file, url))
+        yield _deepface_need(f"face detector {backend}, {file}", file, url)
     if backend in _DETECTOR_PACKAGES:
         package, distribution = _DETECTOR_PACKAGES[backend]
         fix = f"pip install {distribution}, or use 'opencv'"
         asked_by = f"attributes.detector_backend {backend!r}"
         yield Need(f"package {distribution}", partial(_find_package, package, asked_by, fix))
+
+
+def _deepface_need(what: str, file: str, url: str) -> Need:
+    return Need(what, partial(require_weights, file, url), source=deepface_source(file, url))
 
 
 def _open_clip(asked_by: str) -> Need:
@@ -198,7 +209,9 @@ def _find_network(folder: Path, name: str) -> Path:
         if not is_there
     ]
     if not folder.is_dir():
-        raise MissingWeightsError(f"there is nothing at {folder}; give the folder of classifier {name!r} in its `path`")
+        source = public_source(folder, "classifiers")
+        how = how_to_get(source) if source else f"give the folder of classifier {name!r} in its `path`"
+        raise MissingWeightsError(f"there is nothing at {folder}; {how}")
     if lacking:
         raise MissingWeightsError(
             f"the folder {folder} of classifier {name!r} has no {', '.join(lacking)}; give a folder with all its files"

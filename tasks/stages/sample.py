@@ -18,7 +18,7 @@ from popalign_core.errors import InputError
 from popalign_core.ids import content_id, image_seed
 from popalign_core.prompts.benchmarks import benchmarks_of
 from popalign_core.sampling.captions import plan_captions
-from popalign_core.sampling.safety import UNSAFE, find_safety_checker, safety_hash
+from popalign_core.sampling.safety import UNSAFE, checker_source, find_safety_checker, safety_hash
 from popalign_core.sampling.watermark import check_watermark
 from storage.store import ArtifactRef, Build
 from tasks.common.image_tables import drops_table
@@ -245,7 +245,8 @@ def _needs(config: PipelineConfig, runtime: RuntimeConfig) -> Iterator[Need]:
     yield from model_needs(config.model)
     yield from machine_needs(runtime)
     if (folder := config.sampling.safety_checker) is not None:
-        yield Need(f"safety checker {folder}", partial(find_safety_checker, folder))
+        found = partial(find_safety_checker, folder)
+        yield Need(f"safety checker {folder}", found, source=checker_source(folder))
     if (layouts := config.sampling.sdedit) is not None:
         yield Need(f"layouts {layouts.folder}", partial(image_folder, layouts.folder))
 

@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 from popalign_core.config import ScorerConfig
 from popalign_core.errors import InputError, MissingWeightsError
+from popalign_core.sources import Group, HubFiles, Kind, Source, WebFile, how_to_get
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of RGB in [0, 1], as OpenAI's CLIP takes images; many others do."""
-_CLIP = "clip-vit-large-patch14"
-PUBLIC_WEIGHTS = {
-    _CLIP: "hf download openai/clip-vit-large-patch14 --local-dir {path}",
-    "HPS_v2_compressed.pt": "hf download xswu/HPSv2 HPS_v2_compressed.pt --local-dir {folder}",
-    "HPS_v2.1_compressed.pt": "hf download xswu/HPSv2 HPS_v2.1_compressed.pt --local-dir {folder}",
-    "PickScore_v1": "hf download yuvalkirstain/PickScore_v1 --local-dir {path}",
-    "sac+logos+ava1-l14-linearMSE.pth": "curl -L --output {path} https://github.com/christophschuhmann/"
-    "improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",
-    "ImageReward.pt": "hf download THUDM/ImageReward ImageReward.pt --local-dir {folder}",
-    "bert-base-uncased": "hf download google-bert/bert-base-uncased --local-dir {path}",
-    "inception-2015-12-05.pt": "curl -L --output {path} https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/"
-    "pretrained/metrics/inception-2015-12-05.pt",
+_HPS, _AESTHETICS = "xswu/HPSv2", "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main"
+_NVIDIA = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics"
+PUBLIC_WEIGHTS: dict[str, tuple[str, Kind | None]] = {
+    "clip-vit-large-patch14": ("openai/clip-vit-large-patch14", "network"),
+    "HPS_v2_compressed.pt": (_HPS, "file"),
+    "HPS_v2.1_compressed.pt": (_HPS, "file"),
+    "PickScore_v1": ("yuvalkirstain/PickScore_v1", "network"),
+    "sac+logos+ava1-l14-linearMSE.pth": (f"{_AESTHETICS}/sac%2Blogos%2Bava1-l14-linearMSE.pth", None),
+    "ImageReward.pt": ("THUDM/ImageReward", "file"),
+    "bert-base-uncased": ("google-bert/bert-base-uncased", "tokenizer"),  # nobody reads its weights
+    "inception-2015-12-05.pt": (f"{_NVIDIA}/inception-2015-12-05.pt", None),
 }
-"""Usual name of a file or folder -> the command that gets it."""
+"""Usual name of a file or folder -> where it comes from, and which of a repository's files; None is an address."""
 
 
 # What torch raises for bytes that it did not write, such as the page of a failed download.
@@ -40,6 +40,21 @@ def weights_of(settings: ScorerConfig) -> Iterator[Path]:
             yield Path(value)
 
 
+def public_source(path: Path, group: Group) -> Source | None:
+    """Where a file or folder comes from, by its usual name; None for others.
+
+    Args:
+        path: Where it belongs.
+        group: Who needs it.
+    """
+    if path.name not in PUBLIC_WEIGHTS:
+        return None
+    home, kind = PUBLIC_WEIGHTS[path.name]
+    if kind is None:
+        return WebFile(home, path, group)
+    return HubFiles(home, kind, group, inside=path.name if kind == "file" else "", place=path)
+
+
 def require(path: Path) -> Path:
     """A file or folder that must be there.
 
@@ -48,9 +63,9 @@ def require(path: Path) -> Path:
     """
     if path.exists():
         return path
-    command = PUBLIC_WEIGHTS.get(path.name, "")
-    how = f"get it with `{command.format(path=path, folder=path.parent)}`" if command else "put the weights there"
-    raise MissingWeightsError(f"there is nothing at {path.absolute()}; {how}. Nothing is downloaded for you")
+    source = public_source(path, "scorers")
+    how = how_to_get(source) if source else "put the weights there"
+    raise MissingWeightsError(f"there is nothing at {path.absolute()}; {how}. Nothing is downloaded unasked")
 
 
 def read_checkpoint(path: Path) -> Mapping[str, "Tensor"]:

@@ -114,7 +114,7 @@ FAULTS: dict[str, tuple[Make, str, int]] = {
     "no model": (_give(model__name="nowhere"), r"model 'nowhere' is no folder", 4),
     "not in the hub cache": (
         _give(model__name="owner/name", model__revision="f" * 40),
-        r"not in the local hub cache; run `hf download owner/name",
+        r"not in the local hub cache; run `popalign fetch` with the --preset.*, or `hf download owner/name",
         4,
     ),
     "no weights": (_without_weights, r"unet of .* no file named diffusion_pytorch_model.safetensors", 4),

@@ -130,9 +130,11 @@ def test_missing_head_weights_are_named_with_place_and_url(home, missing):
     with pytest.raises(MissingWeightsError) as caught:
         DeepFaceClassifier(AttributesConfig())
     assert str(caught.value).startswith(
-        f"DeepFace weights {file} are not at {home / '.deepface' / 'weights' / file}; get"
+        f"DeepFace weights {file} are not at {home / '.deepface' / 'weights' / file}; run `popalign fetch`"
     )
-    assert f"get them from {url} and" in str(caught.value)
+    assert f"run `popalign fetch` with the --preset, --config and --set of this run, or get them from {url} and" in str(
+        caught.value
+    )
     assert not weights_place(file).exists()
 
 
@@ -141,7 +143,9 @@ def test_missing_detector_weights_are_named(home, backend):
     for file, url in DETECTOR_WEIGHTS[backend]:
         with pytest.raises(MissingWeightsError) as caught:
             FaceDetector(AttributesConfig(detector_backend=backend))
-        assert str(caught.value).startswith(f"DeepFace weights {file} are not at {weights_place(file)}; get them from")
+        assert str(caught.value).startswith(
+            f"DeepFace weights {file} are not at {weights_place(file)}; run `popalign fetch`"
+        )
         assert f" {url} and" in str(caught.value)
         weights_place(file).parent.mkdir(parents=True, exist_ok=True)
         weights_place(file).touch()  # the next file is asked for then

@@ -45,7 +45,7 @@ def test_lightning_is_sdxl_with_its_adapter(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         MissingWeightsError,
-        match=r"run `hf download ByteDance/SDXL-Lightning sdxl_lightning_4step_lora\.safetensors --local-dir loras`",
+        match=r"`popalign fetch` .*`hf download ByteDance/SDXL-Lightning sdxl_lightning_4step_lora\.safetensors --loc",
     ):
         model_hash(config.model)
     (tmp_path / "loras").mkdir()

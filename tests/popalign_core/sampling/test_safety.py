@@ -97,7 +97,7 @@ def test_hash_follows_the_weights(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("use", [load_safety_checker, safety_hash])
 def test_a_missing_checker_says_how_to_get_it(use: Callable[[str], object], folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
-    problem = rf"{tmp_path} has no model\.safetensors, preprocessor_config\.json; run `hf download "
+    problem = rf"{tmp_path} has no model\.safetensors, preprocessor_config\.json; run `popalign fetch` .* `hf download "
     with pytest.raises(
         MissingWeightsError, match=f"{problem}CompVis/stable-diffusion-safety-checker --local-dir {tmp_path}`"
     ):

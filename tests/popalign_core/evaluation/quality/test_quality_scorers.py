@@ -167,8 +167,9 @@ def test_what_is_not_there_is_said_and_the_rest_is_measured(clip: tuple[Path, An
     assert [extractor.name for extractor in judges.extractors] == ["clip"]
     assert set(judges.unmeasured) == {"hps_v2.1", "other", "fid", "kid"}
     assert judges.unmeasured["hps_v2.1"] == (
-        f"not measured: there is nothing at {gone}; get it with `hf download xswu/HPSv2 HPS_v2.1_compressed.pt "
-        f"--local-dir {tmp_path / 'gone'}`. Nothing is downloaded for you"
+        f"not measured: there is nothing at {gone}; run `popalign fetch` with the --preset, --config and --set of "
+        f"this run, or `hf download xswu/HPSv2 HPS_v2.1_compressed.pt --local-dir {tmp_path / 'gone'}`. Nothing is "
+        "downloaded unasked"
     )
     assert "nvlabs-fi-cdn.nvidia.com" in judges.unmeasured["fid"]
 
