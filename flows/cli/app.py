@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from flows.cli.compare import check, compare, sweep
 from flows.cli.exchange import exports, imports
+from flows.cli.plan_command import plan
 from flows.review.commands import review, studies
 from flows.terminal.arguments import Config, Force, Name, Preset, Replace, Root, Settings, path_option
 from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
@@ -89,15 +90,7 @@ def run(
     _conclude(refs, pipeline, runtime, name)
 
 
-@app.command()
-def plan(preset: Preset = None, config: Config = None, root: Root = None, settings: Settings = None) -> None:
-    """Show each stage's key, whether it is in the store, and how much work it is."""
-    from flows.plan.planning import plan_run as plan_nodes
-    from flows.terminal.options import build_config
-    from flows.terminal.terminal_tables import plan_lines
-
-    for line in plan_lines(plan_nodes(*build_config(preset, config, settings or [], root))):
-        typer.echo(line)
+app.command()(plan)
 
 
 @app.command()

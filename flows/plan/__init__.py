@@ -4,6 +4,7 @@ __all__ = [
     "check",
     "checkpoints",
     "compare_systems",
+    "costs",
     "execution",
     "expected_work",
     "planning",
@@ -11,4 +12,5 @@ __all__ = [
     "runs",
     "steps",
     "sweep",
+    "trial",
 ]
