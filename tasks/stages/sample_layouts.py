@@ -76,8 +76,9 @@ def choose_layout(sample: ArtifactRef, config: PipelineConfig, runtime: RuntimeC
         compiled = replace(best, compile=True)
         compile_blocks(find_denoiser(sampler.pipeline))
         seconds |= time_layouts([compiled], work, limit_s=LIMIT_S)
-        gain *= seconds[best] / seconds[fastest(seconds, best)]
-        best = fastest(seconds, best)
+        n_rounds = min(map(len, seconds.values()))
+        best, more = fastest({layout: each[:n_rounds] for layout, each in seconds.items()}, best)
+        gain *= more
     # a batch that was cut down for the trial says nothing against the whole one
     size = runtime.batch_size if best.batch_size == n_images else best.batch_size
     found = replace(best, batch_size=size)
