@@ -10,6 +10,7 @@ __all__ = [
     "evaluation",
     "identities",
     "ids",
+    "machine",
     "models",
     "portraits",
     "portraits_recipe",

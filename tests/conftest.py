@@ -4,6 +4,7 @@ What is costly and only read is made once for all processes of pytest-xdist (`ma
 whose artifacts a test gets copies of (`give_artifacts`).
 """
 
+import atexit
 import gc
 import json
 import logging
@@ -11,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,10 @@ for service in (
     "TRIGGERS",
 ):
     os.environ[f"PREFECT_SERVER_SERVICES_{service}_ENABLED"] = "false"
+
+# What tests learn of speed is nobody's: a folder of the session's own, which its subprocesses share.
+os.environ["POPALIGN_CACHE"] = tempfile.mkdtemp(prefix="popalign-cache-")
+atexit.register(shutil.rmtree, os.environ["POPALIGN_CACHE"], ignore_errors=True)
 
 # What is started in the background may have been started with Ctrl-C ignored, and hands that on to its children.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -11,6 +11,7 @@ from flows.cli.compare import check, compare, sweep
 from flows.cli.exchange import exports, imports
 from flows.cli.fetch import fetch
 from flows.cli.operations import deploy, doctor
+from flows.cli.plan_command import plan
 from flows.pages.serve_command import serve_pages
 from flows.review.commands import review, studies
 from flows.terminal.arguments import Config, Force, Name, Preset, Replace, Root, Settings, path_option
@@ -93,15 +94,7 @@ def run(
     _conclude(refs, pipeline, runtime, name)
 
 
-@app.command()
-def plan(preset: Preset = None, config: Config = None, root: Root = None, settings: Settings = None) -> None:
-    """Show each stage's key, whether it is in the store, and how much work it is."""
-    from flows.plan.planning import plan_run as plan_nodes
-    from flows.terminal.options import build_config
-    from flows.terminal.terminal_tables import plan_lines
-
-    for line in plan_lines(plan_nodes(*build_config(preset, config, settings or [], root))):
-        typer.echo(line)
+app.command()(plan)
 
 
 @app.command()

@@ -37,6 +37,7 @@ def compare(
 ) -> None:
     """Measure systems side by side, on the same prompts and seeds; what is in the store is not run again."""
     from flows.plan.compare_systems import plan_systems, run_comparison
+    from flows.plan.costs import estimate_costs
     from flows.plan.execution import call_directly
     from flows.terminal.options import build_config, run_name
     from flows.terminal.progress import console_progress
@@ -47,7 +48,7 @@ def compare(
     name = run_name(preset, config, name, settings, "-comparison")
     if plan:
         side_by_side = plan_systems(systems, pipeline, runtime, n_seeds=n_seeds, scale=scale)
-        _say(plan_lines(side_by_side.planned))
+        _say(plan_lines(side_by_side.planned, estimate_costs(side_by_side.planned, runtime)))
         return
     with console_progress() as progress:
         call = call_directly(progress)
@@ -81,6 +82,7 @@ def sweep(
     replace: Replace = False,
 ) -> None:
     """Measure what a parameter does to fairness and quality; guidance, beta, set size, any field. Draws the front."""
+    from flows.plan.costs import estimate_costs
     from flows.plan.execution import call_directly
     from flows.plan.sweep import plan_sweep, run_sweep
     from flows.terminal.options import build_config, parse_sweep, run_name
@@ -94,7 +96,7 @@ def sweep(
     options: dict[str, Any] = {"systems": systems or (), "n_seeds": n_seeds, "scale": scale, "grid": grid}
     planned = plan_sweep(fields, pipeline, runtime, **options)
     if plan:
-        _say(plan_lines(planned.systems.planned))
+        _say(plan_lines(planned.systems.planned, estimate_costs(planned.systems.planned, runtime)))
         return
     with console_progress() as progress:
         ref = run_sweep(planned, runtime, name, call=call_directly(progress), replace=replace)

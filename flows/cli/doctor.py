@@ -1,16 +1,18 @@
 """What is installed, which weights are where, which device, whether store and server answer."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from flows.plan.preflight import nearest_folder
 from popalign_core.attributes.deepface_files import HEAD_WEIGHTS, require_weights
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError, ServiceError, StoreError
+from popalign_core.machine import describe_machine
+from tasks.common.kept_speeds import kept_file, read_kept
 
 REQUIRED = ("torch", "diffusers", "transformers", "peft", "deepface", "openai", "pyarrow", "pandas", "prefect")
 EXTRAS = {"open_clip_torch": "clip", "s3fs": "s3", "prefect-dask": "dask", "prefect-ray": "ray"}
@@ -43,6 +45,7 @@ def examine(root: str) -> Iterator[Finding]:
     """Look at everything a run with the store at `root` would need, and at what is optional. Makes nothing."""
     yield from _packages()
     yield _device()
+    yield from _speeds()
     yield from _weights()
     yield from _scorers()
     yield _store(root)
@@ -89,6 +92,33 @@ def _device() -> Finding:
     if torch.backends.mps.is_available():
         return Finding("device", "mps")
     return Finding("device", f"cpu, {torch.get_num_threads()} thread(s); torch has no GPU to use")
+
+
+def _speeds() -> Iterator[Finding]:
+    """How many rates are known here, and in which layout each model samples fastest."""
+    kept, here = read_kept(), describe_machine("auto", 0)
+    n_rates = sum(_is_here(entry["about"], here) for entry in kept["rates"].values())
+    if n_rates:
+        yield Finding("rates", f"{n_rates} of this machine in {kept_file()}")
+    else:
+        advice = "optional: a run keeps them, and so does `popalign plan --measure`"
+        yield Finding("rates", advice, is_there=False)
+    for entry in kept["layouts"].values():
+        about, found = entry["about"], entry["value"]
+        if _is_here(about, here):
+            layout = f"channels_last={str(found['channels_last']).lower()}, batches of {found['batch_size']}"
+            compiled = ", compiled" if found["compile"] else ""
+            width, height = about["size"]
+            yield Finding(
+                f"fastest layout, {width} x {height} px",
+                f"{layout}{compiled}: {found['gain']:.2f} times the default, {about['model'][0]}, "
+                f"{about['machine']['threads']} thread(s), batch_size {about['batch_size']}",
+            )
+
+
+def _is_here(about: Mapping[str, Any], here: Mapping[str, str | int]) -> bool:
+    """Whether something was measured on this machine, with whatever number of threads and on whichever device."""
+    return all(about["machine"].get(name) == here[name] for name in ("cpu", "instructions"))
 
 
 def _weights() -> Iterator[Finding]:

@@ -4,6 +4,7 @@ __all__ = [
     "check",
     "checkpoints",
     "compare_systems",
+    "costs",
     "execution",
     "expected_work",
     "fetching",
@@ -12,4 +13,5 @@ __all__ = [
     "runs",
     "steps",
     "sweep",
+    "trial",
 ]

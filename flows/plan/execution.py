@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
 
+from flows.plan.costs import keep_seen
 from flows.plan.planning import Plan, PlannedNode
 from popalign_core.config import RuntimeConfig
 from storage.store import ArtifactRef
-from tasks.common.stage_object import Progress, no_progress
+from tasks.common.stage_object import Progress, no_progress, open_store
+from tasks.common.stopwatch import Stopwatch
 from tasks.workers.aside import ended_by_sigterm, make_here_or_aside
 from tasks.workers.shard_worker import count_gpus
 
@@ -145,10 +147,21 @@ def make(node: PlannedNode, runtime: RuntimeConfig, on_progress: Progress = no_p
     return make_here_or_aside(node.request, runtime, on_progress)
 
 
+def tell_of(on_progress: OnProgress | None, node: PlannedNode) -> Progress:
+    """A stage's callback that tells of a node."""
+    return no_progress if on_progress is None else partial(on_progress, node.node)
+
+
 def call_directly(on_progress: OnProgress | None = None) -> Call:
-    """Run nodes without Prefect."""
+    """Run nodes without Prefect, and keep for later plans how fast each stage was."""
+    seen = set[str]()
 
     def call(node: PlannedNode, runtime: RuntimeConfig) -> ArtifactRef:
-        return make(node, runtime, no_progress if on_progress is None else partial(on_progress, node.node))
+        watch = Stopwatch(tell_of(on_progress, node))
+        ref = make(node, runtime, watch)
+        if not node.is_hit and runtime.n_parallel < 2:  # side by side each is slower than alone
+            keep_seen(node, runtime, watch, open_store(runtime), is_first=node.step.stage.name not in seen)
+            seen.add(node.step.stage.name)
+        return ref
 
     return call

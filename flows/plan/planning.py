@@ -25,6 +25,7 @@ class PlannedNode:
         n_images: Images to sample, read or score; an estimate while prompts are still to be written.
         n_steps: Training steps.
         request: What is asked of the stage; None where it has nothing to do.
+        config: Of the step, or of the run.
     """
 
     step: Step
@@ -33,6 +34,7 @@ class PlannedNode:
     n_images: int = 0
     n_steps: int = 0
     request: Request[Any] | None = None
+    config: PipelineConfig | None = None
 
     @property
     def node(self) -> str:
@@ -178,7 +180,7 @@ def _planned(
         return PlannedNode(step, ref, is_hit=True)
     own, is_hit = step.config or config, store.is_published(ref)
     n_steps = own.training.n_steps if step.stage is train.train_model else 0
-    return PlannedNode(step, ref, is_hit, expected_images(step, own), n_steps, request)
+    return PlannedNode(step, ref, is_hit, expected_images(step, own), n_steps, request, own)
 
 
 def _refusal(node: PlannedNode, runtime: RuntimeConfig) -> PopAlignError | None:

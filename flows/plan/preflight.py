@@ -10,7 +10,7 @@ from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import PopAlignError, StoreError
 from tasks.common.needs import Need
 
-_PIXEL_BYTES = 2.0
+PIXEL_BYTES = 2.0
 """A pixel of an image as PNG; photographs take 1.3 to 1.9, and their latents .25."""
 _GIB = 2**30
 
@@ -70,7 +70,7 @@ def check_disk(n_images: int, config: PipelineConfig, runtime: RuntimeConfig) ->
     """
     if "://" in runtime.root:
         return
-    needed = n_images * config.sampling.width * config.sampling.height * _PIXEL_BYTES
+    needed = n_images * config.sampling.width * config.sampling.height * PIXEL_BYTES
     with suppress(OSError):
         free = shutil.disk_usage(nearest_folder(Path(runtime.root))).free
         if needed > free:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flows.plan.costs import Cost
     from flows.plan.planning import PlannedNode
     from popalign_core.evaluation.thresholds import GateOutcome
     from popalign_core.report.standings import ComparisonResults
@@ -24,17 +25,51 @@ VERDICT = (
 """(benchmark, metric, what a reader calls it), in the order of the table."""
 
 
-def plan_lines(nodes: Sequence["PlannedNode"]) -> list[str]:
-    """One line a stage: hit or miss, work, key; and a total of the work that is left."""
+def plan_lines(nodes: Sequence["PlannedNode"], costs: Mapping[str, "Cost"] | None = None) -> list[str]:
+    """One line a stage: hit or miss, work, time, key; and a total of the work that is left.
+
+    Args:
+        nodes: Of the plan.
+        costs: Of those that are not in the store; without, times are left out.
+    """
     width = max(24, *(len(node.node) for node in nodes))
     lines = [
-        f"{node.node:<{width}} {'hit ' if node.is_hit else 'miss'}  {_work(node):<14} {node.ref}" for node in nodes
+        f"{node.node:<{width}} {'hit ' if node.is_hit else 'miss'}  {_work(node):<14} "
+        f"{'' if costs is None else f'{_time(costs.get(node.node)):<12} '}{node.ref}"
+        for node in nodes
     ]
     misses = [node for node in nodes if not node.is_hit]
     sampled = sum(node.n_images for node in misses if node.node.startswith("sample"))
     steps = sum(node.n_steps for node in misses)
     total = f"{len(misses)} of {len(nodes)} stages to run: about {sampled} images to sample, {steps} training steps"
-    return [*lines, total if misses else f"all {len(nodes)} stages are in the store"]
+    if not misses:
+        return [*lines, f"all {len(nodes)} stages are in the store"]
+    return [*lines, total, *(cost_lines(costs) if costs else ())]
+
+
+def cost_lines(costs: Mapping[str, "Cost"]) -> list[str]:
+    """What all of it takes: time, disk, paid calls; and of what the time is not known."""
+    unknown = [node for node, cost in costs.items() if cost.seconds is None]
+    seconds = sum(cost.seconds or 0.0 for cost in costs.values())
+    n_bytes, n_calls = sum(cost.n_bytes for cost in costs.values()), sum(cost.n_calls for cost in costs.values())
+    paid = f", {n_calls} or more calls of the language model" if n_calls else ""
+    lines = [f"about {spell_seconds(seconds)}, {n_bytes / 2**20:.1f} MiB in the store{paid}"]
+    if unknown:
+        lines.append(
+            f"not counted in the time, since this machine was not seen at it: {', '.join(unknown)}; "
+            "`popalign plan --measure` finds out"
+        )
+    return lines
+
+
+def spell_seconds(seconds: float) -> str:
+    """`40 s`, `3 min 20 s`, `5 h 12 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def verdict_lines(results: "ComparisonResults") -> list[str]:
@@ -165,6 +200,12 @@ def _work(node: "PlannedNode") -> str:
     if node.n_steps:
         return f"{node.n_steps} steps"
     return f"{node.n_images} images" if node.n_images else ""
+
+
+def _time(cost: "Cost | None") -> str:
+    if cost is None:
+        return ""
+    return "?" if cost.seconds is None else spell_seconds(cost.seconds)
 
 
 def _interval(row: Row) -> str:

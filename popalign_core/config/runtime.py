@@ -25,7 +25,11 @@ class RuntimeConfig(Frozen):
     micro_pairs: int = Field(default=0, ge=0, description="training pairs a forward and process; 0 takes all at once")
     gradient_checkpointing: bool = Field(default=False, description="less memory for about a third more time")
     compile: bool = Field(default=False, description="torch.compile of the denoiser's repeated blocks")
-    channels_last: bool = Field(default=True, description="sampling: memory layout that convolutions are fastest in")
+    channels_last: bool | Literal["auto"] = Field(
+        default="auto",
+        description="sampling: memory layout of convolutions; auto takes the layout, the smaller batch and the "
+        "compilation that `popalign plan --measure` found to be faster here, and without that true",
+    )
     fuse_qkv: bool = Field(default=False, description="sampling: one projection in place of three")
     offload: bool = Field(default=False, description="sampling: on the GPU only what is at work, for small cards")
     keep_checkpoints: int = Field(default=2, ge=1, description="training checkpoints kept, the newest")

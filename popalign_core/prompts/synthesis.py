@@ -7,6 +7,7 @@ prompts are those of the answers, whoever came first. Every answer is kept besid
 folder replays what was paid for and asks only for what is missing.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -127,6 +128,14 @@ def theme_quotas(n_wanted: int, themes: Sequence[str]) -> dict[str | None, int]:
     names: Sequence[str | None] = themes or (None,)
     share, rest = divmod(n_wanted, len(names))
     return {name: share + (number < rest) for number, name in enumerate(names)}
+
+
+def expected_calls(config: PromptsConfig) -> int:
+    """Answers to pay for when none has to be asked for again and no subject is rejected; 0 without a language model."""
+    if config.source != "llm" or config.llm is None:
+        return 0
+    quotas = theme_quotas(config.n_train, config.llm.themes).values()
+    return min(config.llm.max_calls, sum(math.ceil(quota / BATCH_SIZE) for quota in quotas))
 
 
 def _wishes(quotas: dict[str | None, int], harvest: _Harvest) -> list[Wish]:

@@ -5,6 +5,7 @@ __all__ = [
     "edits",
     "engine",
     "guidance",
+    "layouts",
     "prediction",
     "reuse",
     "safety",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from popalign_core.config import ModelConfig, RuntimeConfig, SamplingConfig
 from popalign_core.errors import ConfigError, ResourceError
+from popalign_core.machine import cache_folder
 from popalign_core.models.denoisers import find_denoiser
 from popalign_core.models.float8 import is_float8
 from popalign_core.models.loading import load_pipeline, resolve_device
@@ -140,7 +141,14 @@ class Sampler:
         _free_memory()
 
 
-def load_sampler(model: ModelConfig, runtime: RuntimeConfig, *, device: str, folder: Path | None = None) -> Sampler:
+def load_sampler(
+    model: ModelConfig,
+    runtime: RuntimeConfig,
+    *,
+    device: str,
+    folder: Path | None = None,
+    choose: Callable[[Any], RuntimeConfig] | None = None,
+) -> Sampler:
     """Load what sampling needs of a model, denoiser and VAE, and make it ready; the text encoders stay where they are.
 
     Args:
@@ -148,6 +156,7 @@ def load_sampler(model: ModelConfig, runtime: RuntimeConfig, *, device: str, fol
         runtime: Layout, compilation, offloading, batch size.
         device: Name of a device; `runtime.device` unless there is one for each worker.
         folder: Of an aligned copy, loaded in place of the model's own.
+        choose: What the runtime becomes when the pipeline is known.
 
     Raises:
         ConfigError: As `resolve_device`, and when projections are to be fused whose weights are kept as float8.
@@ -159,7 +168,7 @@ def load_sampler(model: ModelConfig, runtime: RuntimeConfig, *, device: str, fol
     pipeline = load_pipeline(model, device=first, folder=folder, components=SAMPLER_PARTS)
     if is_offloaded:
         pipeline.enable_model_cpu_offload(device=place)
-    return Sampler(pipeline, runtime)
+    return Sampler(pipeline, runtime if choose is None else choose(pipeline))
 
 
 def fitting_batch(limit: int, free: int, measure: Callable[[int], int]) -> int:
@@ -186,13 +195,24 @@ def _speed_up(pipeline: Any, runtime: RuntimeConfig) -> None:
         )
     if runtime.fuse_qkv and hasattr(denoiser, "fuse_qkv_projections"):
         denoiser.fuse_qkv_projections()
-    if runtime.channels_last:
-        for module in (denoiser, pipeline.vae):
-            module.to(memory_format=torch.channels_last)
+    if runtime.channels_last:  # "auto" too: what nobody measured
+        lay_out(pipeline, channels_last=True)
     if runtime.compile:
-        # /tmp, the default, is emptied at every start of the machine, and compiling takes minutes
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "popalign" / "inductor"))
-        denoiser.compile_repeated_blocks()
+        compile_blocks(denoiser)
+
+
+def lay_out(pipeline: Any, *, channels_last: bool) -> None:
+    """Put the weights of denoiser and VAE into one memory layout or the other, in place."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    for module in (find_denoiser(pipeline), pipeline.vae):
+        module.to(memory_format=memory_format)
+
+
+def compile_blocks(denoiser: Any) -> None:
+    """Compile a denoiser's repeated blocks; what is compiled is kept for the next process."""
+    # /tmp, the default, is emptied at every start of the machine, and compiling takes minutes
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    denoiser.compile_repeated_blocks()
 
 
 def _free_memory() -> None:

@@ -1,3 +1,13 @@
 """What stages share: the stage as an object, reading tables, classifiers and scorers by name."""
 
-__all__ = ["image_tables", "measuring", "needs", "prompt_lists", "reservations", "stage_object", "tensors"]
+__all__ = [
+    "image_tables",
+    "kept_speeds",
+    "measuring",
+    "needs",
+    "prompt_lists",
+    "reservations",
+    "stage_object",
+    "stopwatch",
+    "tensors",
+]

@@ -17,6 +17,7 @@ __all__ = [
     "prompts",
     "report",
     "sample",
+    "sample_layouts",
     "sample_shards",
     "scores",
     "set_quality",
@@ -27,4 +28,5 @@ __all__ = [
     "train_launch",
     "train_view",
     "train_worker",
+    "trial_sets",
 ]

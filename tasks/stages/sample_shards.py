@@ -25,6 +25,7 @@ from storage.formats.parquet import encode, file_name
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store
 from tasks.common.tensors import encode_tensors
+from tasks.stages.sample_layouts import take_kept_layout
 from tasks.workers.shard_worker import load_once
 from tasks.workers.shardwise import ShardFiles
 
@@ -127,7 +128,8 @@ def sample_shard(shard: Shard, on_images: Callable[[int], None] = lambda n: None
         shard: What to sample.
         on_images: Told how many images of the shard are sampled.
     """
-    asked = shard.model, shard.trained, shard.sampling.safety_checker
+    size = shard.sampling.width, shard.sampling.height
+    asked = shard.model, shard.trained, shard.sampling.safety_checker, size
     sampler, find_unsafe = load_once(_load, *asked, runtime=shard.runtime, is_shared=True)
     latents, images, n_unsafe = list[Tensor](), list[Future[bytes] | None](), 0
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
@@ -146,13 +148,19 @@ def sample_shard(shard: Shard, on_images: Callable[[int], None] = lambda n: None
 
 
 def _load(
-    model: ModelConfig, trained: ArtifactRef | None, safety_checker: str | None, runtime: RuntimeConfig, device: str
+    model: ModelConfig,
+    trained: ArtifactRef | None,
+    safety_checker: str | None,
+    size: tuple[int, int],
+    runtime: RuntimeConfig,
+    device: str,
 ) -> "tuple[Sampler, FindUnsafe]":
     """The sampler of a model, and what looks at its images; a trained model is fetched from the store first."""
     from popalign_core.sampling.sampler import load_sampler
 
     folder = open_store(runtime).localize(trained, "model") if trained else None
-    sampler = load_sampler(model, runtime, device=device, folder=folder)
+    choose = partial(take_kept_layout, size=size, runtime=runtime)
+    sampler = load_sampler(model, runtime, device=device, folder=folder, choose=choose)
     if safety_checker is None:
         return sampler, lambda pixels: np.zeros(len(pixels), dtype=bool)
     return sampler, partial(unsafe_images, load_safety_checker(safety_checker, sampler.device))

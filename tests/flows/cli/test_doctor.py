@@ -7,6 +7,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cli import doctor
 from flows.cli.doctor import Finding
+from popalign_core.machine import describe_machine
+from tasks.common.kept_speeds import keep_value
 
 
 def findings(root: str) -> dict[str, Finding]:
@@ -65,3 +67,21 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
     first = next(doctor._packages())
     assert (first.subject, first.exit_code) == ("surely-not-installed", 1)
     assert "make setup" in first.detail
+
+
+def test_the_fastest_layout_is_shown_with_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POPALIGN_CACHE", str(tmp_path / "cache"))
+    assert findings(str(tmp_path))["rates"].detail.endswith("`popalign plan --measure`")
+    here = describe_machine("cpu", 3)
+    about = {"machine": here, "model": ["UNet 7 torch.float32"], "size": [64, 32], "batch_size": 32}
+    value = {"channels_last": False, "batch_size": 16, "compile": False, "gain": 1.127}
+    keep_value("layouts", about, value)
+    elsewhere = about | {"machine": here | {"cpu": "another"}, "size": [8, 8]}
+    keep_value("layouts", elsewhere, value)
+    keep_value("rates", {"stage": "sample", "machine": here}, {"unit_s": 1.0})
+    found = findings(str(tmp_path))
+    assert found["rates"].detail == f"1 of this machine in {tmp_path / 'cache' / 'speeds.json'}"
+    assert found["fastest layout, 64 x 32 px"].detail == (
+        "channels_last=false, batches of 16: 1.13 times the default, UNet 7 torch.float32, 3 thread(s), batch_size 32"
+    )
+    assert "fastest layout, 8 x 8 px" not in found

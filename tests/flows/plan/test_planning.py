@@ -154,7 +154,7 @@ def test_steps_of_equal_outcome_become_one(tiny_config: PipelineConfig, tiny_run
 
 def test_planning_and_hits_import_neither_torch_nor_prefect() -> None:
     heavy = ("torch", "prefect", "diffusers")
-    flows = "flows.plan.runs, flows.plan.checkpoints, flows.plan.compare_systems"
+    flows = "flows.plan.runs, flows.plan.checkpoints, flows.plan.compare_systems, flows.plan.costs"
     code = f"import sys, {flows}; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

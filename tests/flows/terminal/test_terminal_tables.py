@@ -1,10 +1,21 @@
 """Tables of the command line, from numbers worked out by hand."""
 
 import pandas as pd
+import pytest
 
+from flows.plan.costs import Cost
 from flows.plan.planning import PlannedNode
 from flows.plan.steps import Step
-from flows.terminal.terminal_tables import Row, board_lines, garbage_lines, plan_lines, systems_lines, verdict_lines
+from flows.terminal.terminal_tables import (
+    Row,
+    board_lines,
+    cost_lines,
+    garbage_lines,
+    plan_lines,
+    spell_seconds,
+    systems_lines,
+    verdict_lines,
+)
 from popalign_core.config import Axis
 from popalign_core.report.comparison_inputs import ComparisonInputs
 from popalign_core.report.standings import ComparisonResults
@@ -100,6 +111,31 @@ def test_the_plan_counts_what_is_left() -> None:
     # Images are drawn once, however many stages read them.
     assert lines[-1] == "3 of 4 stages to run: about 96 images to sample, 40 training steps"
     assert plan_lines(nodes[:1])[-1] == "all 1 stages are in the store"
+
+
+def test_the_plan_says_what_is_left_in_time_disk_and_calls() -> None:
+    nodes = [
+        PlannedNode(Step(node, write_prompts), ArtifactRef("a", f"a-v1-{node}"), is_hit=node == "report")
+        for node in ("prompts", "sample", "train", "report")
+    ]
+    costs = {"prompts": Cost(40.0, n_calls=3), "sample": Cost(3700.0, 3 * 2**20), "train": Cost(None)}
+    lines = plan_lines(nodes, costs)
+    assert [line.split("a/a")[0].split() for line in lines[:4]] == [
+        ["prompts", "miss", "40", "s"],
+        ["sample", "miss", "1", "h", "1", "min"],
+        ["train", "miss", "?"],
+        ["report", "hit"],
+    ]
+    assert lines[-2] == "about 1 h 2 min, 3.0 MiB in the store, 3 or more calls of the language model"
+    assert lines[-1] == (
+        "not counted in the time, since this machine was not seen at it: train; `popalign plan --measure` finds out"
+    )
+    assert len(cost_lines({"sample": Cost(1.0)})) == 1
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(59.4, "59 s"), (59.6, "1 min 0 s"), (3599.7, "1 h 0 min")])
+def test_seconds_are_spelt_in_two_units(seconds: float, said: str) -> None:
+    assert spell_seconds(seconds) == said
 
 
 def test_the_leaderboard_shows_headlines_only() -> None:

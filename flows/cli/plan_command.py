@@ -1,0 +1,44 @@
+"""The command that says what a run would do, and what that costs. Everything heavy is imported inside it."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from flows.terminal.arguments import Config, Preset, Root, Settings
+
+_LOADED = time.perf_counter()
+"""When the command began."""
+
+
+def plan(
+    preset: Preset = None,
+    config: Config = None,
+    root: Root = None,
+    settings: Settings = None,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Work for a few seconds first, to see how fast this machine is, and keep it."),
+    ] = False,
+) -> None:
+    """Show each stage's key, whether it is in the store, how much work it is, and how long it takes here."""
+    from flows.plan.costs import Cost, estimate_costs
+    from flows.plan.planning import plan_run as plan_nodes
+    from flows.terminal.options import build_config
+    from flows.terminal.terminal_tables import plan_lines
+
+    pipeline, runtime = build_config(preset, config, settings or [], root)
+    planned = plan_nodes(pipeline, runtime)
+    started = time.perf_counter() - _LOADED  # a run has to plan too
+    if measure:
+        from flows.plan.trial import run_trial
+        from flows.terminal.progress import console_progress
+
+        with console_progress() as progress:
+            layout = run_trial(pipeline, runtime, progress)
+        if layout is not None:
+            said = f"channels_last={str(layout.channels_last).lower()}, batches of {layout.batch_size}"
+            typer.echo(f"sampling is fastest with {said}{', compiled' if layout.compile else ''}", err=True)
+    costs = estimate_costs(planned, runtime)
+    for line in plan_lines(planned, costs and {"start": Cost(started), **costs}):
+        typer.echo(line)
