@@ -113,7 +113,9 @@ def column_name(metric: str, axis: str) -> str:
         "discrepancy_corrected": f"{where}all prompts, corrected for classifier error and missed faces",
         "discrepancy_joint": "All attributes jointly",
     }
-    return known.get(base, (where if axis else "") + scorer_name(base))
+    words = scorer_name(base)
+    is_acronym = words[1:2].isupper()
+    return known.get(base, f"{where}{words if is_acronym else words[:1].lower() + words[1:]}" if axis else words)
 
 
 def floor_words(value: float, metric: str) -> str:

@@ -25,6 +25,8 @@ _NOTES: dict[State, str] = {
     "damaged": "its folder or its run.json cannot be read: run it again, or delete the folder",
 }
 _PAGES = (".html", ".md")
+_STYLE = "runs"
+"""Lists of files break into lines; elsewhere small text is an interval, which does not."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ def build_runs_page(runs: Iterable[ListedRun], store: str, board: Sequence[str])
 
 def _sections(runs: Sequence[ListedRun]) -> Iterator[tuple[str, str]]:
     for title, states in _SECTIONS.items():
-        yield title, table(_HEADS, [_row(run) for run in runs if run.state in states])
-    kept = table(_HEADS, [_row(run) for run in runs if run.state == "kept"])
+        yield title, table(_HEADS, [_row(run) for run in runs if run.state in states], _STYLE)
+    kept = table(_HEADS, [_row(run) for run in runs if run.state == "kept"], _STYLE)
     yield "No runs", details("Artifacts of single commands, which `popalign gc` keeps", kept)
 
 

@@ -9,7 +9,8 @@ body { margin: 0; color: var(--ink); background: #fff; font: 16px/1.5 system-ui,
 main, header.top, footer { max-width: 1080px; margin: 0 auto; padding: 0 20px; }
 header.top { padding-top: 28px; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 4px; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 44px 0 6px; padding-top: 14px; border-top: 1px solid var(--line); }
+h2 { font-size: 1.25rem; margin: 44px 0 6px; padding-top: 14px; border-top: 1px solid var(--line);
+  overflow-wrap: anywhere; }
 h3 { font-size: 1rem; margin: 18px 0 6px; overflow-wrap: anywhere; }
 p { margin: 6px 0 10px; max-width: 46em; }
 small, .soft, figcaption span { color: var(--soft); }
@@ -27,6 +28,7 @@ thead th { font-size: .82rem; color: var(--soft); border-bottom: 2px solid var(-
 tbody th { font-weight: 400; overflow-wrap: anywhere; min-width: 10em; }
 tr.group th { font-weight: 700; padding-top: 18px; background: none; }
 td small { white-space: nowrap; }
+table.runs td small { white-space: normal; overflow-wrap: anywhere; }
 table.main .mark { display: inline-block; }
 table.main td small, table.glance td small { display: block; line-height: 1.3; white-space: normal; }
 ol.key { columns: 11em; font-size: .93rem; margin: 6px 0; }

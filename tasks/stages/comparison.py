@@ -281,7 +281,7 @@ def _reproducibility(inputs: Inputs, view: ComparisonView) -> dict[str, str]:
 
 compare_statistics = Stage(
     "comparison",
-    "8",
+    "9",
     ComparisonView.of,
     _fill,
     inputs=("prompts",),

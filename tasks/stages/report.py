@@ -112,7 +112,7 @@ def _reproducibility(inputs: Inputs, view: ReportView) -> dict[str, str]:
 
 write_report = Stage(
     "report",
-    "8",
+    "9",
     ReportView.of,
     _fill,
     inputs=(

@@ -65,9 +65,9 @@ GOLDEN = {
     "train": "train-v3-6c1fd5b69d57e810cfb3fdf751eaaad9",
     "scores": "scores-v3-997c5be96b5e1b2e14443a6a8b20a3f8",
     "evaluate": "evaluate-v7-fa7fbdd376855e3e0e4244aac7b00e7d",
-    "report": "report-v8-b54e678bad54332cb6d6d51240a8fbbd",
-    "comparison": "comparison-v8-12f8117f3a0a6fbb1099c47b759ce805",
-    "sweep": "sweep-v3-013e3529ab455187418e61589207baf5",
+    "report": "report-v9-441d2c6af5026a87891e9ec8529e6a9e",
+    "comparison": "comparison-v9-7f02737b998632dba3eb56008abf2da5",
+    "sweep": "sweep-v4-5ac905436205f76c25229005d5255ca3",
 }
 
 
