@@ -1,5 +1,6 @@
 """The frame of every page: no script, nothing loaded from outside."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -49,18 +50,23 @@ def figures(found: Sequence[tuple[str, str]]) -> str:
 def details(summary: str, content: str, *, is_printed: bool = True) -> str:
     """What is folded away on a screen, and on paper unfolded or left out; '' without content."""
     kind = "" if is_printed else ' class="screen"'
-    return f"<details{kind}><summary>{escape(summary)}</summary>{content}</details>" if content else ""
+    return f"<details{kind}><summary>{_with_code(summary)}</summary>{content}</details>" if content else ""
 
 
 def bullets(texts: Iterable[str]) -> str:
     """A list of plain sentences."""
-    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
+    return "<ul>" + "".join(f"<li>{_with_code(text)}</li>" for text in texts) + "</ul>"
 
 
 def definitions(items: Mapping[str, str]) -> str:
     """Names and values, such as keys and versions; '' when there is none."""
     inner = "".join(f"<dt>{escape(name)}</dt><dd>{_folded(value)}</dd>" for name, value in items.items())
     return f"<dl>{inner}</dl>" if inner else ""
+
+
+def _with_code(text: str) -> str:
+    """What stands between backticks is a command, to be copied."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _folded(value: str) -> str:

@@ -15,6 +15,8 @@ import psutil
 import pytest
 from prefect_station import PREFECT, Station, environment, free_port, running, wait_until_healthy
 
+from flows.deployment import LOST_AFTER_S
+
 N_KILLS = int(os.environ.get("POPALIGN_KILLS", "3"))
 LONGEST_LOSS_S = 600
 """From a kill until the run is at work again: 150 seconds without a heartbeat, and what starts again."""
@@ -178,3 +180,24 @@ def _check_outcome(root: Path, expected: dict[str, bytes], shards: dict[str, int
     assert any(name.startswith("runs/") and name.endswith("report.html") for name in found)
     remade = [name for name, time_ns in shards.items() if (root / name).stat().st_mtime_ns != time_ns]
     assert remade == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_cancelled_run_stays_cancelled(stopped_station: Station) -> None:
+    """Longer than a run may be without a heartbeat; the same run from the start then goes on from the store."""
+    station = stopped_station
+    worker = Worker(station)
+    try:
+        run = start_run(station, "store")
+        assert not wait_for(station, run, working=True, timeout_s=LONGEST_LOSS_S)
+        station.ask(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+        deadline = time.monotonic() + LONGEST_LOSS_S
+        while state_of(station, run)["type"] != "CANCELLED":
+            assert time.monotonic() < deadline, f"{state_of(station, run)}\n{station.said()}"
+            time.sleep(1)
+        time.sleep(LOST_AFTER_S + 30)
+        assert state_of(station, run)["type"] == "CANCELLED"
+        assert flow_processes(station) == []
+    finally:
+        worker.end()

@@ -280,5 +280,5 @@ def test_every_verdict_is_followed_by_a_command_to_go_on_with(cells: list[tuple[
     change = {key: (value, value - half, value + half) for key, (value, half, _) in zip(BETTER, cells, strict=True)}
     page = build_comparison(inputs_of(change, grids={}))
     (after,) = re.findall(r"<h2>What next</h2>(.*?)</section>", page, re.S)
-    assert re.search(r"`popalign (check|sweep|evaluate|study)\b", unescape(after))
+    assert re.search(r"<code>popalign (check|sweep|evaluate|study)\b", unescape(after))
     assert page.index("<h2>What next</h2>") > page.index("<h2>What this page cannot say</h2>")
