@@ -39,7 +39,7 @@ setup-slow: $(SLOW)
 
 $(RUNTIME): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found: install one, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "Installing what running needs into .venv ($(PYTHON), torch for $(TORCH)), 1.6 GB: one to three minutes the first time."
+	@echo "Installing what running needs into .venv ($(PYTHON), torch for $(TORCH)), 1.7 GB: one to three minutes the first time."
 	@rm -f $(RUNTIME) $(DEV) $(SLOW)
 	@echo "  1/6 the environment, with a pip of today"
 	@$(PYTHON) -m venv .venv

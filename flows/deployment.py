@@ -114,5 +114,5 @@ def _make_automation() -> None:
 def _run_prefect(*words: str) -> None:
     done = subprocess.run([*_PREFECT, *words], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = " ".join((done.stdout + done.stderr).split())[-600:]
-        raise ServiceError(f"`prefect {' '.join(words)}` failed: {said}")
+        said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise ServiceError(f"`prefect {' '.join(words)}` failed: {said[-1] if said else done.returncode}")

@@ -1,6 +1,7 @@
 """What is installed, which weights are where, which device, whether store and server answer."""
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -57,6 +58,7 @@ def examine_needs(config: PipelineConfig, runtime: RuntimeConfig) -> Iterator[Fi
     from flows.plan.preflight import list_needs, look_for
     from flows.plan.steps import PIPELINE
 
+    yield _device()
     for need in list_needs(PIPELINE, config, runtime):
         problem = look_for(need)
         if problem is None:
@@ -156,13 +158,18 @@ def _store(root: str) -> Finding:
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
             why = "it cannot be written" if folder.is_dir() else "it is no folder"
             return Finding("store", f"{root} cannot be made in {folder}: {why}", StoreError.exit_code, is_there=False)
-        return Finding("store", f"{root} is not there yet; a run makes it in {folder}")
+        return Finding("store", f"{root} is not there yet; a run makes it in {folder}, {_room(folder)}")
     try:
         store = Store(root, create=False)
         store.check_writable()
     except StoreError as error:
         return Finding.of_error("store", error)
-    return Finding("store", f"{store.root} can be written")
+    room = "" if "://" in root else f", {_room(Path(root))}"
+    return Finding("store", f"{store.root} can be written{room}")
+
+
+def _room(folder: Path) -> str:
+    return f"{shutil.disk_usage(folder).free / 2**30:.0f} GiB free"
 
 
 def _prefect() -> Finding:

@@ -20,6 +20,7 @@ def deploy(
             "popalign deploy needs a server; start one with `prefect server start`, and set PREFECT_API_URL, for "
             "example http://127.0.0.1:4200/api"
         )
+    typer.echo(f"waiting for {server_url()}, at most {wait:g} s", err=True)
     wait_for_server(wait)
     make_deployments(lambda made: typer.echo(f"made: {made}"))
     typer.echo(f"Start a worker in the folder of the store: prefect worker start --pool {POOL}")

@@ -14,8 +14,7 @@ from flows.plan.checkpoints import (
 )
 from flows.plan.execution import Call
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.config.evaluation import DIVERSITY
-from popalign_core.evaluation.clip_score import CLIP_SCORE
+from popalign_core.config.evaluation import CLIP_SCORE, DIVERSITY
 from popalign_core.evaluation.thresholds import Judgement, Threshold, check_thresholds, judge_thresholds
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store

@@ -10,9 +10,6 @@ from torch import Tensor
 from popalign_core.errors import InputError
 from popalign_core.models.clip import ClipScorer, embed_images, embed_texts
 
-CLIP_SCORE = "clip_score"
-"""Scorer name: 100 x cosine of image and prompt."""
-
 
 def clip_scores(image_embeds: Tensor, text_embeds: Tensor) -> NDArray[np.float64]:
     """100 x cosine of each image with its own text; both `[N, D]` of length 1, returns `[N]`."""

@@ -25,7 +25,7 @@ def find_pipeline_folder(model: ModelConfig) -> Path:
     Raises:
         ConfigError: As `loading.local_folder`.
         MissingWeightsError: When the pipeline or one of its files is not there; says how to get it.
-        DamagedWeightsError: When a file of weights is not whole.
+        DamagedWeightsError: When a file is missing, or one of weights is not whole; names all of them.
     """
     source = local_folder(model) or model.name
     fix = how_to_get(public) if (public := pipeline_source(model)) else "restore its files"
@@ -34,10 +34,20 @@ def find_pipeline_folder(model: ModelConfig) -> Path:
     if folder is None:
         raise MissingWeightsError(f"cannot load {what}: it is not in the local hub cache; {fix}")
     index = PartFolder(what, folder, fix).read_settings(MODEL_INDEX)
+    problems = list[DamagedWeightsError]()
     for name, entry in index.items():
         is_replaced = name in DENOISERS and model.denoiser is not None
         if isinstance(entry, list) and isinstance(entry[0], str) and not is_replaced:
-            _check_part(name, entry[0], PartFolder(f"{name} of {what}", folder / name, fix))
+            try:
+                _check_part(name, entry[0], PartFolder(f"{name} of {what}", folder / name, fix))
+            except DamagedWeightsError as error:
+                problems.append(error)
+    if len(problems) > 1:
+        raise DamagedWeightsError(
+            "\n- ".join([f"{len(problems)} parts of the model are not whole:", *map(str, problems)])
+        )
+    if problems:
+        raise problems[0]
     return folder
 
 
@@ -80,10 +90,10 @@ def _check_part(name: str, library: str, part: PartFolder) -> None:
         _check_network(part, weights_stem(library))
     elif name == "scheduler":
         part.read_settings("scheduler_config.json")
-    elif name.startswith("tokenizer") and not any(
-        all((part.path / file).is_file() for file in files) for files in _VOCABULARIES
-    ):
-        raise part.refusal("there are no files of its vocabulary")
+    elif name.startswith("tokenizer"):
+        if not any(all((part.path / file).is_file() for file in files) for files in _VOCABULARIES):
+            raise part.refusal("there are no files of its vocabulary")
+        part.read_settings("tokenizer_config.json")  # without it a text may be any length
 
 
 def _check_network(part: PartFolder, stem: str) -> None:

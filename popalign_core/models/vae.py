@@ -34,9 +34,12 @@ def decode_latents(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
     decoded = torch.cat(images)
     broken = int((~decoded.isfinite()).flatten(1).any(dim=1).sum())
     if broken:
+        cause, fix = "damaged", "restore them"
+        if vae.dtype == torch.float16:
+            cause, fix = f"damaged, or too large for {vae.dtype}", f"{fix}, or set model.dtype to bfloat16 or float32"
         raise InputError(
-            f"{broken} of {len(decoded)} images are not finite (NaN or infinite); the model's weights are damaged, or "
-            f"too large for {vae.dtype}: restore them, or set model.dtype to bfloat16 or float32"
+            f"{broken} of {len(decoded)} images are not finite (NaN or infinite); the model's weights are {cause}: "
+            f"{fix}"
         )
     pixels = (decoded / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
     array: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

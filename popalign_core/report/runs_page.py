@@ -21,7 +21,7 @@ _SECTIONS: dict[str, tuple[State, ...]] = {
 }
 _NOTES: dict[State, str] = {
     "again": "begun once more since, and not done with that",
-    "incomplete": "at work, or stopped: the same command goes on",
+    "incomplete": "at work, or ended early: the same command goes on, or says what is wrong",
     "damaged": "its folder or its run.json cannot be read: run it again, or delete the folder",
 }
 _PAGES = (".html", ".md")

@@ -18,6 +18,7 @@ from popalign_core.config import (
     SamplingConfig,
     ScorerConfig,
 )
+from popalign_core.config.evaluation import CLIP_SCORE
 from popalign_core.errors import MissingWeightsError
 from popalign_core.evaluation.quality.scorer_files import weights_of
 from popalign_core.models.loading import hash_file, hash_folder, local_folder, reads_guidance
@@ -175,7 +176,6 @@ def load_judges(config: EvaluationConfig, device: str) -> "Judges":
         ConfigError: When a package is absent.
         InputError: When a file is not what it should be.
     """
-    from popalign_core.evaluation.clip_score import CLIP_SCORE
     from popalign_core.evaluation.quality.scorer_factory import build_judges
 
     scorers = config.scorers or {CLIP_SCORE: ClipScoreConfig(kind="clip")}

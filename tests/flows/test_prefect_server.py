@@ -116,7 +116,7 @@ def test_the_lines_of_readme_work_as_they_stand(tmp_path: Path) -> None:
     env = {name: value for name, value in environment(tmp_path / "prefect", 4200).items() if name != "PREFECT_API_URL"}
     (tmp_path / ".venv").symlink_to(Path(sys.prefix), target_is_directory=True)
     shell = ("bash", "--norc", "-s")
-    with running(shell, tmp_path, env, tmp_path / "shell.log", block + "prefect server stop\n") as process:
+    with running(shell, tmp_path, env, tmp_path / "shell.log", block + "kill %1 %2\n") as process:
         process.wait(timeout=COMMAND_TIMEOUT_S)
     said = (tmp_path / "shell.log").read_text(errors="replace")
     assert (tmp_path / "artifacts" / "runs" / "smoke" / "report.html").is_file(), said

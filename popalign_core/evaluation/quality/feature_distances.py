@@ -125,12 +125,15 @@ def squared_mmd(sums: KernelSums, *, unbiased: bool) -> tuple[float, FloatArray]
 def expected_if_equal(sums: KernelSums) -> float:
     """What `squared_mmd` with `unbiased=False` is expected to give for two samples of one distribution, of these sizes.
 
-    The pairs of an image with itself make the difference: `(own - others) / n` for each of the two.
+    The pairs of an image with itself make the difference: `(own - others) / n` for each of the two. NaN where one has a
+    single image.
     """
     parts = ((sums.xx, sums.own_x, sums.n_x), (sums.yy, sums.own_y, sums.n_y))
     found = 0.0
     for block, own, counts in parts:
         n = counts.sum()
+        if n < 2:
+            return float("nan")
         found += (own.sum() / n - (block.sum() - own.sum()) / (n * (n - 1))) / n
     return float(found)
 

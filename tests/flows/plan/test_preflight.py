@@ -125,6 +125,7 @@ FAULTS: dict[str, tuple[Make, str, int]] = {
         r"tokenizer_2 of .* no files of its vocabulary",
         4,
     ),
+    "no length of a text": (_without("tokenizer", "tokenizer_config.json"), r"no file named tokenizer_config.json", 4),
     "no noise schedule": (_without("scheduler", "scheduler_config.json"), r"no file named scheduler_config.json", 4),
     "no denoiser": (_give(model__denoiser="nowhere"), r"model.denoiser 'nowhere' holds no denoiser", 4),
     "no LoRA": (_give(model__lora="nowhere.safetensors"), r"model.lora 'nowhere.safetensors'", 4),
@@ -227,6 +228,21 @@ def test_all_that_is_missing_is_said_at_once(make_fault: MakeFault) -> None:
     for text in ("nowhere.txt", "not whole", "'gpu'", "gender_model", "race_model", "face_detection_yunet"):
         assert len([line for line in said if line.startswith("- ") and text in line]) == 1
     assert len(said) == 6
+
+
+def test_every_part_of_a_model_that_is_not_whole_is_named(make_fault: MakeFault) -> None:
+    def three(folder: Path, pipeline: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        _cut_weights(folder, pipeline)
+        _without_weights(folder, pipeline)
+        return _without("tokenizer_2", "tokenizer.json", "vocab.json", "merges.txt")(folder, pipeline)
+
+    config, runtime = make_fault(three)
+    with pytest.raises(PopAlignError, match="3 parts of the model are not whole") as caught:
+        plan_run(config, runtime)
+    said = str(caught.value).splitlines()[1:]
+    for line, text in zip(said, ("tokenizer_2", "unet", "vae"), strict=True):
+        assert line.startswith("- ")
+        assert text in line
 
 
 def test_of_what_lies_in_the_store_nothing_is_asked(

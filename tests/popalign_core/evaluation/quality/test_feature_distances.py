@@ -124,3 +124,9 @@ def test_diversity_is_the_distance_from_the_others_of_a_prompt() -> None:
     vectors = torch.tensor([[2.0, 0], [0, 1], [1, 0], [3, 0], [0, 2], [1, 1]])
     found = distances_from_siblings(vectors, np.array(["a", "a", "b", "b", "b", "c"]))
     np.testing.assert_allclose(found, [1, 1, 0.5, 0.5, 1, np.nan], atol=1e-12)
+
+
+def test_a_single_image_has_no_expected_distance() -> None:
+    alone, several = np.zeros(1, dtype=np.intp), np.zeros(5, dtype=np.intp)
+    sums = kernel_sums(features(1), alone, features(5, seed=1), several, cubic_kernel)
+    assert np.isnan(expected_if_equal(sums))
