@@ -149,6 +149,10 @@ def test_intervals_hold_the_truth_in_95_of_100_populations(number: int) -> None:
     # two systems that are both exactly fair: the truth may be at 0 or a little above, and both are allowed for
     if not SETTINGS[number].tilt and len(set(SETTINGS[number].shares)) == 1:
         most["change:discrepancy_pooled"] = most["change:discrepancy_corrected"] = 0.985
+    # of shares that missed faces tilt a little away from equal ones, KL is next to 0, and its interval errs to the long
+    # side: 98.6 of 100 at 95% and 60% detection
+    if SETTINGS[number].detection is not None and "kl" in found:
+        most["kl"] = 0.99
     assert (found >= least[found.index]).all(), found
     assert (found <= most[found.index]).all(), found
 
