@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from popalign_core.models.denoisers import family_of, find_denoiser
+from popalign_core.models.loading import LORA_FILE
 from popalign_core.training.trainable_weights import ADAPTER_NAME
 
 _ORIGIN = "_name_or_path"
 """What diffusers notes in every configuration that it writes."""
+_ALIGNED = 8
+"""Bytes: where the tensors of a file of safetensors may begin."""
 
 
 def save_lora(pipeline: Any, folder: Path) -> None:
@@ -32,6 +35,18 @@ def save_lora(pipeline: Any, folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     pipeline.save_lora_weights(folder, safe_serialization=True, **layers)
+    _order_header(folder / LORA_FILE)
+
+
+def _order_header(file: Path) -> None:
+    """The same bytes from every process: safetensors writes the entries of its metadata in an order of chance."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // _ALIGNED) * _ALIGNED)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
 
 
 def save_model(pipeline: Any, folder: Path) -> None:

@@ -174,6 +174,11 @@ def test_reads_what_training_writes(
         if "lora_B" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator)
     save_lora(trained, tmp_path / "lora")
+    # the entries of the metadata stand in an order of chance in what safetensors writes
+    for again in range(8):
+        save_lora(trained, tmp_path / f"again-{again}")
+    files = [path.read_bytes() for path in tmp_path.glob("*/pytorch_lora_weights.safetensors")]
+    assert (len(files), len(set(files))) == (9, 1)
     denoiser.fuse_lora()
     denoiser.unload_lora()
     model = ModelConfig(name=str(family_folder(family)), lora=str(tmp_path / "lora"))
