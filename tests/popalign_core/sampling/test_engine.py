@@ -122,8 +122,15 @@ def test_pictures_that_are_not_finite_are_refused(tiny_pipeline: Any, embeddings
     with torch.no_grad():
         tiny_pipeline.unet.conv_out.bias[0] = float("nan")
     prompts, empty = split(embeddings)
-    with pytest.raises(InputError, match=r"2 of 2 images are not finite .*set model\.dtype to bfloat16 or float32"):
+    with pytest.raises(InputError, match=r"2 of 2 images are not finite .*weights are damaged: restore them$"):
         sample_images(tiny_pipeline, prompts, empty, [0, 1], [3, 4], CONFIG)
+
+
+def test_half_precision_may_be_why_pictures_are_not_finite(tiny_pipeline: Any) -> None:
+    vae = tiny_pipeline.vae.to(torch.float16)
+    latents = torch.full((1, 4, 8, 8), float("nan"), dtype=torch.float16)
+    with pytest.raises(InputError, match=r"or too large for torch\.float16: .*set model\.dtype to bfloat16 or float32"):
+        decode_latents(vae, latents)
 
 
 def test_decoding_in_chunks_changes_nothing(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
