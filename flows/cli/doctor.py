@@ -1,14 +1,13 @@
 """What is installed, which weights are where, which device, whether store and server answer."""
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
-from flows.plan.preflight import nearest_folder
+from flows.plan.preflight import free_bytes, nearest_folder
 from popalign_core.attributes.deepface_files import HEAD_WEIGHTS, require_weights
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError, ServiceError, StoreError
@@ -55,16 +54,15 @@ def examine(root: str) -> Iterator[Finding]:
 
 def examine_needs(config: PipelineConfig, runtime: RuntimeConfig) -> Iterator[Finding]:
     """Look at all that a run of a configuration needs, whatever of it is in the store already. Makes nothing."""
-    from flows.plan.preflight import list_needs, look_for
+    from flows.plan.preflight import list_needs
     from flows.plan.steps import PIPELINE
 
     yield _device()
     for need in list_needs(PIPELINE, config, runtime):
-        problem = look_for(need)
-        if problem is None:
+        try:
             yield Finding(need.what, str(need.find()))
-        else:
-            yield Finding.of_error(need.what, problem, is_optional=need.is_optional)
+        except PopAlignError as error:
+            yield Finding.of_error(need.what, error, is_optional=need.is_optional)
     yield _store(runtime.root)
 
 
@@ -169,7 +167,7 @@ def _store(root: str) -> Finding:
 
 
 def _room(folder: Path) -> str:
-    return f"{shutil.disk_usage(folder).free / 2**30:.0f} GiB free"
+    return f"{free_bytes(folder) / 2**30:.0f} GiB free"
 
 
 def _prefect() -> Finding:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.review.study_arguments import read_text
+from flows.review.study_arguments import choose_token
 from flows.terminal.arguments import Root, path_option
 from popalign_core.errors import ConfigError
 
@@ -36,8 +36,7 @@ def serve_pages(
     from flows.terminal.options import DEFAULT_ROOT
     from storage.readable_runs import ReadableRuns
 
-    if token_file is not None:
-        token = (read_text(token_file).splitlines() or [""])[0].strip()
+    token = choose_token(token, token_file)
     if token is not None and not token.isascii():
         raise ConfigError(
             "the token has characters other than ASCII, which browsers send in several ways; give another"

@@ -1,13 +1,12 @@
 """What `popalign fetch` gets: what a configuration needs and is not there, the room it takes, and the work itself."""
 
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.plan.preflight import look_for, nearest_folder
+from flows.plan.preflight import free_bytes, look_for, nearest_folder
 from popalign_core.config import PipelineConfig
 from popalign_core.downloads.file_records import hold_folder
 from popalign_core.downloads.remote_files import Listing, home_of, list_source, lock_of
@@ -106,7 +105,7 @@ def check_room(jobs: Iterable[FetchJob]) -> None:
         needed[disk] += job.n_bytes
         folders.setdefault(disk, folder)
     for disk, folder in folders.items():
-        free = shutil.disk_usage(folder).free
+        free = free_bytes(folder)
         if needed[disk] > free:
             raise StoreError(
                 f"{needed[disk] / _GIB:.1f} GiB are to be fetched, and the disk of {folder} has {free / _GIB:.1f} GiB "

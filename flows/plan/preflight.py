@@ -72,13 +72,18 @@ def check_disk(n_images: int, config: PipelineConfig, runtime: RuntimeConfig) ->
         return
     needed = n_images * config.sampling.width * config.sampling.height * PIXEL_BYTES
     with suppress(OSError):
-        free = shutil.disk_usage(nearest_folder(Path(runtime.root))).free
+        free = free_bytes(Path(runtime.root))
         if needed > free:
             raise StoreError(
                 f"about {n_images} images of {config.sampling.width} x {config.sampling.height} px take "
                 f"{needed / _GIB:.1f} GiB, and {runtime.root} has {free / _GIB:.1f} GiB left; make room, or give "
                 "another root"
             )
+
+
+def free_bytes(path: Path) -> int:
+    """Room on the disk that a path is on, or will be."""
+    return shutil.disk_usage(nearest_folder(path)).free
 
 
 def nearest_folder(path: Path) -> Path:

@@ -11,6 +11,7 @@ from flows.review.study_arguments import (
     Name,
     Root,
     Url,
+    choose_token,
     database_url,
     links_command,
     open_database,
@@ -187,8 +188,7 @@ def review(
     from flows.review.app import serve
     from flows.review.server_settings import ReviewSettings
 
-    if token_file is not None:
-        token = (read_text(token_file).splitlines() or [""])[0].strip()
+    token = choose_token(token, token_file)
     settings = ReviewSettings(host=host, port=port, token=token, url=url, trusted_proxies=tuple(trusted_proxies or ()))
     typer.echo(f"Studies: {settings.base_url}/ (Ctrl-C ends it; every answer is kept)", err=True)
     serve(database_url(database, root), settings)

@@ -63,6 +63,15 @@ def database_url(database: str | None, root: str | None) -> str:
     return database or f"sqlite:///{(Path(root) / 'reviews.sqlite').absolute()}"
 
 
+def choose_token(token: str | None, file: Path | None) -> str | None:
+    """A token that a user gave by itself, or as the first line of a file, which then counts.
+
+    Raises:
+        InputError: When the file cannot be read.
+    """
+    return token if file is None else (read_text(file).splitlines() or [""])[0].strip()
+
+
 def read_text(path: Path) -> str:
     """A text that a user wrote.
 

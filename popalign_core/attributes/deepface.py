@@ -5,9 +5,9 @@ from dataclasses import replace
 from importlib import metadata
 
 from popalign_core.attributes.classifier_interface import FaceReading, Images, Probabilities
-from popalign_core.attributes.deepface_files import GENDERS, RACES
 from popalign_core.attributes.deepface_heads import FaceHeads, age_shares
 from popalign_core.attributes.detector import FaceDetector
+from popalign_core.attributes.known_classes import classes_read
 from popalign_core.config import AttributesConfig
 
 
@@ -29,10 +29,8 @@ class DeepFaceClassifier:
             MissingWeightsError: Naming the file, its place and its URL.
             ConfigError: When a package the detector needs is not installed.
         """
-        self.axes: dict[str, tuple[str, ...]] = {"gender": GENDERS, "race": RACES}
+        self.axes = dict(classes_read(self.name, config))
         self._bands = config.age_bands
-        if self._bands:
-            self.axes["age"] = tuple(self._bands)
         self._detector = FaceDetector(config)
         self._heads = FaceHeads(list(self.axes), device)
         self.version = f"{metadata.version('deepface')}-{config.detector_backend}"

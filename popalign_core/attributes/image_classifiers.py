@@ -50,7 +50,7 @@ class LabelClassifier:
             InputError: When a label is in no axis, in two, or not the network's.
         """
         self.name, self.version, self._network = name, version, network
-        self.axes = {axis: tuple(dict.fromkeys(labels.values())) for axis, labels in settings.axes.items()}
+        self.axes = settings.classes
         self._labels = settings.axes
         named = [label for labels in settings.axes.values() for label in labels]
         outputs = network.labels

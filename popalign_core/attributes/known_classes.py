@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from popalign_core.attributes.deepface_files import GENDERS, RACES
-from popalign_core.config import AttributesConfig, Axis, PeopleConfig, ZeroShotConfig
+from popalign_core.config import AttributesConfig, Axis
 from popalign_core.errors import InputError
 from popalign_core.portraits import occupations
 
@@ -18,12 +18,7 @@ def classes_read(name: str, config: AttributesConfig) -> Classes:
     if name == "deepface":
         ages = {"age": tuple(config.age_bands)} if config.age_bands else {}
         return {"gender": GENDERS, "race": RACES, **ages}
-    settings = config.classifiers[name]
-    if isinstance(settings, PeopleConfig):
-        return settings.axes
-    if isinstance(settings, ZeroShotConfig):
-        return {axis: tuple(words) for axis, words in settings.axes.items()}
-    return {axis: tuple(dict.fromkeys(labels.values())) for axis, labels in settings.axes.items()}
+    return config.classifiers[name].classes
 
 
 def shared_classes(known: Mapping[str, Classes]) -> dict[str, tuple[str, ...]]:

@@ -43,7 +43,7 @@ class ZeroShotClassifier:
     def __init__(self, name: str, version: str, settings: ZeroShotConfig, space: SharedSpace) -> None:
         """Embed the words of each class in all templates; their mean stands for the class."""
         self.name, self.version = name, version
-        self.axes = {axis: tuple(words) for axis, words in settings.axes.items()}
+        self.axes = settings.classes
         self._space = space
         self._classes = {
             axis: torch.stack([self._embed_class(word, settings.templates) for word in words.values()])

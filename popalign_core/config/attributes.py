@@ -17,6 +17,11 @@ class ZeroShotConfig(Frozen):
     templates: tuple[Text, ...] = Field(default=("a photo of {}",), min_length=1)
     margin: float = Field(default=0.25, ge=0, description="around the face, shares of the box on each side")
 
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Axis to the classes that it tells apart."""
+        return {axis: tuple(words) for axis, words in self.axes.items()}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         bad = [template for template in self.templates if "{}" not in template]
@@ -41,6 +46,11 @@ class NetworkConfig(Frozen):
     std: tuple[float, float, float] = Field(default=(0.229, 0.224, 0.225), description="onnx: of RGB in [0, 1]")
     margin: float = Field(default=0.25, ge=0, description="around the face, shares of the box on each side")
 
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Axis to the classes that it tells apart; several labels may mean one."""
+        return {axis: tuple(dict.fromkeys(labels.values())) for axis, labels in self.axes.items()}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.kind == "onnx") != bool(self.labels):
@@ -54,6 +64,11 @@ class PeopleConfig(Frozen):
     kind: Literal["people"]
     path: Text
     axes: dict[str, tuple[Text, ...]] = Field(min_length=1, description="axis -> the classes people chose from")
+
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Axis to the classes that it tells apart."""
+        return dict(self.axes)
 
 
 class AttributesConfig(Frozen):

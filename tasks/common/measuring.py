@@ -19,10 +19,10 @@ from popalign_core.config import (
     ScorerConfig,
 )
 from popalign_core.config.evaluation import CLIP_SCORE
-from popalign_core.errors import MissingWeightsError
 from popalign_core.evaluation.quality.scorer_files import weights_of
 from popalign_core.models.loading import hash_file, hash_folder, local_folder, reads_guidance
 from popalign_core.portraits import weights_folder
+from tasks.common.needs import require_classifier
 from tasks.common.stage_object import drop_fields, keep_fields
 
 if TYPE_CHECKING:
@@ -72,11 +72,8 @@ def content_digest(path: Path) -> str:
     Raises:
         MissingWeightsError: When there is nothing.
     """
-    if path.is_dir():
-        return folder_digest(path)
-    if not path.is_file():
-        raise MissingWeightsError(f"there is nothing at {path}; give the classifier's file or folder in its `path`")
-    return hash_file(path)
+    require_classifier(path)
+    return folder_digest(path) if path.is_dir() else hash_file(path)
 
 
 def classifier_identity(config: AttributesConfig) -> Any:

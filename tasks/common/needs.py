@@ -125,7 +125,7 @@ def _described_needs(name: str, settings: ZeroShotConfig | NetworkConfig | Peopl
         source = public_source(path, "classifiers") if settings.kind == "clip" else None
         yield Need(what, partial(_find_network, path, name), source=source)
         return
-    yield Need(what, partial(_find_file, path, name))
+    yield Need(what, partial(_find_file, path))
     if settings.kind == "open-clip":
         yield _open_clip(f"attributes.classifiers.{name}")
     if settings.kind == "onnx":
@@ -190,14 +190,28 @@ def _find_package(package: str, asked_by: str, fix: str) -> str:
     return package
 
 
-def _find_file(path: Path, name: str) -> Path:
-    if not path.is_file():
-        raise MissingWeightsError(f"there is nothing at {path}; give the file of classifier {name!r} in its `path`")
+def require_classifier(path: Path) -> Path:
+    """The file or folder of a classifier.
+
+    Raises:
+        MissingWeightsError: When there is nothing.
+    """
+    if not (path.is_dir() or path.is_file()):
+        source = public_source(path, "classifiers")
+        how = how_to_get(source) if source else "give the classifier's file or folder in its `path`"
+        raise MissingWeightsError(f"there is nothing at {path}; {how}")
+    return path
+
+
+def _find_file(path: Path) -> Path:
+    if not require_classifier(path).is_file():
+        raise MissingWeightsError(f"{path} is a folder; give the classifier's file in its `path`")
     return path
 
 
 def _find_network(folder: Path, name: str) -> Path:
     """A folder as transformers saves a network and what prepares its images."""
+    require_classifier(folder)
     processor = (folder / _PROCESSOR_FILES[0]).is_file() or (folder / _PROCESSOR_FILES[1]).is_file()
     lacking = [
         file
@@ -208,10 +222,6 @@ def _find_network(folder: Path, name: str) -> Path:
         )
         if not is_there
     ]
-    if not folder.is_dir():
-        source = public_source(folder, "classifiers")
-        how = how_to_get(source) if source else f"give the folder of classifier {name!r} in its `path`"
-        raise MissingWeightsError(f"there is nothing at {folder}; {how}")
     if lacking:
         raise MissingWeightsError(
             f"the folder {folder} of classifier {name!r} has no {', '.join(lacking)}; give a folder with all its files"

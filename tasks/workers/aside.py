@@ -39,9 +39,11 @@ def make_here_or_aside(request: Request[Any], runtime: RuntimeConfig, on_progres
     Raises:
         PopAlignError: As `Stage.make` and `make_aside`.
     """
-    if runtime.n_parallel < 2 or open_store(runtime).is_published(reference(open_store(runtime), request)):
-        return request.stage.make(request, runtime, on_progress)
-    return make_aside(request, runtime, on_progress)
+    if runtime.n_parallel > 1:
+        store = open_store(runtime)
+        if not store.is_published(reference(store, request)):
+            return make_aside(request, runtime, on_progress)
+    return request.stage.make(request, runtime, on_progress)
 
 
 def make_aside(request: Request[Any], runtime: RuntimeConfig, on_progress: Progress) -> ArtifactRef:

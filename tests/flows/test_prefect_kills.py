@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from prefect_station import PREFECT, Station, environment, free_port, running, wait_until_healthy
+from prefect_station import WORKER, Station, deployed_station
 
 from flows.deployment import LOST_AFTER_S
 
@@ -34,9 +34,8 @@ class Worker:
 
     def start(self) -> None:
         log = (self._station.folder / "worker.log").open("ab")
-        words = (*PREFECT, "worker", "start", "--pool", "popalign")
         self._process = subprocess.Popen(
-            words, cwd=self._station.folder, env=self._station.env, stdout=log, stderr=log, start_new_session=True
+            WORKER, cwd=self._station.folder, env=self._station.env, stdout=log, stderr=log, start_new_session=True
         )
         log.close()
 
@@ -67,14 +66,7 @@ def flow_processes(station: Station) -> list[psutil.Process]:
 @pytest.fixture
 def stopped_station(tmp_path: Path) -> Iterator[Station]:
     """A server with all that `popalign deploy` makes, and no worker."""
-    env = environment(tmp_path / "prefect", port := free_port())
-    folder, log = tmp_path / "work", tmp_path / "server.log"
-    folder.mkdir()
-    serve = (*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port))
-    with running(serve, folder, env, log) as server:
-        wait_until_healthy(env["PREFECT_API_URL"], server, log)
-        station = Station(folder, env)
-        station.popalign("deploy")
+    with deployed_station(tmp_path) as station:
         station.prefect("deployment", "schedule", "pause", "--all")
         yield station
 

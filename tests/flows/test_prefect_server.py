@@ -14,13 +14,12 @@ import pytest
 import yaml
 from prefect_station import (
     COMMAND_TIMEOUT_S,
-    PREFECT,
     REPOSITORY,
+    WORKER,
     Station,
+    deployed_station,
     environment,
-    free_port,
     running,
-    wait_until_healthy,
 )
 
 from popalign_core.portraits import weights_folder
@@ -31,17 +30,11 @@ APPEAR_TIMEOUT_S = 180
 
 @pytest.fixture
 def station(tmp_path: Path) -> Iterator[Station]:
-    env = environment(tmp_path / "prefect", port := free_port())
-    folder, log = tmp_path / "work", tmp_path / "server.log"
-    folder.mkdir()
-    serve = (*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port))
-    with running(serve, folder, env, log) as server:
-        wait_until_healthy(env["PREFECT_API_URL"], server, log)
-        station = Station(folder, env)
-        station.popalign("deploy")
-        work = (*PREFECT, "worker", "start", "--pool", "popalign")
-        with running(work, folder, env, folder / "worker.log"):
-            yield station
+    with (
+        deployed_station(tmp_path) as station,
+        running(WORKER, station.folder, station.env, station.folder / "worker.log"),
+    ):
+        yield station
 
 
 @pytest.mark.slow

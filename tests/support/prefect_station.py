@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 300
 COMMAND_TIMEOUT_S = 900
 PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
+WORKER = (*PREFECT, "worker", "start", "--pool", "popalign")
 
 
 def free_port() -> int:
@@ -72,6 +73,20 @@ def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> 
         except (URLError, OSError):
             time.sleep(1)
     pytest.fail(f"no healthy server at {url} within {START_TIMEOUT_S} s:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+@contextmanager
+def deployed_station(folder: Path) -> Iterator["Station"]:
+    """A server with all that `popalign deploy` makes, and no worker."""
+    env = environment(folder / "prefect", port := free_port())
+    work, log = folder / "work", folder / "server.log"
+    work.mkdir()
+    serve = (*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port))
+    with running(serve, work, env, log) as server:
+        wait_until_healthy(env["PREFECT_API_URL"], server, log)
+        station = Station(work, env)
+        station.popalign("deploy")
+        yield station
 
 
 class Station:

@@ -8,7 +8,6 @@ import pytest
 from huggingface_hub import constants
 from weights_server import Repository, WeightsServer, serve_weights
 
-from flows.plan import fetching
 from flows.plan.fetching import check_room, fetch_jobs, parse_groups, plan_fetch
 from flows.plan.preflight import list_needs
 from flows.plan.steps import PIPELINE
@@ -76,11 +75,11 @@ def test_no_room_is_told_before_the_first_byte(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     plan = plan_fetch(needs, tiny_config, GROUPS)
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: usage(0, 0, 4_499_999))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, 4_499_999))
     with pytest.raises(StoreError, match=r"0\.0 GiB are to be fetched, and the disk of .* has 0\.0 GiB left") as caught:
         check_room(plan.jobs)
     assert (caught.value.exit_code, server.n_sent) == (5, 0)
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: usage(0, 0, 4_500_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, 4_500_000))
     check_room(plan.jobs)
 
 
