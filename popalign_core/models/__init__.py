@@ -12,6 +12,7 @@ __all__ = [
     "lora_files",
     "model_files",
     "model_sources",
+    "original_names",
     "parts_fit",
     "pipeline_parts",
     "pixels",

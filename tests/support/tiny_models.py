@@ -78,6 +78,24 @@ def make_sdxl(scheduler: Any) -> StableDiffusionXLPipeline:
     )
 
 
+def make_original_sdxl() -> StableDiffusionXLPipeline:
+    """SDXL as single files hold it: a KL VAE, and text encoders that their widths tell apart."""
+    pipeline = make_sdxl(EulerDiscreteScheduler(**BETAS, timestep_spacing="leading"))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        tokenizer_2, encoder_2 = _make_clip(projected=True, width=2 * WIDTH)
+        unet = _make_unet(
+            cross_attention_dim=3 * WIDTH,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=2 * WIDTH + 6 * 8,
+        )
+        vae = _make_vae(latent_channels=4)
+    pipeline.register_modules(text_encoder_2=encoder_2, tokenizer_2=tokenizer_2, unet=unet, vae=vae)
+    return pipeline
+
+
 def make_sd15() -> StableDiffusionPipeline:
     """One CLIP text encoder, a UNet that reads no pooled embedding, no safety checker."""
     with torch.random.fork_rng():
@@ -212,7 +230,7 @@ def _make_vae(**options: Any) -> AutoencoderKL:
     )
 
 
-def _make_clip(*, projected: bool) -> tuple[CLIPTokenizer, Any]:
+def _make_clip(*, projected: bool, width: int = WIDTH) -> tuple[CLIPTokenizer, Any]:
     letters = string.ascii_lowercase
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(
@@ -220,12 +238,12 @@ def _make_clip(*, projected: bool) -> tuple[CLIPTokenizer, Any]:
     )
     config = CLIPTextConfig(
         vocab_size=len(pieces),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=16,
-        projection_dim=WIDTH,
+        projection_dim=width,
         bos_token_id=len(pieces) - 2,
         eos_token_id=len(pieces) - 1,
         pad_token_id=len(pieces) - 1,
