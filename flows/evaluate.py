@@ -21,7 +21,7 @@ def popalign_evaluate(
     """Evaluate new checkpoints and append them to `<root>/leaderboard.parquet`; do nothing when none is new.
 
     Args:
-        watch: Folder with diffusers pipeline folders; without it, the trained models in the store.
+        watch: Folder with diffusers folders and single files; without it, the trained models in the store.
         preset: Name of the configuration.
         settings: What differs from it, each as `evaluation.n_neutral=20`.
         config: A configuration as a file has it, in place of the preset.
@@ -32,7 +32,8 @@ def popalign_evaluate(
     """
     begin_flow()
     chosen, machine = choose_config(preset, settings, config, runtime)
-    rows = evaluate_checkpoints(find_checkpoints(watch, machine), chosen, machine, call=call_as_task)
+    found = find_checkpoints(watch, machine, chosen.model.config)
+    rows = evaluate_checkpoints(found, chosen, machine, call=call_as_task)
     if rows.empty:
         return []
     create_markdown_artifact(

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["pipeline", "network", "tokenizer", "file"]
-Group = Literal["model", "denoiser", "lora", "safety-checker", "classifiers", "scorers"]
-GROUPS: tuple[Group, ...] = ("model", "denoiser", "lora", "safety-checker", "classifiers", "scorers")
+Group = Literal["model", "denoiser", "vae", "lora", "safety-checker", "classifiers", "scorers"]
+GROUPS: tuple[Group, ...] = ("model", "denoiser", "vae", "lora", "safety-checker", "classifiers", "scorers")
 
 BY_COMMAND = "run `popalign fetch` with the --preset, --config and --set of this run"
 """How messages about missing weights begin to say what to do."""

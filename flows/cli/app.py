@@ -191,7 +191,7 @@ def evaluate(
     from tasks.publishing.leaderboard import read_leaderboard
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
-    checkpoints = named_checkpoints(models)
+    checkpoints = named_checkpoints(models, pipeline.model.config)
     with console_progress() as progress:
         evaluate_checkpoints(checkpoints, pipeline, runtime, call=call_directly(progress))
     board = read_leaderboard(runtime.root)

@@ -20,7 +20,7 @@ def fetch(
     settings: Settings = None,
     what: Annotated[
         str | None,
-        typer.Option(metavar="GROUPS", help="Of model,denoiser,lora,safety-checker,classifiers,scorers; else all."),
+        typer.Option(metavar="GROUPS", help="Of model,denoiser,vae,lora,safety-checker,classifiers,scorers; else all."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show sizes and licenses, and download nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask: the licenses that are shown are agreed to.")] = False,

@@ -45,14 +45,14 @@ def check_model(
     axes = [axis.name for axis in config.identity_axes]
     benchmarks = ("neutral", "specific", "generic", *config.prompts.benchmarks)
     check_thresholds(thresholds, axes, benchmarks, (*(config.evaluation.scorers or (CLIP_SCORE,)), DIVERSITY))
-    checkpoint = find_model(model, runtime)
+    checkpoint = find_model(model, runtime, config.model.config)
     evaluate_checkpoints([checkpoint], config, runtime, call=call)
     board, protocol = read_leaderboard(runtime.root), evaluation_protocol(config, runtime)
     rows = board[(board["model_hash"] == checkpoint.model_hash) & (board["protocol"] == protocol)]
     return [judgement for threshold in thresholds for judgement in judge_thresholds(threshold, rows)], rows
 
 
-def find_model(model: str, runtime: RuntimeConfig) -> CandidateModel:
+def find_model(model: str, runtime: RuntimeConfig, config: str | None = None) -> CandidateModel:
     """A model by its folder or name, or the one that a run of this name has trained.
 
     Raises:
@@ -64,4 +64,4 @@ def find_model(model: str, runtime: RuntimeConfig) -> CandidateModel:
         trained = (record or {}).get("meta", {}).get("nodes", {}).get(train_model.name)
         if trained is not None:
             return trained_model(model, ArtifactRef(*trained.split("/", 1)), store)
-    return named_checkpoints([model])[0]
+    return named_checkpoints([model], config)[0]

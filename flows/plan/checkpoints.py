@@ -1,5 +1,6 @@
 """Finds checkpoints that were never evaluated and puts them on the leaderboard, with Prefect tasks or without."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,14 @@ from flows.plan.steps import PROMPT_STEPS, Step, evaluation_steps
 from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError
 from popalign_core.models.loading import local_folder, model_hash
+from popalign_core.models.single_files import SUFFIX, is_single_file
 from storage.store import ArtifactRef, Store
 from tasks.common.reservations import reserve_made
 from tasks.common.stage_object import open_store
 from tasks.publishing.leaderboard import append_leaderboard, read_leaderboard
 from tasks.stages.train import train_model
+
+_log = logging.getLogger(__name__)
 
 SYSTEM = "checkpoint"
 """What every checkpoint is called in its metrics table: equal weights share one evaluation, whatever their names."""
@@ -24,7 +28,7 @@ SYSTEM = "checkpoint"
 
 @dataclass(frozen=True)
 class CandidateModel:
-    """A diffusers pipeline folder.
+    """A diffusers pipeline folder, or what a single file became.
 
     Attributes:
         name: What the leaderboard calls it.
@@ -39,8 +43,15 @@ class CandidateModel:
     trained: ArtifactRef | None = None
 
 
-def find_checkpoints(watch: str | None, runtime: RuntimeConfig) -> list[CandidateModel]:
-    """Every pipeline folder below `watch`; without `watch`, the trained models in the store.
+def find_checkpoints(watch: str | None, runtime: RuntimeConfig, config: str | None = None) -> list[CandidateModel]:
+    """Every pipeline folder and every single file below `watch`; without `watch`, the trained models in the store.
+
+    A single file that cannot be read, such as a LoRA or one that is still being copied, is logged and left out.
+
+    Args:
+        watch: The folder.
+        runtime: Which store.
+        config: As `model.config`: where single files get their configurations.
 
     Raises:
         ConfigError: When `watch` is no folder.
@@ -55,7 +66,14 @@ def find_checkpoints(watch: str | None, runtime: RuntimeConfig) -> list[Candidat
     if not root.is_dir():
         raise ConfigError(f"the watch folder {watch!r} is not there; make it, or give one that holds diffusers folders")
     folders = sorted(path.parent for path in root.rglob("model_index.json"))
-    return [_checkpoint(folder.relative_to(root).as_posix(), folder) for folder in folders]
+    found = [_checkpoint(folder.relative_to(root).as_posix(), folder) for folder in folders]
+    files = [path for path in sorted(root.rglob(f"*{SUFFIX}")) if not any(path.is_relative_to(f) for f in folders)]
+    for path in files:
+        try:
+            found.append(_checkpoint(path.relative_to(root).as_posix(), _folder(str(path), config)))
+        except PopAlignError as error:
+            _log.warning("left out: %s", error)
+    return found
 
 
 def trained_model(name: str, ref: ArtifactRef, store: Store) -> CandidateModel:
@@ -63,13 +81,13 @@ def trained_model(name: str, ref: ArtifactRef, store: Store) -> CandidateModel:
     return replace(_checkpoint(name, store.localize(ref, "model")), trained=ref)
 
 
-def named_checkpoints(models: Iterable[str]) -> list[CandidateModel]:
-    """Checkpoints by folder, or by the name of a model that ships with the package.
+def named_checkpoints(models: Iterable[str], config: str | None = None) -> list[CandidateModel]:
+    """Checkpoints by folder or single file, or by the name of a model that ships with the package.
 
     Raises:
         MissingWeightsError: For a name that is no folder, a hub id among them, or a folder that holds no pipeline.
     """
-    return [_checkpoint(model, _folder(model)) for model in dict.fromkeys(models)]
+    return [_checkpoint(model, _folder(model, config)) for model in dict.fromkeys(models)]
 
 
 def evaluation_protocol(config: PipelineConfig, runtime: RuntimeConfig) -> str:
@@ -134,12 +152,14 @@ def _steps(model: str | None = None) -> tuple[Step, ...]:
     return (*PROMPT_STEPS, *evaluation_steps(SYSTEM, model=model))
 
 
-def _folder(model: str) -> Path:
+def _folder(model: str, config: str | None) -> Path:
     """Where a model lies. A hub id is turned away: nothing here says which revision of it is meant."""
-    folder = local_folder(ModelConfig(name=model)) if model == "portraits" or Path(model).is_dir() else None
+    is_local = model == "portraits" or Path(model).is_dir() or is_single_file(model)
+    folder = local_folder(ModelConfig(name=model, config=config)) if is_local else None
     if folder is None:
         raise MissingWeightsError(
-            f"model {model!r} is no folder; give a diffusers folder, 'portraits' or, to `popalign check`, a run's name"
+            f"model {model!r} is no folder and no .safetensors file; give one, 'portraits' or, to `popalign check`, a "
+            "run's name"
         )
     return folder
 

@@ -167,7 +167,10 @@ def _four_step_training() -> TrainingConfig:
 
 
 def _sdxl_turbo() -> PipelineConfig:
-    """PopAlign on SDXL-Turbo: four steps without guidance, trained at the four timesteps that it samples at."""
+    """PopAlign on SDXL-Turbo: four steps without guidance, trained at the four timesteps that it samples at.
+
+    Of these the last is pure noise, as in sampling: the public Diffusion-DPO script does the same with `--is_turbo`.
+    """
     sdxl = _sdxl()
     return sdxl.model_copy(
         update={
@@ -177,7 +180,7 @@ def _sdxl_turbo() -> PipelineConfig:
             "sampling": sdxl.sampling.model_copy(
                 update={"n_steps": 4, "guidance_scale": 1.0, "width": 512, "height": 512}
             ),
-            "training": _four_step_training(),
+            "training": _four_step_training().model_copy(update={"zero_terminal_snr": True}),
         }
     )
 

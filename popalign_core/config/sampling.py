@@ -7,11 +7,32 @@ from pydantic import BeforeValidator, Field, model_validator
 from popalign_core.config.base import Frozen, Text
 
 
-class ModelConfig(Frozen):
-    """A text-to-image model: the shipped `portraits`, a local diffusers folder, or a hub id with a revision."""
+class LoraConfig(Frozen):
+    """One of several LoRAs."""
 
-    name: Text = Field(default="portraits", description="'portraits', a folder, or a hub id")
+    path: Text = Field(description="a .safetensors file, or a folder that training or peft wrote")
+    scale: float = Field(default=1.0, description="how much of it is fused in")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.scale == 0:
+            raise ValueError("scale is 0, which fuses nothing; leave this LoRA out, or give another scale")
+        return self
+
+
+class ModelConfig(Frozen):
+    """A text-to-image model: the shipped `portraits`, a diffusers folder, a single file, or a hub id with a revision.
+
+    What is None or empty by default is left out of what is hashed: no key made before it was there changes.
+    """
+
+    name: Text = Field(default="portraits", description="'portraits', a folder, a .safetensors file, or a hub id")
     revision: Text | None = Field(default=None, description="hub revision (commit); required for a hub id")
+    config: Text | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="folder or hub id that gives a single file its configurations; None is the family's own",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     storage: Literal["float8"] | None = Field(
         default=None, description="sampling: how the denoiser's weights are kept; they are cast to dtype when used"
@@ -19,10 +40,23 @@ class ModelConfig(Frozen):
     denoiser: Text | None = Field(
         default=None, description="folder of a UNet or transformer alone, in place of the model's own"
     )
+    vae: Text | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="folder of a VAE alone, in place of the model's own",
+    )
     lora: Text | None = Field(
         default=None, description="a .safetensors file, or a folder that training or peft wrote; fused into the model"
     )
     lora_scale: float = Field(default=1.0, description="how much of the LoRA is fused in")
+    loras: tuple[LoraConfig, ...] = Field(
+        default=(), exclude_if=lambda value: not value, description="several LoRAs, fused in this order; leave lora out"
+    )
+
+    @property
+    def all_loras(self) -> tuple[LoraConfig, ...]:
+        """What is fused in, however it is written."""
+        return self.loras if self.lora is None else (LoraConfig(path=self.lora, scale=self.lora_scale),)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -30,6 +64,8 @@ class ModelConfig(Frozen):
             raise ValueError("lora_scale is 0, which fuses nothing; leave lora out, or give another scale")
         if self.lora is None and self.lora_scale != 1:
             raise ValueError(f"lora_scale is {self.lora_scale:g}, but there is no lora; give one, or leave it out")
+        if self.lora is not None and self.loras:
+            raise ValueError("lora and loras both name LoRAs; give all of them in loras")
         return self
 
 

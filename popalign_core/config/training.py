@@ -56,6 +56,11 @@ class TrainingConfig(Frozen):
     timesteps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(), description="drawn from these alone: few-step models such as SDXL-Turbo (249, 499, 749, 999)"
     )
+    zero_terminal_snr: bool = Field(
+        default=False,
+        exclude_if=lambda is_on: not is_on,
+        description="the last timestep is pure noise (arXiv:2305.08891), as SDXL-Turbo samples it; diffusion models",
+    )
     min_timestep: int = Field(
         default=0, ge=0, description="the lowest timestep that is trained: who is in an image is decided at high noise"
     )

@@ -5,8 +5,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from popalign_core.errors import MissingWeightsError
-from popalign_core.models.model_files import NETWORKS, weights_stem
+from popalign_core.models.model_files import weights_stem
 from popalign_core.models.weights_check import chosen_weights
+from popalign_core.models.weights_digest import NETWORKS
 from popalign_core.sources import HubFiles
 
 _WORDS = ("merges.txt", "vocab.txt", "spiece.model", "sentencepiece.model")

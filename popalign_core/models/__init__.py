@@ -5,6 +5,7 @@ __all__ = [
     "config_fit",
     "denoisers",
     "embeddings",
+    "file_hashes",
     "float8",
     "image_processors",
     "loading",
@@ -17,6 +18,9 @@ __all__ = [
     "pipeline_parts",
     "pixels",
     "quiet",
+    "replaced_parts",
+    "single_files",
     "vae",
     "weights_check",
+    "weights_digest",
 ]

@@ -1,37 +1,31 @@
 """Which weights a model name means, their hash, and how they are loaded. Imports torch only to load."""
 
-import hashlib
 from collections.abc import Collection
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from popalign_core.config import ModelConfig
-from popalign_core.documents import read_json
-from popalign_core.errors import ConfigError, DamagedWeightsError, MissingWeightsError
+from popalign_core.errors import ConfigError, MissingWeightsError
+from popalign_core.models.file_hashes import hash_file
 from popalign_core.models.lora_files import ADAPTER_FILE, adapter_settings
-from popalign_core.models.model_sources import HUB_ID, denoiser_source, lora_source, pipeline_source
+from popalign_core.models.model_sources import HUB_ID, lora_source, pipeline_source, replaced_names
+from popalign_core.models.pipeline_parts import snapshot
+from popalign_core.models.replaced_parts import denoiser_folder, read_model_json, vae_folder
+from popalign_core.models.single_files import expanded_folder, is_single_file
+from popalign_core.models.weights_digest import has_weights, network_digest, pipeline_digest
 from popalign_core.sources import how_to_get
 
 if TYPE_CHECKING:
     import torch
 
 MODEL_INDEX = "model_index.json"
-# Weights and everything that decides what they compute: configs, tokenizer vocabularies and merges.
-HASHED_SUFFIXES = (".safetensors", ".json", ".txt")
-DENOISERS = ("unet", "transformer")
-# What the other parts of a pipeline hand to its denoiser, in the words of the denoiser's configuration.
-DENOISER_SHAPE = (
-    *("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type"),
-    *("projection_class_embeddings_input_dim", "joint_attention_dim", "pooled_projection_dim"),
-)
 # Goes up when the same LoRA file comes to mean other weights; "lora" left out tensors whose names it did not know.
 _LORA_TAG = "lora-2"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def local_folder(model: ModelConfig) -> Path | None:
-    """The folder a model lies in; None for a hub id.
+    """The folder a model lies in, or became that came as a single file; None for a hub id.
 
     Raises:
         ConfigError: When the name is a hub id without revision, or neither a folder nor a hub id.
@@ -45,9 +39,12 @@ def local_folder(model: ModelConfig) -> Path | None:
         )
     if Path(model.name).is_dir():
         return _checked(Path(model.name), "give a folder written by `save_pretrained`")
+    if is_single_file(model.name):
+        return expanded_folder(model)
     if HUB_ID.fullmatch(model.name) is None:
         raise MissingWeightsError(
-            f"model {model.name!r} is no folder and no hub id; give a diffusers folder or 'owner/name'"
+            f"model {model.name!r} is no folder, no .safetensors file and no hub id; give a diffusers folder, "
+            "a file that is there, or 'owner/name'"
         )
     if model.revision is None:
         raise ConfigError(
@@ -57,35 +54,16 @@ def local_folder(model: ModelConfig) -> Path | None:
     return None
 
 
-def denoiser_folder(model: ModelConfig) -> Path | None:
-    """The folder of the denoiser that takes the place of the model's own; None without one.
+def lora_file(place: str) -> Path:
+    """The file of a LoRA.
 
-    Raises:
-        MissingWeightsError: When the folder holds no denoiser.
-    """
-    if model.denoiser is None:
-        return None
-    folder = Path(model.denoiser)
-    if not (folder / "config.json").is_file():
-        fix = (
-            "give a folder with config.json and safetensors, as `hf download OWNER/NAME --include 'unet/*' "
-            "--local-dir DIR` leaves in DIR/unet"
-        )
-        if (source := denoiser_source(model)) is not None:
-            fix = how_to_get(source)
-        raise MissingWeightsError(f"model.denoiser {model.denoiser!r} holds no denoiser (no config.json); {fix}")
-    return folder
-
-
-def lora_file(model: ModelConfig) -> Path | None:
-    """The file of the LoRA; None without one.
+    Args:
+        place: File or folder, as the configuration has it.
 
     Raises:
         MissingWeightsError: When it is not there.
     """
-    if model.lora is None:
-        return None
-    path = Path(model.lora)
+    path = Path(place)
     names = [name for name in (LORA_FILE, ADAPTER_FILE) if (path / name).is_file()] if path.is_dir() else []
     file = path / (names or [LORA_FILE])[0] if path.is_dir() else path
     if not file.is_file():
@@ -93,9 +71,9 @@ def lora_file(model: ModelConfig) -> Path | None:
             f"give a .safetensors file, or a folder with {LORA_FILE}, as training leaves in runs/NAME/lora, or with "
             f"{ADAPTER_FILE} and adapter_config.json, as peft saves"
         )
-        if (source := lora_source(model)) is not None:
+        if (source := lora_source(place)) is not None:
             fix = how_to_get(source)
-        raise MissingWeightsError(f"model.lora {model.lora!r}: there is no {file}; {fix}")
+        raise MissingWeightsError(f"the LoRA {place!r}: there is no {file}; {fix}")
     return file
 
 
@@ -103,21 +81,27 @@ def model_hash(model: ModelConfig) -> str:
     """What identifies a model's weights in artifact keys, wherever they lie.
 
     Returns:
-        `hash_folder` of a local model, `id@revision` for a hub id; then what is put in place of its denoiser, and what
-        is fused into it at which scale, if anything is.
+        `pipeline_digest`, which is equal for one checkpoint in whatever form; of a hub id that is not in the local
+        cache `id@revision`. Then what is put in place of its denoiser and its VAE, and what is fused into it at which
+        scale, if anything is.
 
     Raises:
         ConfigError: As `local_folder`.
-        MissingWeightsError: As `local_folder`, `denoiser_folder` and `lora_file`.
+        MissingWeightsError: As `local_folder`, `denoiser_folder`, `vae_folder` and `lora_file`.
     """
-    folder = local_folder(model)
-    parts = [hash_folder(folder) if folder else f"{model.name}@{model.revision}"]
+    folder, replaced = local_folder(model), replaced_names(model)
+    if folder is None and (found := snapshot(model.name, model.revision, MODEL_INDEX)) is not None:
+        folder = found if has_weights(found, replaced) else None  # the configurations alone may be there
+    parts = [pipeline_digest(folder, replaced) if folder else f"{model.name}@{model.revision}"]
     if (denoiser := denoiser_folder(model)) is not None:
-        parts.append(f"denoiser:{hash_folder(denoiser)}")
-    if (lora := lora_file(model)) is not None:
-        settings = adapter_settings(lora)
+        parts.append(f"denoiser:{network_digest(denoiser)}")
+    if (vae := vae_folder(model)) is not None:
+        parts.append(f"vae:{network_digest(vae)}")
+    for lora in model.all_loras:
+        file = lora_file(lora.path)
+        settings = adapter_settings(file)
         beside = f"&{hash_file(settings)}" if settings is not None else ""
-        parts.append(f"{_LORA_TAG}:{hash_file(lora)}{beside}*{model.lora_scale!r}")
+        parts.append(f"{_LORA_TAG}:{hash_file(file)}{beside}*{lora.scale!r}")
     return "+".join(parts)
 
 
@@ -129,19 +113,10 @@ def reads_guidance(model: ModelConfig) -> bool:
         MissingWeightsError: As `local_folder` and `denoiser_folder`.
     """
     if (folder := denoiser_folder(model)) is not None:
-        config = _read_json(folder, None, "config.json")
+        config = read_model_json(folder, None, "config.json")
     else:
-        config = _read_json(local_folder(model) or model.name, model.revision, "transformer/config.json")
+        config = read_model_json(local_folder(model) or model.name, model.revision, "transformer/config.json")
     return bool(config.get("guidance_embeds"))
-
-
-def hash_folder(folder: Path, suffixes: Collection[str] | None = HASHED_SUFFIXES) -> str:
-    """sha256 over names and bytes of a folder's weight and configuration files, or with None of all its files."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
-        if path.is_file() and (suffixes is None or path.suffix in suffixes):
-            digest.update(f"{path.relative_to(folder).as_posix()}\0{hash_file(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def resolve_device(name: str) -> "torch.device":
@@ -198,14 +173,14 @@ def load_pipeline(
 
     if folder is not None:
         source: Path | str = _checked(folder, "give a folder that training wrote")
-        model = model.model_copy(update={"denoiser": None, "lora": None})
+        model = model.model_copy(update={"denoiser": None, "vae": None, "lora": None, "loras": ()})
     else:
         source = local_folder(model) or model.name
     pipeline = _load_parts(model, source, components)
-    if (lora := lora_file(model)) is not None:
+    for lora in model.all_loras:
         from popalign_core.models.lora import fuse_lora
 
-        fuse_lora(pipeline, lora, model.lora_scale)
+        fuse_lora(pipeline, lora_file(lora.path), lora.scale)
     denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     if model.storage is not None and denoiser is not None:
         from popalign_core.models.float8 import store_as_float8
@@ -228,7 +203,7 @@ def _outline_transformer(pipeline: Any, source: Path | str, revision: str | None
 
     if pipeline.transformer is None:
         with torch.device("meta"):
-            outline = SD3Transformer2DModel.from_config(_read_json(source, revision, "transformer/config.json"))
+            outline = SD3Transformer2DModel.from_config(read_model_json(source, revision, "transformer/config.json"))
         pipeline.register_modules(transformer=outline)
 
 
@@ -237,7 +212,8 @@ def _load_parts(model: ModelConfig, source: Path | str, components: Collection[s
     from diffusers import DiffusionPipeline
 
     from popalign_core.models.parts_fit import check_parts
-    from popalign_core.models.pipeline_parts import check_index, load_pipeline_parts, snapshot
+    from popalign_core.models.pipeline_parts import check_index, load_pipeline_parts
+    from popalign_core.models.replaced_parts import load_replaced_parts
     from popalign_core.models.weights_check import PartFolder
 
     is_local = isinstance(source, Path)
@@ -250,7 +226,7 @@ def _load_parts(model: ModelConfig, source: Path | str, components: Collection[s
     index = root.read_settings(MODEL_INDEX)
     check_index(index, root, components)
     given: dict[str, Any] = _left_out(index, components)
-    given |= _load_denoiser(model, source, index, components)
+    given |= load_replaced_parts(model, source, index, components)
     dtype = getattr(torch, model.dtype)
     given |= load_pipeline_parts(index, root, dtype=dtype, wanted=components, given=given)
     try:
@@ -277,63 +253,6 @@ def _left_out(index: dict[str, Any], components: Collection[str] | None) -> dict
         for name, entry in index.items()
         if isinstance(entry, list) and (entry[0] is None or (components is not None and name not in components))
     }
-
-
-def _load_denoiser(
-    model: ModelConfig, source: Path | str, index: dict[str, Any], components: Collection[str] | None
-) -> dict[str, Any]:
-    """The denoiser in place of the pipeline's own, by its component's name; nothing when none is asked for."""
-    import diffusers
-    import torch
-
-    from popalign_core.models.weights_check import PartFolder, load_module
-
-    folder = denoiser_folder(model)
-    component = next((name for name in DENOISERS if name in index), None)
-    if folder is None or component is None or (components is not None and component not in components):
-        return {}
-    own = {"_class_name": index[component][1]} | _read_json(source, model.revision, f"{component}/config.json")
-    part = PartFolder("model.denoiser", folder, "restore its files")
-    config = part.read_settings()
-    differing = {name: (config.get(name), own.get(name)) for name in ("_class_name", *DENOISER_SHAPE) if name in own}
-    wrong = [f"{name} {new}, not {old}" for name, (new, old) in differing.items() if new != old]
-    if wrong:
-        raise ConfigError(
-            f"model.denoiser {folder} does not fit {model.name}: its config.json has {'; '.join(wrong)}; "
-            "give a denoiser that was trained from this model"
-        )
-    kind = getattr(diffusers, str(own["_class_name"]), None)
-    if kind is None:
-        raise part.refusal(f"diffusers has no class {own['_class_name']!r}")
-    return {component: load_module(kind, part, getattr(torch, model.dtype))}
-
-
-def _read_json(source: Path | str, revision: str | None, name: str) -> dict[str, Any]:
-    """A file of a folder, or of a hub id in the local cache; empty where there is none."""
-    from huggingface_hub import try_to_load_from_cache
-
-    path = source / name if isinstance(source, Path) else try_to_load_from_cache(source, name, revision=revision)
-    if not isinstance(path, str | Path) or not Path(path).is_file():
-        return {}  # from_pretrained says what is missing
-    try:
-        document = read_json(Path(path).read_bytes())
-    except ValueError as error:
-        raise DamagedWeightsError(f"{path} is not JSON ({error}); get the model's files again") from error
-    if not isinstance(document, dict):
-        raise DamagedWeightsError(f"{path} is no JSON object but {document!r:.60}; get the model's files again")
-    return document
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file's bytes; in one process a file that has not changed is read once, however many keys need it."""
-    status = path.stat()
-    return _hash_content(path.resolve(), status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _hash_content(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checked(folder: Path, fix: str) -> Path:

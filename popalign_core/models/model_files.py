@@ -7,14 +7,14 @@ from typing import Any
 from popalign_core.config import ModelConfig
 from popalign_core.documents import read_json
 from popalign_core.errors import DamagedWeightsError, MissingWeightsError
-from popalign_core.models.loading import DENOISERS, MODEL_INDEX, denoiser_folder, local_folder, lora_file
-from popalign_core.models.model_sources import denoiser_source, lora_source, pipeline_source
+from popalign_core.models.loading import MODEL_INDEX, local_folder, lora_file
+from popalign_core.models.model_sources import denoiser_source, lora_source, pipeline_source, replaced_names, vae_source
 from popalign_core.models.pipeline_parts import snapshot
+from popalign_core.models.replaced_parts import denoiser_folder, vae_folder
 from popalign_core.models.weights_check import PartFolder, weight_files
-from popalign_core.sources import how_to_get
+from popalign_core.models.weights_digest import NETWORKS
+from popalign_core.sources import Source, how_to_get
 
-NETWORKS = ("text_encoder", "unet", "transformer", "vae")
-"""How the names of a pipeline's networks begin."""
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 """A tokenizer needs all the files of one of them."""
 
@@ -36,7 +36,7 @@ def find_pipeline_folder(model: ModelConfig) -> Path:
     index = PartFolder(what, folder, fix).read_settings(MODEL_INDEX)
     problems = list[DamagedWeightsError]()
     for name, entry in index.items():
-        is_replaced = name in DENOISERS and model.denoiser is not None
+        is_replaced = name in replaced_names(model)
         if isinstance(entry, list) and isinstance(entry[0], str) and not is_replaced:
             try:
                 _check_part(name, entry[0], PartFolder(f"{name} of {what}", folder / name, fix))
@@ -58,30 +58,42 @@ def find_denoiser_folder(model: ModelConfig) -> Path | None:
         MissingWeightsError: When it is not there.
         DamagedWeightsError: When a file of weights is missing or not whole.
     """
-    folder = denoiser_folder(model)
-    if folder is not None:
-        public = denoiser_source(model)
-        fix = how_to_get(public) if public else "restore its files"
-        _check_network(PartFolder("model.denoiser", folder, fix), weights_stem("diffusers"))
-    return folder
+    return _find_part("model.denoiser", denoiser_folder(model), denoiser_source(model))
 
 
-def find_lora_file(model: ModelConfig) -> Path | None:
-    """The file of the LoRA, whole; None without one.
+def find_vae_folder(model: ModelConfig) -> Path | None:
+    """The folder in place of the model's VAE, with its files of weights; None without one.
+
+    Raises:
+        MissingWeightsError: When it is not there.
+        DamagedWeightsError: When a file of weights is missing or not whole.
+    """
+    return _find_part("model.vae", vae_folder(model), vae_source(model))
+
+
+def find_lora_file(place: str) -> Path:
+    """The file of a LoRA, whole.
 
     Raises:
         MissingWeightsError: When it is not there.
         DamagedWeightsError: When it is not whole.
     """
-    file = lora_file(model)
-    if file is not None and file.suffix == ".safetensors":
-        _check_whole(file, how_to_get(public) if (public := lora_source(model)) else "get the file again")
+    file = lora_file(place)
+    if file.suffix == ".safetensors":
+        _check_whole(file, how_to_get(public) if (public := lora_source(place)) else "get the file again")
     return file
 
 
 def weights_stem(library: str) -> str:
     """How the files of a network's weights are called, by the library that the pipeline's index names."""
     return "diffusion_pytorch_model" if library == "diffusers" else "model"
+
+
+def _find_part(what: str, folder: Path | None, public: Source | None) -> Path | None:
+    if folder is not None:
+        fix = how_to_get(public) if public else "restore its files"
+        _check_network(PartFolder(what, folder, fix), weights_stem("diffusers"))
+    return folder
 
 
 def _check_part(name: str, library: str, part: PartFolder) -> None:

@@ -17,7 +17,7 @@ from popalign_core.errors import DamagedWeightsError
 from popalign_core.models.config_fit import misfit
 
 # What does not count at inference: counters, numbers 0, 1, 2, ..., what masks patches in pre-training.
-_NEEDLESS = re.compile(r"(^|\.)(num_batches_tracked|position_ids|mask_token|relative_position_index)$")
+NEEDLESS = re.compile(r"(^|\.)(num_batches_tracked|position_ids|mask_token|relative_position_index)$")
 # What a network may leave in its file unread, though its configuration is right: FLUX.1-schnell merged with -dev, EMA.
 _LEFT_OVER = re.compile(r"guidance_embedder|(^|[._])ema([._]|$)|num_updates")
 _LAYER_COUNTS = ("num_hidden_layers", "num_layers")
@@ -114,7 +114,7 @@ def load_module(kind: Any, part: PartFolder, dtype: Any) -> Any:
     if wrong := sorted(report["mismatched_keys"]):
         name, found, expected = wrong[0]
         raise part.refusal(f"{name} has shape {list(found)}, expected shape {list(expected)}")
-    if lacking := sorted(name for name in report["missing_keys"] if not _NEEDLESS.search(name)):
+    if lacking := sorted(name for name in report["missing_keys"] if not NEEDLESS.search(name)):
         raise part.refusal(f"{_file(part, is_diffusers)} lacks {len(lacking)} weights, such as {lacking[0]}")
     if unread := _unread(report["unexpected_keys"], module, part, is_diffusers):
         raise part.refusal(f"config.json has no place for {len(unread)} weights, such as {unread[0]}")
@@ -247,7 +247,7 @@ def _unread(names: Any, module: Any, part: PartFolder, is_diffusers: bool) -> li
     A network of diffusers reads its whole file. One of transformers may be part of a larger one, which lies in the
     file; but layers beyond its number are left out in earnest only where the configuration gives that number.
     """
-    unread = sorted(name for name in names if not _NEEDLESS.search(name) and not _LEFT_OVER.search(name))
+    unread = sorted(name for name in names if not NEEDLESS.search(name) and not _LEFT_OVER.search(name))
     if is_diffusers:
         return unread
     if part.n_layers_given:

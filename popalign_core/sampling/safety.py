@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from popalign_core.errors import MissingWeightsError
-from popalign_core.models.loading import hash_folder
+from popalign_core.models.file_hashes import hash_folder
 from popalign_core.sources import HubFiles, how_to_get
 
 if TYPE_CHECKING:

@@ -67,8 +67,9 @@ def describe_base(model: ModelConfig) -> str:
     parts = [f"`{model.name}`" if model.revision is None else f"`{model.name} @ {model.revision}`"]
     if model.denoiser is not None:
         parts.append(f"with the denoiser `{model.denoiser}`")
-    if model.lora is not None:
-        parts.append(f"with the LoRA `{model.lora}` at {model.lora_scale:g}")
+    if model.vae is not None:
+        parts.append(f"with the VAE `{model.vae}`")
+    parts += [f"with the LoRA `{lora.path}` at {lora.scale:g}" for lora in model.all_loras]
     return " ".join(parts)
 
 

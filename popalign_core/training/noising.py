@@ -31,9 +31,10 @@ class Noised:
 class Diffusion:
     """z_t = sqrt(a_t) z + sqrt(1 - a_t) noise; the target is the noise or v = sqrt(a_t) noise - sqrt(1 - a_t) z."""
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, *, zero_terminal_snr: bool = False) -> None:
         # whichever sampler the model came with (Euler's own add_noise works in sigma space)
-        self._scheduler = DDPMScheduler.from_config(scheduler.config)
+        options = {"rescale_betas_zero_snr": True} if zero_terminal_snr else {}
+        self._scheduler = DDPMScheduler.from_config(scheduler.config, **options)
         self._velocity = scheduler.config.prediction_type == "v_prediction"
         self.n_timesteps = int(scheduler.config.num_train_timesteps)
 
@@ -72,13 +73,15 @@ def forward_process(scheduler: Any, config: TrainingConfig) -> ForwardProcess:
     """The forward process a model was trained with, read from any diffusers scheduler of it.
 
     Raises:
-        ConfigError: For another prediction type than epsilon, v_prediction or flow, or when `min_timestep` or
-            `timesteps` reach beyond the model's.
+        ConfigError: For another prediction type than epsilon, v_prediction or flow, for a flow with
+            `zero_terminal_snr`, or when `min_timestep` or `timesteps` reach beyond the model's.
     """
     if "FlowMatch" in type(scheduler).__name__:
+        if config.zero_terminal_snr:
+            raise ConfigError("training.zero_terminal_snr is for diffusion; a flow begins at pure noise: leave it out")
         process: ForwardProcess = Flow(scheduler)
     elif (kind := scheduler.config.prediction_type) in ("epsilon", "v_prediction"):
-        process = Diffusion(scheduler)
+        process = Diffusion(scheduler, zero_terminal_snr=config.zero_terminal_snr)
     else:
         raise ConfigError(
             f"prediction type {kind!r} cannot be trained; use a model with epsilon, v_prediction or flow matching"

@@ -27,7 +27,7 @@ from popalign_core.config import (
 )
 from popalign_core.errors import ConfigError, MissingWeightsError
 from popalign_core.evaluation.quality.scorer_files import public_source, require, weights_of
-from popalign_core.models.model_sources import denoiser_source, lora_source, pipeline_source
+from popalign_core.models.model_sources import denoiser_source, lora_source, pipeline_source, vae_source
 from popalign_core.models.weights_check import weight_files
 from popalign_core.portraits import weights_folder
 from popalign_core.sources import Source, how_to_get
@@ -76,14 +76,21 @@ def machine_needs(runtime: RuntimeConfig) -> Iterator[Need]:
 
 def model_needs(model: ModelConfig) -> Iterator[Need]:
     """The base model's pipeline, and what is put in its place or fused into it."""
-    from popalign_core.models.model_files import find_denoiser_folder, find_lora_file, find_pipeline_folder
+    from popalign_core.models.model_files import (
+        find_denoiser_folder,
+        find_lora_file,
+        find_pipeline_folder,
+        find_vae_folder,
+    )
 
     yield Need(f"model {model.name}", partial(find_pipeline_folder, model), source=pipeline_source(model))
     if model.denoiser is not None:
         found = partial(find_denoiser_folder, model)
         yield Need(f"denoiser {model.denoiser}", found, source=denoiser_source(model))
-    if model.lora is not None:
-        yield Need(f"LoRA {model.lora}", partial(find_lora_file, model), source=lora_source(model))
+    if model.vae is not None:
+        yield Need(f"VAE {model.vae}", partial(find_vae_folder, model), source=vae_source(model))
+    for lora in model.all_loras:
+        yield Need(f"LoRA {lora.path}", partial(find_lora_file, lora.path), source=lora_source(lora.path))
 
 
 def classifier_needs(settings: AttributesConfig, axes: tuple[Axis, ...]) -> Iterator[Need]:

@@ -53,7 +53,9 @@ def test_lightning_is_sdxl_with_its_adapter(tmp_path: Path, monkeypatch: pytest.
     assert model_hash(config.model).startswith(f"{model_hash(sdxl.model)}+lora-2:")
     assert (config.sampling.n_steps, config.sampling.guidance_scale) == (4, 1.0)
     assert (config.sampling.scheduler, config.sampling.width, config.sampling.height) == ("euler", 1024, 1024)
-    assert config.training == preset("sdxl-turbo").training
+    turbo = preset("sdxl-turbo").training
+    assert turbo.zero_terminal_snr
+    assert config.training == turbo.model_copy(update={"zero_terminal_snr": False})
 
 
 @pytest.mark.parametrize(

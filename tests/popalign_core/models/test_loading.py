@@ -54,7 +54,7 @@ def test_missing_weights_say_what_and_how(tiny_pipeline_folder: Path, tmp_path: 
         load_pipeline(ModelConfig(name="owner/model", revision="abc"), device=CPU)
     with pytest.raises(MissingWeightsError, match=r"no model_index\.json"):
         load_pipeline(ModelConfig(name=str(tmp_path)), device=CPU)
-    with pytest.raises(MissingWeightsError, match="'not-a-model' is no folder and no hub id"):
+    with pytest.raises(MissingWeightsError, match=r"'not-a-model' is no folder, no \.safetensors file and no hub id"):
         model_hash(ModelConfig(name="not-a-model"))
     broken = shutil.copytree(tiny_pipeline_folder, tmp_path / "broken")
     next((broken / "unet").glob("*.safetensors")).unlink()

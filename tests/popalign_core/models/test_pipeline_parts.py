@@ -13,7 +13,7 @@ from broken_models import Damage, load, lost, rewrite, settings, text, weights_f
 from safetensors.torch import load_file
 
 from popalign_core.errors import DamagedWeightsError
-from popalign_core.models.loading import hash_folder
+from popalign_core.models.file_hashes import hash_folder
 
 CopyFamily = Callable[[str], Path]
 

@@ -56,6 +56,30 @@ def test_noise_prediction(scheduler_class: Any) -> None:
     assert process.n_timesteps == 1000
 
 
+@pytest.mark.parametrize("scheduler_class", [DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler])
+def test_zero_terminal_snr(scheduler_class: Any) -> None:
+    """Lin et al. 2023, algorithm 1: sqrt(a) is shifted to 0 at the end and scaled to stay the same at the beginning."""
+    latents, noise = draw_samples()
+    asked = forward_process(scheduler_class(**BETAS), TrainingConfig(zero_terminal_snr=True))
+    models_own = scheduler_class(**BETAS, rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    own = forward_process(models_own, TrainingConfig())
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    signal = (1 - betas).cumprod(0).sqrt()
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    signal, level = (part[TIMESTEPS].float().view(3, 1, 1, 1) for part in (signal, (1 - signal**2).sqrt()))
+    for process in (asked, own):
+        found = process.add_noise(latents, noise, TIMESTEPS).noisy_latents
+        torch.testing.assert_close(found, signal * latents + level * noise, rtol=0, atol=1e-4)
+        assert torch.equal(found[2], noise[2])
+    # at the end the velocity is what the noise hides: -z
+    torch.testing.assert_close(own.add_noise(latents, noise, TIMESTEPS).target[2], -latents[2])
+
+
+def test_a_flow_has_no_terminal_snr_to_set() -> None:
+    with pytest.raises(ConfigError, match="zero_terminal_snr is for diffusion"):
+        forward_process(FlowMatchEulerDiscreteScheduler(shift=3.0), TrainingConfig(zero_terminal_snr=True))
+
+
 def test_velocity_prediction() -> None:
     latents, noise = draw_samples()
     process = forward_process(DDIMScheduler(**BETAS, prediction_type="v_prediction"), TrainingConfig())
