@@ -243,7 +243,7 @@ def _tiny_config(weights: Path) -> PipelineConfig:
             generic_subjects=("tree", "cat"),
             retained_subjects=("moon",),
         ),
-        sampling=SamplingConfig(n_steps=2, seed=1),
+        sampling=SamplingConfig(n_steps=2, seed=2),
         attributes=AttributesConfig(),
         preferences=PreferencesConfig(n_neutral=6, n_specific=6, set_size=2, n_sets=1),
         training=TrainingConfig(lora_rank=0, n_steps=4, n_warmup_steps=1, n_pairs=2, checkpoint_every=2, retention=1),

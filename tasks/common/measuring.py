@@ -22,6 +22,7 @@ from popalign_core.config.evaluation import CLIP_SCORE
 from popalign_core.evaluation.quality.scorer_files import weights_of
 from popalign_core.models.file_hashes import hash_file, hash_folder
 from popalign_core.models.loading import local_folder, reads_guidance
+from popalign_core.models.single_files import is_single_file
 from popalign_core.portraits import weights_folder
 from tasks.common.needs import require_classifier
 from tasks.common.stage_object import drop_fields, keep_fields
@@ -53,12 +54,14 @@ def folder_digest(folder: Path) -> str:
 
 
 def base_model(model: ModelConfig) -> ModelConfig:
-    """A configured model as views hold it: what lies in a folder has no revision.
+    """A configured model as views hold it: what lies in a folder has no revision, and `config` is for single files.
 
     Raises:
         PopAlignError: As `sampling.models.local_folder`.
     """
-    return model if local_folder(model) is None else drop_fields(model, "revision")
+    if is_single_file(model.name):
+        return model
+    return drop_fields(model, "config") if local_folder(model) is None else drop_fields(model, "revision", "config")
 
 
 def sampling_told(config: PipelineConfig) -> SamplingConfig:

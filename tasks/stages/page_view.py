@@ -10,7 +10,9 @@ from tasks.common.stage_object import View, drop_fields
 from tasks.stages.prompts import DELIVERY
 
 _LISTED = (*FIELDS, "benchmarks")
-_MODEL_PATHS = ("config", "denoiser", "vae", "lora", "loras")
+_MODEL_PATHS = ("denoiser", "lora")
+_LATER_PATHS = ("config", "vae", "loras")
+"""Left out where others are null: a key made before they were there does not change."""
 _FILES = ("path", "clip", "tokenizer", "processor")
 
 
@@ -34,7 +36,7 @@ class PageView(View):
     def unhashed(self) -> dict[str, str]:
         """Lists and paths: what they say and what lies there is in the keys of the inputs."""
         paths = [
-            *(f"model.{name}" for name in ("name", "revision", *_MODEL_PATHS)),
+            *(f"model.{name}" for name in ("name", *_MODEL_PATHS, *_LATER_PATHS)),
             *("sampling.safety_checker", "sampling.sdedit.folder", "attributes.classifiers.*.path"),
             *(f"evaluation.scorers.*.{name}" for name in _FILES),
             *(f"prompts.{field}" for field in _LISTED),
@@ -45,7 +47,7 @@ class PageView(View):
 def hashed_configuration(config: PipelineConfig) -> dict[str, Any]:
     """The configuration as keys of pages hold it: no path, for the keys of the inputs hold what lies there."""
     prompts: dict[str, Any] = {"llm": set(DELIVERY), **dict.fromkeys(_LISTED, True)}
-    excluded: dict[str, Any] = {"model": {"name", "revision"}, "prompts": prompts}
+    excluded: dict[str, Any] = {"model": {"name", *_LATER_PATHS}, "prompts": prompts}
     document = config.model_dump(mode="json", exclude=excluded)
     return _without_paths(document) | {
         "systems": {name: _without_paths(system) for name, system in document["systems"].items()}
@@ -55,9 +57,10 @@ def hashed_configuration(config: PipelineConfig) -> dict[str, Any]:
 def _without_paths(document: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration, or what a system changes of one."""
     found = dict(document)
-    for section, paths in (("model", ("name", "revision", *_MODEL_PATHS)), ("sampling", ("safety_checker",))):
+    for section, paths in (("model", ("name", *_MODEL_PATHS)), ("sampling", ("safety_checker",))):
         if found.get(section):
-            found[section] = found[section] | {name: None for name in paths if name in found[section]}
+            kept = {name: value for name, value in found[section].items() if name not in _LATER_PATHS}
+            found[section] = kept | {name: None for name in paths if name in kept}
     if (found.get("sampling") or {}).get("sdedit"):
         sdedit = {name: value for name, value in found["sampling"]["sdedit"].items() if name != "folder"}
         found["sampling"] = found["sampling"] | {"sdedit": sdedit}

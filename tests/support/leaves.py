@@ -119,7 +119,9 @@ def _changed_copy(path: Path, copy: Path) -> Path:
     """The same file or folder with other content."""
     if path.is_dir():
         shutil.copytree(path, copy, dirs_exist_ok=True)
-        (copy / "more.json").write_text("{}")
+        # of a pipeline only what is in its parts counts
+        part = copy / "scheduler" if (copy / "model_index.json").exists() else copy
+        (part / "more.json").write_text("{}")
         return copy
     copy = copy.with_name(copy.name + path.suffix)
     copy.parent.mkdir(parents=True, exist_ok=True)

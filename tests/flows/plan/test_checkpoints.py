@@ -104,5 +104,7 @@ def test_models_can_be_named_by_folder(tiny_weights: Path, tmp_path: Path) -> No
     with pytest.raises(MissingWeightsError, match=r"no model_index\.json"):
         named_checkpoints([str(tmp_path)])
     # its revision could not be given
-    with pytest.raises(MissingWeightsError, match="model 'owner/model' is no folder; give a diffusers folder"):
+    with pytest.raises(
+        MissingWeightsError, match=r"model 'owner/model' is no folder and no \.safetensors file; give one"
+    ):
         named_checkpoints(["owner/model"])

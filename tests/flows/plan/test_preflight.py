@@ -128,7 +128,7 @@ FAULTS: dict[str, tuple[Make, str, int]] = {
     "no length of a text": (_without("tokenizer", "tokenizer_config.json"), r"no file named tokenizer_config.json", 4),
     "no noise schedule": (_without("scheduler", "scheduler_config.json"), r"no file named scheduler_config.json", 4),
     "no denoiser": (_give(model__denoiser="nowhere"), r"model.denoiser 'nowhere' holds no denoiser", 4),
-    "no LoRA": (_give(model__lora="nowhere.safetensors"), r"model.lora 'nowhere.safetensors'", 4),
+    "no LoRA": (_give(model__lora="nowhere.safetensors"), r"the LoRA 'nowhere.safetensors'", 4),
     "a LoRA cut off": (_cut_lora, r"lora.safetensors is damaged or not whole", 4),
     "no safety checker": (_give(sampling__safety_checker="nowhere"), r"the safety checker nowhere has no", 4),
     "no layouts": (_give(sampling__sdedit={"folder": "nowhere", "strength": 0.5}), r"no folder with images", 3),

@@ -57,7 +57,7 @@ GOLDEN = {
     "prompts": "prompts-v2-c341203a54ab7f0fe3a7443c5b02cfd3",
     "identities": "identities-v2-6df9818b2291abb797f977cbad4efe12",
     "benchmarks": "benchmarks-v2-e1048bcd711c25f640d8eaf93478f9d0",
-    "sample": "sample-v1-280ea88f13e224db5e1df8f81f51a4d1",
+    "sample": "sample-v1-1297ba2bf2ff73ff9f2d2d036820c20a",
     "sample-eval": "sample-v1-2ffa70c715c3f4a33a6d5d70ca8daf5b",
     "attributes": "attributes-v1-e74a046a1b94dde718a3c0735fd6dfd5",
     "calibration": "calibration-v1-a95f766d3ac44fe06307f65e22cb72a9",
@@ -65,9 +65,9 @@ GOLDEN = {
     "train": "train-v3-6c1fd5b69d57e810cfb3fdf751eaaad9",
     "scores": "scores-v3-997c5be96b5e1b2e14443a6a8b20a3f8",
     "evaluate": "evaluate-v7-fa7fbdd376855e3e0e4244aac7b00e7d",
-    "report": "report-v9-441d2c6af5026a87891e9ec8529e6a9e",
-    "comparison": "comparison-v9-7f02737b998632dba3eb56008abf2da5",
-    "sweep": "sweep-v4-5ac905436205f76c25229005d5255ca3",
+    "report": "report-v9-3536e831ca51ced964ff0622300556ed",
+    "comparison": "comparison-v9-41fb69d1db5a12f178d464d09e630806",
+    "sweep": "sweep-v4-acb225be8a0c6d0ce773f2aaa0fd8f24",
 }
 
 
