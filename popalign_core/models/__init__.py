@@ -7,6 +7,7 @@ __all__ = [
     "embeddings",
     "float8",
     "image_processors",
+    "linked_files",
     "loading",
     "lora",
     "lora_files",
@@ -16,6 +17,8 @@ __all__ = [
     "pipeline_parts",
     "pixels",
     "quiet",
+    "trained_weights",
     "vae",
     "weights_check",
+    "whole_model",
 ]

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 from popalign_core.config import ModelConfig
 from popalign_core.documents import read_json
 from popalign_core.errors import ConfigError, DamagedWeightsError, MissingWeightsError
+from popalign_core.models.linked_files import check_links
 from popalign_core.models.lora_files import ADAPTER_FILE, adapter_settings
 from popalign_core.models.model_sources import HUB_ID, denoiser_source, lora_source, pipeline_source
 from popalign_core.sources import how_to_get
 
 if TYPE_CHECKING:
     import torch
+
+    from popalign_core.models.trained_weights import TrainedModel
 
 MODEL_INDEX = "model_index.json"
 # Weights and everything that decides what they compute: configs, tokenizer vocabularies and merges.
@@ -172,7 +175,7 @@ def load_pipeline(
     model: ModelConfig,
     *,
     device: "torch.device",
-    folder: Path | None = None,
+    trained: "TrainedModel | None" = None,
     components: Collection[str] | None = None,
 ) -> Any:
     """Load a pipeline for sampling and training. Nothing is downloaded: a hub id is read from the local hub cache.
@@ -184,7 +187,7 @@ def load_pipeline(
     Args:
         model: Name, revision, dtype, storage, denoiser and LoRA.
         device: Where the modules go.
-        folder: Loads this folder in place of the model's own (an aligned copy, which holds denoiser and LoRA already).
+        trained: Loads this in place of the model, which gives dtype and storage alone then.
         components: Loads these alone, and None stands for the others: training needs neither text encoders nor VAE.
 
     Returns:
@@ -196,16 +199,17 @@ def load_pipeline(
     """
     import torch
 
-    if folder is not None:
-        source: Path | str = _checked(folder, "give a folder that training wrote")
-        model = model.model_copy(update={"denoiser": None, "lora": None})
-    else:
-        source = local_folder(model) or model.name
+    wanted = components
+    if trained is not None:
+        model, components = trained.beneath(model, components)
+    source = local_folder(model) or model.name
     pipeline = _load_parts(model, source, components)
     if (lora := lora_file(model)) is not None:
         from popalign_core.models.lora import fuse_lora
 
         fuse_lora(pipeline, lora, model.lora_scale)
+    if trained is not None:
+        trained.put_into(pipeline, model, wanted)
     denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     if model.storage is not None and denoiser is not None:
         from popalign_core.models.float8 import store_as_float8
@@ -339,4 +343,5 @@ def _hash_content(path: Path, size: int, mtime_ns: int) -> str:
 def _checked(folder: Path, fix: str) -> Path:
     if not (folder / MODEL_INDEX).is_file():
         raise MissingWeightsError(f"{folder} holds no diffusers pipeline (no model_index.json); {fix}")
+    check_links(folder)
     return folder
