@@ -17,8 +17,10 @@ __all__ = [
     "pipeline_parts",
     "pixels",
     "quiet",
+    "single_file",
     "trained_weights",
     "vae",
+    "weight_sizes",
     "weights_check",
     "whole_model",
 ]
