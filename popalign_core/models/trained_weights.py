@@ -12,6 +12,8 @@ from popalign_core.errors import DamagedWeightsError
 
 TRAINED_FILE = "trained.json"
 """What was trained, and from what, by hash and key: no path is in it."""
+LORA_FOLDER = "lora"
+"""Where an adapter lies, in artifacts and in folders of runs."""
 _FORMAT = 1
 
 

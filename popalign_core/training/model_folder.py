@@ -6,11 +6,10 @@ from typing import Any
 
 from popalign_core.models.denoisers import family_of
 from popalign_core.models.loading import LORA_FILE
-from popalign_core.models.trained_weights import TRAINED_FILE, TrainingRecord
+from popalign_core.models.trained_weights import LORA_FOLDER, TRAINED_FILE, TrainingRecord
 from popalign_core.models.whole_model import forget_origin
 from popalign_core.training.trainable_weights import ADAPTER_NAME
 
-LORA_FOLDER = "lora"
 _ALIGNED = 8
 """Bytes: where the tensors of a file of safetensors may begin."""
 _PIPELINES = {

@@ -8,8 +8,7 @@ from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, InputError
 from popalign_core.models.linked_files import copy_file, link_file, share_file
 from popalign_core.models.model_files import find_pipeline_folder
-from popalign_core.models.trained_weights import TrainedModel
-from popalign_core.training.model_folder import LORA_FOLDER
+from popalign_core.models.trained_weights import LORA_FOLDER, TrainedModel
 from storage.file_modes import take_umask
 from storage.roots import storage_errors
 from storage.store import ArtifactRef, Store

@@ -8,7 +8,7 @@ from popalign_core.errors import PopAlignError
 from popalign_core.models.linked_files import BASE_NOTE, BaseNote, link_file, read_note, share_file
 from popalign_core.models.loading import model_hash
 from popalign_core.models.model_files import find_pipeline_folder
-from popalign_core.training.model_folder import LORA_FOLDER
+from popalign_core.models.trained_weights import LORA_FOLDER
 from storage.store import ArtifactRef, RunFolder, Store
 from tasks.common.trained_models import find_trained, read_training
 

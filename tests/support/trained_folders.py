@@ -7,9 +7,9 @@ from popalign_core.config import ModelConfig
 from popalign_core.models.denoisers import family_of, find_denoiser
 from popalign_core.models.linked_files import link_file, share_file
 from popalign_core.models.loading import LORA_FILE, model_hash
-from popalign_core.models.trained_weights import TrainedModel, TrainedPart, TrainingRecord
+from popalign_core.models.trained_weights import LORA_FOLDER, TrainedModel, TrainedPart, TrainingRecord
 from popalign_core.models.whole_model import write_whole_model
-from popalign_core.training.model_folder import LORA_FOLDER, save_trained
+from popalign_core.training.model_folder import save_trained
 
 
 def save_training(pipeline: Any, base: Path, folder: Path) -> TrainedModel:

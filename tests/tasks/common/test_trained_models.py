@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flows.plan.checkpoints import evaluate_checkpoints, find_checkpoints
+from flows.plan.execution import call_directly
 from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, StoreError
 from popalign_core.models import loading
@@ -147,3 +149,34 @@ def test_a_base_with_other_weights_is_refused(
     with pytest.raises(ConfigError, match=f"hash {wanted}, but .* has {found}.*: give the model .* as model.name") as e:
         find_trained(store, ref, ModelConfig(name=str(there)))
     assert "popalign fetch" in str(e.value)
+
+
+def test_what_an_evaluation_needs_is_kept_and_its_base_need_not_be_configured(
+    train: Train, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig, tmp_path: Path
+) -> None:
+    """As `new-checkpoints` finds trainings: no run speaks of them, and the configuration has another base."""
+    first = train(lora_rank=0)
+    second = train(start=first, lora_rank=2)
+    other = shutil.copytree(tiny_config.model.name, tmp_path / "other")
+    settings = other / "scheduler" / "scheduler_config.json"
+    settings.write_text(settings.read_text().replace("0.012", "0.013"))
+    store, config = open_store(tiny_runtime), on_model(tiny_config, other)
+    found = [each for each in find_checkpoints(None, tiny_runtime) if each.name == second.key]
+    assert [each.model_hash for each in found] == [trained_hash(store, second)]
+    rows = evaluate_checkpoints(found, config, tiny_runtime, call=call_directly())
+    assert set(rows["checkpoint"]) == {second.key}
+    assert {first, second}.isdisjoint(store.collect_garbage(dry_run=False).artifacts)
+    assert find_trained(store, second, config.model).base.name == tiny_config.model.name
+
+
+def test_an_artifact_of_a_version_before_is_still_a_model(
+    tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
+) -> None:
+    store, payload = open_store(tiny_runtime), {"stage": "train", "version": "3", "config": {}, "inputs": {}}
+    ref = ArtifactRef("train", store.key(**payload))
+    with store.build(ref, payload) as build:
+        shutil.copytree(tiny_config.model.name, build.folder / "model")
+    assert trained_hash(store, ref) == model_hash(tiny_config.model)
+    expected = load_file(Path(tiny_config.model.name) / "unet" / WEIGHTS)
+    found = unet(store, ref, ModelConfig())
+    assert all(torch.equal(weight, expected[name]) for name, weight in found.items())

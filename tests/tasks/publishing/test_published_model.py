@@ -243,7 +243,8 @@ def test_an_object_store_has_what_was_trained_and_an_index(
     bucket: Any,
     tmp_path: Path,
 ) -> None:
-    refs, runtime = give_artifacts("preferences"), tiny_runtime.model_copy(update={"root": "s3://popalign-models/a"})
+    elsewhere = {"root": "s3://popalign-models/a", "log_folder": str(tmp_path / "logs")}
+    refs, runtime = give_artifacts("preferences"), tiny_runtime.model_copy(update=elsewhere)
     for ref in set(refs.values()):
         for path in (Path(tiny_runtime.root) / str(ref)).rglob("*"):
             if path.is_file():
@@ -259,8 +260,8 @@ def test_an_object_store_has_what_was_trained_and_an_index(
         keys = {each.key.removeprefix("a/runs/mine/") for each in bucket.objects.filter(Prefix="a/runs/mine/")}
         assert keys == expected | {"run.json"}
     # another machine, where the base lies where the store's record says
-    elsewhere = Store(runtime.root, scratch=str(tmp_path / "elsewhere"))
-    trained = find_trained(elsewhere, ref, ModelConfig())
+    other = Store(runtime.root, scratch=str(tmp_path / "elsewhere"))
+    trained = find_trained(other, ref, ModelConfig())
     assert trained.base.name == tiny_config.model.name
     assert not export_model("mine", tmp_path / "out", merge=True, runtime=runtime)
     assert_same(stock(tmp_path / "out"), weights(load_pipeline(ModelConfig(), device=CPU, trained=trained)))
