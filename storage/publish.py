@@ -11,6 +11,7 @@ from typing import Any
 
 from popalign_core.errors import StoreError
 from storage.build import Build
+from storage.file_modes import take_umask
 from storage.keys import plain
 from storage.manifest import MANIFEST, Manifest, library_versions
 from storage.roots import PARTIAL, Root, storage_errors, write_atomic
@@ -63,6 +64,7 @@ def _move_into_place(root: Root, build: Build, manifest: Manifest) -> None:
     for leftover in build.folder.rglob(f"*{PARTIAL}"):
         leftover.unlink()
     target = f"{build.ref.stage}/{build.ref.key}"
+    take_umask(build.folder)
     _flush(build.folder, manifest)
     write_atomic(build.folder / MANIFEST, manifest.to_json())
     if root.exists(f"{target}/{MANIFEST}"):

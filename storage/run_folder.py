@@ -3,12 +3,14 @@
 import json
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from popalign_core.documents import read_json
 from popalign_core.errors import StoreError
+from storage.file_modes import take_umask
 from storage.keys import ArtifactRef, check_name, plain
 from storage.roots import PARTIAL, Root, storage_errors
 
@@ -70,15 +72,38 @@ class RunFolder:
             for path in sorted(path for path in source.rglob("*") if path.is_file()):
                 self._root.upload(path, f"{target}/{path.relative_to(source).as_posix()}")
             return
-        with storage_errors(f"copy {source} to {self._root.at(target)}"):
-            place = Path(self._root.at(target))
-            partial = place.with_name(f"{place.name}.{uuid.uuid4().hex}{PARTIAL}")
+        with self.new_tree(folder) as partial, storage_errors(f"copy {source} to {self._root.at(target)}"):
+            shutil.copytree(source, partial, dirs_exist_ok=True)
+
+    @contextmanager
+    def new_tree(self, folder: str) -> Iterator[Path]:
+        """A folder to write into, which takes the place of an earlier one of that name when the block ends well.
+
+        Of a local store alone: see `local_path`.
+
+        Raises:
+            StoreError: When it cannot be made, or put in its place.
+        """
+        place = Path(self._root.at(f"{self._path}/{folder}"))
+        partial = place.with_name(f"{place.name}.{uuid.uuid4().hex}{PARTIAL}")
+        with storage_errors(f"make the folder {place}"):
             for leftover in place.parent.glob(f"{place.name}.*{PARTIAL}"):
                 shutil.rmtree(leftover)
-            shutil.copytree(source, partial)
-            if place.exists():
-                self._root.remove_tree(target)
-            partial.rename(place)
+            partial.mkdir(parents=True)
+        try:
+            yield partial
+            with storage_errors(f"make the folder {place}"):
+                take_umask(partial)
+                if place.exists():
+                    self._root.remove_tree(f"{self._path}/{folder}")
+                partial.rename(place)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    @property
+    def local_path(self) -> Path | None:
+        """Where it is on this machine; None for an object store."""
+        return Path(self._root.at(self._path)) if self._root.local else None
 
     def remove_tree(self, folder: str) -> None:
         """Delete a folder that an earlier run of this name left, if there is one."""

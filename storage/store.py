@@ -1,7 +1,8 @@
 """The artifact store: find, build, publish, read and check artifacts below one root.
 
-Layout: `<root>/<stage>/<key>/` holds an artifact, `<root>/runs/<name>/` the end of a run. Hidden folders are the
-store's own: `.revisions` (forced new versions), `.locks`, `.scratch` (builds under way), `.incoming`, `.trash`.
+Layout: `<root>/<stage>/<key>/` holds an artifact, `<root>/runs/<name>/` the end of a run, `<root>/models/` where base
+models lay. Hidden folders are the store's own: `.revisions` (forced new versions), `.locks`, `.scratch` (builds under
+way), `.incoming`, `.trash`.
 """
 
 import shutil
@@ -16,6 +17,7 @@ from storage.build import Build
 from storage.garbage import GarbageReport, collect
 from storage.keys import PAYLOAD_FIELDS, ArtifactRef, is_key, key_of, key_payload
 from storage.manifest import MANIFEST, Manifest
+from storage.model_records import ModelRecords
 from storage.publish import publish_build
 from storage.reading import Problem
 from storage.roots import Root, is_disk_full, storage_errors
@@ -213,6 +215,10 @@ class Store:
             StoreError: When the name cannot be a folder's.
         """
         return RunFolder(self._root, name)
+
+    def model_records(self) -> ModelRecords:
+        """What is remembered of base models, in `<root>/models/`."""
+        return ModelRecords(self._root)
 
     def _folders(self) -> list[ArtifactRef]:
         """Artifacts, whole or in pieces: folders named like a key, so that nothing of the user's is ever touched."""

@@ -170,8 +170,13 @@ def train_pairs(
     name = run_name(preset, config, name, settings, f"-{pipeline.training.objective}")
     with console_progress() as progress:
         model = train_on_pairs(key, pipeline, runtime, name, call=call_directly(progress), replace=replace)
-    fetch = "copy it to this machine, then " if "://" in model else ""
-    typer.echo(f"The model is in {model}; {fetch}`popalign run --set model.name={model}` goes on from there")
+    if "://" in model:
+        whole = f"`popalign export model {name} PATH --root {runtime.root}` makes a whole model of it on this machine"
+        typer.echo(
+            f"What was trained is in {model}; {whole}, and `popalign run --set model.name=PATH` goes on from there"
+        )
+    else:
+        typer.echo(f"The model is in {model}; `popalign run --set model.name={model}` goes on from there")
 
 
 @app.command()

@@ -128,7 +128,7 @@ def import_images(
 @exports.command("preferences")
 def export_preferences(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Of stage preferences, as `popalign plan` lists it.")],
-    path: Annotated[Path, typer.Argument(parser=filled_path, metavar="PATH", help="Of the folder to make.")],
+    path: Annotated[Path, typer.Argument(parser=filled_path, metavar="PATH", help="Of the folder or file to make.")],
     form: Annotated[
         Literal["pickapic", "datasets"],
         typer.Option("--format", help="Pairs as Diffusion-DPO trainers read them, or sets for HF `datasets`."),
@@ -150,3 +150,31 @@ def export_preferences(
             on_progress=lambda done, total: progress("export", done, total),
         )
     typer.echo(f"{n_rows} {'pair(s)' if form == 'pickapic' else 'member(s) of sets'} are in {path}")
+
+
+@exports.command("model")
+def export_trained_model(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that trained, or the key of a training.")],
+    path: Annotated[Path, typer.Argument(parser=filled_path, metavar="PATH", help="Of the folder or file to make.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into the model, not beside it.")] = False,
+    single_file: Annotated[
+        bool,
+        typer.Option("--single-file", help="One .safetensors with the original names; SDXL and Stable Diffusion 1.5."),
+    ] = False,
+    root: Root = None,
+) -> None:
+    """Write the model of a run as a folder that needs no other, or as one file; from any store."""
+    from flows.terminal.options import DEFAULT_ROOT
+    from popalign_core.config import RuntimeConfig
+    from tasks.publishing.export_model import export_model, export_single_file
+
+    runtime = RuntimeConfig(root=root or DEFAULT_ROOT)
+    is_apart = False
+    if single_file:
+        export_single_file(run, path, runtime=runtime)
+    else:
+        is_apart = export_model(run, path, merge=merge, runtime=runtime)
+    if is_apart:
+        typer.echo(f"the base model is in {path}, and its adapter in {path / 'lora'}; --merge makes one of both")
+    else:
+        typer.echo(f"the model is in {path}")

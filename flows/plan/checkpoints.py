@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +17,7 @@ from popalign_core.models.single_files import SUFFIX, is_single_file
 from storage.store import ArtifactRef, Store
 from tasks.common.reservations import reserve_made
 from tasks.common.stage_object import open_store
+from tasks.common.trained_models import trained_hash, training_chain
 from tasks.publishing.leaderboard import append_leaderboard, read_leaderboard
 from tasks.stages.train import train_model
 
@@ -28,13 +29,13 @@ SYSTEM = "checkpoint"
 
 @dataclass(frozen=True)
 class CandidateModel:
-    """A diffusers pipeline folder, or what a single file became.
+    """A diffusers pipeline folder, what a single file became, or a training in the store.
 
     Attributes:
         name: What the leaderboard calls it.
-        folder: Where it lies.
+        folder: Where it lies; of a training, what it trained.
         model_hash: Of its weights.
-        trained: The artifact that the folder is of, whose evaluation images may be there already.
+        trained: The artifact of a training, whose evaluation images may be there already.
     """
 
     name: str
@@ -78,7 +79,7 @@ def find_checkpoints(watch: str | None, runtime: RuntimeConfig, config: str | No
 
 def trained_model(name: str, ref: ArtifactRef, store: Store) -> CandidateModel:
     """The model of a training in the store, under a name."""
-    return replace(_checkpoint(name, store.localize(ref, "model")), trained=ref)
+    return CandidateModel(name, store.localize(ref), trained_hash(store, ref), ref)
 
 
 def named_checkpoints(models: Iterable[str], config: str | None = None) -> list[CandidateModel]:
@@ -124,7 +125,7 @@ def evaluate_checkpoints(
     for checkpoint in new_checkpoints(checkpoints, protocol, runtime.root):
         try:
             planned = _plan_evaluation(checkpoint, config, runtime)
-            reserve_made(planned.refs.values(), runtime, "evaluate")
+            reserve_made([*planned.refs.values(), *_started_from(checkpoint, runtime)], runtime, "evaluate")
             refs = run_plan(planned, runtime, call)
         except PopAlignError as error:
             error.add_note(f"checkpoint {checkpoint.name} in {checkpoint.folder}")
@@ -146,6 +147,11 @@ def _plan_evaluation(checkpoint: CandidateModel, config: PipelineConfig, runtime
         return plan_run(config, runtime, _steps("train"), given={"train": checkpoint.trained})
     model = ModelConfig(name=str(checkpoint.folder), dtype=config.model.dtype, storage=config.model.storage)
     return plan_run(config.model_copy(update={"model": model}), runtime, _steps())
+
+
+def _started_from(checkpoint: CandidateModel, runtime: RuntimeConfig) -> list[ArtifactRef]:
+    """The trainings that one started from, without which it cannot be loaded."""
+    return [] if checkpoint.trained is None else training_chain(open_store(runtime), checkpoint.trained)
 
 
 def _steps(model: str | None = None) -> tuple[Step, ...]:

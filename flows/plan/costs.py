@@ -5,13 +5,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from flows.plan.planning import PlannedNode
-from flows.plan.preflight import PIXEL_BYTES
+from flows.plan.preflight import PIXEL_BYTES, size_of_training
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import PopAlignError
 from storage.store import Store
 from tasks.common.kept_speeds import Rate, find_rate, keep_rate, stage_speed
 from tasks.common.stopwatch import Stopwatch
-from tasks.stages import sample
+from tasks.stages import sample, train
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ def estimate_costs(nodes: Iterable[PlannedNode], runtime: RuntimeConfig) -> dict
         rate = None
         with suppress(PopAlignError):  # a model that is not there is told by the plan
             rate = find_rate(stage_speed(stage, node.config, runtime))
-        cost = _without_rate(node) if rate is None else _with_rate(node, rate, is_first=stage not in seen)
-        costs[node.node] = replace(cost, n_calls=_paid_calls(node))
+        cost = _without_rate(node, runtime) if rate is None else _with_rate(node, rate, is_first=stage not in seen)
+        n_bytes = cost.n_bytes + _published_bytes(node, runtime)
+        costs[node.node] = replace(cost, n_bytes=n_bytes, n_calls=_paid_calls(node))
         seen.add(stage)
     return costs
 
@@ -100,11 +101,22 @@ def _with_rate(node: PlannedNode, rate: Rate, *, is_first: bool) -> Cost:
     return Cost(around + n_units * rate.unit_s, rate.fixed_bytes + node.n_images * rate.unit_bytes)
 
 
-def _without_rate(node: PlannedNode) -> Cost:
-    """Images take a known room whatever their speed."""
+def _without_rate(node: PlannedNode, runtime: RuntimeConfig) -> Cost:
+    """Images and what is trained take a known room whatever their speed."""
+    if node.config is not None and node.step.stage is train.train_model:
+        return Cost(n_bytes=size_of_training(node.config, runtime).artifact)
     if node.config is None or node.step.stage is not sample.sample_images:
         return Cost()
     return Cost(n_bytes=node.n_images * node.config.sampling.width * node.config.sampling.height * PIXEL_BYTES)
+
+
+def _published_bytes(node: PlannedNode, runtime: RuntimeConfig) -> float:
+    """Of the model in a run's folder, what is not the artifact's own: a denoiser that an adapter is merged into.
+
+    It is the run's own training that is published, not those of systems that it is compared with.
+    """
+    is_published = node.config is not None and node.node == train.train_model.name
+    return size_of_training(node.config, runtime).merged if is_published and node.config is not None else 0.0
 
 
 def _paid_calls(node: PlannedNode) -> int:

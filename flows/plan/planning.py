@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 from flows.plan.expected_work import expected_images
-from flows.plan.preflight import check_disk, find_problems, list_needs, refuse
+from flows.plan.preflight import check_disk, find_problems, list_needs, refuse, size_of_training
 from flows.plan.steps import PIPELINE, Step, needed_for
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import PopAlignError, StoreError
@@ -102,7 +102,7 @@ def plan_run(
     Raises:
         PopAlignError: For all that a stage that is still to be run would refuse, or lack on this machine; the kind is
             that of the first.
-        StoreError: When the store cannot be opened, or its disk does not hold the images.
+        StoreError: When the store cannot be opened, or its disk does not hold images and trained models.
     """
     steps = tuple(steps)
     try:
@@ -116,8 +116,20 @@ def plan_run(
     refused = [problem for node in missing if (problem := _refusal(node, runtime)) is not None]
     refuse([*refused, *find_problems(list_needs((node.step for node in missing), config, runtime))])
     n_sampled = sum(node.n_images for node in missing if node.step.stage is sample.sample_images)
-    check_disk(n_sampled, config, runtime)
+    check_disk(n_sampled, config, runtime, _trained_bytes(missing, config, runtime, is_run=target is None))
     return plan
+
+
+def _trained_bytes(
+    missing: Iterable[PlannedNode], config: PipelineConfig, runtime: RuntimeConfig, *, is_run: bool
+) -> float:
+    """What trainings take: an artifact each, checkpoints one after the other, and a run's model in its folder."""
+    trainings = [node for node in missing if node.step.stage is train.train_model]
+    sizes = [size_of_training(node.config or config, runtime) for node in trainings]
+    if not sizes:
+        return 0.0
+    published = sizes[0].merged if is_run and trainings[0].node == train.train_model.name else 0.0
+    return sum(size.artifact for size in sizes) + max(size.checkpoints for size in sizes) + published
 
 
 def plan_keys(

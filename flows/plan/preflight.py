@@ -8,6 +8,7 @@ from pathlib import Path
 from flows.plan.steps import Step
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import PopAlignError, StoreError
+from popalign_core.models.weight_sizes import TrainingSize, training_size
 from tasks.common.needs import Need
 
 PIXEL_BYTES = 2.0
@@ -62,8 +63,14 @@ def refuse(problems: Sequence[PopAlignError]) -> None:
     raise type(first)(f"{len(by_text)} things are missing or wrong; nothing was run:{texts}")
 
 
-def check_disk(n_images: int, config: PipelineConfig, runtime: RuntimeConfig) -> None:
-    """Refuse to sample more images than the disk of a local store holds.
+def check_disk(n_images: int, config: PipelineConfig, runtime: RuntimeConfig, trained_bytes: float = 0.0) -> None:
+    """Refuse to sample more images, or to train more, than the disk of a local store holds.
+
+    Args:
+        n_images: To be sampled.
+        config: Says their size.
+        runtime: Says where the store is.
+        trained_bytes: What trainings take: artifacts, checkpoints, the model in the run's folder.
 
     Raises:
         StoreError: With both figures.
@@ -73,12 +80,21 @@ def check_disk(n_images: int, config: PipelineConfig, runtime: RuntimeConfig) ->
     needed = n_images * config.sampling.width * config.sampling.height * PIXEL_BYTES
     with suppress(OSError):
         free = free_bytes(Path(runtime.root))
-        if needed > free:
+        if needed + trained_bytes > free:
+            training = f" and training {trained_bytes / _GIB:.1f} GiB" if trained_bytes else ""
             raise StoreError(
                 f"about {n_images} images of {config.sampling.width} x {config.sampling.height} px take "
-                f"{needed / _GIB:.1f} GiB, and {runtime.root} has {free / _GIB:.1f} GiB left; make room, or give "
-                "another root"
+                f"{needed / _GIB:.1f} GiB{training}, and {runtime.root} has {free / _GIB:.1f} GiB left; make room, "
+                "or give another root"
             )
+
+
+def size_of_training(config: PipelineConfig, runtime: RuntimeConfig) -> TrainingSize:
+    """What a training takes on a disk; nothing where the model's files cannot be read, which is told elsewhere."""
+    try:
+        return training_size(config.model, config.training, runtime.keep_checkpoints)
+    except (PopAlignError, OSError, ValueError, LookupError, TypeError):
+        return TrainingSize(0.0, 0.0, 0.0)
 
 
 def free_bytes(path: Path) -> int:

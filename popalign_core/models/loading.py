@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from popalign_core.config import ModelConfig
 from popalign_core.errors import ConfigError, MissingWeightsError
 from popalign_core.models.file_hashes import hash_file
+from popalign_core.models.linked_files import check_links
 from popalign_core.models.lora_files import ADAPTER_FILE, adapter_settings
 from popalign_core.models.model_sources import HUB_ID, lora_source, pipeline_source, replaced_names
 from popalign_core.models.pipeline_parts import snapshot
@@ -17,6 +18,8 @@ from popalign_core.sources import how_to_get
 
 if TYPE_CHECKING:
     import torch
+
+    from popalign_core.models.trained_weights import TrainedModel
 
 MODEL_INDEX = "model_index.json"
 # Goes up when the same LoRA file comes to mean other weights; "lora" left out tensors whose names it did not know.
@@ -147,7 +150,7 @@ def load_pipeline(
     model: ModelConfig,
     *,
     device: "torch.device",
-    folder: Path | None = None,
+    trained: "TrainedModel | None" = None,
     components: Collection[str] | None = None,
 ) -> Any:
     """Load a pipeline for sampling and training. Nothing is downloaded: a hub id is read from the local hub cache.
@@ -159,7 +162,7 @@ def load_pipeline(
     Args:
         model: Name, revision, dtype, storage, denoiser and LoRA.
         device: Where the modules go.
-        folder: Loads this folder in place of the model's own (an aligned copy, which holds denoiser and LoRA already).
+        trained: Loads this in place of the model, which gives dtype and storage alone then.
         components: Loads these alone, and None stands for the others: training needs neither text encoders nor VAE.
 
     Returns:
@@ -171,16 +174,17 @@ def load_pipeline(
     """
     import torch
 
-    if folder is not None:
-        source: Path | str = _checked(folder, "give a folder that training wrote")
-        model = model.model_copy(update={"denoiser": None, "vae": None, "lora": None, "loras": ()})
-    else:
-        source = local_folder(model) or model.name
+    wanted = components
+    if trained is not None:
+        model, components = trained.beneath(model, components)
+    source = local_folder(model) or model.name
     pipeline = _load_parts(model, source, components)
     for lora in model.all_loras:
         from popalign_core.models.lora import fuse_lora
 
         fuse_lora(pipeline, lora_file(lora.path), lora.scale)
+    if trained is not None:
+        trained.put_into(pipeline, model, wanted)
     denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     if model.storage is not None and denoiser is not None:
         from popalign_core.models.float8 import store_as_float8
@@ -258,4 +262,5 @@ def _left_out(index: dict[str, Any], components: Collection[str] | None) -> dict
 def _checked(folder: Path, fix: str) -> Path:
     if not (folder / MODEL_INDEX).is_file():
         raise MissingWeightsError(f"{folder} holds no diffusers pipeline (no model_index.json); {fix}")
+    check_links(folder)
     return folder

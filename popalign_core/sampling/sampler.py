@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +24,9 @@ from popalign_core.models.loading import load_pipeline, resolve_device
 from popalign_core.sampling import engine
 from popalign_core.sampling.engine import execution_device
 from popalign_core.sampling.prediction import Captions
+
+if TYPE_CHECKING:
+    from popalign_core.models.trained_weights import TrainedModel
 
 _log = logging.getLogger(__name__)
 
@@ -146,7 +148,7 @@ def load_sampler(
     runtime: RuntimeConfig,
     *,
     device: str,
-    folder: Path | None = None,
+    trained: "TrainedModel | None" = None,
     choose: Callable[[Any], RuntimeConfig] | None = None,
 ) -> Sampler:
     """Load what sampling needs of a model, denoiser and VAE, and make it ready; the text encoders stay where they are.
@@ -155,7 +157,7 @@ def load_sampler(
         model: Which.
         runtime: Layout, compilation, offloading, batch size.
         device: Name of a device; `runtime.device` unless there is one for each worker.
-        folder: Of an aligned copy, loaded in place of the model's own.
+        trained: Loaded in place of the model.
         choose: What the runtime becomes when the pipeline is known.
 
     Raises:
@@ -165,7 +167,7 @@ def load_sampler(
     place = resolve_device(device)
     is_offloaded = runtime.offload and place.type != "cpu"
     first = torch.device("cpu") if is_offloaded else place
-    pipeline = load_pipeline(model, device=first, folder=folder, components=SAMPLER_PARTS)
+    pipeline = load_pipeline(model, device=first, trained=trained, components=SAMPLER_PARTS)
     if is_offloaded:
         pipeline.enable_model_cpu_offload(device=place)
     return Sampler(pipeline, runtime if choose is None else choose(pipeline))

@@ -37,7 +37,7 @@ def model_card(
         metrics: Rows of both systems' metrics; none before the evaluation.
         name: Of the base model; None where only its weights are known.
     """
-    what = f"LoRA of rank {training.lora_rank}, merged" if training.lora_rank else f"{training.trained_weights} weights"
+    what = f"LoRA of rank {training.lora_rank}" if training.lora_rank else f"{training.trained_weights} weights"
     # pairs made elsewhere come without attributes: no population was aimed at
     is_population = "attributes" in keys
     last = {str(row["name"]): float(row["value"]) for row in log}

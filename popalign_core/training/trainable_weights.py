@@ -22,7 +22,7 @@ def choose_weights(model: Any, config: TrainingConfig) -> None:
         ConfigError: When LoRA targets match no module, or `trained_weights` no parameter.
     """
     if getattr(model, "peft_config", None):
-        raise InputError("the model already carries an adapter; merge it (save_model) or load the base model again")
+        raise InputError("the model already carries an adapter; load the base model again")
     # eval: a dropout would draw from the global generator, which a resume does not restore
     model.eval().requires_grad_(False)
     if config.lora_rank > 0:

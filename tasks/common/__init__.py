@@ -10,4 +10,5 @@ __all__ = [
     "stage_object",
     "stopwatch",
     "tensors",
+    "trained_models",
 ]

@@ -64,6 +64,12 @@ def base_model(model: ModelConfig) -> ModelConfig:
     return drop_fields(model, "config") if local_folder(model) is None else drop_fields(model, "revision", "config")
 
 
+def unhashed_base() -> dict[str, str]:
+    """Fields of a view's model that its key does not depend on, where a training stands for the model."""
+    fields = set(ModelConfig.model_fields) - {"dtype", "storage"}
+    return {f"model.{name}": "the training says by hash which model it must be" for name in sorted(fields)}
+
+
 def sampling_told(config: PipelineConfig) -> SamplingConfig:
     """What a model is told of the sampling when it trains: the size, and the guidance scale where it reads that."""
     fields = ("width", "height", "guidance_scale") if reads_guidance(config.model) else ("width", "height")

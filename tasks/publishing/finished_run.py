@@ -14,6 +14,7 @@ from popalign_core.training.model_card import describe_base, model_card
 from storage.store import ArtifactRef, RunFolder, Store
 from tasks.common.reservations import reserve_run
 from tasks.common.stage_object import open_store
+from tasks.publishing.published_model import publish_model
 from tasks.stages import comparison, report
 
 SYSTEMS = ("base", "aligned")
@@ -36,7 +37,7 @@ def publish_run(refs: Mapping[str, ArtifactRef], config: PipelineConfig, runtime
     folder.write_text("metrics.json", metrics_json(metrics))
     for file in (report.PAGE, report.CARD):
         folder.write_text(file, store.localize(refs["report"], file).read_text(encoding="utf-8"))
-    _copy_model(store, refs["train"], folder)
+    publish_model(store, refs["train"], config.model, folder)
     _write_card(store, refs, config, folder, metrics.to_dict("records"))
     nodes = {node: str(ref) for node, ref in refs.items()}
     folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
@@ -56,7 +57,7 @@ def publish_training(refs: Mapping[str, ArtifactRef], config: PipelineConfig, ru
     """
     store = open_store(runtime)
     folder = store.run_folder(name)
-    _copy_model(store, refs["train"], folder)
+    publish_model(store, refs["train"], config.model, folder)
     _write_card(store, refs, config, folder)
     nodes = {node: str(ref) for node, ref in refs.items()}
     folder.record(refs.values(), {"nodes": nodes, "config": config.model_dump(mode="json")})
@@ -226,14 +227,6 @@ def metrics_json(metrics: pd.DataFrame) -> str:
     """The rows of a table as a JSON list; what is absent is null."""
     rows = metrics.astype(object).where(metrics.notna(), None).to_dict("records")
     return json.dumps(rows, indent=1, allow_nan=False) + "\n"
-
-
-def _copy_model(store: Store, train: ArtifactRef, folder: RunFolder) -> None:
-    """model/, and lora/ where an adapter was trained; an earlier run's does not stay beside the new model."""
-    folder.copy_tree(store.localize(train, "model"), "model")
-    folder.remove_tree("lora")
-    if any(file.startswith("lora/") for file in store.manifest(train).files):
-        folder.copy_tree(store.localize(train, "lora"), "lora")
 
 
 def _write_card(

@@ -22,15 +22,17 @@ from popalign_core.sampling.safety import UNSAFE, checker_source, find_safety_ch
 from popalign_core.sampling.watermark import check_watermark
 from storage.store import ArtifactRef, Build
 from tasks.common.image_tables import drops_table
-from tasks.common.measuring import base_model, folder_digest
+from tasks.common.measuring import base_model, folder_digest, unhashed_base
 from tasks.common.needs import Need, machine_needs, model_needs
-from tasks.common.stage_object import Inputs, Progress, Stage, View, keep_fields
+from tasks.common.stage_object import Inputs, Progress, Stage, View
+from tasks.common.trained_models import find_trained
 from tasks.workers.shardwise import make_shards
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from popalign_core.models.embeddings import PromptEmbeddings
+    from popalign_core.models.trained_weights import TrainedModel
     from popalign_core.sampling.captions import CaptionPlan
 
 Purpose = Literal["preferences", "evaluation"]
@@ -46,7 +48,7 @@ class SampleView(View):
         purpose: Which prompts.
         n_images: Images a prompt, by benchmark.
         sampling: The sampler's settings; evaluation images have a seed of their own.
-        model: The configured model; of a trained one only how its weights are kept.
+        model: The configured model; for a trained one it says how weights are kept, and may be its base.
         is_trained: Whether the images come from a trained model.
         axes: Where an identity is drawn for each image; else none.
     """
@@ -67,7 +69,7 @@ class SampleView(View):
             purpose=purpose,
             n_images=n_images(config, purpose),
             sampling=sampling,
-            model=keep_fields(config.model, "dtype", "storage") if is_trained else base_model(config.model),
+            model=config.model if is_trained else base_model(config.model),
             is_trained=is_trained,
             axes=config.identity_axes if draws_identities else (),
         )
@@ -85,6 +87,10 @@ class SampleView(View):
             "sampling": self._hashed_sampling(),
             "model": weights,
         }
+
+    def unhashed(self) -> dict[str, str]:
+        """Where the base of a trained model lies."""
+        return unhashed_base() if self.is_trained else {}
 
     def _hashed_sampling(self) -> dict[str, Any]:
         """The settings with the content of folders in place of their paths, and the axes where they matter."""
@@ -180,9 +186,9 @@ def _sample_shards(
 
     def jobs(todo: Sequence[int]) -> Shards:
         plan = plan_captions(prompts, images, view.axes, view.sampling)
-        folder = None if trained is None else inputs.store.localize(trained, "model")
-        ids, embeddings = _embeddings(build, plan, view.model, folder, runtime)
-        layouts = _layout_latents(view, folder, runtime)
+        loaded = None if trained is None else find_trained(inputs.store, trained, view.model)
+        ids, embeddings = _embeddings(build, plan, view.model, loaded, runtime)
+        layouts = _layout_latents(view, loaded, runtime)
         return Shards(todo, images, plan, ids, embeddings, layouts, view.sampling, view.model, trained, runtime)
 
     lengths = [len(images.iloc[start : start + size]) for start in range(0, len(images), size)]
@@ -190,7 +196,7 @@ def _sample_shards(
 
 
 def _embeddings(
-    build: Build, plan: "CaptionPlan", model: ModelConfig, trained: Path | None, runtime: RuntimeConfig
+    build: Build, plan: "CaptionPlan", model: ModelConfig, trained: "TrainedModel | None", runtime: RuntimeConfig
 ) -> "tuple[list[str], PromptEmbeddings]":
     """Ids and embeddings of all captions and, last, of the empty one; kept, so that a resumed run reads the same ones.
 
@@ -203,13 +209,13 @@ def _embeddings(
     path = build.folder / "embeddings.safetensors"
     if not os.path.exists(path):
         device = resolve_device(runtime.device)
-        pipeline = load_pipeline(model, device=device, folder=trained, components=TEXT_PARTS)
+        pipeline = load_pipeline(model, device=device, trained=trained, components=TEXT_PARTS)
         embeddings = embed_prompts(pipeline, [*plan.texts.values(), ""], runtime.batch_size)
         write_embeddings(path, [*plan.texts, ""], embeddings)
     return read_embeddings(path)
 
 
-def _layout_latents(view: SampleView, trained: Path | None, runtime: RuntimeConfig) -> "Tensor | None":
+def _layout_latents(view: SampleView, trained: "TrainedModel | None", runtime: RuntimeConfig) -> "Tensor | None":
     """Latents [L, C, h, w] of the images that SDEdit starts from, in the order of their names; None without."""
     sampling = view.sampling
     if sampling.sdedit is None:
@@ -225,7 +231,7 @@ def _layout_latents(view: SampleView, trained: Path | None, runtime: RuntimeConf
             raise InputError(f"{path} is no image; sampling.sdedit.folder must hold images alone")
         images.append(pixels)
     device = resolve_device(runtime.device)
-    pipeline = load_pipeline(view.model, device=device, folder=trained, components=("vae",))
+    pipeline = load_pipeline(view.model, device=device, trained=trained, components=("vae",))
     return encode_pixels(pipeline.vae, np.stack(images))
 
 

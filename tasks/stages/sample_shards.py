@@ -25,6 +25,7 @@ from storage.formats.parquet import encode, file_name
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store
 from tasks.common.tensors import encode_tensors
+from tasks.common.trained_models import find_trained
 from tasks.stages.sample_layouts import take_kept_layout
 from tasks.workers.shard_worker import load_once
 from tasks.workers.shardwise import ShardFiles
@@ -158,9 +159,9 @@ def _load(
     """The sampler of a model, and what looks at its images; a trained model is fetched from the store first."""
     from popalign_core.sampling.sampler import load_sampler
 
-    folder = open_store(runtime).localize(trained, "model") if trained else None
+    found = find_trained(open_store(runtime), trained, model) if trained else None
     choose = partial(take_kept_layout, size=size, runtime=runtime)
-    sampler = load_sampler(model, runtime, device=device, folder=folder, choose=choose)
+    sampler = load_sampler(model, runtime, device=device, trained=found, choose=choose)
     if safety_checker is None:
         return sampler, lambda pixels: np.zeros(len(pixels), dtype=bool)
     return sampler, partial(unsafe_images, load_safety_checker(safety_checker, sampler.device))

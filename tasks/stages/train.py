@@ -2,17 +2,25 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from popalign_core.config import PipelineConfig, RuntimeConfig
+from popalign_core.errors import StoreError
 from storage.roots import storage_errors
 from storage.store import Build, Store
 from tasks.common.needs import Need, classifier_needs, machine_needs, model_needs
 from tasks.common.stage_object import Inputs, Progress, Stage, set_threads
+from tasks.common.trained_models import keep_base, read_training
 from tasks.stages.train_inputs import TrainingRefs
 from tasks.stages.train_view import TrainView
 
+if TYPE_CHECKING:
+    from popalign_core.models.trained_weights import TrainingRecord
+
+CARD = "README.md"
+"""The card in an artifact, which knows neither the base model's name nor figures."""
 _SCHEDULER_FILE = "scheduler_config.json"
 
 
@@ -42,8 +50,9 @@ def check_settings(view: TrainView, runtime: RuntimeConfig) -> None:
 
 
 def _fill(view: TrainView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
-    """Write `model/`, a folder that diffusers loads, with its card; `lora/` when an adapter was trained; table
-    `training_log`. TensorBoard's files, which hold times, lie outside: `logs/KEY/` below a local root.
+    """Write what was trained, `lora/` or the denoiser in `unet/` or `transformer/`, with `trained.json`, which says by
+    hash what it belongs to, and a card; table `training_log`. TensorBoard's files, which hold times, lie outside:
+    `logs/KEY/` below a local root.
 
     Inputs are `preferences` (with table `retained`), `sample` (latents and embeddings of the images), `prompts` (their
     texts, for the probe's CLIP score), `attributes` (their classes, for the objectives that need them) and `start` (a
@@ -55,18 +64,16 @@ def _fill(view: TrainView, inputs: Inputs, build: Build, runtime: RuntimeConfig,
         TrainingError: When training diverges.
         PreemptedError: On SIGTERM, after a checkpoint was written.
     """
-    import torch
-
-    from popalign_core.models.denoisers import family_of
-    from popalign_core.models.loading import load_pipeline, model_hash
     from popalign_core.training.model_card import model_card
-    from popalign_core.training.model_folder import save_lora, save_model
+    from popalign_core.training.model_folder import save_trained
     from tasks.stages.train_inputs import run_training
     from tasks.stages.train_launch import launch_training
 
     store, refs = inputs.store, TrainingRefs(**inputs)
     log_folder = find_log_folder(store, runtime) / build.ref.key
     set_threads(runtime)
+    if not view.has_start:
+        keep_base(store, view.model)
     if runtime.trackers:
         with storage_errors(f"make the log folder {log_folder}, which runtime.log_folder moves"):
             log_folder.mkdir(parents=True, exist_ok=True)
@@ -75,16 +82,29 @@ def _fill(view: TrainView, inputs: Inputs, build: Build, runtime: RuntimeConfig,
         denoiser, log = launch_training(refs, view, runtime, work, on_progress, log_folder)
     else:
         denoiser, log = run_training(store, refs, view, runtime, work, on_progress, log_folder=log_folder)
-    pipeline = load_pipeline(view.model, device=torch.device("cpu"), folder=refs.start_folder(store))
-    pipeline.register_modules(**{family_of(denoiser).component: denoiser.to("cpu")})
-    if view.training.lora_rank > 0:
-        save_lora(pipeline, build.folder / "lora")
-    save_model(pipeline, build.folder / "model")
+    record = _describe(denoiser, view, refs, store)
+    save_trained(denoiser.to("cpu"), record, build.folder)
     # by its content: where the model lies is no part of the key, and must not be in the artifact either
-    base = "a trained model" if view.has_start else f"the weights `{model_hash(view.model)}`"
-    card = model_card(base, view.training, view.axes, refs.keys(), log)
-    (build.folder / "model" / "README.md").write_text(card, encoding="utf-8")
+    card = model_card(f"the weights `{record.base}`", view.training, view.axes, refs.keys(), log)
+    (build.folder / CARD).write_text(card, encoding="utf-8")
     build.write_table("training_log", pd.DataFrame(log, columns=["step", "name", "value"]))
+
+
+def _describe(denoiser: Any, view: TrainView, refs: TrainingRefs, store: Store) -> "TrainingRecord":
+    """What the training was, and what its weights belong to."""
+    from popalign_core.models.denoisers import family_of
+    from popalign_core.models.loading import model_hash
+    from popalign_core.models.trained_weights import TrainingRecord
+
+    before = None if refs.start is None else read_training(store, refs.start)
+    if refs.start is not None and before is None:
+        raise StoreError(f"{refs.start} is of a version before 4, from which no training starts; train it again")
+    return TrainingRecord(
+        what="lora" if view.training.lora_rank else view.training.trained_weights,
+        component=family_of(denoiser).component,
+        base=before.base if before else model_hash(view.model),
+        start=refs.start.key if refs.start else None,
+    )
 
 
 def find_log_folder(store: Store, runtime: RuntimeConfig) -> Path:
@@ -103,7 +123,7 @@ def _needs(config: PipelineConfig, runtime: RuntimeConfig) -> Iterator[Need]:
 
 train_model = Stage(
     "train",
-    "3",
+    "4",
     TrainView.of,
     _fill,
     inputs=("preferences", "sample"),

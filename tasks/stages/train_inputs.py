@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from popalign_core.config import Axis, RuntimeConfig
+from popalign_core.config import Axis, ModelConfig, RuntimeConfig
 from storage.store import ArtifactRef, Store
 from tasks.common.stage_object import Progress
+from tasks.common.trained_models import find_trained
 from tasks.stages.train_view import TrainView
 
 if TYPE_CHECKING:
     import torch
 
+    from popalign_core.models.trained_weights import TrainedModel
     from popalign_core.training.checkpoint import LogRow
     from popalign_core.training.data import PreferenceData, StoredLatents
     from popalign_core.training.probe import PopulationProbe
@@ -47,9 +49,13 @@ class TrainingRefs:
         """Input -> key of those that there are."""
         return {name: ref["key"] for name, ref in asdict(self).items() if ref is not None}
 
-    def start_folder(self, store: Store) -> Path | None:
-        """Where the model lies that training starts from; None is the base model."""
-        return None if self.start is None else store.localize(self.start, "model")
+    def find_start(self, store: Store, model: ModelConfig) -> "TrainedModel | None":
+        """The trained model that training starts from; None is the base model.
+
+        Raises:
+            MissingWeightsError: As `find_trained`.
+        """
+        return None if self.start is None else find_trained(store, self.start, model)
 
 
 def run_training(
@@ -73,8 +79,8 @@ def run_training(
     from popalign_core.training.trainer import train_preferences
 
     parts = (*DENOISER_PARTS, "vae") if view.training.probe else DENOISER_PARTS
-    folder = refs.start_folder(store)
-    pipeline = load_pipeline(view.model, device=resolve_device(runtime.device), folder=folder, components=parts)
+    start = refs.find_start(store, view.model)
+    pipeline = load_pipeline(view.model, device=resolve_device(runtime.device), trained=start, components=parts)
     data = replace(read_preferences(store, refs, view.axes), guidance_scale=view.sampling.guidance_scale)
     denoiser = find_denoiser(pipeline)
     observers = Observers(

@@ -56,7 +56,7 @@ def launch_training(
     parts = load_pipeline(
         view.model,
         device=resolve_device(runtime.device),
-        folder=refs.start_folder(open_store(runtime)),
+        trained=refs.find_start(open_store(runtime), view.model),
         components=DENOISER_PARTS,
     )
     denoiser = find_denoiser(parts)

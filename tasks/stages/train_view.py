@@ -6,7 +6,7 @@ from typing import Any, Self
 from popalign_core.config import AttributesConfig, Axis, ModelConfig, PipelineConfig, SamplingConfig, TrainingConfig
 from popalign_core.errors import ConfigError
 from storage.store import ArtifactRef
-from tasks.common.measuring import base_model, clip_folder, folder_digest, sampling_told
+from tasks.common.measuring import base_model, clip_folder, folder_digest, sampling_told, unhashed_base
 from tasks.common.stage_object import View, drop_fields, keep_fields
 from tasks.stages.attributes import classifiers_in_use, hashed_classifier
 
@@ -19,7 +19,7 @@ class TrainView(View):
 
     Attributes:
         training: Objective, weights, optimiser.
-        model: The base model; where training starts from a trained one, its dtype alone.
+        model: The base model; where training starts from a trained one, that one's, by its hash.
         has_start: Whether it starts from a trained model.
         sampling: The size of the images, the guidance scale where the model is told it; with a probe how it samples.
         axes: Classes and targets; none where no class is read (pairs made elsewhere, without a probe).
@@ -46,7 +46,7 @@ class TrainView(View):
         axes = config.identity_axes if probe or "attributes" in inputs else ()
         return cls(
             training=config.training,
-            model=keep_fields(config.model, "dtype") if has_start else base_model(config.model),
+            model=drop_fields(config.model, "storage") if has_start else base_model(config.model),
             has_start=has_start,
             sampling=drop_fields(config.sampling, *_NOT_PROBED) if probe else sampling_told(config),
             axes=tuple(keep_fields(axis, "name", "classes", "target", "of") for axis in axes),
@@ -67,6 +67,10 @@ class TrainView(View):
         if self.attributes is not None:
             hashed["probe"] = hashed_classifier(self.attributes) | {"clip": folder_digest(clip_folder())}
         return hashed
+
+    def unhashed(self) -> dict[str, str]:
+        """Where the base model of a start lies."""
+        return unhashed_base() if self.has_start else {}
 
 
 def _refuse(config: PipelineConfig) -> None:

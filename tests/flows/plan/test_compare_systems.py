@@ -119,12 +119,12 @@ def test_trained_systems_share_the_preference_data_and_one_starts_where_another_
     store = open_store(tiny_runtime)
     refs = side_by_side.planned.refs
     first, second = (
-        (store.localize(refs[node], "model") / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+        (store.localize(refs[node], "unet") / "diffusion_pytorch_model.safetensors").read_bytes()
         for node in ("train:dpo", "train:dpo+popalign")
     )
     assert first != second
     assert f"from where the training `{refs['train:dpo'].key}` left it" in (
-        store.localize(refs["train:dpo+popalign"], "model") / "README.md"
+        store.localize(refs["train:dpo+popalign"], "README.md")
     ).read_text(encoding="utf-8")
     costs = store.read_table(ref, "costs").set_index(["system", "what"])["value"]
     # two replicates of 2 prompts with 3 neutral and 2 x 2 specific images, and 2 things with 1; 4 steps a training

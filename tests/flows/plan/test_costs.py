@@ -6,15 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from flows.plan.costs import Cost, estimate_costs, keep_seen
 from flows.plan.execution import call_directly, run_plan
 from flows.plan.planning import plan_run
 from flows.plan.steps import needed_for
 from popalign_core.config import LLMConfig, PipelineConfig, RuntimeConfig
+from popalign_core.models.weight_sizes import training_size
 from tasks.common.kept_speeds import Rate, find_rate, keep_rate, read_kept, stage_speed
 from tasks.common.stage_object import open_store
 from tasks.common.stopwatch import Stopwatch
+
+ADAPTED = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +43,31 @@ def test_without_a_rate_images_still_take_room(tiny_config: PipelineConfig, tiny
     costs = estimate_costs(plan_run(tiny_config, tiny_runtime), tiny_runtime)
     assert costs["sample"] == Cost(None, 40 * 64 * 64 * 2)
     assert costs["attributes"] == Cost(None, 0)
+    # trained whole, the denoiser once: the run's folder shares it; of an adapter the artifact has the two matrices of
+    # each layer, and the folder what they are merged into
+    n_weights = sum(weight.numel() for weight in load_file(unet_file(tiny_config)).values())
+    assert costs["train"] == Cost(None, 4 * n_weights)
+    adapted = tiny_config.model_copy(update={"training": tiny_config.training.model_copy(update={"lora_rank": 2})})
+    shapes = [w.shape for name, w in load_file(unet_file(tiny_config)).items() if name.endswith(ADAPTED)]
+    assert len(shapes) > 8
+    n_adapted = sum(2 * (n_out + n_in) for n_out, n_in in shapes)
+    expected = Cost(None, 4 * n_adapted + 4 * n_weights)
+    assert estimate_costs(plan_run(adapted, tiny_runtime), tiny_runtime)["train"] == expected
+
+
+def unet_file(config: PipelineConfig) -> Path:
+    return Path(config.model.name) / "unet" / "diffusion_pytorch_model.safetensors"
+
+
+def test_what_a_training_was_said_to_take_it_takes(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:
+    """But for the headers of files, the card and the log."""
+    training = tiny_config.training.model_copy(update={"lora_rank": 64, "n_steps": 2})
+    config = tiny_config.model_copy(update={"training": training})
+    planned = plan_run(config, tiny_runtime, needed_for("train"))
+    said = training_size(config.model, training)
+    refs = run_plan(planned, tiny_runtime, call_directly())
+    files = open_store(tiny_runtime).manifest(refs["train"]).files
+    assert said.artifact == pytest.approx(files["lora/pytorch_lora_weights.safetensors"].bytes, rel=0.05)
 
 
 def test_calls_that_are_paid_for_are_counted(tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig) -> None:

@@ -21,7 +21,7 @@ from flows.plan.runs import run_stage
 from flows.plan.steps import needed_for
 from flows.plan.sweep import plan_sweep
 from popalign_core.config import PipelineConfig, RuntimeConfig
-from popalign_core.errors import PopAlignError
+from popalign_core.errors import PopAlignError, StoreError
 from tasks.common import needs
 from tasks.common.stage_object import open_store
 
@@ -266,10 +266,15 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_image(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(2**40, 2**40 - 2**20, 2**20))
-    with pytest.raises(PopAlignError, match=r"images of 64 x 64 px take \d.\d GiB, and .* has 0.0 GiB left") as caught:
+    with pytest.raises(
+        PopAlignError, match=r"images of 64 x 64 px take \d.\d GiB and training \d.\d GiB, and .* has 0.0 GiB left"
+    ) as caught:
         plan_run(changed(tiny_config, {"preferences.n_neutral": 60}), tiny_runtime)
     assert caught.value.exit_code == 5
     plan_run(tiny_config, tiny_runtime, needed_for("prompts"))
+    # the images are few, and the training with its checkpoints is what does not fit
+    with pytest.raises(StoreError, match=r"px take 0\.0 GiB and training 0\.0 GiB, and .* has 0\.0 GiB left"):
+        plan_run(tiny_config, tiny_runtime)
 
 
 def test_every_way_to_run_looks_first(make_fault: MakeFault) -> None:

@@ -63,12 +63,6 @@ def test_is_left_out_with_the_component(other: Path, family_folder: Callable[[st
     assert load_pipeline(chosen, device=CPU, components=("unet", "scheduler")).text_encoder is None
 
 
-def test_an_aligned_copy_has_its_own(other: Path, family_folder: Callable[[str], Path]) -> None:
-    folder = family_folder("sdxl")
-    pipeline = load_pipeline(model(family_folder, other), device=CPU, folder=folder)
-    assert torch.equal(pipeline.unet.conv_in.weight, load_file(folder / "unet" / WEIGHTS)["conv_in.weight"])
-
-
 def test_goes_into_the_hash(other: Path, family_folder: Callable[[str], Path], tmp_path: Path) -> None:
     first = model_hash(model(family_folder, other))
     assert "+denoiser:" in first

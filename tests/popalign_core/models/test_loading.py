@@ -24,12 +24,6 @@ def test_loads_a_folder_in_the_dtype_asked_for(tiny_pipeline_folder: Path, tiny_
     assert half.unet.dtype == half.text_encoder_2.dtype == torch.bfloat16
 
 
-def test_folder_overrides_the_models_own(tiny_pipeline_folder: Path) -> None:
-    model = ModelConfig(name="some/where-else", revision="abc")
-    pipeline = load_pipeline(model, device=CPU, folder=tiny_pipeline_folder)
-    assert pipeline.unet.config.block_out_channels == [32, 64]
-
-
 def test_hash_follows_content_not_place(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_pipeline_folder, tmp_path / "copy")
     (copy / "notes.md").write_text("not part of the model")

@@ -15,7 +15,7 @@ from popalign_core.errors import ConfigError, DamagedWeightsError, MissingWeight
 from popalign_core.models.loading import load_pipeline, model_hash
 from popalign_core.models.model_files import find_pipeline_folder
 from popalign_core.models.model_sources import pipeline_source
-from popalign_core.models.original_names import original_state_dict
+from popalign_core.models.single_file_export import write_single_file
 from popalign_core.models.single_files import expanded_folder
 from tests.support.tiny_models import make_original_sdxl, make_sd15
 
@@ -36,10 +36,14 @@ def folder(make_once: Callable[..., Path]) -> Path:
 
 
 def as_single_file(path: Path, change: Callable[[dict[str, Any]], None] | None = None) -> Path:
-    weights = original_state_dict(make_original_sdxl())
+    folder = path.with_suffix("")
+    make_original_sdxl().save_pretrained(folder)
+    write_single_file(folder, path)
+    shutil.rmtree(folder)
     if change is not None:
+        weights = load_file(path)
         change(weights)
-    save_file(weights, path)
+        save_file(weights, path)
     return path
 
 
@@ -195,7 +199,7 @@ def test_marks_of_velocity_and_zero_snr(folder: Path, cache: Path, tmp_path: Pat
 def test_sd15_without_its_safety_checker(cache: Path, tmp_path: Path) -> None:
     pipeline = make_sd15()
     pipeline.save_pretrained(tmp_path / "folder")
-    save_file(original_state_dict(pipeline), tmp_path / "x.safetensors")
+    write_single_file(tmp_path / "folder", tmp_path / "x.safetensors")
     index = json.loads((tmp_path / "folder" / "model_index.json").read_text())
     index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "requires_safety_checker": True}
     (tmp_path / "folder" / "model_index.json").write_text(json.dumps(index))

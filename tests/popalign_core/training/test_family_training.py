@@ -10,17 +10,19 @@ import pytest
 import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor
+from trained_folders import save_training, write_linked
 from training_runs import changed, draw, errors, run, values
 
-from popalign_core.config import SamplingConfig
+from popalign_core.config import ModelConfig, SamplingConfig
 from popalign_core.errors import ConfigError, InputError
 from popalign_core.models.denoisers import family_of, find_denoiser
 from popalign_core.models.embeddings import PromptEmbeddings, embed_prompts
+from popalign_core.models.loading import load_pipeline
 from popalign_core.sampling.engine import sample_images
 from popalign_core.training.batch import Batch
 from popalign_core.training.data import PreferenceData
 from popalign_core.training.losses import popalign_loss
-from popalign_core.training.model_folder import save_lora, save_model
+from popalign_core.training.model_folder import save_lora
 from popalign_core.training.objective import forward
 from popalign_core.training.trainable_weights import choose_weights, trained_weights
 
@@ -141,7 +143,7 @@ def test_saved_lora_is_the_trained_one(load_family: Callable[[str], Any], tmp_pa
     run(pipeline, data, tmp_path / "run", **SHORT, lora_rank=2)
     batch = draw(loaded, data)
     base, trained = predictions(loaded, batch), predictions(pipeline, batch)
-    save_lora(pipeline, tmp_path / "lora")
+    save_lora(find_denoiser(pipeline), tmp_path / "lora")
     assert [path.name for path in (tmp_path / "lora").iterdir()] == ["pytorch_lora_weights.safetensors"]
     loaded.load_lora_weights(tmp_path / "lora")
     torch.testing.assert_close(predictions(loaded, batch), trained, rtol=0, atol=1e-5)
@@ -155,17 +157,22 @@ def test_saved_lora_is_the_trained_one(load_family: Callable[[str], Any], tmp_pa
 @pytest.mark.parametrize("lora_rank", [0, 2])
 @pytest.mark.parametrize("name", STOCK)
 def test_saved_model_is_the_trained_one(
-    load_family: Callable[[str], Any], tmp_path: Path, name: str, lora_rank: int
+    load_family: Callable[[str], Any],
+    family_folder: Callable[[str], Path],
+    tmp_path: Path,
+    name: str,
+    lora_rank: int,
 ) -> None:
     pipeline = load_family(name)
     data = sample_data(pipeline)
     run(pipeline, data, tmp_path / "run", **SHORT, lora_rank=lora_rank)
     batch = draw(pipeline, data)
     trained = predictions(pipeline, batch)
-    save_model(pipeline, tmp_path / "model")
-    saved = STOCK[name].from_pretrained(tmp_path / "model")
+    model, base = save_training(pipeline, family_folder(name), tmp_path / "trained"), load_family(name)
+    saved = STOCK[name].from_pretrained(write_linked(model, tmp_path / "model"))
     torch.testing.assert_close(predictions(saved, batch), trained, rtol=0, atol=1e-5)
-    base = load_family(name)
+    loaded = load_pipeline(ModelConfig(), device=torch.device("cpu"), trained=model)
+    assert torch.equal(predictions(loaded, batch), predictions(saved, batch))
     assert find_denoiser(saved).state_dict().keys() == find_denoiser(base).state_dict().keys()
     assert float((trained - predictions(base, batch)).abs().max()) > 1e-2
 
@@ -191,9 +198,11 @@ def test_latents_that_patches_do_not_fill_are_refused(load_family: Callable[[str
         run(pipeline, odd, tmp_path)
 
 
-def test_a_model_without_t5_is_saved_and_loaded(load_family: Callable[[str], Any], tmp_path: Path) -> None:
+def test_a_model_without_t5_is_saved_and_loaded(
+    load_family: Callable[[str], Any], family_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
     pipeline = load_family("sd3-without-t5")
-    save_model(pipeline, tmp_path / "model")
+    write_linked(save_training(pipeline, family_folder("sd3-without-t5"), tmp_path / "trained"), tmp_path / "model")
     # as diffusers' documentation has it for a Stable Diffusion 3 without T5
     saved = StableDiffusion3Pipeline.from_pretrained(tmp_path / "model", text_encoder_3=None, tokenizer_3=None)
     expected = pipeline.transformer.state_dict()

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from trained_folders import save_training, write_linked
 from training_runs import draw, errors, run, values
 
 from popalign_core.errors import ConfigError, InputError
 from popalign_core.training import objective, trainer
 from popalign_core.training.checkpoint import checkpoint_path
 from popalign_core.training.data import PreferenceData
-from popalign_core.training.model_folder import save_model
 
 LOG_NAMES = {
     "g_preferred",
@@ -145,21 +145,25 @@ def test_bfloat16_computes_low_and_trains_high(
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_saved_model_is_the_trained_one(
-    tiny_pipeline: Any, make_pipeline: Callable[[], Any], data: PreferenceData, tmp_path: Path, lora_rank: int
+    tiny_pipeline: Any,
+    tiny_pipeline_folder: Path,
+    make_pipeline: Callable[[], Any],
+    data: PreferenceData,
+    tmp_path: Path,
+    lora_rank: int,
 ) -> None:
     run(tiny_pipeline, data, tmp_path / "run", lora_rank=lora_rank, learning_rate=0.01)
     batch = draw(tiny_pipeline, data)
     trained, base = errors(tiny_pipeline, batch), errors(make_pipeline(), batch)
     for _ in range(2):  # a second save replaces the first
-        save_model(tiny_pipeline, tmp_path / "model")
-    saved = load(tmp_path / "model")
+        model = save_training(tiny_pipeline, tiny_pipeline_folder, tmp_path / "trained")
+    saved = load(write_linked(model, tmp_path / "model"))
     torch.testing.assert_close(errors(saved, batch), trained, rtol=1e-4, atol=1e-5)
     assert float((trained - base).abs().max()) > 1e-3
     assert saved.unet.state_dict().keys() == make_pipeline().unet.state_dict().keys()
     assert [path.suffix for path in (tmp_path / "model" / "unet").iterdir() if path.stat().st_size > 10_000] == [
         ".safetensors"
     ]
-    assert not (tmp_path / "model.partial").exists()
 
 
 def test_an_adapted_unet_is_refused(tiny_pipeline: Any, data: PreferenceData, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from storage.formats.images import encode_png
 from tasks.common.image_tables import NO_SEED
 from tasks.common.stage_object import open_store, reference
 from tasks.common.tensors import read_embeddings
+from tasks.common.trained_models import find_trained
 from tasks.stages.encoding import EncodingView
 from tasks.stages.pairs import find_pairs, import_pairs
 from tasks.stages.train import train_model
@@ -246,7 +247,7 @@ def test_diffusion_dpo_trains_on_imported_pairs(
     log = store.read_table(ref, "training_log")
     assert log.loc[log["name"] == "loss", "step"].tolist() == [1, 2, 3, 4]
     assert np.isfinite(log["value"]).all()
-    trained = StableDiffusionXLPipeline.from_pretrained(store.localize(ref, "model"), add_watermarker=False)
+    trained = load_pipeline(config.model, device=torch.device("cpu"), trained=find_trained(store, ref, config.model))
     base = StableDiffusionXLPipeline.from_pretrained(config.model.name, add_watermarker=False)
     before, after = base.unet.state_dict(), trained.unet.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)

@@ -62,7 +62,7 @@ GOLDEN = {
     "attributes": "attributes-v1-e74a046a1b94dde718a3c0735fd6dfd5",
     "calibration": "calibration-v1-a95f766d3ac44fe06307f65e22cb72a9",
     "preferences": "preferences-v1-2a67df78f9ef6ad129dcdd9cee01641f",
-    "train": "train-v3-6c1fd5b69d57e810cfb3fdf751eaaad9",
+    "train": "train-v4-cf012b622d03e57ca1e4184e30ccc5a0",
     "scores": "scores-v3-997c5be96b5e1b2e14443a6a8b20a3f8",
     "evaluate": "evaluate-v7-fa7fbdd376855e3e0e4244aac7b00e7d",
     "report": "report-v9-3536e831ca51ced964ff0622300556ed",

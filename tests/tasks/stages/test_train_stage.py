@@ -1,5 +1,6 @@
 """Set members meet their latents and captions; training ends with a model and a log; a stop resumes."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_a_stopped_training_goes_on_and_ends_the_same(
     assert refs["train"] == ref
     ours, theirs = (open_store(runtime) for runtime in (tiny_runtime, whole))
     pd.testing.assert_frame_equal(ours.read_table(ref, "training_log"), theirs.read_table(ref, "training_log"))
-    weights = "model/unet/diffusion_pytorch_model.safetensors"
+    weights = "unet/diffusion_pytorch_model.safetensors"
     assert ours.localize(ref, weights).read_bytes() == theirs.localize(ref, weights).read_bytes()
     assert not [name for name in ours.manifest(ref).files if name.startswith("checkpoints")]
 
@@ -203,9 +204,13 @@ def test_nothing_in_the_artifact_says_where_the_base_model_lay(
     assert train_model(**asdict_refs(inputs), config=here, runtime=tiny_runtime) == ref
     store = open_store(tiny_runtime)
     files = {name: store.localize(ref, name).read_bytes() for name in store.manifest(ref).files}
-    assert {"model/model_index.json", "model/unet/config.json", "lora/pytorch_lora_weights.safetensors"} <= files.keys()
+    names = {"README.md", "lora/pytorch_lora_weights.safetensors", "trained.json", "training_log.parquet"}
+    assert files.keys() == names
+    assert json.loads(files["trained.json"]) == {
+        "format": 1, "what": "lora", "component": "unet", "base": model_hash(there.model), "start": None,
+    }  # fmt: skip
     assert [name for name, content in files.items() if b"moved-elsewhere" in content] == []
-    assert f"Base model: the weights `{model_hash(there.model)}`" in files["model/README.md"].decode()
+    assert f"Base model: the weights `{model_hash(there.model)}`" in files["README.md"].decode()
 
 
 def test_a_probe_draws_what_the_model_draws_by_itself(

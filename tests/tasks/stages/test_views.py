@@ -356,7 +356,6 @@ UNREAD = {
     "EvaluationConfig.readings": "at its default in every view",
     "EvaluationConfig.second_classifier": "at its default in every view",
     "ModelConfig.config": "of single files",
-    "ModelConfig.lora_scale": "the run has no LoRA",
     "PreferencesConfig.mcmc_steps": "of strategy mcmc",
     "PreferencesConfig.n_neutral": "how many images there are decides the sample; the next two too",
     "PreferencesConfig.n_retained": "",
