@@ -16,6 +16,7 @@ __all__ = [
     "pipeline_parts",
     "pixels",
     "quiet",
+    "torchvision_operators",
     "vae",
     "weights_check",
 ]
