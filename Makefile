@@ -6,19 +6,23 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev setup-slow run test slow check format clean
+.PHONY: help setup setup-dev setup-slow setup-hps run test slow check format clean
 
 # The lock was made on 3.11, so that one is tried first.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 TORCH ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 TORCH_PIN := $(shell grep '^torch==' constraints.txt)
+# The one that fits that torch; it must come from where torch came.
+TORCHVISION_PIN := torchvision==0.28.0
+HPSV2_PIN := hpsv2==1.2.0
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 # What running needs, and on top of it what tests and checks need. Both are made anew when what is asked for changes.
 RUNTIME := .venv/runtime
 DEV := .venv/dev
 SLOW := .venv/slow
+HPS := .venv/hps
 # Byte code is written when a module is first imported: most of what is installed never is. Without it every process would
 # compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -37,10 +41,12 @@ setup-dev: $(DEV)
 
 setup-slow: $(SLOW)
 
+setup-hps: $(HPS)
+
 $(RUNTIME): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found: install one, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Installing what running needs into .venv ($(PYTHON), torch for $(TORCH)), 1.7 GB: one to three minutes the first time."
-	@rm -f $(RUNTIME) $(DEV) $(SLOW)
+	@rm -f $(RUNTIME) $(DEV) $(SLOW) $(HPS)
 	@echo "  1/6 the environment, with a pip of today"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) --upgrade 'pip>=25' || echo "      (there is none to be had; the one that came with Python is slower)"
@@ -77,6 +83,24 @@ $(SLOW): $(DEV)
 	@rm -f $(SLOW)
 	@$(PIP) -e '.[dev,slow]'
 	@touch $(SLOW)
+
+$(HPS): $(RUNTIME)
+	@echo "Installing open_clip and hpsv2 into .venv, with $(TORCHVISION_PIN) for $(TORCH): half a minute."
+	@rm -f $(HPS)
+ifeq ($(TORCH),cpu)
+	@# As for torch. The plain pin is a CUDA build on Linux, which loads all the same: see torchvision_operators.py.
+	@$(PIP) "$(TORCHVISION_PIN)+cpu" 2>/dev/null \
+		|| $(PIP) --retries 1 --timeout 15 --extra-index-url $(CPU_INDEX) "$(TORCHVISION_PIN)+cpu" 2>/dev/null \
+		|| $(PIP) "$(TORCHVISION_PIN)"
+else
+	@$(PIP) "$(TORCHVISION_PIN)"
+endif
+	@$(PIP) -e '.[hps]'
+	@$(PIP) --no-deps "$(HPSV2_PIN)"
+	@# Its wheel was built without the vocabulary that it reads when it is imported.
+	@cd $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+		&& cp open_clip/bpe_simple_vocab_16e6.txt.gz hpsv2/src/open_clip/
+	@touch $(HPS)
 
 run: setup
 	$(BIN)/popalign run $(ARGS)

@@ -12,7 +12,7 @@ from popalign_core.config.presets import preset as find_preset
 from popalign_core.errors import ResourceError
 from popalign_core.models.quiet import be_quiet
 
-PresetName = Literal["portraits", "smoke", "sdxl", "sdxl-dpo", "sdxl-turbo", "sdxl-lightning", "sd15"]
+PresetName = Literal["portraits", "smoke", "sdxl", "sdxl-trial", "sdxl-dpo", "sdxl-turbo", "sdxl-lightning", "sd15"]
 """Of `popalign_core.config.presets.PRESETS`; a form of Prefect's shows them as a list."""
 
 Document = dict[str, Any]

@@ -1,5 +1,9 @@
 """The science of PopAlign: prompts, identities, sampling, attributes, preferences, training, evaluation."""
 
+from popalign_core.models.torchvision_operators import watch_torchvision
+
+watch_torchvision()  # whatever is imported below may import it
+
 __all__ = [
     "attributes",
     "command",

@@ -37,7 +37,7 @@ def locked(name: str) -> str | None:
 def test_the_lock_pins_every_direct_dependency_inside_its_range() -> None:
     outside = [
         f"{requirement}: locked at {locked(requirement.name)}"
-        for requirement in requirements("dev", "slow")
+        for requirement in requirements("dev", "slow", "clip", "hps")
         if (version := locked(requirement.name)) is None or Version(version) not in requirement.specifier
     ]
     assert outside == []
@@ -70,6 +70,18 @@ def test_what_the_makefile_installs_in_steps_is_what_is_required() -> None:
     assert len(named) == 4
     assert named.pop("STORES") <= everything - runtime
     assert set().union(*named.values()) <= runtime
+
+
+def test_hpsv2_is_installed_as_the_readme_says() -> None:
+    """Beside what it pins, not with it; the vocabulary that its wheel lacks comes from open_clip's."""
+    makefile, readme = ((REPOSITORY / name).read_text(encoding="utf-8") for name in ("Makefile", "README.md"))
+    for name in ("TORCHVISION_PIN", "HPSV2_PIN"):
+        pin = re.search(rf"^{name} := (\S+)$", makefile, re.MULTILINE)
+        assert pin is not None
+        assert pin[1] in readme
+    assert "cp open_clip/bpe_simple_vocab_16e6.txt.gz hpsv2/src/open_clip/" in makefile
+    assert "cp open_clip/bpe_simple_vocab_16e6.txt.gz hpsv2/src/open_clip/" in readme
+    assert "hpsv2" not in {requirement.name for requirement in requirements("hps", "clip", "dev", "slow")}
 
 
 def test_running_needs_none_of_the_tests_tools() -> None:

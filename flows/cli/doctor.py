@@ -3,19 +3,26 @@
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
+
+from packaging.requirements import Requirement
 
 from flows.plan.preflight import free_bytes, nearest_folder
 from popalign_core.attributes.deepface_files import HEAD_WEIGHTS, require_weights
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError, ServiceError, StoreError
 from popalign_core.machine import describe_machine
+from popalign_core.models.torchvision_operators import is_other_build, torchvision_build
 from tasks.common.kept_speeds import kept_file, read_kept
 
 REQUIRED = ("torch", "diffusers", "transformers", "peft", "deepface", "openai", "pyarrow", "pandas", "prefect")
-EXTRAS = {"open_clip_torch": "clip", "s3fs": "s3", "prefect-dask": "dask", "prefect-ray": "ray"}
+EXTRAS = {"s3fs": "s3", "prefect-dask": "dask", "prefect-ray": "ray"}
+
+HPSV2_WORDS = "bpe_simple_vocab_16e6.txt.gz"
+"""The vocabulary that hpsv2 reads when it is imported."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Finding:
 def examine(root: str) -> Iterator[Finding]:
     """Look at everything a run with the store at `root` would need, and at what is optional. Makes nothing."""
     yield from _packages()
+    yield from _clip_packages()
     yield _device()
     yield from _speeds()
     yield from _weights()
@@ -75,6 +83,66 @@ def _packages() -> Iterator[Finding]:
         version = _version(name)
         missing = Finding(name, f"optional: pip install 'popalign[{extra}]'", is_there=False)
         yield Finding(name, version) if version else missing
+
+
+def _clip_packages() -> Iterator[Finding]:
+    """open_clip and hpsv2 are optional; a torchvision that does not load takes transformers and diffusers with it."""
+    build, is_whole = torchvision_build(), True
+    if build is not None:
+        vision = _torchvision(build)
+        is_whole = vision.is_there
+        yield vision
+    for name, extra in (("open_clip_torch", "clip"), ("hpsv2", "hps")):
+        version = _version(name)
+        if version is None:
+            yield Finding(name, f"optional: pip install 'popalign[{extra}]', see Extras in README.md", is_there=False)
+            continue
+        # hpsv2's own pins are known to be too narrow
+        problems = _unmet(name) if name == "open_clip_torch" else _lacks_of_hpsv2()
+        problems = [*problems, *([] if is_whole else ["torchvision does not work, see there"])]
+        if problems:
+            yield Finding(name, f"optional: {version} does not work: {'; '.join(problems)}", is_there=False)
+        else:
+            yield Finding(name, version)
+
+
+def _torchvision(build: str) -> Finding:
+    """Whether it is one for the torch that is here: by what it asks for, and by loading it."""
+    fix = "install it from where torch came (Extras in README.md), or uninstall it"
+    here, problems = f"torch {_version('torch')}", _unmet("torchvision")
+    if not problems:
+        try:
+            import_module("torchvision")
+        except (ImportError, RuntimeError, OSError) as error:
+            problems = [f"it does not load beside {here} ({str(error).splitlines()[0]})"]
+    if problems:
+        said = f"{build}: {'; '.join(problems)}. transformers and diffusers fail with it; {fix}"
+        return Finding("torchvision", said, 1, is_there=False)
+    if is_other_build():
+        said = f"{build}, which is no build for {here}: it loads, but cannot decode images or suppress boxes; {fix}"
+        return Finding("torchvision", said)
+    return Finding("torchvision", build)
+
+
+def _unmet(name: str) -> list[str]:
+    """What an installed package asks for and does not have."""
+    wanted = [Requirement(line) for line in metadata.requires(name) or ()]
+    asked = [each for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
+    here = {each.name: _version(each.name) for each in asked}
+    return [
+        f"it needs {each.name}{each.specifier}, and {here[each.name] or 'none'} is installed"
+        for each in asked
+        if not (version := here[each.name]) or not each.specifier.contains(version, prereleases=True)
+    ]
+
+
+def _lacks_of_hpsv2() -> list[str]:
+    package = find_spec("hpsv2")
+    folder = Path(package.origin).parent if package is not None and package.origin else Path()
+    lacking = [f"there is no package {name}" for name in ("open_clip", "clint", "tkinter") if find_spec(name) is None]
+    if not (folder / "src" / "open_clip" / HPSV2_WORDS).is_file():
+        lacking.append(f"its wheel lacks {HPSV2_WORDS}; copy open_clip's, as Extras in README.md says")
+    return lacking
 
 
 def _version(name: str) -> str | None:

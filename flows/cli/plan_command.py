@@ -1,11 +1,15 @@
 """The command that says what a run would do, and what that costs. Everything heavy is imported inside it."""
 
 import time
-from typing import Annotated
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.terminal.arguments import Config, Preset, Root, Settings
+
+if TYPE_CHECKING:
+    from popalign_core.config import PipelineConfig
 
 _LOADED = time.perf_counter()
 """When the command began."""
@@ -26,9 +30,14 @@ def plan(
     from flows.plan.planning import plan_run as plan_nodes
     from flows.terminal.options import build_config
     from flows.terminal.terminal_tables import plan_lines
+    from popalign_core.errors import PopAlignError
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
-    planned = plan_nodes(pipeline, runtime)
+    try:
+        planned = plan_nodes(pipeline, runtime)
+    except PopAlignError:  # whoever has no weights yet asks what they would be for
+        _show_whole_work(pipeline)
+        raise
     started = time.perf_counter() - _LOADED  # a run has to plan too
     if measure:
         from flows.plan.trial import run_trial
@@ -42,3 +51,15 @@ def plan(
     costs = estimate_costs(planned, runtime)
     for line in plan_lines(planned, costs and {"start": Cost(started), **costs}):
         typer.echo(line)
+
+
+def _show_whole_work(pipeline: "PipelineConfig") -> None:
+    from flows.plan.expected_work import expected_work
+    from flows.plan.preflight import PIXEL_BYTES
+    from flows.terminal.terminal_tables import whole_work_line
+    from popalign_core.errors import PopAlignError
+
+    with suppress(PopAlignError):  # of prompt lists: the plan has told it already
+        n_images, n_steps = expected_work(pipeline)
+        n_bytes = n_images * pipeline.sampling.width * pipeline.sampling.height * PIXEL_BYTES
+        typer.echo(whole_work_line(n_images, n_steps, n_bytes))

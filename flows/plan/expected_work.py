@@ -1,12 +1,12 @@
 """How many images a step will process; an estimate while prompts are still to be written."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 
-from flows.plan.steps import Step
+from flows.plan.steps import PIPELINE, Step
 from popalign_core.config import PipelineConfig
 from tasks.common.prompt_lists import count_listed, read_benchmarks
-from tasks.stages import attributes, sample, scores
+from tasks.stages import attributes, sample, scores, train
 
 
 def expected_images(step: Step, config: PipelineConfig) -> int:
@@ -29,6 +29,24 @@ def expected_images(step: Step, config: PipelineConfig) -> int:
         0 if people_only else things * counts["generic"]
     )
     return total + (0 if purpose == "preferences" else _expected_of_benchmarks(config, counts, people_only))
+
+
+def expected_work(config: PipelineConfig, steps: Iterable[Step] = PIPELINE) -> tuple[int, int]:
+    """Images that some steps sample when nothing is in the store, and training steps; looks at no weights.
+
+    Args:
+        config: Of the run; a step with its own has that.
+        steps: Which.
+
+    Raises:
+        InputError: When a prompt list cannot be read.
+    """
+    n_images = n_steps = 0
+    for step in steps:
+        own = step.config or config
+        n_images += expected_images(step, own) if step.stage is sample.sample_images else 0
+        n_steps += own.training.n_steps if step.stage is train.train_model else 0
+    return n_images, n_steps
 
 
 def _expected_of_benchmarks(config: PipelineConfig, counts: Mapping[str, int], people_only: bool) -> int:

@@ -47,6 +47,13 @@ def plan_lines(nodes: Sequence["PlannedNode"], costs: Mapping[str, "Cost"] | Non
     return [*lines, total, *(cost_lines(costs) if costs else ())]
 
 
+def whole_work_line(n_images: int, n_steps: int, n_bytes: float) -> str:
+    """What a run is that begins with nothing, where its plan cannot be made for what this machine lacks."""
+    return (
+        f"a whole run: about {n_images} images to sample, {n_steps} training steps, {n_bytes / 2**20:.1f} MiB of images"
+    )
+
+
 def cost_lines(costs: Mapping[str, "Cost"]) -> list[str]:
     """What all of it takes: time, disk, paid calls; and of what the time is not known."""
     unknown = [node for node, cost in costs.items() if cost.seconds is None]

@@ -127,6 +127,46 @@ def _sdxl() -> PipelineConfig:
     )
 
 
+def _sdxl_trial() -> PipelineConfig:
+    """The recipe of `sdxl` cut to a few GPU hours: whether all of it works on the real model, and which way it goes.
+
+    Images: 24 training subjects x (24 neutral + 12 identities x 2) = 1,152; for each of two systems 16 evaluation
+    subjects x (40 + 12 x 1) + 20 things = 852; in all 2,856, where `sdxl` has 110,360. Training takes a third of its
+    steps at three times its rate: the rates of all steps, warm-up included, add up to as much (3.25e-4).
+
+    Hours on an A100 of 80 GB (312 TFLOP/s, of which .4 are reached: 125), at 6 TFLOP a forward of the UNet:
+        sampling: 30 steps x 2 for guidance x 6 = 360 TFLOP an image; 2,856 x 360 / 125 = 8,225 s = 2.3 h
+        training: 250 steps x 4 pairs = 1,000 pairs; at the published .24 pairs/s 1.2 h; by FLOP .13 h (two images a
+            pair, each 6 forward, 12 backward, 6 again for gradient checkpointing, 6 of the reference: 60 TFLOP)
+        faces: 2,816 images of people at 1.1 s (two heads, two cores) = .8 h of processor; a GPU is faster
+    In all 3.2 to 4.3 h. `sdxl` at 50 steps: 110,360 x 600 / 125 = 147 h, and 3,000 pairs, 3.5 h.
+
+    Memory of training: weights, gradients and AdamW's two moments in float32, 2.57e9 x 16 bytes = 41 GB, the frozen
+    reference in bfloat16 5 GB, and activations: set `runtime.gradient_checkpointing=true runtime.micro_pairs=1`.
+    Disk: 2,856 x 1024^2 px x 2 bytes = 6 GB of images; two checkpoints of 31 GB while it trains; 14 GB of models.
+    """
+    sdxl = _sdxl()
+    return sdxl.model_copy(
+        update={
+            "prompts": sdxl.prompts.model_copy(
+                update={
+                    "train_lists": (),
+                    "eval_lists": (),
+                    "train_subjects": _TRAIN_OCCUPATIONS,
+                    "eval_subjects": EVAL_OCCUPATIONS,
+                    "generic_subjects": _TRAIN_THINGS,
+                }
+            ),
+            "sampling": sdxl.sampling.model_copy(update={"n_steps": 30}),
+            "preferences": sdxl.preferences.model_copy(update={"n_neutral": 24, "n_specific": 2, "set_size": 12}),
+            "training": sdxl.training.model_copy(
+                update={"learning_rate": 1.5e-6, "n_steps": 250, "n_warmup_steps": 67, "checkpoint_every": 125}
+            ),
+            "evaluation": sdxl.evaluation.model_copy(update={"n_neutral": 40, "n_specific": 1, "n_generic": 1}),
+        }
+    )
+
+
 def _published_training(**changes: Any) -> TrainingConfig:
     """Diffusion-DPO's published recipe (Wallace et al. 2023, arXiv:2311.12908, section 5.1), with changes.
 
@@ -225,6 +265,7 @@ PRESETS: dict[str, Callable[[], PipelineConfig]] = {
     "portraits": _portraits,
     "smoke": _smoke,
     "sdxl": _sdxl,
+    "sdxl-trial": _sdxl_trial,
     "sdxl-dpo": _sdxl_dpo,
     "sdxl-turbo": _sdxl_turbo,
     "sdxl-lightning": _sdxl_lightning,

@@ -21,6 +21,7 @@ __all__ = [
     "replaced_parts",
     "single_file_export",
     "single_files",
+    "torchvision_operators",
     "trained_weights",
     "vae",
     "weight_sizes",

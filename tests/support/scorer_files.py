@@ -32,6 +32,23 @@ def clip_tokenizer(folder: Path) -> Path:
     return folder
 
 
+def published_tokenizer(folder: Path) -> Path:
+    """CLIP's tokenizer with CLIP's vocabulary, out of the package of open_clip."""
+    import gzip
+
+    from open_clip.tokenizer import bytes_to_unicode, default_bpe
+    from transformers import CLIPTokenizer
+
+    merges = gzip.decompress(Path(default_bpe()).read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    pieces = [letter + end for end in ("", "</w>") for letter in bytes_to_unicode().values()]
+    pieces += ["".join(merge.split()) for merge in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    CLIPTokenizer(
+        vocab=vocabulary, merges=[tuple(merge.split()) for merge in merges], model_max_length=77
+    ).save_pretrained(folder)
+    return folder
+
+
 def bert_tokenizer(folder: Path) -> Path:
     """BERT's tokenizer with letters for words."""
     from transformers import BertTokenizer

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from huggingface_hub import constants
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner, Result
 
@@ -149,6 +150,15 @@ def test_plan_shows_hits_misses_and_what_is_left(tmp_path: Path, planned: None) 
     assert result.exit_code == 0
     assert result.stdout.splitlines()[0].split() == ["prompts", "hit", "prompts/prompts-v1-00"]
     assert result.stdout.splitlines()[-1].startswith("3 of 5 stages to run")
+
+
+def test_a_plan_without_weights_says_how_much_work_it_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("DEEPFACE_HOME", str(tmp_path))
+    result = invoke("plan", "--preset", "sdxl-trial", "--root", str(tmp_path / "store"))
+    assert result.exit_code == 4
+    assert result.stdout == "a whole run: about 2856 images to sample, 250 training steps, 5712.0 MiB of images\n"
+    assert "cannot load the pipeline stabilityai/stable-diffusion-xl-base-1.0" in result.stderr
 
 
 def test_stage_passes_node_and_force_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

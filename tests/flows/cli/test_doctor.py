@@ -1,6 +1,8 @@
 """The doctor names what is there, what is missing, and what to do."""
 
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,70 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
     first = next(doctor._packages())
     assert (first.subject, first.exit_code) == ("surely-not-installed", 1)
     assert "make setup" in first.detail
+
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Puts a package in front of all that are installed."""
+
+    def put(package: str, name: str, version: str, /, *requires: str, **files: str) -> None:
+        info = tmp_path / "site" / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+        lines += [f"Requires-Dist: {each}" for each in requires]
+        (info / "METADATA").write_text("\n".join(lines), encoding="utf-8")
+        (tmp_path / "site" / package).mkdir()
+        for file, content in {"__init__": "", **files}.items():
+            (tmp_path / "site" / package / f"{file}.py").write_text(content, encoding="utf-8")
+        monkeypatch.syspath_prepend(str(tmp_path / "site"))
+        monkeypatch.delitem(sys.modules, package, raising=False)
+
+    return put
+
+
+def test_a_torchvision_for_another_torch_is_told(install: Install) -> None:
+    install("torchvision", "torchvision", "0.9.0", "torch==1.8.0", version="__version__ = '0.9.0+cpu'")
+    found = {finding.subject: finding for finding in doctor._clip_packages()}
+    assert (found["torchvision"].exit_code, found["torchvision"].is_there) == (1, False)
+    assert re.match(r"0\.9\.0\+cpu: it needs torch==1\.8\.0, and 2\.\S+ is installed\. tr", found["torchvision"].detail)
+
+
+def test_a_torchvision_that_does_not_load_takes_others_with_it(install: Install) -> None:
+    why = "raise RuntimeError('operator torchvision::nms does not exist')"
+    install("torchvision", "torchvision", "0.28.0", "torch", __init__=why, version="__version__ = '0.28.0+cpu'")
+    install("open_clip", "open_clip_torch", "3.3.0", "torch>=2.0", "training-tools; extra == 'training'")
+    found = {finding.subject: finding for finding in doctor._clip_packages()}
+    vision, clip = found["torchvision"], found["open_clip_torch"]
+    assert "it does not load beside torch 2." in vision.detail
+    assert "(operator torchvision::nms does not exist). transformers and diffusers fail with it" in vision.detail
+    assert "install it from where torch came (Extras in README.md), or uninstall it" in vision.detail
+    assert clip.detail == "optional: 3.3.0 does not work: torchvision does not work, see there"
+    assert (vision.exit_code, clip.exit_code) == (1, 0)
+
+
+def test_a_torchvision_of_another_build_that_loads_is_told(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("torchvision", "torchvision", "0.28.0", "torch", version="__version__ = '0.28.0+cu130'")
+    monkeypatch.setattr("torch.version.cuda", None)
+    vision = next(iter(doctor._clip_packages()))
+    assert (vision.subject, vision.is_there, vision.exit_code) == ("torchvision", True, 0)
+    assert vision.detail.startswith("0.28.0+cu130, which is no build for torch 2.")
+
+
+def test_versions_that_do_not_fit_and_what_hpsv2_lacks_are_told(install: Install) -> None:
+    install("open_clip", "open_clip_torch", "3.3.0", "torch>=99", "surely-not-installed>=1")
+    install("hpsv2", "hpsv2", "1.2.0", "protobuf<4")
+    found = {finding.subject: finding for finding in doctor._clip_packages()}
+    clip, hps = found["open_clip_torch"], found["hpsv2"]
+    assert re.search(r"3\.3\.0 does not work: it needs torch>=99, and 2\.\S+ is installed; it needs sur", clip.detail)
+    assert clip.detail.endswith("it needs surely-not-installed>=1, and none is installed")
+    assert hps.detail.endswith(
+        "its wheel lacks bpe_simple_vocab_16e6.txt.gz; copy open_clip's, as Extras in README.md says"
+    )
+    assert "protobuf" not in hps.detail
+    assert (hps.is_there, hps.exit_code) == (False, 0)
 
 
 def test_the_fastest_layout_is_shown_with_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from flows.plan.execution import call_directly, run_plan
+from flows.plan.expected_work import expected_work
 from flows.plan.planning import plan_keys, plan_run
 from flows.plan.steps import PIPELINE, Step, needed_for
 from popalign_core.config import PipelineConfig, RuntimeConfig, SamplingConfig
+from popalign_core.config.presets import preset
 from popalign_core.errors import ConfigError, StoreError
 from tasks.common.stage_object import open_store
 from tasks.stages.attributes import read_attributes
@@ -40,6 +42,13 @@ def test_the_work_is_estimated(tiny_config: PipelineConfig, tiny_runtime: Runtim
     assert work["train"] == (0, 4)
     assert work["sample-eval:base"] == work["scores:aligned"] == (2 * (6 + 2 * 3) + 2 * 2, 0)
     assert work["attributes-eval:base"] == (2 * (6 + 2 * 3), 0)
+
+
+def test_the_work_of_a_preset_is_known_without_weights() -> None:
+    """sdxl: 300 x (100 + 12 x 10), and twice 100 x (100 + 12 x 10) + 60 x 3. sdxl-trial: 24 x (24 + 12 x 2), and twice
+    16 x (40 + 12) + 20."""
+    assert expected_work(preset("sdxl")) == (66_000 + 2 * 22_180, 750) == (110_360, 750)
+    assert expected_work(preset("sdxl-trial")) == (1152 + 2 * 852, 250) == (2856, 250)
 
 
 def test_prompts_of_lists_are_counted_too(

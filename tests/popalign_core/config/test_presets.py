@@ -7,13 +7,14 @@ import pytest
 import torch
 from diffusers import EulerAncestralDiscreteScheduler
 
-from popalign_core.config import PipelineConfig, load_config
+from popalign_core.config import PipelineConfig, TrainingConfig, load_config
 from popalign_core.config.presets import PRESETS, preset
 from popalign_core.errors import ConfigError, MissingWeightsError
 from popalign_core.evaluation.quality.scorer_files import PUBLIC_WEIGHTS, weights_of
 from popalign_core.models.loading import model_hash
 from popalign_core.sampling.schedulers import make_scheduler
 from popalign_core.training.noising import draw_timesteps, forward_process
+from popalign_core.training.optimizers import learning_rate
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' Euler
 
@@ -28,12 +29,15 @@ def test_is_valid(name: str) -> None:
 
 
 def test_all_are_there() -> None:
-    assert tuple(PRESETS) == ("portraits", "smoke", "sdxl", "sdxl-dpo", "sdxl-turbo", "sdxl-lightning", "sd15")
-    with pytest.raises(ConfigError, match="unknown preset 'sd16'; choose from portraits, smoke, sdxl, sdxl-dpo"):
+    names = ["portraits", "smoke", "sdxl", "sdxl-trial", "sdxl-dpo", "sdxl-turbo", "sdxl-lightning", "sd15"]
+    assert list(PRESETS) == names
+    with pytest.raises(
+        ConfigError, match="unknown preset 'sd16'; choose from portraits, smoke, sdxl, sdxl-trial, sdxl-"
+    ):
         preset("sd16")
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sdxl-dpo", "sdxl-turbo", "sd15"])
+@pytest.mark.parametrize("name", ["sdxl", "sdxl-trial", "sdxl-dpo", "sdxl-turbo", "sd15"])
 def test_models_from_the_hub_are_pinned(name: str) -> None:
     model = preset(name).model
     assert re.fullmatch("[0-9a-f]{40}", str(model.revision)) is not None
@@ -62,6 +66,7 @@ def test_lightning_is_sdxl_with_its_adapter(tmp_path: Path, monkeypatch: pytest.
     ("name", "expected"),
     [
         ("sdxl", ("popalign", "adamw", 5e-7, 4, 750, 200, 0.2)),
+        ("sdxl-trial", ("popalign", "adamw", 1.5e-6, 4, 250, 67, 0.2)),
         ("sdxl-dpo", ("diffusion-dpo", "adafactor", 1e-8 * 2048, 2048, 2000, 200, 0.2)),
         ("sdxl-turbo", ("popalign", "adafactor", 1e-8 * 2048, 2048, 2000, 200, 0.0)),
         ("sdxl-lightning", ("popalign", "adafactor", 1e-8 * 2048, 2048, 2000, 200, 0.0)),
@@ -73,6 +78,22 @@ def test_recipes(name: str, expected: tuple[object, ...]) -> None:
     fields = ("objective", "optimizer", "learning_rate", "n_pairs", "n_steps", "n_warmup_steps", "empty_caption_rate")
     assert tuple(getattr(training, field) for field in fields) == expected
     assert training.beta == 5000
+
+
+def rates(training: TrainingConfig) -> float:
+    """Of all steps together."""
+    return sum(learning_rate(training, step) for step in range(1, training.n_steps + 1))
+
+
+def test_the_trial_is_the_papers_recipe_cut() -> None:
+    """All but amounts is as in `sdxl`, and the weights may travel as far."""
+    trial, sdxl = preset("sdxl-trial"), preset("sdxl")
+    assert rates(trial.training) == pytest.approx(rates(sdxl.training), rel=0.002)
+    assert rates(sdxl.training) == pytest.approx((100.5 + 550) * 5e-7)
+    changed = {"prompts", "sampling", "preferences", "training", "evaluation"}
+    assert trial.model_dump(exclude=changed) == sdxl.model_dump(exclude=changed)
+    kept = trial.sampling.model_copy(update={"n_steps": 50}), trial.evaluation.scorers, trial.prompts.carrier
+    assert kept == (sdxl.sampling, sdxl.evaluation.scorers, sdxl.prompts.carrier)
 
 
 def test_few_step_models_train_where_they_sample() -> None:

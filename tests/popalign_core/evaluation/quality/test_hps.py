@@ -14,6 +14,7 @@ from scorer_files import (
     open_clip_state,
     open_clip_text,
     pictures,
+    published_tokenizer,
 )
 from torch.nn import functional as F
 
@@ -134,23 +135,13 @@ def test_it_is_what_open_clip_gives(tmp_path: Path) -> None:
     open_clip = pytest.importorskip(
         "open_clip", reason="needs the extra: pip install 'popalign[clip]'", exc_type=Exception
     )
-    import gzip
-
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-    from open_clip.tokenizer import bytes_to_unicode, default_bpe
-    from transformers import CLIPTokenizer
 
     torch.manual_seed(0)
     vision = CLIPVisionCfg(layers=2, width=64, head_width=4, patch_size=14, image_size=56)
     model = CLIP(DIM, vision, CLIPTextCfg(width=64, heads=16, layers=2)).eval()
     torch.save({"state_dict": model.state_dict()}, tmp_path / "HPS_v2_compressed.pt")
-    merges = gzip.decompress(Path(default_bpe()).read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-    pieces = [letter + end for end in ("", "</w>") for letter in bytes_to_unicode().values()]
-    pieces += ["".join(merge.split()) for merge in merges] + ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    CLIPTokenizer(
-        vocab=vocabulary, merges=[tuple(merge.split()) for merge in merges], model_max_length=77
-    ).save_pretrained(tmp_path / "tokenizer")
+    published_tokenizer(tmp_path / "tokenizer")
     space = load(tmp_path)
     texts = ["a photo of a doctor", "A  Nurse, 30 years old! it's", "x " * 200, "naïve café", "fish &amp; chips"]
     with torch.no_grad():
