@@ -10,6 +10,7 @@ from flows.plan.steps import PIPELINE, Step, needed_for
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import PopAlignError, StoreError
 from storage.store import ArtifactRef, Store
+from tasks.common.hub_models import learn_hub_hashes
 from tasks.common.stage_object import Request, open_store, reference
 from tasks.stages import sample, train
 
@@ -147,7 +148,9 @@ def plan_keys(
         PopAlignError: When something that a key is made of is not there.
         StoreError: When the store cannot be opened.
     """
+    steps = tuple(steps)
     store, refs, wanted = open_store(runtime), dict(given or {}), list[_Keyed]()
+    learn_hub_hashes(store, {(step.config or config).model for step in steps})
     stands_for, first = dict[str, str](), dict[ArtifactRef, str]()
     for each in steps:
         step = replace(each, inputs={name: stands_for.get(node, node) for name, node in each.inputs.items()})

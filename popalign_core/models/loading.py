@@ -85,17 +85,14 @@ def model_hash(model: ModelConfig) -> str:
 
     Returns:
         `pipeline_digest`, which is equal for one checkpoint in whatever form; of a hub id that is not in the local
-        cache `id@revision`. Then what is put in place of its denoiser and its VAE, and what is fused into it at which
-        scale, if anything is.
+        cache, and that no store knows, `id@revision`. Then what is put in place of its denoiser and its VAE, and what
+        is fused into it at which scale, if anything is.
 
     Raises:
         ConfigError: As `local_folder`.
         MissingWeightsError: As `local_folder`, `denoiser_folder`, `vae_folder` and `lora_file`.
     """
-    folder, replaced = local_folder(model), replaced_names(model)
-    if folder is None and (found := snapshot(model.name, model.revision, MODEL_INDEX)) is not None:
-        folder = found if has_weights(found, replaced) else None  # the configurations alone may be there
-    parts = [pipeline_digest(folder, replaced) if folder else f"{model.name}@{model.revision}"]
+    parts = [own_hash(model)]
     if (denoiser := denoiser_folder(model)) is not None:
         parts.append(f"denoiser:{network_digest(denoiser)}")
     if (vae := vae_folder(model)) is not None:
@@ -106,6 +103,42 @@ def model_hash(model: ModelConfig) -> str:
         beside = f"&{hash_file(settings)}" if settings is not None else ""
         parts.append(f"{_LORA_TAG}:{hash_file(file)}{beside}*{lora.scale!r}")
     return "+".join(parts)
+
+
+def own_hash(model: ModelConfig) -> str:
+    """`model_hash` without what is put in place or fused in."""
+    folder, replaced = local_folder(model), replaced_names(model)
+    if folder is None and (found := snapshot(model.name, model.revision, MODEL_INDEX)) is not None:
+        folder = found if has_weights(found, replaced) else None  # the configurations alone may be there
+    if folder is not None:
+        return pipeline_digest(folder, replaced)
+    label = hub_label(model)
+    return _HUB_HASHES.get(str(label), str(label))
+
+
+def hub_label(model: ModelConfig) -> str | None:
+    """Id, revision, and which parts are not read, of a hub id; None for what lies here.
+
+    Raises:
+        ConfigError: As `local_folder`.
+        MissingWeightsError: As `local_folder`.
+    """
+    if local_folder(model) is not None:
+        return None
+    return "-".join((f"{model.name}@{model.revision}", *replaced_names(model)))
+
+
+def know_hub_hash(label: str, found: str) -> None:
+    """What `own_hash` is to say in this process of a hub model whose weights are not here.
+
+    Args:
+        label: Of `hub_label`.
+        found: Its hash where the weights were.
+    """
+    _HUB_HASHES[label] = found
+
+
+_HUB_HASHES: dict[str, str] = {}
 
 
 def reads_guidance(model: ModelConfig) -> bool:

@@ -21,6 +21,7 @@ from popalign_core.sampling.captions import plan_captions
 from popalign_core.sampling.safety import UNSAFE, checker_source, find_safety_checker, safety_hash
 from popalign_core.sampling.watermark import check_watermark
 from storage.store import ArtifactRef, Build
+from tasks.common.hub_models import keep_hub_hash
 from tasks.common.image_tables import drops_table
 from tasks.common.measuring import base_model, folder_digest, unhashed_base
 from tasks.common.needs import Need, machine_needs, model_needs
@@ -183,6 +184,8 @@ def _sample_shards(
 
     size, trained = runtime.shard_size, inputs.get("model")
     build.use_shard_size(size)
+    if trained is None:
+        keep_hub_hash(inputs.store, view.model)
 
     def jobs(todo: Sequence[int]) -> Shards:
         plan = plan_captions(prompts, images, view.axes, view.sampling)
