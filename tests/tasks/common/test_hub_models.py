@@ -1,7 +1,6 @@
 """A hub model without its weights here: a store remembers their hash, so that its artifacts are found."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
