@@ -54,7 +54,7 @@ def test_a_run_stands_for_the_model_it_trained(
     (trained,) = (ref for ref in store.list_artifacts() if ref.stage == "train")
     assert (found.name, found.folder) == ("run", store.localize(trained))
     assert find_model(tiny_config.model.name, tiny_runtime).folder == Path(tiny_config.model.name)
-    with pytest.raises(MissingWeightsError, match=r"model 'yours' is no folder; give .* a run's name"):
+    with pytest.raises(MissingWeightsError, match=r"model 'yours' is no folder and no .* a run's name"):
         find_model("yours", tiny_runtime)
 
 

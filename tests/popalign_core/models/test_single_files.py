@@ -36,7 +36,7 @@ def folder(make_once: Callable[..., Path]) -> Path:
 
 
 def as_single_file(path: Path, change: Callable[[dict[str, Any]], None] | None = None) -> Path:
-    folder = path.with_suffix("")
+    folder = path.with_suffix(".parts")
     make_original_sdxl().save_pretrained(folder)
     write_single_file(folder, path)
     shutil.rmtree(folder)

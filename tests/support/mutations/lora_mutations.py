@@ -16,7 +16,6 @@ from mutations.editing import JSON_FAULTS, NO_FILES, break_json, copy_linked, cu
 from mutations.judging import Equal, Mutant, Mutate, Refused, Taker
 from mutations.model_world import ModelWorld, prints_of, sample
 from mutations.weight_mutations import WEIGHTS_MISSING
-from popalign_core.config import ModelConfig
 from popalign_core.models.loading import lora_file
 from popalign_core.models.lora import fuse_lora
 
@@ -57,8 +56,7 @@ class LoraTakers:
 
         def read(given: Path, scratch: Path) -> Any:
             pipeline = copy.deepcopy(self._world.pipelines[family])
-            found = lora_file(ModelConfig(name=folder, lora=str(given)))
-            assert found is not None
+            found = lora_file(str(given))
             fuse_lora(pipeline, found, 1.0)
             return prints_of(pipeline)
 

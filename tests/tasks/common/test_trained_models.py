@@ -14,7 +14,7 @@ from flows.plan.checkpoints import evaluate_checkpoints, find_checkpoints
 from flows.plan.execution import call_directly
 from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, StoreError
-from popalign_core.models import loading
+from popalign_core.models import file_hashes
 from popalign_core.models.loading import load_pipeline, model_hash
 from storage.store import ArtifactRef, Store
 from tasks.common.stage_object import open_store
@@ -128,7 +128,7 @@ def test_the_base_is_found_where_the_configuration_or_the_store_says(
     assert find_trained(store, ref, ModelConfig()).base.name == str(there)
     assert find_trained(store, ref, tiny_config.model).base == tiny_config.model
     moved = there.rename(tmp_path / "moved")
-    loading._hash_content.cache_clear()
+    file_hashes._MADE.clear()
     assert find_trained(store, ref, ModelConfig(name=str(moved))).base.name == str(moved)
     with pytest.raises(
         MissingWeightsError, match=f"{ref} was trained from the model {there} with the hash .*there"

@@ -27,7 +27,7 @@ from tasks.stages.pairs import import_pairs
 @pytest.fixture
 def config(tiny_config: PipelineConfig) -> PipelineConfig:
     """Pairs enough for both labels to occur, whatever the images' ids."""
-    sets = tiny_config.preferences.model_copy(update={"n_neutral": 10, "n_specific": 10, "set_size": 4, "n_sets": 4})
+    sets = tiny_config.preferences.model_copy(update={"n_neutral": 16, "n_specific": 10, "set_size": 4, "n_sets": 6})
     return tiny_config.model_copy(update={"preferences": sets})
 
 

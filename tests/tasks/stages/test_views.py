@@ -355,7 +355,6 @@ UNREAD = {
     "EvaluationConfig.n_specific": "",
     "EvaluationConfig.readings": "at its default in every view",
     "EvaluationConfig.second_classifier": "at its default in every view",
-    "ModelConfig.config": "of single files",
     "PreferencesConfig.mcmc_steps": "of strategy mcmc",
     "PreferencesConfig.n_neutral": "how many images there are decides the sample; the next two too",
     "PreferencesConfig.n_retained": "",
