@@ -50,6 +50,8 @@ class Scale:
 SCALES = {"full": Scale(), "quarter": Scale(4), "small": Scale(10, 8)}
 """`quarter` has a quarter of the widths, so about a sixteenth of the weights, and all the layers."""
 
+CLIP_WORDS, T5_WORDS = 49408, 32128
+"""Embeddings of the published text encoders."""
 Parts = dict[str, Any]
 """Name in the pipeline -> network without storage, tokenizer or scheduler."""
 
@@ -188,7 +190,7 @@ def build_parts(family: str, scale: Scale) -> Parts:
         family: Of `FAMILIES`.
         scale: How large.
     """
-    return FAMILIES[family][1](scale, make_clip_tokenizer())
+    return FAMILIES[family][1](scale, make_clip_tokenizer(CLIP_WORDS if scale.divisor == 1 else 0))
 
 
 def count_parameters(parts: Parts) -> dict[str, int]:
@@ -197,13 +199,18 @@ def count_parameters(parts: Parts) -> dict[str, int]:
     return {name: sum(each.numel() for each in network.parameters()) for name, network in networks.items()}
 
 
-def make_clip_tokenizer() -> Any:
-    """CLIP's own, of the vocabulary that lies in open_clip's package, where that is installed; else one of bytes."""
+def make_clip_tokenizer(least: int = 0) -> Any:
+    """CLIP's own, of the vocabulary that lies in open_clip's package, where that is installed; else one of bytes.
+
+    Args:
+        least: How many words it must have: one of bytes is filled up with words that no text has.
+    """
     from transformers import CLIPTokenizer
 
     letters = [chr(code) for code in _byte_letters()]
     merges = [tuple(line.split()) for line in _published_merges()]
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
+    pieces += [f"<|unused{number}|>" for number in range(len(pieces), least - 2)]
     pieces += ["<|startoftext|>", "<|endoftext|>"]
     numbers = {piece: number for number, piece in enumerate(pieces)}
     return CLIPTokenizer(vocab=numbers, merges=merges, model_max_length=77)
@@ -239,7 +246,7 @@ def _clip(scale: Scale, tokenizer: Any, width: int, n_layers: int, projected: bo
     size = scale.width(width)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = CLIPTextConfig(
-        vocab_size=49408 if scale.divisor == 1 else len(tokenizer),
+        vocab_size=len(tokenizer),
         hidden_size=size,
         intermediate_size=4 * size,
         projection_dim=size,
@@ -257,8 +264,10 @@ def _t5(scale: Scale) -> tuple[Any, Any]:
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(letter, -3.0) for letter in string.ascii_letters + string.digits + string.punctuation]
+    if scale.divisor == 1:
+        pieces += [(f"<unused{number}>", -9.0) for number in range(len(pieces), T5_WORDS)]
     config = T5Config(
-        vocab_size=32128 if scale.divisor == 1 else len(pieces),
+        vocab_size=len(pieces),
         d_model=scale.width(4096),
         d_ff=scale.width(10240),
         d_kv=64,

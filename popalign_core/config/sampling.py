@@ -38,7 +38,7 @@ class ModelConfig(Frozen):
         default=None, description="sampling: how the denoiser's weights are kept; they are cast to dtype when used"
     )
     denoiser: Text | None = Field(
-        default=None, description="folder of a UNet or transformer alone, in place of the model's own"
+        default=None, description="folder or single file of a UNet or transformer alone, in place of the model's own"
     )
     vae: Text | None = Field(
         default=None,

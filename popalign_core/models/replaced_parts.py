@@ -8,6 +8,8 @@ from popalign_core.config import ModelConfig
 from popalign_core.documents import read_json
 from popalign_core.errors import ConfigError, DamagedWeightsError, MissingWeightsError
 from popalign_core.models.model_sources import DENOISERS, denoiser_source, vae_source
+from popalign_core.models.pipeline_parts import snapshot
+from popalign_core.models.single_files import expanded_denoiser, is_single_file
 from popalign_core.sources import Source, how_to_get
 
 # What the other parts of a pipeline hand to its denoiser, in the words of the denoiser's configuration.
@@ -21,11 +23,24 @@ _LATENT_SCALE = ("_class_name", "scaling_factor", "shift_factor")
 
 
 def denoiser_folder(model: ModelConfig) -> Path | None:
-    """The folder of the denoiser that takes the place of the model's own; None without one.
+    """The folder of the denoiser that takes the place of the model's own, or that a single file became; None without.
 
     Raises:
-        MissingWeightsError: When the folder holds no denoiser.
+        ConfigError: As `single_files.is_single_file`.
+        MissingWeightsError: When the folder holds no denoiser, or the model has no configuration for a single file.
+        DamagedWeightsError: As `single_files.expanded_denoiser`.
     """
+    if model.denoiser is not None and is_single_file(model.denoiser):
+        from popalign_core.models.loading import local_folder
+
+        pipeline = local_folder(model) or snapshot(model.name, model.revision, "model_index.json")
+        found = [name for name in DENOISERS if pipeline and (pipeline / name / "config.json").is_file()]
+        if pipeline is None or not found:
+            raise MissingWeightsError(
+                f"model.denoiser {model.denoiser!r} takes its configuration from {model.name}, which has none here; "
+                "run `popalign fetch`, or give a whole folder as model.name"
+            )
+        return expanded_denoiser(Path(model.denoiser), pipeline, found[0])
     return _folder_of(model.denoiser, "denoiser", "unet", denoiser_source(model))
 
 

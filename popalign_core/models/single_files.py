@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from math import prod
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from popalign_core.config import ModelConfig
 from popalign_core.documents import read_json
-from popalign_core.errors import ConfigError, DamagedWeightsError, MissingWeightsError
+from popalign_core.errors import ConfigError, DamagedWeightsError, MissingWeightsError, StoreError
 from popalign_core.machine import cache_folder
 from popalign_core.models.file_hashes import hash_file
+from popalign_core.models.model_sources import DENOISERS
 from popalign_core.models.pipeline_parts import check_index, snapshot
 from popalign_core.models.weights_check import UNREADABLE, PartFolder
 from popalign_core.models.weights_digest import pipeline_digest
@@ -33,8 +35,11 @@ _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 _NETWORKS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 _INDEX = "model_index.json"
-_TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-"""Of numbers in safetensors -> in torch, the smallest first."""
+_TYPES = {"F8_E4M3": "float16", "F8_E5M2": "float16", "F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+"""Of numbers in safetensors -> in torch, the smallest first; what is in float8 is exact in float16, and loads in it."""
+_PARTIAL = ".partial-"
+_STALE_S = 86_400.0
+"""Seconds after which what a killed process left half-made is deleted."""
 _VELOCITY_MARK, _ZERO_SNR_MARK = "v_pred", "ztsnr"
 """Empty tensors by which a fine-tune says how it was trained, as ComfyUI and other programs read them."""
 
@@ -80,16 +85,70 @@ def expanded_folder(model: ModelConfig) -> Path:
     names = _shapes(file)
     configs = _config_folder(model)
     digest = sha256(f"{hash_file(file)}\0{pipeline_digest(configs, without=_NETWORKS)}".encode()).hexdigest()
-    place = cache_folder() / "models" / digest[:32]
-    if not (place / _INDEX).is_file():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(file, place.parent)
-        partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=".partial-"))
+    return _make_once(digest, file, _INDEX, lambda folder: _expand(file, names, configs, folder))
+
+
+def expanded_denoiser(file: Path, pipeline: Path, component: str) -> Path:
+    """The folder that a UNet or transformer alone in a single file became; made when it is first asked for.
+
+    Args:
+        file: Under the original names or diffusers' own.
+        pipeline: Folder of the model whose denoiser it replaces, which has the configuration.
+        component: Name of the denoiser there.
+
+    Raises:
+        DamagedWeightsError: When the file is not whole, or does not fit the configuration.
+        StoreError: When the cache folder has no room.
+    """
+    names, settings = _shapes(file), pipeline / component / "config.json"
+    digest = sha256(f"{hash_file(file)}\0{hash_file(settings)}".encode()).hexdigest()
+
+    def make(folder: Path) -> None:
+        import diffusers
+
+        part = PartFolder("the single file", file, f"give a {component} that was trained from this model")
+        kind: Any = getattr(diffusers, str(PartFolder(component, settings.parent, "").read_settings()["_class_name"]))
+        dtypes = _float_types(file)
+        options = {"subfolder": component, "local_files_only": True, "torch_dtype": _loaded_type(dtypes)}
         try:
-            _expand(file, names, configs, partial)
-            _move(partial, place)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            module = kind.from_single_file(str(file), config=str(pipeline), **options)
+        except _unreadable() as error:
+            raise part.refusal(error) from error
+        _check_whole(component, module, names, part)
+        shutil.copy(settings, folder / settings.name)
+        _save(module, dtypes, folder)
+
+    return _make_once(digest, file, "config.json", make)
+
+
+def _make_once(digest: str, file: Path, last: str, make: Callable[[Path], None]) -> Path:
+    """A folder in the cache, whole or not at all.
+
+    Args:
+        digest: Of all that it is made of.
+        file: Whose size it has.
+        last: A file without which it is none.
+        make: Fills an empty folder.
+    """
+    place = cache_folder() / "models" / digest[:32]
+    if (place / last).is_file():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for stale in place.parent.glob(f"{_PARTIAL}*"):
+        if time.time() - stale.stat().st_mtime > _STALE_S:
+            shutil.rmtree(stale, ignore_errors=True)
+    _check_room(file, place.parent)
+    partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=_PARTIAL))
+    try:
+        make(partial)
+        partial.chmod(0o777 & ~_umask())
+        try:
+            os.rename(partial, place)
+        except OSError:  # another process made the same folder meanwhile: that one stays
+            if not (place / last).is_file():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return place
 
 
@@ -152,7 +211,7 @@ def _family_repository(file: Path, names: Names) -> str:
 def _check_room(file: Path, place: Path) -> None:
     needed, free = file.stat().st_size, shutil.disk_usage(place).free
     if needed > free:
-        raise MissingWeightsError(
+        raise StoreError(
             f"{file} becomes a folder of {needed / 1e9:.1f} GB in {place}, where {free / 1e9:.1f} GB are free; make "
             "room, or set POPALIGN_CACHE to a folder on another disk"
         )
@@ -160,13 +219,12 @@ def _check_room(file: Path, place: Path) -> None:
 
 def _expand(file: Path, names: Names, configs: Path, place: Path) -> None:
     """Weights from the file, in the precision that they have there; all else as it lies in `configs`."""
-    import torch
     from torch import nn
 
     part = PartFolder("the single file", file, "get it again, or give the folder of its own family as model.config")
     index = PartFolder("the configurations", configs, "get them again").read_settings(_INDEX)
     dtypes = _float_types(file)
-    pipeline = _load(file, index, configs, part, dtypes[0] if len(dtypes) == 1 else torch.float32)
+    pipeline = _load(file, index, configs, part, _loaded_type(dtypes))
     for name, entry in index.items():
         if not isinstance(entry, list) or entry[0] is None or name in _UNUSED:
             continue
@@ -176,18 +234,8 @@ def _expand(file: Path, names: Names, configs: Path, place: Path) -> None:
         is_network = isinstance(module, nn.Module)
         if not is_network:
             continue
-        lacking = [key for key, weight in module.state_dict().items() if weight.is_meta]
-        if lacking:
-            raise part.refusal(f"it lacks {len(lacking)} weights of the {name}, such as {lacking[0]}")
-        _check_size(name, module, names, part)
-        for dtype in dtypes:
-            if all(_is_exact(weight, dtype) for weight in module.parameters()):
-                module.to(dtype)
-                break
-        own = folder / "config.json"
-        kept = own.read_bytes()
-        module.save_pretrained(folder)
-        own.write_bytes(kept)
+        _check_whole(name, module, names, part)
+        _save(module, dtypes, folder)
     left_out = {name for name in _UNUSED if name in index}
     _write_json(place / _INDEX, {name: entry for name, entry in index.items() if name not in left_out})
     _mark_schedule(place / "scheduler" / "scheduler_config.json", names)
@@ -195,7 +243,6 @@ def _expand(file: Path, names: Names, configs: Path, place: Path) -> None:
 
 def _load(file: Path, index: dict[str, Any], configs: Path, part: PartFolder, dtype: "torch.dtype") -> Any:
     import diffusers
-    from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     root = PartFolder("the configurations", configs, "give a diffusers folder of the same family as model.config")
     check_index(index, root, None)
@@ -209,19 +256,46 @@ def _load(file: Path, index: dict[str, Any], configs: Path, part: PartFolder, dt
         return kind.from_single_file(
             str(file), config=str(configs), local_files_only=True, torch_dtype=dtype, **left_out
         )
-    except (*UNREADABLE, SingleFileComponentError) as error:
+    except _unreadable() as error:
         raise part.refusal(error) from error
 
 
-def _check_size(name: str, module: Any, names: Names, part: PartFolder) -> None:
-    """diffusers drops tensors that the configuration has no place for: then this is another model's configuration."""
-    if name not in ("unet", "transformer"):
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What the library raises for files that it cannot read; its own error is none of the usual ones."""
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
+    return (*UNREADABLE, SingleFileComponentError)
+
+
+def _check_whole(name: str, module: Any, names: Names, part: PartFolder) -> None:
+    """diffusers leaves weights that it does not find without memory, and drops those that it has no place for."""
+    weights = module.state_dict()
+    if lacking := [key for key, weight in weights.items() if weight.is_meta]:
+        raise part.refusal(f"it lacks {len(lacking)} weights of the {name}, such as {lacking[0]}")
+    if name not in DENOISERS:
         return
     mine = [shape for key, shape in names.items() if key.startswith("model.diffusion_model.")]
-    n_given = sum(prod(shape) for shape in mine)
-    n_taken = sum(weight.numel() for weight in module.state_dict().values())
+    n_given, n_taken = sum(map(prod, mine)), sum(weight.numel() for weight in weights.values())
     if mine and n_given != n_taken:
         raise part.refusal(f"it has {n_given:,} weights of the {name}, its configuration has {n_taken:,}")
+
+
+def _save(module: Any, dtypes: "list[torch.dtype]", folder: Path) -> None:
+    """In the smallest type of the file's that holds all of it; the folder's own config.json stays."""
+    for dtype in dtypes:
+        if all(_is_exact(weight, dtype) for weight in module.parameters()):
+            module.to(dtype)
+            break
+    settings = folder / "config.json"
+    kept = settings.read_bytes()
+    module.save_pretrained(folder)
+    settings.write_bytes(kept)
+
+
+def _loaded_type(dtypes: "list[torch.dtype]") -> "torch.dtype":
+    import torch
+
+    return dtypes[0] if len(dtypes) == 1 else torch.float32
 
 
 def _float_types(file: Path) -> "list[torch.dtype]":
@@ -230,7 +304,8 @@ def _float_types(file: Path) -> "list[torch.dtype]":
 
     with safe_open(file, framework="numpy") as content:
         found = {content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118
-    return [getattr(torch, _TYPES[name]) for name in _TYPES if name in found] or [torch.float32]
+    known = dict.fromkeys(_TYPES[name] for name in _TYPES if name in found)
+    return [getattr(torch, name) for name in known] or [torch.float32]
 
 
 def _is_exact(weight: "torch.Tensor", dtype: "torch.dtype") -> bool:
@@ -254,16 +329,6 @@ def _no_weights(folder: str, names: list[str]) -> list[str]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _move(partial: Path, place: Path) -> None:
-    """Another process may have made the same folder meanwhile: then that one stays."""
-    partial.chmod(0o777 & ~_umask())
-    try:
-        os.rename(partial, place)
-    except OSError:
-        if not (place / _INDEX).is_file():
-            raise
 
 
 def _umask() -> int:

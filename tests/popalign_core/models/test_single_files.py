@@ -1,7 +1,10 @@
 """One checkpoint as folder, in shards, in the hub's cache and as a single file: the same weights and the same hash."""
 
 import json
+import os
 import shutil
+import time
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from popalign_core.config import ModelConfig
-from popalign_core.errors import ConfigError, DamagedWeightsError, MissingWeightsError
+from popalign_core.errors import ConfigError, DamagedWeightsError, MissingWeightsError, StoreError
 from popalign_core.models.loading import load_pipeline, model_hash
 from popalign_core.models.model_files import find_pipeline_folder
 from popalign_core.models.model_sources import pipeline_source
@@ -232,3 +235,56 @@ def test_a_kept_hash_is_read_only_while_the_file_is_the_same(is_readable: bool, 
             path.write_text("nonsense")
     file_hashes._MADE.clear()
     assert model_hash(model) == first
+
+
+def test_a_denoiser_alone_in_a_file(folder: Path, cache: Path, tmp_path: Path) -> None:
+    """As FLUX fine-tunes come, and some of SDXL."""
+
+    def keep_unet(weights: dict[str, Any]) -> None:
+        for name in [name for name in weights if not name.startswith("model.diffusion_model.")]:
+            del weights[name]
+        weights.update({name: weight + 1 for name, weight in weights.items()})
+
+    file = as_single_file(tmp_path / "unet-alone.safetensors", keep_unet)
+    with pytest.raises(ConfigError, match=r"not a whole model .* as model\.denoiser"):
+        model_hash(ModelConfig(name=str(file)))
+    model = ModelConfig(name=str(folder), denoiser=str(file))
+    found, own = weights_of(model), weights_of(ModelConfig(name=str(folder)))
+    for name, weight in own.items():
+        assert torch.equal(found[name], weight + 1 if name.startswith("unet.") else weight), name
+    changed = load_pipeline(model, device=CPU).unet
+    changed.save_pretrained(tmp_path / "unet")
+    for path in (tmp_path / "unet").glob("*.json"):
+        shutil.copy(folder / "unet" / path.name, path)
+    assert model_hash(model) == model_hash(ModelConfig(name=str(folder), denoiser=str(tmp_path / "unet")))
+
+
+def test_float8_loads_as_what_it_holds(folder: Path, cache: Path, tmp_path: Path) -> None:
+    def squeeze(weights: dict[str, Any]) -> None:
+        weights.update({name: weight.to(torch.float8_e4m3fn) for name, weight in weights.items()})
+
+    file = as_single_file(tmp_path / "x.safetensors", squeeze)
+    place = expanded_folder(ModelConfig(name=str(file), config=str(folder)))
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    kept = load_file(place / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"]
+    assert kept.dtype == torch.float16
+    assert torch.equal(kept, load_file(file)[name].half())
+
+
+def test_no_room_is_told_before_it_is_made(
+    folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ModelConfig(name=str(as_single_file(tmp_path / "x.safetensors")), config=str(folder))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, 1000))
+    with pytest.raises(StoreError, match="make room, or set POPALIGN_CACHE"):
+        expanded_folder(model)
+
+
+def test_what_a_killed_process_left_is_deleted_after_a_day(folder: Path, cache: Path, tmp_path: Path) -> None:
+    for name, age_s in (("old", 90_000), ("new", 60)):
+        left = cache / "models" / f".partial-{name}"
+        left.mkdir(parents=True)
+        os.utime(left, (time.time() - age_s,) * 2)
+    place = expanded_folder(ModelConfig(name=str(as_single_file(tmp_path / "x.safetensors")), config=str(folder)))
+    assert {path.name for path in place.parent.iterdir()} == {place.name, ".partial-new"}
