@@ -12,7 +12,8 @@ from flows.plan.planning import Plan, plan_keys, plan_run
 from flows.plan.steps import PROMPT_STEPS, Step, evaluation_steps
 from popalign_core.config import ModelConfig, PipelineConfig, RuntimeConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError
-from popalign_core.models.loading import local_folder, model_hash
+from popalign_core.models.loading import model_hash
+from popalign_core.models.local_models import local_folder
 from popalign_core.models.single_files import SUFFIX, is_single_file
 from storage.store import ArtifactRef, Store
 from tasks.common.reservations import reserve_made

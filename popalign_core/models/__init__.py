@@ -10,6 +10,7 @@ __all__ = [
     "image_processors",
     "linked_files",
     "loading",
+    "local_models",
     "lora",
     "lora_files",
     "model_files",

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 from popalign_core.config import ModelConfig
 from popalign_core.errors import ConfigError, MissingWeightsError
 from popalign_core.models.file_hashes import hash_file
-from popalign_core.models.linked_files import check_links
+from popalign_core.models.local_models import MODEL_INDEX, local_folder
 from popalign_core.models.lora_files import ADAPTER_FILE, adapter_settings
-from popalign_core.models.model_sources import HUB_ID, lora_source, pipeline_source, replaced_names
+from popalign_core.models.model_sources import lora_source, pipeline_source, replaced_names
 from popalign_core.models.pipeline_parts import snapshot
 from popalign_core.models.replaced_parts import denoiser_folder, read_model_json, vae_folder
-from popalign_core.models.single_files import expanded_folder, is_single_file
 from popalign_core.models.weights_digest import has_weights, network_digest, pipeline_digest
 from popalign_core.sources import how_to_get
 
@@ -21,40 +20,9 @@ if TYPE_CHECKING:
 
     from popalign_core.models.trained_weights import TrainedModel
 
-MODEL_INDEX = "model_index.json"
 # Goes up when the same LoRA file comes to mean other weights; "lora" left out tensors whose names it did not know.
 _LORA_TAG = "lora-2"
 LORA_FILE = "pytorch_lora_weights.safetensors"
-
-
-def local_folder(model: ModelConfig) -> Path | None:
-    """The folder a model lies in, or became that came as a single file; None for a hub id.
-
-    Raises:
-        ConfigError: When the name is a hub id without revision, or neither a folder nor a hub id.
-        MissingWeightsError: When the folder holds no diffusers pipeline.
-    """
-    if model.name == "portraits":
-        from popalign_core.portraits import weights_folder
-
-        return _checked(
-            weights_folder() / "pipeline", "run `popalign portraits train --data DIR`, or restore the folder"
-        )
-    if Path(model.name).is_dir():
-        return _checked(Path(model.name), "give a folder written by `save_pretrained`")
-    if is_single_file(model.name):
-        return expanded_folder(model)
-    if HUB_ID.fullmatch(model.name) is None:
-        raise MissingWeightsError(
-            f"model {model.name!r} is no folder, no .safetensors file and no hub id; give a diffusers folder, "
-            "a file that is there, or 'owner/name'"
-        )
-    if model.revision is None:
-        raise ConfigError(
-            f"model {model.name!r} is no folder here, and as a hub id it has no revision; correct the path, or give "
-            "the commit as model.revision, so that the weights cannot change"
-        )
-    return None
 
 
 def lora_file(place: str) -> Path:
@@ -290,10 +258,3 @@ def _left_out(index: dict[str, Any], components: Collection[str] | None) -> dict
         for name, entry in index.items()
         if isinstance(entry, list) and (entry[0] is None or (components is not None and name not in components))
     }
-
-
-def _checked(folder: Path, fix: str) -> Path:
-    if not (folder / MODEL_INDEX).is_file():
-        raise MissingWeightsError(f"{folder} holds no diffusers pipeline (no model_index.json); {fix}")
-    check_links(folder)
-    return folder

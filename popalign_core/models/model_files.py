@@ -7,7 +7,8 @@ from typing import Any
 from popalign_core.config import ModelConfig
 from popalign_core.documents import read_json
 from popalign_core.errors import DamagedWeightsError, MissingWeightsError
-from popalign_core.models.loading import MODEL_INDEX, local_folder, lora_file
+from popalign_core.models.loading import lora_file
+from popalign_core.models.local_models import MODEL_INDEX, local_folder
 from popalign_core.models.model_sources import denoiser_source, lora_source, pipeline_source, replaced_names, vae_source
 from popalign_core.models.pipeline_parts import snapshot
 from popalign_core.models.replaced_parts import denoiser_folder, vae_folder
@@ -23,7 +24,7 @@ def find_pipeline_folder(model: ModelConfig) -> Path:
     """The folder of a model's pipeline, in which no file is missing and no file of weights is cut off.
 
     Raises:
-        ConfigError: As `loading.local_folder`.
+        ConfigError: As `local_models.local_folder`.
         MissingWeightsError: When the pipeline or one of its files is not there; says how to get it.
         DamagedWeightsError: When a file is missing, or one of weights is not whole; names all of them.
     """

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from popalign_core.config import ModelConfig
 from popalign_core.errors import PopAlignError
+from popalign_core.models.weights_digest import DENOISERS
 from popalign_core.sources import HubFiles
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -13,7 +14,6 @@ PUBLIC_DENOISERS = {"dpo-sdxl": "mhdang/dpo-sdxl-text2image-v1", "dpo-sd15": "mh
 """Folder in which the UNet lies as `unet` -> repository."""
 PUBLIC_VAES = {"sdxl-vae-fp16-fix": "madebyollin/sdxl-vae-fp16-fix"}
 """Folder -> repository."""
-DENOISERS = ("unet", "transformer")
 
 
 def replaced_names(model: ModelConfig) -> tuple[str, ...]:

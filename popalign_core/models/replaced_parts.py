@@ -7,9 +7,11 @@ from typing import Any
 from popalign_core.config import ModelConfig
 from popalign_core.documents import read_json
 from popalign_core.errors import ConfigError, DamagedWeightsError, MissingWeightsError
-from popalign_core.models.model_sources import DENOISERS, denoiser_source, vae_source
+from popalign_core.models.local_models import MODEL_INDEX, local_folder
+from popalign_core.models.model_sources import denoiser_source, vae_source
 from popalign_core.models.pipeline_parts import snapshot
 from popalign_core.models.single_files import expanded_denoiser, is_single_file
+from popalign_core.models.weights_digest import DENOISERS
 from popalign_core.sources import Source, how_to_get
 
 # What the other parts of a pipeline hand to its denoiser, in the words of the denoiser's configuration.
@@ -31,9 +33,7 @@ def denoiser_folder(model: ModelConfig) -> Path | None:
         DamagedWeightsError: As `single_files.expanded_denoiser`.
     """
     if model.denoiser is not None and is_single_file(model.denoiser):
-        from popalign_core.models.loading import local_folder
-
-        pipeline = local_folder(model) or snapshot(model.name, model.revision, "model_index.json")
+        pipeline = local_folder(model) or snapshot(model.name, model.revision, MODEL_INDEX)
         found = [name for name in DENOISERS if pipeline and (pipeline / name / "config.json").is_file()]
         if pipeline is None or not found:
             raise MissingWeightsError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from popalign_core.errors import ConfigError
-from popalign_core.models.loading import MODEL_INDEX
+from popalign_core.models.local_models import MODEL_INDEX
 from popalign_core.models.model_files import weights_stem
 from popalign_core.models.weights_check import weight_files
 

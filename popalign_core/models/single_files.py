@@ -21,10 +21,9 @@ from popalign_core.documents import read_json
 from popalign_core.errors import ConfigError, DamagedWeightsError, MissingWeightsError, StoreError
 from popalign_core.machine import cache_folder
 from popalign_core.models.file_hashes import hash_file
-from popalign_core.models.model_sources import DENOISERS
 from popalign_core.models.pipeline_parts import check_index, snapshot
 from popalign_core.models.weights_check import UNREADABLE, PartFolder
-from popalign_core.models.weights_digest import pipeline_digest
+from popalign_core.models.weights_digest import DENOISERS, pipeline_digest
 from popalign_core.sources import HubFiles, how_to_get
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from popalign_core.config import ModelConfig, TrainingConfig
 from popalign_core.models.model_files import find_pipeline_folder, weights_stem
-from popalign_core.models.model_sources import DENOISERS
 from popalign_core.models.replaced_parts import denoiser_folder
 from popalign_core.models.weights_check import weight_files
+from popalign_core.models.weights_digest import DENOISERS
 
 Shapes = dict[str, tuple[int, ...]]
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -47,7 +47,7 @@ def training_size(model: ModelConfig, training: TrainingConfig, n_kept: int = 1)
 
     Raises:
         MissingWeightsError: When a file of the model is not there.
-        ConfigError: As `loading.local_folder`.
+        ConfigError: As `local_models.local_folder`.
     """
     shapes = _read_shapes(_denoiser_files(model))
     n_weights = sum(map(prod, shapes.values()))

@@ -25,6 +25,8 @@ _IDLE_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 _IDLE_SETTINGS = ("requires_safety_checker",)
 NETWORKS = ("text_encoder", "unet", "transformer", "vae")
 """How the names of a pipeline's networks begin."""
+DENOISERS = ("unet", "transformer")
+"""What the network that draws is called there."""
 _WORDS = (".txt", ".model")
 _STEMS = ("diffusion_pytorch_model", "model")
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from popalign_core.config import ModelConfig
 from popalign_core.models.linked_files import Place
-from popalign_core.models.loading import MODEL_INDEX, load_pipeline
+from popalign_core.models.loading import load_pipeline
+from popalign_core.models.local_models import MODEL_INDEX
 from popalign_core.models.model_files import find_pipeline_folder, weights_stem
-from popalign_core.models.model_sources import DENOISERS
 from popalign_core.models.replaced_parts import denoiser_folder, vae_folder
 from popalign_core.models.trained_weights import TrainedModel
 from popalign_core.models.weights_check import PartFolder, chosen_weights
+from popalign_core.models.weights_digest import DENOISERS
 
 ORIGIN = "_name_or_path"
 """What diffusers notes in every configuration that it writes: where the model lay, which is private."""

@@ -21,7 +21,8 @@ from popalign_core.config import (
 from popalign_core.config.evaluation import CLIP_SCORE
 from popalign_core.evaluation.quality.scorer_files import weights_of
 from popalign_core.models.file_hashes import hash_file, hash_folder
-from popalign_core.models.loading import local_folder, reads_guidance
+from popalign_core.models.loading import reads_guidance
+from popalign_core.models.local_models import local_folder
 from popalign_core.models.single_files import is_single_file
 from popalign_core.portraits import weights_folder
 from tasks.common.needs import require_classifier

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from popalign_core.config import ModelConfig
 from popalign_core.errors import ConfigError, MissingWeightsError, PopAlignError, StoreError
 from popalign_core.models.file_hashes import hash_file, hash_folder
-from popalign_core.models.loading import LORA_FILE, local_folder, model_hash
+from popalign_core.models.loading import LORA_FILE, model_hash
+from popalign_core.models.local_models import local_folder
 from popalign_core.models.model_files import find_pipeline_folder
 from popalign_core.models.single_files import is_single_file
 from popalign_core.models.trained_weights import (

@@ -30,7 +30,7 @@ def check_settings(view: TrainView, runtime: RuntimeConfig) -> None:
     Raises:
         ConfigError: Naming the setting.
     """
-    from popalign_core.models.loading import local_folder
+    from popalign_core.models.local_models import local_folder
     from popalign_core.models.weights_check import PartFolder
     from popalign_core.training.settings_check import check_timesteps, check_trackers, count_micro_batches
 
