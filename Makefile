@@ -1,12 +1,13 @@
 # PopAlign. Needs Python 3.11+ and make, nothing else; everything is installed into .venv.
 #   make run     install what running needs, then take the embedded model through the whole pipeline
 #   make test    install the tests' tools too, then run the tests    make slow    the tests that take minutes, with Ray and Dask
-#   make check   ruff, formatting, types                             make clean   remove .venv and caches (never artifacts)
+#   make docs    the site, into build/site                           make check   ruff, formatting, types
+#   make clean   remove .venv and caches (never artifacts)
 # Variables: TORCH=cpu|cuda (default: cuda where nvidia-smi answers), PYTHON=..., ARGS=... (passed on)
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev setup-slow setup-hps run test slow check format clean
+.PHONY: help setup setup-dev setup-slow setup-docs setup-hps run test slow docs check format clean
 
 # The lock was made on 3.11, so that one is tried first.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -23,6 +24,7 @@ RUNTIME := .venv/runtime
 DEV := .venv/dev
 SLOW := .venv/slow
 HPS := .venv/hps
+DOCS := .venv/docs
 # Byte code is written when a module is first imported: most of what is installed never is. Without it every process would
 # compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -33,7 +35,7 @@ TABLES_AND_FLOWS := pandas pyarrow prefect fastapi
 STORES := moto[server] s3fs datasets
 
 help:
-	@sed -n '2,5s/^# *//p' Makefile
+	@sed -n '2,6s/^# *//p' Makefile
 
 setup: $(RUNTIME)
 
@@ -41,12 +43,14 @@ setup-dev: $(DEV)
 
 setup-slow: $(SLOW)
 
+setup-docs: $(DOCS)
+
 setup-hps: $(HPS)
 
 $(RUNTIME): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found: install one, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Installing what running needs into .venv ($(PYTHON), torch for $(TORCH)), 1.7 GB: one to three minutes the first time."
-	@rm -f $(RUNTIME) $(DEV) $(SLOW) $(HPS)
+	@rm -f $(RUNTIME) $(DEV) $(SLOW) $(HPS) $(DOCS)
 	@echo "  1/6 the environment, with a pip of today"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) --upgrade 'pip>=25' || echo "      (there is none to be had; the one that came with Python is slower)"
@@ -84,6 +88,12 @@ $(SLOW): $(DEV)
 	@$(PIP) -e '.[dev,slow]'
 	@touch $(SLOW)
 
+$(DOCS): $(RUNTIME)
+	@echo "Installing what the site is built with into .venv, 40 MB: half a minute."
+	@rm -f $(DOCS)
+	@$(PIP) -e '.[docs]'
+	@touch $(DOCS)
+
 $(HPS): $(RUNTIME)
 	@echo "Installing open_clip and hpsv2 into .venv, with $(TORCHVISION_PIN) for $(TORCH): half a minute."
 	@rm -f $(HPS)
@@ -111,6 +121,12 @@ test: setup-dev
 
 slow: setup-slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# The pages made from the source first; then the site, where every warning is an error. Needs no network.
+docs: setup-docs
+	$(BIN)/python docs/reference_pages.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	@echo "The site is in build/site: open build/site/index.html"
 
 check: setup-dev
 	$(BIN)/ruff check .

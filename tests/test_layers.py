@@ -18,7 +18,8 @@ FORBIDDEN = {
 }
 TOP_LEVEL = {
     *(".ci", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md"),
-    *("benchmarks", "constraints.txt", "prefect.yaml", "pyproject.toml", "tests", *PACKAGES),
+    *("benchmarks", "constraints.txt", "docs", "examples", "mkdocs.yml", "prefect.yaml", "pyproject.toml", "tests"),
+    *PACKAGES,
 }
 
 

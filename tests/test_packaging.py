@@ -8,12 +8,6 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from popalign_core.config import load_config
-from popalign_core.config.presets import preset
-from popalign_core.config.systems import configure_system
-from popalign_core.prompts.checks import check_prompts
-from popalign_core.prompts.grammar import write_prompts
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = {
@@ -37,7 +31,7 @@ def locked(name: str) -> str | None:
 def test_the_lock_pins_every_direct_dependency_inside_its_range() -> None:
     outside = [
         f"{requirement}: locked at {locked(requirement.name)}"
-        for requirement in requirements("dev", "slow", "clip", "hps")
+        for requirement in requirements("dev", "slow", "clip", "hps", "docs")
         if (version := locked(requirement.name)) is None or Version(version) not in requirement.specifier
     ]
     assert outside == []
@@ -72,15 +66,15 @@ def test_what_the_makefile_installs_in_steps_is_what_is_required() -> None:
     assert set().union(*named.values()) <= runtime
 
 
-def test_hpsv2_is_installed_as_the_readme_says() -> None:
+def test_hpsv2_is_installed_as_the_docs_say() -> None:
     """Beside what it pins, not with it; the vocabulary that its wheel lacks comes from open_clip's."""
-    makefile, readme = ((REPOSITORY / name).read_text(encoding="utf-8") for name in ("Makefile", "README.md"))
+    makefile, page = ((REPOSITORY / name).read_text(encoding="utf-8") for name in ("Makefile", "docs/install.md"))
     for name in ("TORCHVISION_PIN", "HPSV2_PIN"):
         pin = re.search(rf"^{name} := (\S+)$", makefile, re.MULTILINE)
         assert pin is not None
-        assert pin[1] in readme
+        assert pin[1] in page
     assert "cp open_clip/bpe_simple_vocab_16e6.txt.gz hpsv2/src/open_clip/" in makefile
-    assert "cp open_clip/bpe_simple_vocab_16e6.txt.gz hpsv2/src/open_clip/" in readme
+    assert "cp open_clip/bpe_simple_vocab_16e6.txt.gz hpsv2/src/open_clip/" in page
     assert "hpsv2" not in {requirement.name for requirement in requirements("hps", "clip", "dev", "slow")}
 
 
@@ -96,6 +90,8 @@ def test_running_needs_none_of_the_tests_tools() -> None:
         "wandb",
         "bitsandbytes",
         "mypy",
+        "mkdocs",
+        "mkdocs-material",
     }
     assert tools & {each.name for each in requirements()} == set()
 
@@ -116,25 +112,3 @@ def test_the_license_is_apache_2() -> None:
 
 def test_the_version_is_in_the_changelog() -> None:
     assert f"## {PYPROJECT['project']['version']}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
-
-
-def test_the_readmes_configuration_can_be_used(tmp_path: Path) -> None:
-    example = re.search(r"```toml\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert example is not None
-    path = tmp_path / "example.toml"
-    path.write_text(example[1], encoding="utf-8")
-    config = load_config(path)
-    check_prompts(write_prompts(config.prompts), config.axes)
-    assert config.training.lora_rank == 8
-
-
-def test_every_piece_of_configuration_in_the_readme_fits(tmp_path: Path) -> None:
-    pieces = re.findall(r"```toml\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(pieces) >= 4
-    path = tmp_path / "piece.toml"
-    for piece in pieces:
-        path.write_text(piece if "preset =" in piece else f'preset = "portraits"\n{piece}', encoding="utf-8")
-        config = load_config(path)
-        assert config != preset("portraits")
-        for name in config.systems:
-            configure_system(config, name)

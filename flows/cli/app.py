@@ -268,7 +268,7 @@ def train(
     """Train the embedded model from its data; the same command again resumes."""
     missing = [name for name in ("portraits.parquet", "things.parquet") if not (data / name).is_file()]
     if missing:
-        raise InputError(f"{data} lacks {', '.join(missing)}; give the folder with the data packs, see README.md")
+        raise InputError(f"{data} lacks {', '.join(missing)}; give the folder with the data packs, see docs/figures.md")
     from flows.terminal.progress import console_progress
     from popalign_core.portraits_recipe.recipe import Recipe, train_portraits
 

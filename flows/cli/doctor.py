@@ -95,7 +95,7 @@ def _clip_packages() -> Iterator[Finding]:
     for name, extra in (("open_clip_torch", "clip"), ("hpsv2", "hps")):
         version = _version(name)
         if version is None:
-            yield Finding(name, f"optional: pip install 'popalign[{extra}]', see Extras in README.md", is_there=False)
+            yield Finding(name, f"optional: pip install 'popalign[{extra}]', see docs/install.md", is_there=False)
             continue
         # hpsv2's own pins are known to be too narrow
         problems = _unmet(name) if name == "open_clip_torch" else _lacks_of_hpsv2()
@@ -108,7 +108,7 @@ def _clip_packages() -> Iterator[Finding]:
 
 def _torchvision(build: str) -> Finding:
     """Whether it is one for the torch that is here: by what it asks for, and by loading it."""
-    fix = "install it from where torch came (Extras in README.md), or uninstall it"
+    fix = "install it from where torch came (see docs/install.md), or uninstall it"
     here, problems = f"torch {_version('torch')}", _unmet("torchvision")
     if not problems:
         try:
@@ -141,7 +141,7 @@ def _lacks_of_hpsv2() -> list[str]:
     folder = Path(package.origin).parent if package is not None and package.origin else Path()
     lacking = [f"there is no package {name}" for name in ("open_clip", "clint", "tkinter") if find_spec(name) is None]
     if not (folder / "src" / "open_clip" / HPSV2_WORDS).is_file():
-        lacking.append(f"its wheel lacks {HPSV2_WORDS}; copy open_clip's, as Extras in README.md says")
+        lacking.append(f"its wheel lacks {HPSV2_WORDS}; copy open_clip's, see docs/install.md")
     return lacking
 
 

@@ -27,7 +27,7 @@ def path_option(words: str) -> Any:
 Preset = Annotated[str | None, typer.Option(help="A named configuration; 'portraits' when nothing is given.")]
 Config = Annotated[
     Path | None,
-    path_option("A TOML file, see README.md for an example; or a .json file as reports print it."),
+    path_option("A TOML file (`popalign init` writes one), or a .json file as printed by a report."),
 ]
 Root = Annotated[
     str | None,

@@ -10,12 +10,16 @@ from popalign_core.config.base import Frozen, Text
 class ZeroShotConfig(Frozen):
     """A CLIP that is asked in words which class an image shows."""
 
-    kind: Literal["clip", "open-clip"]
+    kind: Literal["clip", "open-clip"] = Field(description="format of the CLIP")
     path: Text = Field(description="clip: a transformers folder; open-clip: a checkpoint file")
-    architecture: str | None = Field(default=None, description="open-clip: the checkpoint's, such as ViT-B-32")
+    architecture: str | None = Field(
+        default=None, description="open-clip: architecture of the checkpoint, such as ViT-B-32"
+    )
     axes: dict[str, dict[str, Text]] = Field(min_length=1, description="axis -> class -> words for the templates")
-    templates: tuple[Text, ...] = Field(default=("a photo of {}",), min_length=1)
-    margin: float = Field(default=0.25, ge=0, description="around the face, shares of the box on each side")
+    templates: tuple[Text, ...] = Field(
+        default=("a photo of {}",), min_length=1, description="prompts; {} is replaced by the class's words"
+    )
+    margin: float = Field(default=0.25, ge=0, description="margin around the face, as a share of the box on each side")
 
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:
@@ -35,16 +39,20 @@ class ZeroShotConfig(Frozen):
 class NetworkConfig(Frozen):
     """An image classifier with labels: a transformers folder, or an ONNX file."""
 
-    kind: Literal["image-classifier", "onnx"]
-    path: Text
+    kind: Literal["image-classifier", "onnx"] = Field(description="a transformers folder, or an ONNX file")
+    path: Text = Field(description="the folder or file")
     axes: dict[str, dict[str, Text]] = Field(
-        min_length=1, description="axis -> label -> class; every label of the network once, those of an axis together"
+        min_length=1, description="axis -> label -> class; every label of the network exactly once"
     )
-    labels: tuple[Text, ...] = Field(default=(), description="onnx: of its outputs, in order")
-    softmax: bool = Field(default=True, description="onnx: whether its outputs are logits")
-    mean: tuple[float, float, float] = Field(default=(0.485, 0.456, 0.406), description="onnx: of RGB in [0, 1]")
-    std: tuple[float, float, float] = Field(default=(0.229, 0.224, 0.225), description="onnx: of RGB in [0, 1]")
-    margin: float = Field(default=0.25, ge=0, description="around the face, shares of the box on each side")
+    labels: tuple[Text, ...] = Field(default=(), description="onnx: labels of the outputs, in order")
+    softmax: bool = Field(default=True, description="onnx: apply softmax, for outputs that are logits")
+    mean: tuple[float, float, float] = Field(
+        default=(0.485, 0.456, 0.406), description="onnx: mean of RGB in [0, 1], for normalisation"
+    )
+    std: tuple[float, float, float] = Field(
+        default=(0.229, 0.224, 0.225), description="onnx: standard deviation of RGB in [0, 1], for normalisation"
+    )
+    margin: float = Field(default=0.25, ge=0, description="margin around the face, as a share of the box on each side")
 
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:
@@ -61,9 +69,9 @@ class NetworkConfig(Frozen):
 class PeopleConfig(Frozen):
     """People's labels of stored images: a CSV or Parquet file with `image_id`, `axis` and `class`."""
 
-    kind: Literal["people"]
-    path: Text
-    axes: dict[str, tuple[Text, ...]] = Field(min_length=1, description="axis -> the classes people chose from")
+    kind: Literal["people"] = Field(description="labels by people")
+    path: Text = Field(description="CSV or Parquet file with image_id, axis and class")
+    axes: dict[str, tuple[Text, ...]] = Field(min_length=1, description="axis -> classes that people chose from")
 
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:
@@ -75,15 +83,23 @@ class AttributesConfig(Frozen):
     """Which classifiers read the faces, and when an image is dropped."""
 
     classifier: Text | tuple[Text, ...] = Field(
-        default="portraits", description="'portraits', 'deepface' or a name in `classifiers`; several vote"
+        default="portraits", description="'portraits', 'deepface' or a name in `classifiers`; several of them vote"
     )
-    detector_backend: Literal["opencv", "fastmtcnn", "retinaface", "yunet", "ssd", "centerface", "skip"] = "opencv"
-    min_face_score: float = Field(default=0.5, ge=0, le=1)
-    min_face_share: float = Field(default=0.02, ge=0, le=1, description="smallest face box, share of the image area")
-    min_probability: float = Field(default=0.0, ge=0, le=1, description="smallest class probability; below: 'unsure'")
-    several_faces: Literal["drop", "largest"] = Field(default="drop", description="what an image with more is worth")
+    detector_backend: Literal["opencv", "fastmtcnn", "retinaface", "yunet", "ssd", "centerface", "skip"] = Field(
+        default="opencv", description="deepface: face detector"
+    )
+    min_face_score: float = Field(default=0.5, ge=0, le=1, description="smallest detector score of a face")
+    min_face_share: float = Field(
+        default=0.02, ge=0, le=1, description="smallest face box, as a share of the image area"
+    )
+    min_probability: float = Field(
+        default=0.0, ge=0, le=1, description="smallest class probability; below it the image is dropped as 'unsure'"
+    )
+    several_faces: Literal["drop", "largest"] = Field(
+        default="drop", description="images with several faces: drop them, or read the largest face"
+    )
     age_bands: dict[str, Annotated[int, Field(ge=0, le=100)]] = Field(
-        default={}, description="deepface reads the axis `age`: class -> its youngest age, the first from 0"
+        default={}, description="deepface, axis `age`: class -> lowest age of the class; the first starts at 0"
     )
     classifiers: dict[str, Annotated[ZeroShotConfig | NetworkConfig | PeopleConfig, Field(discriminator="kind")]] = (
         Field(default={}, description="further classifiers by name")

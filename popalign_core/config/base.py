@@ -117,25 +117,29 @@ PHRASE = "{word} {subject}"
 class Axis(Frozen):
     """An attribute whose distribution matters, as data: a user adds one without code."""
 
-    name: Text
-    classes: tuple[Text, ...] = Field(min_length=2, description="fixed class list; discrepancy is taken over all of it")
-    words: dict[str, str] = Field(default={}, description="class -> words in a prompt; the class's own name if absent")
+    name: Text = Field(description="name of the axis in tables and reports")
+    classes: tuple[Text, ...] = Field(
+        min_length=2, description="fixed class list; discrepancy is computed over all of it"
+    )
+    words: dict[str, str] = Field(default={}, description="class -> words in a prompt; default: the class name")
     # Left out of keys and documents when it is the usual one, so that the keys of before it came stay.
     phrase: str = Field(
         default=PHRASE,
         exclude_if=PHRASE.__eq__,
-        description="how the words join the subject, such as '{subject} who is {word}'; the first axis joins first",
+        description="how the words join the subject, such as '{subject} who is {word}'; applied axis by axis in order",
     )
-    target: dict[str, float] | None = Field(default=None, description="class -> share, sums to 1; None is uniform")
+    target: dict[str, float] | None = Field(
+        default=None, description="class -> target share, summing to 1; default: uniform"
+    )
     of: Literal["face", "picture"] = Field(
         default="face",
         exclude_if="face".__eq__,
-        description="what it is read off: one face, or the whole image, however many faces there are",
+        description="what the classifier reads: one face, or the whole image regardless of the number of faces",
     )
     only_measured: bool = Field(
         default=False,
         exclude_if=lambda value: not value,
-        description="prompts are not varied over it and sets not balanced; read on the benchmarks that name it",
+        description="measure only, on the benchmarks that name it: prompts and sets do not vary over this axis",
     )
 
     @model_validator(mode="after")

@@ -10,54 +10,54 @@ from popalign_core.config.base import Frozen, Text, is_empty
 class ClipScoreConfig(Frozen):
     """100 x cosine of image and prompt, by a CLIP in transformers' format."""
 
-    kind: Literal["clip"]
-    path: Text | None = Field(default=None, description="a transformers folder; None is the CLIP of the portraits")
+    kind: Literal["clip"] = Field(description="CLIP score")
+    path: Text | None = Field(default=None, description="a transformers folder; default: the embedded CLIP")
 
 
 class OpenClipConfig(Frozen):
-    """The same by a checkpoint of open_clip, which is an extra."""
+    """CLIP score by an open_clip checkpoint; needs the extra `clip`."""
 
-    kind: Literal["open-clip"]
-    path: Text
-    architecture: Text = Field(description="the checkpoint's, such as ViT-B-32")
+    kind: Literal["open-clip"] = Field(description="CLIP score by open_clip")
+    path: Text = Field(description="the checkpoint file")
+    architecture: Text = Field(description="architecture of the checkpoint, such as ViT-B-32")
 
 
 class HPSConfig(Frozen):
     """Human Preference Score v2 (Wu et al. 2023): 100 x cosine of a fine-tuned ViT-H-14."""
 
-    kind: Literal["hps"]
+    kind: Literal["hps"] = Field(description="Human Preference Score v2")
     path: Text = Field(description="the checkpoint, such as HPS_v2.1_compressed.pt")
-    tokenizer: Text = Field(description="a folder with CLIP's tokenizer; every CLIP ViT of transformers has it")
+    tokenizer: Text = Field(description="a folder with the CLIP tokenizer, such as any CLIP ViT in transformers format")
 
 
 class PickScoreConfig(Frozen):
     """PickScore (Kirstain et al. 2023): cosine times the model's own scale."""
 
-    kind: Literal["pick-score"]
+    kind: Literal["pick-score"] = Field(description="PickScore")
     path: Text = Field(description="a transformers folder")
-    processor: Text | None = Field(default=None, description="where tokenizer and preprocessing are, if not there")
+    processor: Text | None = Field(default=None, description="folder with tokenizer and preprocessing; default: path")
 
 
 class AestheticsConfig(Frozen):
     """LAION's aesthetic predictor: a small network on the embedding of a CLIP ViT-L/14."""
 
-    kind: Literal["aesthetics"]
-    path: Text = Field(description="the network, such as sac+logos+ava1-l14-linearMSE.pth")
-    clip: Text = Field(description="the CLIP's transformers folder")
+    kind: Literal["aesthetics"] = Field(description="LAION aesthetic score")
+    path: Text = Field(description="the checkpoint, such as sac+logos+ava1-l14-linearMSE.pth")
+    clip: Text = Field(description="transformers folder of the CLIP ViT-L/14")
 
 
 class ImageRewardConfig(Frozen):
-    """ImageReward (Xu et al. 2023): a BLIP that reads prompt and image together."""
+    """ImageReward (Xu et al. 2023): a BLIP model over prompt and image."""
 
-    kind: Literal["image-reward"]
+    kind: Literal["image-reward"] = Field(description="ImageReward")
     path: Text = Field(description="the checkpoint, ImageReward.pt")
     tokenizer: Text = Field(description="a folder with the tokenizer of bert-base-uncased")
 
 
 class InceptionConfig(Frozen):
-    """No scorer but the features of FID and KID, by the Inception network of 2015 as TorchScript."""
+    """Features for FID and KID: the 2015 Inception network as TorchScript."""
 
-    kind: Literal["inception"]
+    kind: Literal["inception"] = Field(description="features for FID and KID")
     path: Text = Field(description="inception-2015-12-05.pt")
 
 
@@ -89,24 +89,24 @@ TAKEN = (SUBJECT_ACCURACY, DIVERSITY, CMMD, FID, KID, "no_face_share", "unsure_s
 class EvaluationConfig(Frozen):
     """Benchmarks on prompts the preference data never saw."""
 
-    n_neutral: int = Field(default=40, ge=2, description="images a neutral evaluation prompt")
-    n_specific: int = Field(default=3, ge=1, description="images an identity-specific evaluation prompt")
-    n_generic: int = Field(default=3, ge=1, description="images a generic prompt")
-    n_bootstrap: int = Field(default=2000, ge=100, description="draws behind the interval of a distance")
-    confidence: float = Field(default=0.95, gt=0, lt=1)
-    seed: int = Field(default=0, ge=0, description="of the evaluation images, their intervals and tests")
+    n_neutral: int = Field(default=40, ge=2, description="images per neutral evaluation prompt")
+    n_specific: int = Field(default=3, ge=1, description="images per identity-specific evaluation prompt")
+    n_generic: int = Field(default=3, ge=1, description="images per generic prompt")
+    n_bootstrap: int = Field(default=2000, ge=100, description="resamples behind the interval of a distance")
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="coverage of the intervals")
+    seed: int = Field(default=0, ge=0, description="seed of the evaluation images, intervals and tests")
     second_classifier: Text | None = Field(
         default=None,
         exclude_if=lambda name: name is None,
-        description="reads the images of `popalign compare` too, to say how often two classifiers agree",
+        description="`popalign compare`: a second classifier for the same images, to report agreement",
     )
     readings: dict[ReadingName, dict[str, Any]] = Field(
         default={},
         exclude_if=is_empty,
-        description="further readings of the images of `popalign compare`, by name: what each changes of [attributes]",
+        description="`popalign compare`: further readings of the images, by name; each overrides [attributes]",
     )
     scorers: dict[ScorerName, ScorerConfig] = Field(
-        default={}, exclude_if=is_empty, description="scorers by metric; empty takes the embedded CLIP alone"
+        default={}, exclude_if=is_empty, description="scorers by metric name; default: the embedded CLIP only"
     )
 
     @property

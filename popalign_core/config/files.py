@@ -32,7 +32,7 @@ def load_config(path: Path) -> PipelineConfig:
         check_depth(document, _DEEPEST)
     except ValueError as error:
         hint = "" if is_json else _missing_quotes(text, str(error))
-        raise ConfigError(f"{path} is not {kind}: {error}; {hint or 'see README.md for an example'}") from error
+        raise ConfigError(f"{path} is not {kind}: {error}; {hint or '`popalign init` writes an example'}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path} is not one JSON object but {document!r:.60}; give it as a report prints it")
     base = document.pop("preset", None)

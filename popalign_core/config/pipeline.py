@@ -23,24 +23,29 @@ SystemName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_=,-]*$")]
 class PreferencesConfig(Frozen):
     """Set preferences."""
 
-    n_neutral: int = Field(default=20, ge=1, description="images a neutral prompt")
-    n_specific: int = Field(default=4, ge=1, description="images an identity-specific prompt")
-    n_retained: int = Field(default=4, ge=1, description="images a prompt of prompts.retained_subjects")
-    set_size: int = Field(default=18, ge=1, description="images a set")
-    n_sets: int = Field(default=1, ge=1, description="set pairs a prompt")
-    seed: int = Field(default=0, ge=0)
+    n_neutral: int = Field(default=20, ge=1, description="images per neutral prompt")
+    n_specific: int = Field(default=4, ge=1, description="images per identity-specific prompt")
+    n_retained: int = Field(default=4, ge=1, description="images per prompt of prompts.retained_subjects")
+    set_size: int = Field(default=18, ge=1, description="images per set")
+    n_sets: int = Field(default=1, ge=1, description="set pairs per prompt")
+    seed: int = Field(default=0, ge=0, description="seed of the random choice of sets")
     strategy: Literal["balanced", "paper", "pairwise", "mcmc", "human"] = Field(
         default="balanced",
-        description="preferred sets: as near the target as the images allow, drawn at random as in the paper, as "
-        "balanced but in pairs of one image each, by the paper's Markov chain with the classifier as judge, or made "
-        "by people",
+        description="how sets are built: 'balanced' as close to the target as the images allow; 'paper' at random, "
+        "the better set preferred; 'pairwise' pairs of single images; 'mcmc' the paper's Markov chain with the "
+        "classifier as judge; 'human' sets curated by people",
     )
     target_of: Literal["joint", "marginal"] = Field(
-        default="joint", description="what comes near: the share of each product of classes, or each axis's alone"
+        default="joint",
+        description="what the target constrains: the joint shares of all axes, or the shares of each axis alone",
     )
-    mcmc_steps: int = Field(default=500, ge=1, description="of a chain at most; it ends when the set cannot be nearer")
+    mcmc_steps: int = Field(
+        default=500,
+        ge=1,
+        description="maximum steps of a chain; it ends earlier when the set cannot come closer to the target",
+    )
     curated: Text | None = Field(
-        default=None, description="of strategy 'human': key of the finished sets, of `popalign study publish`"
+        default=None, description="strategy 'human': key of the finished sets, as printed by `popalign study publish`"
     )
 
     @model_validator(mode="after")
@@ -56,17 +61,19 @@ class PreferencesConfig(Frozen):
 class SystemConfig(Frozen):
     """Another way to get the evaluation images, to compare with: what it changes of the pipeline's configuration."""
 
-    sampling: dict[str, Any] = Field(default={}, description="laid over the pipeline's sampling")
-    model: dict[str, Any] = Field(default={}, description="laid over the pipeline's model")
-    preferences: dict[str, Any] = Field(default={}, description="laid over the pipeline's preferences, to train on")
+    sampling: dict[str, Any] = Field(default={}, description="overrides of [sampling]")
+    model: dict[str, Any] = Field(default={}, description="overrides of [model]")
+    preferences: dict[str, Any] = Field(default={}, description="overrides of [preferences] for the training data")
     training: dict[str, Any] | None = Field(
-        default=None, description="laid over the pipeline's training; sample from a model that is trained so"
+        default=None, description="overrides of [training]; the system samples from the model trained with them"
     )
     start: SystemName | None = Field(
-        default=None, description="the system whose model this training starts from, in place of the base model"
+        default=None, description="system whose model the training starts from; default: the base model"
     )
     aligned: bool = Field(default=False, description="sample from the model that the pipeline itself trains")
-    images: Text | None = Field(default=None, description="key of images made elsewhere, of `popalign import images`")
+    images: Text | None = Field(
+        default=None, description="key of external images, as printed by `popalign import images`"
+    )
 
     @property
     def trains(self) -> bool:
@@ -92,15 +99,17 @@ class SystemConfig(Frozen):
 class PipelineConfig(Frozen):
     """Everything that decides the results of one run."""
 
-    model: ModelConfig = ModelConfig()
-    axes: tuple[Axis, ...] = Field(min_length=1)
-    prompts: PromptsConfig
-    sampling: SamplingConfig = SamplingConfig()
-    attributes: AttributesConfig = AttributesConfig()
-    preferences: PreferencesConfig = PreferencesConfig()
-    training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    systems: dict[SystemName, SystemConfig] = Field(default={}, description="for `popalign compare`, by name")
+    model: ModelConfig = Field(default=ModelConfig(), description="the base model")
+    axes: tuple[Axis, ...] = Field(
+        min_length=1, description="attributes whose distribution matters: tables, or names of shipped axes"
+    )
+    prompts: PromptsConfig = Field(description="training and evaluation prompts")
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="how images are sampled")
+    attributes: AttributesConfig = Field(default=AttributesConfig(), description="how images are classified")
+    preferences: PreferencesConfig = Field(default=PreferencesConfig(), description="how preference sets are built")
+    training: TrainingConfig = Field(default=TrainingConfig(), description="objective, weights and optimizer")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="evaluation images and statistics")
+    systems: dict[SystemName, SystemConfig] = Field(default={}, description="systems for `popalign compare`, by name")
 
     @field_validator("axes", mode="before")
     @classmethod

@@ -56,7 +56,7 @@ def _portraits() -> PipelineConfig:
         sampling=SamplingConfig(guidance_scale=1.6),
         # Measured on this model: without retention race recall falls by 15 points; below timestep 300 who is in the
         # image is settled; of all objectives, each at its best beta, this one comes nearest the target on every seed
-        # (the table in README.md).
+        # (the table in docs/figures.md).
         training=TrainingConfig(
             objective="diffusion-kto",
             beta=80,
@@ -69,7 +69,7 @@ def _portraits() -> PipelineConfig:
             n_steps=250,
         ),
         evaluation=EvaluationConfig(n_generic=5),
-        # Each objective at its best beta of those tried (the table in README.md).
+        # Each objective at its best beta of those tried (the table in docs/figures.md).
         systems={
             "dpo": SystemConfig(training={"objective": "diffusion-dpo", "beta": 40}),
             "popalign": SystemConfig(training={"objective": "popalign", "beta": 20}),

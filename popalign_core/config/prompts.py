@@ -17,18 +17,26 @@ THEMES = (
 class LLMConfig(Frozen):
     """An OpenAI-compatible endpoint. The key is read from the environment, never stored."""
 
-    base_url: Text = "http://127.0.0.1:8000/v1"
-    model: Text = "gpt-4o-mini"
-    api_key_env: Text = "OPENAI_API_KEY"
-    temperature: float = Field(default=1.0, ge=0, le=2)
-    themes: tuple[Text, ...] = Field(default=THEMES, description="equally many prompts of each; one request is of one")
-    n_parallel: int = Field(default=4, ge=1, description="calls under way at once")
-    requests_per_minute: float | None = Field(default=None, gt=0, description="retries included; None sets no limit")
-    max_retries: int = Field(default=4, ge=0, description="of one call: no answer, 408, 409, 429, 5xx")
-    timeout_s: float = Field(default=60, gt=0)
-    max_calls: int = Field(default=100, ge=1, description="answers paid for, those of earlier runs included")
+    base_url: Text = Field(default="http://127.0.0.1:8000/v1", description="URL of the OpenAI-compatible API")
+    model: Text = Field(default="gpt-4o-mini", description="model name, as the server knows it")
+    api_key_env: Text = Field(default="OPENAI_API_KEY", description="environment variable with the API key")
+    temperature: float = Field(default=1.0, ge=0, le=2, description="sampling temperature")
+    themes: tuple[Text, ...] = Field(
+        default=THEMES, description="prompts are spread evenly over the themes; one theme per request"
+    )
+    n_parallel: int = Field(default=4, ge=1, description="concurrent calls")
+    requests_per_minute: float | None = Field(
+        default=None, gt=0, description="rate limit, retries included; default: none"
+    )
+    max_retries: int = Field(
+        default=4, ge=0, description="retries per call, on timeouts and status 408, 409, 429 and 5xx"
+    )
+    timeout_s: float = Field(default=60, gt=0, description="seconds until a call must be complete")
+    max_calls: int = Field(
+        default=100, ge=1, description="budget: maximum number of paid answers, including earlier runs"
+    )
     max_tokens_total: int | None = Field(
-        default=None, ge=1, description="the same in tokens, as the server counts them"
+        default=None, ge=1, description="budget: maximum number of tokens, as counted by the server"
     )
 
     @field_validator("base_url")
@@ -60,14 +68,20 @@ Kind = Literal["neutral", "specific", "generic"]
 class BenchmarkConfig(Frozen):
     """Evaluation prompts with a name of their own, measured apart from all others."""
 
-    list: Text = Field(description="name of a shipped set, or a file")
+    list: Text = Field(description="name of a shipped list, or a file")
     kind: Kind = Field(
-        default="neutral", description="specific: a prompt for each class of the axes; generic: used as they are"
+        default="neutral", description="neutral; specific: one prompt per class of the axes; generic: used unchanged"
     )
-    carrier: Text | None = Field(default=None, description="None: of the prompts; a generic one then has none")
-    axes: tuple[Text, ...] = Field(default=(), description="names of those measured; all but the only_measured if none")
-    n_prompts: int | None = Field(default=None, ge=1, description="how many, evenly spaced in the list; None takes all")
-    n_images: int | None = Field(default=None, ge=1, description="a prompt; None: as evaluation has for the kind")
+    carrier: Text | None = Field(
+        default=None, description="prompt template; default: that of [prompts], and none for generic benchmarks"
+    )
+    axes: tuple[Text, ...] = Field(default=(), description="axes to measure; default: all without only_measured")
+    n_prompts: int | None = Field(
+        default=None, ge=1, description="number of prompts, evenly spaced in the list; default: all"
+    )
+    n_images: int | None = Field(
+        default=None, ge=1, description="images per prompt; default: as in [evaluation] for this kind"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -89,31 +103,44 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
 class PromptsConfig(Frozen):
     """Where neutral and generic prompts come from."""
 
-    source: Literal["grammar", "llm"] = "grammar"
-    carrier: Text = Field(default="a photo of {}", description="one template for neutral and specific prompts alike")
-    train_subjects: tuple[Text, ...] = Field(default=(), description="grammar: occupations the preference data covers")
-    eval_subjects: tuple[Text, ...] = Field(default=(), description="occupations the evaluation uses; disjoint")
-    generic_subjects: tuple[Text, ...] = Field(default=(), description="objects and other prompts without people")
+    source: Literal["grammar", "llm"] = Field(
+        default="grammar", description="'grammar': subjects and lists; 'llm': a language model writes training prompts"
+    )
+    carrier: Text = Field(default="a photo of {}", description="template of neutral and specific prompts")
+    train_subjects: tuple[Text, ...] = Field(default=(), description="occupations used for the preference data")
+    eval_subjects: tuple[Text, ...] = Field(
+        default=(), description="occupations used for evaluation; disjoint from train_subjects"
+    )
+    generic_subjects: tuple[Text, ...] = Field(
+        default=(), description="objects and other prompts without people, for evaluation"
+    )
     retained_subjects: tuple[Text, ...] = Field(
-        default=(), description="the same for training.retention to hold; disjoint from generic_subjects"
+        default=(),
+        description="prompts without people that training.retention keeps unchanged; disjoint from generic_subjects",
     )
     # Left out of keys and documents when they are not used, so that the keys of before they came stay.
     train_lists: tuple[Text, ...] = Field(
-        default=(), exclude_if=is_empty, description="more of train_subjects: names of shipped sets, or files"
+        default=(), exclude_if=is_empty, description="more train_subjects: names of shipped lists, or files"
     )
-    eval_lists: tuple[Text, ...] = Field(default=(), exclude_if=is_empty, description="more of eval_subjects")
+    eval_lists: tuple[Text, ...] = Field(
+        default=(), exclude_if=is_empty, description="more eval_subjects: names of shipped lists, or files"
+    )
     generic_lists: tuple[Text, ...] = Field(
-        default=(), exclude_if=is_empty, description="prompts like generic_subjects, but used as they are"
+        default=(), exclude_if=is_empty, description="more generic prompts, used unchanged"
     )
-    retained_lists: tuple[Text, ...] = Field(default=(), exclude_if=is_empty, description="like retained_subjects")
+    retained_lists: tuple[Text, ...] = Field(default=(), exclude_if=is_empty, description="more retained_subjects")
     one_person: bool = Field(
-        default=True, exclude_if=bool, description="drop prompts of several people, as written or listed by others"
+        default=True,
+        exclude_if=bool,
+        description="reject prompts that show several people, from lists and language models",
     )
     benchmarks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$")], BenchmarkConfig] = Field(
-        default={}, exclude_if=is_empty, description="by name; those in BENCHMARKS need no list"
+        default={},
+        exclude_if=is_empty,
+        description="further benchmarks by name; descriptor, couples and age need no list",
     )
-    n_train: int = Field(default=0, ge=0, description="llm: how many training prompts to write")
-    llm: LLMConfig | None = None
+    n_train: int = Field(default=0, ge=0, description="llm: number of training prompts to write")
+    llm: LLMConfig | None = Field(default=None, description="language model for source 'llm'")
 
     @field_validator("benchmarks", mode="before")
     @classmethod

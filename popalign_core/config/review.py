@@ -22,9 +22,9 @@ MOST_CLASSES = 34
 class Question(Frozen):
     """One thing to judge about a pair; the answers are the first, the second, or neither."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="in the tables")
-    text: Text = Field(description="what the rater reads")
-    check: CheckKind | None = Field(default=None, description="how a pair with a known answer is made; None makes none")
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="name in the tables")
+    text: Text = Field(description="text shown to the rater")
+    check: CheckKind | None = Field(default=None, description="how a check with a known answer is made; default: none")
 
 
 FAIRNESS = Question(
@@ -37,12 +37,12 @@ IMAGE_QUALITY = Question(name="quality", text="Which picture has the better qual
 
 
 class AskConfig(Frozen):
-    """What every study says: how many people see a thing, and how much one of them sees."""
+    """Common to all studies: how many people see an item, and how many items one person sees."""
 
-    n_raters: int = Field(default=3, ge=1, description="people a pair, image or set")
-    pairs_per_rater: int = Field(default=0, ge=0, description="pairs, images or sets; 0 shows every rater all")
-    max_side: int = Field(default=512, ge=16, le=2048, description="longest side of an image as shown, px")
-    seed: int = Field(default=0, ge=0)
+    n_raters: int = Field(default=3, ge=1, description="people per pair, image or set")
+    pairs_per_rater: int = Field(default=0, ge=0, description="pairs, images or sets per rater; 0: all of them")
+    max_side: int = Field(default=512, ge=16, le=2048, description="longest side of an image on screen, px")
+    seed: int = Field(default=0, ge=0, description="seed of the random order and choice")
 
     @property
     @abstractmethod
@@ -53,17 +53,20 @@ class AskConfig(Frozen):
 class StudyConfig(AskConfig):
     """Two systems judged by people, side by side on the same prompts and seeds."""
 
-    kind: Literal["judge"] = "judge"
-    questions: tuple[Question, ...] = Field(default=(FAIRNESS, QUALITY), min_length=1)
-    set_size: int = Field(default=5, ge=1, le=20, description="images on each side (the paper: 5)")
-    n_raters: int = Field(default=3, ge=1, description="raters a pair (the paper: 3; for single images 5)")
-    sets_per_prompt: int = Field(default=1, ge=1, description="pairs of one prompt, of different images")
-    n_pairs: int = Field(default=0, ge=0, description="pairs in all, drawn at random; 0 takes all there are")
-    n_checks: int = Field(default=6, ge=0, description="pairs with a known answer a rater sees, on top")
+    kind: Literal["judge"] = Field(default="judge", description="kind of study")
+    questions: tuple[Question, ...] = Field(default=(FAIRNESS, QUALITY), min_length=1, description="questions per pair")
+    set_size: int = Field(default=5, ge=1, le=20, description="images per side (paper: 5)")
+    n_raters: int = Field(default=3, ge=1, description="raters per pair (paper: 3; single images: 5)")
+    sets_per_prompt: int = Field(default=1, ge=1, description="pairs per prompt, of different images")
+    n_pairs: int = Field(default=0, ge=0, description="total number of pairs, chosen at random; 0: all")
+    n_checks: int = Field(default=6, ge=0, description="additional pairs with a known answer per rater")
     max_luck: float = Field(
-        default=0.05, gt=0, lt=1, description="a rater is flagged when chance alone passes as many checks more often"
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="flag a rater when guessing would pass as many checks with a higher probability than this",
     )
-    min_seconds: float = Field(default=0.7, ge=0, description="a rater whose median answer is quicker is flagged")
+    min_seconds: float = Field(default=0.7, ge=0, description="flag a rater whose median answer time is below this")
 
     @property
     def asks(self) -> tuple[str, ...]:
@@ -94,9 +97,9 @@ ClassName = Annotated[str, StringConstraints(min_length=1, max_length=60)]
 class LabelQuestion(Frozen):
     """An axis that people read off single images."""
 
-    axis: Text
-    classes: tuple[ClassName, ...] = Field(default=(), description="those that the run's configuration has")
-    free: tuple[ClassName, ...] = Field(default=(), description="further ones that people alone can tell")
+    axis: Text = Field(description="name of the axis")
+    classes: tuple[ClassName, ...] = Field(default=(), description="classes of the run's configuration")
+    free: tuple[ClassName, ...] = Field(default=(), description="further classes that only people can tell")
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -121,9 +124,9 @@ class LabelQuestion(Frozen):
 class LabelConfig(AskConfig):
     """Attributes read off single images by people."""
 
-    kind: Literal["label"] = "label"
-    questions: tuple[LabelQuestion, ...] = Field(min_length=1)
-    n_images: int = Field(default=0, ge=0, description="in all, drawn at random; 0 takes all there are")
+    kind: Literal["label"] = Field(default="label", description="kind of study")
+    questions: tuple[LabelQuestion, ...] = Field(min_length=1, description="axes to label")
+    n_images: int = Field(default=0, ge=0, description="number of images, chosen at random; 0: all")
 
     @property
     def asks(self) -> tuple[str, ...]:
@@ -140,14 +143,14 @@ class LabelConfig(AskConfig):
 class CurateConfig(AskConfig):
     """Preferred sets made by people: the Markov chain of PopAlign's Appendix B, a chain a prompt."""
 
-    kind: Literal["curate"] = "curate"
-    axes: tuple[Axis, ...] = Field(min_length=1, description="what the classifier can say of a set, with the targets")
-    set_size: int = Field(default=10, ge=2, le=30, description="images a set")
-    n_sets: int = Field(default=0, ge=0, description="prompts, drawn at random; 0 takes all there are")
-    n_raters: int = Field(default=1, ge=1, description="curators a prompt, each with a set of their own")
-    max_steps: int = Field(default=200, ge=1, description="of a chain; then the candidates count as used up")
+    kind: Literal["curate"] = Field(default="curate", description="kind of study")
+    axes: tuple[Axis, ...] = Field(min_length=1, description="axes shown as the balance of a set, with their targets")
+    set_size: int = Field(default=10, ge=2, le=30, description="images per set")
+    n_sets: int = Field(default=0, ge=0, description="number of prompts, chosen at random; 0: all")
+    n_raters: int = Field(default=1, ge=1, description="curators per prompt, each with their own set")
+    max_steps: int = Field(default=200, ge=1, description="maximum steps of a chain")
     balance: Literal["shown", "hidden"] = Field(
-        default="shown", description="whether a curator sees where the set stands before asking for it"
+        default="shown", description="whether a curator sees the balance of the set without asking for it"
     )
 
     @property

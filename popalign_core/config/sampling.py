@@ -11,7 +11,7 @@ class LoraConfig(Frozen):
     """One of several LoRAs."""
 
     path: Text = Field(description="a .safetensors file, or a folder that training or peft wrote")
-    scale: float = Field(default=1.0, description="how much of it is fused in")
+    scale: float = Field(default=1.0, description="scale at which it is fused")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -21,36 +21,40 @@ class LoraConfig(Frozen):
 
 
 class ModelConfig(Frozen):
-    """A text-to-image model: the shipped `portraits`, a diffusers folder, a single file, or a hub id with a revision.
+    """A text-to-image model: `portraits`, a diffusers folder, a single file, or a hub id with a revision."""
 
-    What is None or empty by default is left out of what is hashed: no key made before it was there changes.
-    """
+    # What is None or empty by default is not hashed, so that keys made before a field existed stay.
 
     name: Text = Field(default="portraits", description="'portraits', a folder, a .safetensors file, or a hub id")
     revision: Text | None = Field(default=None, description="hub revision (commit); required for a hub id")
     config: Text | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="folder or hub id that gives a single file its configurations; None is the family's own",
+        description="folder or hub id with the configurations of a single file; default: those of its family",
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="precision in which the model is loaded"
+    )
     storage: Literal["float8"] | None = Field(
-        default=None, description="sampling: how the denoiser's weights are kept; they are cast to dtype when used"
+        default=None, description="sampling: how the denoiser's weights are stored in memory; cast to dtype when used"
     )
     denoiser: Text | None = Field(
-        default=None, description="folder or single file of a UNet or transformer alone, in place of the model's own"
+        default=None, description="folder or single file of a UNet or transformer that replaces the model's own"
     )
     vae: Text | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="folder of a VAE alone, in place of the model's own",
+        description="folder of a VAE that replaces the model's own",
     )
     lora: Text | None = Field(
-        default=None, description="a .safetensors file, or a folder that training or peft wrote; fused into the model"
+        default=None,
+        description="a LoRA, fused into the model: a .safetensors file, or a folder written by training or peft",
     )
-    lora_scale: float = Field(default=1.0, description="how much of the LoRA is fused in")
+    lora_scale: float = Field(default=1.0, description="scale at which the LoRA is fused")
     loras: tuple[LoraConfig, ...] = Field(
-        default=(), exclude_if=lambda value: not value, description="several LoRAs, fused in this order; leave lora out"
+        default=(),
+        exclude_if=lambda value: not value,
+        description="several LoRAs, fused in this order; excludes `lora`",
     )
 
     @property
@@ -70,10 +74,12 @@ class ModelConfig(Frozen):
 
 
 class AnnealingConfig(Frozen):
-    """When guidance sets in: nothing before diffusion time `tau2`, all of it from `tau1` on (1 is pure noise)."""
+    """Annealed guidance: none above diffusion time `tau2`, full guidance below `tau1` (1 is pure noise)."""
 
-    tau1: float = Field(default=0.6, ge=0, le=1, description="1 anneals nothing")
-    tau2: float = Field(default=0.9, ge=0, le=1)
+    tau1: float = Field(
+        default=0.6, ge=0, le=1, description="diffusion time from which guidance is full; 1 disables annealing"
+    )
+    tau2: float = Field(default=0.9, ge=0, le=1, description="diffusion time above which there is no guidance")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -85,22 +91,22 @@ class AnnealingConfig(Frozen):
 class CADSConfig(AnnealingConfig):
     """Condition-annealed sampling (Sadat et al. 2023, arXiv:2310.17347)."""
 
-    noise_scale: float = Field(default=0.25, ge=0, description="s")
-    mixing: float = Field(default=1.0, ge=0, le=1, description="psi: share of the rescaled condition")
+    noise_scale: float = Field(default=0.25, ge=0, description="s: scale of the noise added to the condition")
+    mixing: float = Field(default=1.0, ge=0, le=1, description="psi: weight of the rescaled condition")
 
 
 class FairDiffusionConfig(Frozen):
     """Fair Diffusion (Friedrich et al. 2023, arXiv:2302.10893): semantic guidance towards a drawn identity."""
 
-    subjects: tuple[Text, ...] = Field(
-        default=(), description="the look-up: subjects known as biased; every neutral prompt when empty"
+    subjects: tuple[Text, ...] = Field(default=(), description="subjects to apply it to; default: every neutral prompt")
+    concept: Text = Field(
+        default="{} person", description="concept that guidance steers towards; {} is replaced by the class's words"
     )
-    concept: Text = Field(default="{} person", description="what is steered by; {} is a class's words")
-    scale: float = Field(default=4.0, gt=0)
-    threshold: float = Field(default=0.95, ge=0, lt=1, description="share of each channel that stays untouched")
-    warmup: float = Field(default=0.2, ge=0, lt=1, description="share of the steps before it sets in")
-    momentum_scale: float = Field(default=0.3, ge=0, le=1)
-    momentum_beta: float = Field(default=0.6, ge=0, lt=1)
+    scale: float = Field(default=4.0, gt=0, description="strength of the semantic guidance")
+    threshold: float = Field(default=0.95, ge=0, lt=1, description="share of each channel that is left unchanged")
+    warmup: float = Field(default=0.2, ge=0, lt=1, description="share of the steps before it starts")
+    momentum_scale: float = Field(default=0.3, ge=0, le=1, description="weight of the momentum")
+    momentum_beta: float = Field(default=0.6, ge=0, lt=1, description="decay of the momentum")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -112,8 +118,10 @@ class FairDiffusionConfig(Frozen):
 class SDEditConfig(Frozen):
     """Images to start from in place of noise (SDEdit, Meng et al. 2022, arXiv:2108.01073), such as colour layouts."""
 
-    folder: Text = Field(description="of images; image i of a prompt starts from number i, by name, over and over")
-    strength: float = Field(default=0.8, gt=0, le=1, description="share of the steps that is taken; 1 keeps nothing")
+    folder: Text = Field(
+        description="folder of images; image i of a prompt starts from file number i in name order, cycling"
+    )
+    strength: float = Field(default=0.8, gt=0, le=1, description="share of the steps that are run; 1 ignores the image")
 
 
 _DIFFUSERS_NAMES = {
@@ -129,41 +137,47 @@ _DIFFUSERS_NAMES = {
 class SamplingConfig(Frozen):
     """How images are sampled."""
 
-    n_steps: int = Field(default=12, ge=1, le=1000)
+    n_steps: int = Field(default=12, ge=1, le=1000, description="sampling steps")
     guidance_scale: float = Field(
-        default=2.5, ge=1.0, description="1 is no guidance; FLUX.1-dev is told the number, FLUX.1-schnell wants 1"
+        default=2.5,
+        ge=1.0,
+        description="classifier-free guidance; 1 disables it. FLUX.1-dev takes it as an input, FLUX.1-schnell needs 1",
     )
-    guidance_rescale: float = Field(default=0.0, ge=0, le=1, description="rescaled CFG: phi")
+    guidance_rescale: float = Field(default=0.0, ge=0, le=1, description="phi of rescaled CFG")
     guidance_interval: tuple[float, float] | None = Field(
-        default=None, description="noise levels (low, high] with guidance; SDXL 0.28 to 5.42"
+        default=None, description="noise levels (low, high] at which guidance is applied; SDXL: 0.28 to 5.42"
     )
-    dynamic_cfg: AnnealingConfig | None = Field(default=None, description="guidance sets in gradually")
-    cads: CADSConfig | None = None
+    dynamic_cfg: AnnealingConfig | None = Field(default=None, description="Dynamic-CFG: guidance is annealed in")
+    cads: CADSConfig | None = Field(default=None, description="condition-annealed sampling (CADS)")
     scheduler: Annotated[
         Literal["dpmsolver++", "ddim", "euler", "euler-ancestral", "lcm"],
         BeforeValidator(lambda name: _DIFFUSERS_NAMES.get(name, name) if isinstance(name, str) else name),
-    ] = Field(default="dpmsolver++", description="or the name of the class in diffusers")
+    ] = Field(default="dpmsolver++", description="sampler; the diffusers class name is accepted too")
     reuse_interval: int = Field(
         default=1,
         ge=1,
         # 1 is left out of what is hashed: it changes nothing, and no key made before it was there
         exclude_if=lambda interval: interval == 1,
-        description="the UNet's deep blocks run at every so manyth step (DeepCache); 1 is all, 3 is usual",
+        description="DeepCache: the UNet's deep blocks run every n-th step; 1 disables it, 3 is usual",
     )
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = Field(
-        default=None, description="None is the model's own; Lightning wants 'trailing'"
+        default=None, description="default: the model's own; SDXL-Lightning needs 'trailing'"
     )
-    eta: float = Field(default=0.0, ge=0, le=1, description="noise that ddim adds as it goes")
-    width: int = Field(default=64, ge=8, multiple_of=8, description="px")
-    height: int = Field(default=64, ge=8, multiple_of=8, description="px")
-    seed: int = Field(default=0, ge=0)
-    inject_identity: bool = Field(default=False, description="an identity drawn for each image goes into its prompt")
-    fair_diffusion: FairDiffusionConfig | None = None
-    sdedit: SDEditConfig | None = None
+    eta: float = Field(default=0.0, ge=0, le=1, description="noise added at each ddim step")
+    width: int = Field(default=64, ge=8, multiple_of=8, description="image width, px")
+    height: int = Field(default=64, ge=8, multiple_of=8, description="image height, px")
+    seed: int = Field(default=0, ge=0, description="stage seed; each image derives its own from it")
+    inject_identity: bool = Field(
+        default=False, description="add a random identity to the neutral prompt of each image"
+    )
+    fair_diffusion: FairDiffusionConfig | None = Field(
+        default=None, description="Fair Diffusion: semantic guidance towards a random identity"
+    )
+    sdedit: SDEditConfig | None = Field(default=None, description="start from images instead of noise (SDEdit)")
     safety_checker: Text | None = Field(
-        default=None, description="folder of diffusers' safety checker; images it flags are dropped, and counted"
+        default=None, description="folder of the diffusers safety checker; flagged images are dropped and counted"
     )
-    watermark: bool = Field(default=False, description="SDXL's invisible watermark; needs 256 px")
+    watermark: bool = Field(default=False, description="embed SDXL's invisible watermark; needs 256 px or more")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

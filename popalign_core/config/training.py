@@ -9,90 +9,110 @@ from popalign_core.config.base import Frozen, Text
 
 
 class ProbeConfig(Frozen):
-    """Measuring the population while training: fixed training prompts, fixed seeds, the pipeline's own classifier."""
+    """Measures the population during training: fixed training prompts, fixed seeds, the pipeline's own classifier."""
 
-    every: int = Field(default=50, ge=1, description="steps")
-    n_prompts: int = Field(default=8, ge=1, description="neutral training prompts, evenly from all")
-    n_images: int = Field(default=16, ge=1, description="a prompt")
-    seed: int = Field(default=0, ge=0)
+    every: int = Field(default=50, ge=1, description="steps between two measurements")
+    n_prompts: int = Field(default=8, ge=1, description="number of neutral training prompts, evenly spaced")
+    n_images: int = Field(default=16, ge=1, description="images per prompt")
+    seed: int = Field(default=0, ge=0, description="seed of the images")
     stop_discrepancy: float | None = Field(
-        default=None, gt=0, description="stop as soon as every axis's pooled discrepancy is at most this"
+        default=None, gt=0, description="stop once the pooled discrepancy of every axis is at most this"
     )
     stop_clip_drop: float | None = Field(
-        default=None, gt=0, description="stop when the CLIP score has fallen by more than this share of the base's"
+        default=None, gt=0, description="stop when the CLIP score falls by more than this share of the base model's"
     )
 
 
 class TrainingConfig(Frozen):
     """Population DPO (Eq. 11) and its baselines."""
 
-    objective: Literal["popalign", "set-dpo", "diffusion-dpo", "diffusion-kto", "cgm-relax", "sft"] = "popalign"
+    objective: Literal["popalign", "set-dpo", "diffusion-dpo", "diffusion-kto", "cgm-relax", "sft"] = Field(
+        default="popalign", description="training objective; 'popalign' is Eq. 11, 'set-dpo' Eq. 10"
+    )
     beta: float | Literal["auto"] = Field(
         default=20.0,
-        description="on the mean squared error over C, H, W; 'auto' makes beta * (g - Z) start at order one",
+        description="divergence penalty on errors averaged over C, H, W; 'auto' starts beta * (g - Z) at order one",
     )
     alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the preferred side in the normaliser")
     normaliser: Literal["batch", "ema", "zero", "anchor"] = Field(
         default="zero",
-        description="Z of Eq. 11: the batch's, its moving mean, none, or g on generic training prompts",
+        description="Z of Eq. 11: batch mean, moving mean, zero, or g on generic training prompts ('anchor')",
     )
-    normaliser_decay: float = Field(default=0.9, ge=0, lt=1, description="of 'ema'")
-    normaliser_bins: int = Field(default=1, ge=1, description="of 'batch': number of timestep ranges with a Z each")
+    normaliser_decay: float = Field(default=0.9, ge=0, lt=1, description="'ema': decay of the moving mean")
+    normaliser_bins: int = Field(default=1, ge=1, description="'batch': number of timestep ranges, each with its own Z")
     kl_weight: float = Field(default=0.05, ge=0, description="cgm-relax: weight of the divergence from the reference")
     preserve_preferred: bool = Field(
-        default=False, description="Diffusion-SDPO: scale the dispreferred gradient so that the preferred error stays"
+        default=False,
+        description="Diffusion-SDPO: scale the dispreferred gradient so that the preferred error does not grow",
     )
     retention: float = Field(
         default=0.0,
         ge=0,
-        description="weight of the squared distance to the reference under captions that alignment must leave alone: "
-        "those that name an identity, and those of prompts.retained_subjects",
+        description="weight of the squared distance to the reference under captions that alignment must not change: "
+        "captions that name an identity, and prompts.retained_subjects",
     )
-    optimizer: Literal["adamw", "adamw-8bit", "adafactor"] = "adamw"
-    learning_rate: float = Field(default=1e-4, gt=0)
+    optimizer: Literal["adamw", "adamw-8bit", "adafactor"] = Field(
+        default="adamw", description="optimizer; 'adamw-8bit' needs the extra `bnb`"
+    )
+    learning_rate: float = Field(default=1e-4, gt=0, description="learning rate after the warm-up")
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="after the warm-up; 'linear' and 'cosine' fall to 0 over the whole run"
+        default="constant", description="schedule after the warm-up; 'linear' and 'cosine' decay to 0 over the run"
     )
     timesteps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        default=(), description="drawn from these alone: few-step models such as SDXL-Turbo (249, 499, 749, 999)"
+        default=(),
+        description="train at these timesteps only, for few-step models such as SDXL-Turbo (249, 499, 749, 999)",
     )
     zero_terminal_snr: bool = Field(
         default=False,
         exclude_if=lambda is_on: not is_on,
-        description="the last timestep is pure noise (arXiv:2305.08891), as SDXL-Turbo samples it; diffusion models",
+        description="make the last timestep pure noise (arXiv:2305.08891), as SDXL-Turbo samples it",
     )
     min_timestep: int = Field(
-        default=0, ge=0, description="the lowest timestep that is trained: who is in an image is decided at high noise"
+        default=0, ge=0, description="lowest timestep that is trained; identity is decided at high noise"
     )
-    timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
-    n_steps: int = Field(default=150, ge=1)
-    n_warmup_steps: int = Field(default=15, ge=0)
+    timestep_sampling: Literal["uniform", "logit_normal"] = Field(
+        default="uniform", description="distribution of training timesteps"
+    )
+    n_steps: int = Field(default=150, ge=1, description="optimizer steps")
+    n_warmup_steps: int = Field(default=15, ge=0, description="steps of linear warm-up")
     n_pairs: int = Field(
-        default=32, ge=1, description="pairs a step, over all processes; the two of a pair share timestep and noise"
+        default=32,
+        ge=1,
+        description="pairs per step, over all processes; the two images of a pair share timestep and noise",
     )
-    pairs_per_set: int = Field(default=1, ge=1, description="pairs of one pair of sets that a batch holds together")
-    empty_caption_rate: float = Field(default=0.1, ge=0, le=1)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    lora_rank: int = Field(default=8, ge=0, description="0 trains the UNet's own weights, as trained_weights says")
+    pairs_per_set: int = Field(
+        default=1, ge=1, description="pairs from the same set pair that stay together in a batch"
+    )
+    empty_caption_rate: float = Field(default=0.1, ge=0, le=1, description="share of captions replaced by an empty one")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradient clipping")
+    weight_decay: float = Field(default=0.0, ge=0, description="weight decay")
+    lora_rank: int = Field(
+        default=8,
+        ge=0,
+        description="rank of the LoRA adapter; 0 trains the denoiser's own weights, see trained_weights",
+    )
     lora_targets: tuple[Text, ...] = Field(
-        default=(), description="ends of the names of the modules that get an adapter; the attention's if empty"
+        default=(), description="name suffixes of the modules that get an adapter; default: the attention layers"
     )
     trained_weights: Literal["all", "conditioning"] = Field(
-        default="all", description="'conditioning': cross-attention and added embedding, where the caption comes in"
+        default="all",
+        description="full training: all weights, or 'conditioning', the cross-attention and added embedding",
     )
-    ema_decay: float = Field(default=0.0, ge=0, lt=1, description="of the weights' moving mean; 0 keeps the last ones")
-    seed: int = Field(default=0, ge=0)
-    checkpoint_every: int = Field(default=25, ge=1, description="steps")
+    ema_decay: float = Field(
+        default=0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0 disables it"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of batches, timesteps and noise")
+    checkpoint_every: int = Field(default=25, ge=1, description="steps between two checkpoints")
     max_error_ratio: float = Field(
         default=2.0,
         gt=1,
-        description="preferred error over the reference's, moving mean: beyond, it diverges",
+        description="divergence: largest ratio of the preferred error to the reference's, as a moving mean",
     )
     on_divergence: Literal["stop", "rollback"] = Field(
-        default="stop", description="'rollback': back to the last checkpoint at half the learning rate, three times"
+        default="stop",
+        description="'rollback' returns to the last checkpoint at half the learning rate, up to three times",
     )
-    probe: ProbeConfig | None = None
+    probe: ProbeConfig | None = Field(default=None, description="measure the population during training")
 
     @property
     def uses_anchors(self) -> bool:

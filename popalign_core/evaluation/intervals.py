@@ -14,7 +14,7 @@ prompt (the jackknife's, see `measures.py`) and on Student's t with one degree o
 
 A bootstrap of prompts and images, its percentiles moved down by the mean excess of the resamples, was measured and
 left: of populations that are fair it held the pooled discrepancy in 78% (2 classes, 14 prompts) and 22% (6 classes, 20
-prompts), and shares of 14 prompts in 90%. The README has what these hold. Of several equally frequent classes the
+prompts), and shares of 14 prompts in 90%. docs/figures.md has what these hold. Of several equally frequent classes the
 mean `|p_i - p_j|` (`pairwise_bias`) is pushed up by noise in many directions, of which one ray has not all: it is held
 in 92%. Rays through shares whose inseparable classes are made equal hold it in 94%, but nearly equal ones in 88%; a
 path that shrinks all differences at once in 98%.

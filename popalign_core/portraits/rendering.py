@@ -92,9 +92,7 @@ def load_things(data_dir: Path) -> list[Thing]:
 def _pack(data_dir: Path, name: str) -> Path:
     path = data_dir / name
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing; see 'The embedded model' in README.md for where the packs come from"
-        )
+        raise FileNotFoundError(f"{path} is missing; see docs/figures.md for the source of the packs")
     return path
 
 

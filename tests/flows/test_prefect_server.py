@@ -99,13 +99,13 @@ def test_a_schedule_makes_runs_and_the_second_finds_nothing_new(station: Station
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_lines_of_readme_work_as_they_stand(tmp_path: Path) -> None:
+def test_the_lines_of_the_docs_work_as_they_stand(tmp_path: Path) -> None:
     """Pasted into a shell, in a folder with the environment: a server, a worker and a run that has completed."""
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", 4200)) == 0:
             pytest.skip("something answers at Prefect's own port")
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"## With Prefect\n\n```\n(.*?)```", text, re.S)
+    text = (REPOSITORY / "docs" / "scale.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"## Prefect\n\n```\n(.*?)```", text, re.S)
     env = {name: value for name, value in environment(tmp_path / "prefect", 4200).items() if name != "PREFECT_API_URL"}
     (tmp_path / ".venv").symlink_to(Path(sys.prefix), target_is_directory=True)
     shell = ("bash", "--norc", "-s")

@@ -109,7 +109,7 @@ def test_a_torchvision_that_does_not_load_takes_others_with_it(install: Install)
     vision, clip = found["torchvision"], found["open_clip_torch"]
     assert "it does not load beside torch 2." in vision.detail
     assert "(operator torchvision::nms does not exist). transformers and diffusers fail with it" in vision.detail
-    assert "install it from where torch came (Extras in README.md), or uninstall it" in vision.detail
+    assert "install it from where torch came (see docs/install.md), or uninstall it" in vision.detail
     assert clip.detail == "optional: 3.3.0 does not work: torchvision does not work, see there"
     assert (vision.exit_code, clip.exit_code) == (1, 0)
 
@@ -130,7 +130,7 @@ def test_versions_that_do_not_fit_and_what_hpsv2_lacks_are_told(install: Install
     assert re.search(r"3\.3\.0 does not work: it needs torch>=99, and 2\.\S+ is installed; it needs sur", clip.detail)
     assert clip.detail.endswith("it needs surely-not-installed>=1, and none is installed")
     assert hps.detail.endswith(
-        "its wheel lacks bpe_simple_vocab_16e6.txt.gz; copy open_clip's, as Extras in README.md says"
+        "its wheel lacks bpe_simple_vocab_16e6.txt.gz; copy open_clip's, see docs/install.md"
     )
     assert "protobuf" not in hps.detail
     assert (hps.is_there, hps.exit_code) == (False, 0)

@@ -108,7 +108,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (b'preset = "smoke"\n[sampling\n', r"mine\.toml is not TOML"),
         (b"[model]\nname = stabilityai/sdxl\n", r'line 2.*put text in quotes: name = "\.\.\."$'),
         (b"[prompts.llm]\napi_key_env = sk-1234\n", r"^((?!sk-1234).)*$"),
-        (b"[sampling]\nslow = True\n", r"is not TOML: .*see README"),
+        (b"[sampling]\nslow = True\n", r"is not TOML: .*`popalign init` writes an example"),
         (
             b'preset = "smoke"\n[training]\nbeta = "ten"\n[sampling]\nwidth = "x"\nheight = "x"\n',
             r"3 problem\(s\):\n(  sampling\.(width|height): .*\n){2}"

@@ -17,7 +17,7 @@ from popalign_core.evaluation.quality.hps import PaddedPreprocessing, load_hps
 
 pytestmark = pytest.mark.slow
 
-FIX = "the extra: `make setup-hps`, or the lines of README.md"
+FIX = "the extra: `make setup-hps`, or the lines of docs/install.md"
 SIDE, WIDTH, DIM = 56, 64, 32
 SMALL = {
     "embed_dim": DIM,
