@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from doc_pages import DOCS, GENERATED, REPOSITORY, anchors, blocks, links, pages, runnable
 from pydantic import BaseModel
@@ -27,14 +28,19 @@ WITH_SLOW_BLOCKS = [name for name, text in pages().items() if runnable(text, slo
 MAX_README_WORDS = 1200
 
 
-@pytest.fixture(scope="module")
-def reference_pages() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference_pages", DOCS / "reference_pages.py")
+def load_script(name: str) -> ModuleType:
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def reference_pages() -> ModuleType:
+    return load_script("reference_pages")
 
 
 def test_generated_pages_are_current(reference_pages: ModuleType) -> None:
@@ -84,6 +90,21 @@ def test_every_page_is_in_the_navigation() -> None:
     nav = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
     listed = set(re.findall(r"[\w/-]+\.md", nav))
     assert listed == {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+
+
+def test_before_and_after_stand_below_each_other_and_in_the_page_once(tmp_path: Path) -> None:
+    script = load_script("before_after")
+    black, white = (np.full((3, 8, 8, 3), grey, np.uint8) for grey in (0, 255))
+    sheet = script.draw({"a photo of a doctor": (black, white), "a photo of a judge": (white, black)})
+    assert sheet.size == (script.LEFT + 3 * script.CELL, 2 * (script.LINE + 2 * script.CELL))
+    middle = (script.LEFT + script.CELL // 2, script.LINE + script.CELL // 2)
+    assert sheet.getpixel(middle) == (0, 0, 0)
+    assert sheet.getpixel((middle[0], middle[1] + script.CELL)) == (255, 255, 255)
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n\n{script.MARK}\n\nText\n", encoding="utf-8")
+    for _ in range(2):
+        script.show_in(page, "before-after.png")
+    assert page.read_text(encoding="utf-8").count("(before-after.png)") == 1
 
 
 def test_the_readme_is_short() -> None:
