@@ -56,10 +56,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Makes a text-to-image model fair at the level of populations, and proves it.",
+    help="Make a text-to-image model fair at the level of populations, and measure it.",
     epilog=EXIT_CODES,
 )
-portraits = typer.Typer(no_args_is_help=True, help="The embedded model.", rich_markup_mode=None)
+portraits = typer.Typer(no_args_is_help=True, help="The embedded model `portraits`.", rich_markup_mode=None)
 app.add_typer(portraits, name="portraits")
 app.add_typer(imports, name="import")
 app.add_typer(exports, name="export")
@@ -76,9 +76,9 @@ def run(
     name: Name = None,
     settings: Settings = None,
     replace: Replace = False,
-    prefect: Annotated[bool, typer.Option("--prefect", help="As a flow run on the server at PREFECT_API_URL.")] = False,
+    prefect: Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow on the server at PREFECT_API_URL.")] = False,
 ) -> None:
-    """Run the whole pipeline; stages already in the store are not run again."""
+    """Run the whole pipeline. Cached stages are skipped."""
     from flows.plan.planning import plan_run as plan_nodes
     from flows.terminal.options import build_config, run_name
 
@@ -99,14 +99,14 @@ app.command()(plan)
 
 @app.command()
 def stage(
-    node: Annotated[str, typer.Argument(metavar="NAME", help="As `popalign plan` lists it, such as 'train'.")],
+    node: Annotated[str, typer.Argument(metavar="NAME", help="Stage, as listed by `popalign plan`, such as 'train'.")],
     preset: Preset = None,
     config: Config = None,
     root: Root = None,
     settings: Settings = None,
     force: Force = False,
 ) -> None:
-    """Run one stage, and before it whatever it needs and is not in the store."""
+    """Run one stage and the missing stages it depends on."""
     from flows.plan.execution import call_directly
     from flows.plan.runs import run_stage
     from flows.terminal.options import build_config
@@ -131,7 +131,7 @@ def report(
     settings: Settings = None,
     force: Force = False,
 ) -> None:
-    """Write the report of a run that is in the store again, without running any other stage."""
+    """Rewrite the report of a run from the store; no other stage is run."""
     from flows.plan.planning import plan_run as plan_nodes
     from flows.terminal.options import build_config, run_name
 
@@ -149,18 +149,18 @@ def report(
 @app.command("train")
 def train_pairs(
     key: Annotated[
-        str, typer.Argument(metavar="KEY", help="Of imported pairs or sets, as `popalign import` prints it.")
+        str, typer.Argument(metavar="KEY", help="Key of imported pairs or sets, as printed by `popalign import`.")
     ],
     preset: Preset = None,
     config: Config = None,
     root: Root = None,
     name: Annotated[
-        str | None, typer.Option(help="Folder under runs/; preset or file with the objective when not given.")
+        str | None, typer.Option(help="Folder under runs/; default: preset or file name, with the objective.")
     ] = None,
     settings: Settings = None,
     replace: Replace = False,
 ) -> None:
-    """Train the base model on imported pairs or sets; the same command again resumes."""
+    """Train the base model on imported pairs or sets. The same command resumes."""
     from flows.plan.execution import call_directly
     from flows.plan.runs import train_on_pairs
     from flows.terminal.options import build_config, run_name
@@ -171,23 +171,23 @@ def train_pairs(
     with console_progress() as progress:
         model = train_on_pairs(key, pipeline, runtime, name, call=call_directly(progress), replace=replace)
     if "://" in model:
-        whole = f"`popalign export model {name} PATH --root {runtime.root}` makes a whole model of it on this machine"
+        whole = f"`popalign export model {name} PATH --root {runtime.root}` writes a complete model on this machine"
         typer.echo(
-            f"What was trained is in {model}; {whole}, and `popalign run --set model.name=PATH` goes on from there"
+            f"The trained weights are in {model}; {whole}, and `popalign run --set model.name=PATH` continues from there"
         )
     else:
-        typer.echo(f"The model is in {model}; `popalign run --set model.name={model}` goes on from there")
+        typer.echo(f"The model is in {model}; `popalign run --set model.name={model}` continues from there")
 
 
 @app.command()
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Diffusers folders, or 'portraits'.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Diffusers folders, .safetensors files, or 'portraits'.")],
     preset: Preset = None,
     config: Config = None,
     root: Root = None,
     settings: Settings = None,
 ) -> None:
-    """Evaluate models that the leaderboard does not have yet, and print their rows."""
+    """Evaluate models that are not on the leaderboard yet, and print their rows."""
     from flows.plan.checkpoints import evaluate_checkpoints, evaluation_protocol, named_checkpoints
     from flows.plan.execution import call_directly
     from flows.terminal.options import build_config
@@ -213,22 +213,22 @@ for command in (compare, sweep, check, fetch, deploy, doctor):
 
 @app.command()
 def verify(root: Root = None) -> None:
-    """Read every artifact in the store again and compare its checksums."""
+    """Check every artifact in the store against its checksums."""
     store = _open(root, create=False)
     problems = store.verify()
     for problem in problems:
         typer.echo(f"{problem.ref} {problem.file}: {problem.what}", err=True)
     if problems:
         raise StoreError(f"{len(problems)} problem(s) in {store.root}; delete the artifacts named and run again")
-    typer.echo(f"{len(store.list_artifacts())} artifact(s) in {store.root} are whole")
+    typer.echo(f"{len(store.list_artifacts())} artifact(s) in {store.root} are intact")
 
 
 @app.command()
 def gc(
     root: Root = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be deleted, and delete nothing.")] = False,
 ) -> None:
-    """Delete artifacts that no run refers to, and what killed runs left behind."""
+    """Delete artifacts that no run refers to, and leftovers of killed runs."""
     from flows.terminal.terminal_tables import garbage_lines
 
     store = _open(root, create=False)
@@ -241,10 +241,10 @@ def gc(
 @app.command()
 def synthetic(
     out: Annotated[Path, path_option("Folder for synthetic.html and synthetic.csv.")] = Path("synthetic"),
-    n_seeds: Annotated[int, typer.Option("--seeds", help="Seeds of the three main settings.")] = 5,
-    n_steps: Annotated[int, typer.Option("--steps", help="Optimiser steps a run.")] = 3000,
+    n_seeds: Annotated[int, typer.Option("--seeds", help="Number of seeds of the three main settings.")] = 5,
+    n_steps: Annotated[int, typer.Option("--steps", help="Optimizer steps per run.")] = 3000,
 ) -> None:
-    """The paper's 1-D experiment: what SFT and PopAlign do to mass that no preference speaks of."""
+    """Run the paper's 1-D experiment: what SFT and PopAlign do to mass that no preference compares."""
     from flows.terminal.progress import console_progress
     from popalign_core.synthetic.experiment import run_experiment, summarise_experiment
     from popalign_core.synthetic.experiment_page import build_page
@@ -263,9 +263,9 @@ def synthetic(
 def train(
     data: Annotated[Path, path_option("Folder with portraits.parquet and things.parquet.")],
     out: Annotated[Path, path_option("Folder for the weights.")] = Path("portraits-weights"),
-    work: Annotated[Path | None, path_option("Folder for checkpoints; OUT-work when not given.")] = None,
+    work: Annotated[Path | None, path_option("Folder for checkpoints; default: OUT-work.")] = None,
 ) -> None:
-    """Train the embedded model from its data; the same command again resumes."""
+    """Train the embedded model from its data. The same command resumes."""
     missing = [name for name in ("portraits.parquet", "things.parquet") if not (data / name).is_file()]
     if missing:
         raise InputError(f"{data} lacks {', '.join(missing)}; give the folder with the data packs, see docs/figures.md")

@@ -8,12 +8,12 @@ from flows.terminal.arguments import Config, Preset, Replace, Root, Settings
 from popalign_core.errors import ThresholdMissedError
 
 Seeds = Annotated[
-    int, typer.Option("--seeds", metavar="N", help="Replicates: other evaluation seeds, and other training seeds.")
+    int, typer.Option("--seeds", metavar="N", help="Number of replicates, each with its own evaluation and training seeds.")
 ]
 Scale = Annotated[
-    float, typer.Option(metavar="SHARE", help="Of the evaluation images, for a quick look; training stays as it is.")
+    float, typer.Option(metavar="SHARE", help="Share of the evaluation images to sample, for a quick look. Training does not change.")
 ]
-Plan = Annotated[bool, typer.Option("--plan", help="Say what is in the store and what is left to do, and do nothing.")]
+Plan = Annotated[bool, typer.Option("--plan", help="Show what is cached and what is left to do, and run nothing.")]
 
 
 def _threshold(help_text: str) -> Any:
@@ -23,19 +23,19 @@ def _threshold(help_text: str) -> Any:
 def compare(
     systems: Annotated[
         list[str],
-        typer.Argument(metavar="SYSTEM...", help="Such as base sft dpo popalign cads; the first is the reference."),
+        typer.Argument(metavar="SYSTEM...", help="Systems, such as base sft dpo popalign cads. The first is the reference."),
     ],
     preset: Preset = None,
     config: Config = None,
     root: Root = None,
-    name: Annotated[str | None, typer.Option(help="Folder under runs/; preset or file with 'comparison'.")] = None,
+    name: Annotated[str | None, typer.Option(help="Folder under runs/; default: preset or file name, with '-comparison'.")] = None,
     settings: Settings = None,
     n_seeds: Seeds = 1,
     scale: Scale = 1.0,
     plan: Plan = False,
     replace: Replace = False,
 ) -> None:
-    """Measure systems side by side, on the same prompts and seeds; what is in the store is not run again."""
+    """Compare systems on the same prompts and seeds. Cached stages are skipped."""
     from flows.plan.compare_systems import plan_systems, run_comparison
     from flows.plan.costs import estimate_costs
     from flows.plan.execution import call_directly
@@ -62,26 +62,26 @@ def compare(
 
 def sweep(
     parameters: Annotated[
-        list[str], typer.Argument(metavar="FIELD=VALUES...", help="As --set has them: training.beta=10,20,40.")
+        list[str], typer.Argument(metavar="FIELD=VALUES...", help="Fields and values, as for --set: training.beta=10,20,40.")
     ],
     preset: Preset = None,
     config: Config = None,
     root: Root = None,
-    name: Annotated[str | None, typer.Option(help="Folder under runs/; preset or file with 'sweep'.")] = None,
+    name: Annotated[str | None, typer.Option(help="Folder under runs/; default: preset or file name, with '-sweep'.")] = None,
     settings: Settings = None,
     systems: Annotated[
         list[str] | None,
         typer.Option(
-            "--system", help="What is varied; repeat at will. If not given base, or aligned to vary training."
+            "--system", help="System to vary; repeatable. Default: base, or aligned for training parameters."
         ),
     ] = None,
     n_seeds: Seeds = 1,
     scale: Scale = 1.0,
-    grid: Annotated[bool, typer.Option("--grid", help="All combinations; otherwise one field at a time.")] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="Run all combinations; default: one field at a time.")] = False,
     plan: Plan = False,
     replace: Replace = False,
 ) -> None:
-    """Measure what a parameter does to fairness and quality; guidance, beta, set size, any field. Draws the front."""
+    """Measure the effect of any parameter on fairness and quality, and plot the Pareto front."""
     from flows.plan.costs import estimate_costs
     from flows.plan.execution import call_directly
     from flows.plan.sweep import plan_sweep, run_sweep
@@ -106,39 +106,39 @@ def sweep(
 
 
 def check(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A diffusers folder, 'portraits', or a run's name.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A diffusers folder, a .safetensors file, 'portraits', or the name of a run.")],
     preset: Preset = None,
     config: Config = None,
     root: Root = None,
     settings: Settings = None,
     max_discrepancy: Annotated[
-        list[str] | None, _threshold("Pooled discrepancy, such as gender=0.2; 0.2 is every axis.")
+        list[str] | None, _threshold("Pooled discrepancy, such as gender=0.2; without a name: every axis.")
     ] = None,
-    max_per_prompt: Annotated[list[str] | None, _threshold("Mean discrepancy of the prompts one by one.")] = None,
+    max_per_prompt: Annotated[list[str] | None, _threshold("Mean discrepancy per prompt.")] = None,
     min_recall: Annotated[
-        list[str] | None, _threshold("Recall of identities asked for, such as race=0.95 or 0.95.")
+        list[str] | None, _threshold("Recall of the requested identities, such as race=0.95 or 0.95.")
     ] = None,
     max_no_face: Annotated[
         list[str] | None, _threshold("Share of images without a usable face, such as neutral=0.05.")
     ] = None,
     max_no_face_gap: Annotated[
         list[str] | None,
-        _threshold("Largest difference between classes in images without a usable face, such as gender=0.1."),
+        _threshold("Largest difference between classes in the share without a usable face, such as gender=0.1."),
     ] = None,
     max_quality_gap: Annotated[
         list[str] | None,
-        _threshold("Largest difference between classes in a mean score, such as clip_score=2; 2 is all but diversity."),
+        _threshold("Largest difference between classes in a mean score, such as clip_score=2; 2: all but diversity."),
     ] = None,
     min_clip: Annotated[
-        list[str] | None, _threshold("Mean CLIP score, such as generic=80; 80 is every kind of prompt.")
+        list[str] | None, _threshold("Mean CLIP score, such as generic=80; without a name: every kind of prompt.")
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Fail also where the threshold lies inside the interval.")
+        bool, typer.Option("--strict", help="Fail if a threshold lies inside its interval.")
     ] = False,
-    lenient: Annotated[bool, typer.Option("--lenient", help="Pass also where no threshold is proven.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON in place of lines.")] = False,
+    lenient: Annotated[bool, typer.Option("--lenient", help="Pass even if no threshold is proven.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
-    """Judge a model by thresholds, for use in CI: exits with 9 when an interval misses one, or none is proven."""
+    """Check a model against thresholds, for CI. Exits with 9 if one is missed or none is proven."""
     from flows.plan.check import check_model
     from flows.plan.execution import call_directly
     from flows.terminal.options import build_config
@@ -168,7 +168,7 @@ def check(
         raise ThresholdMissedError(f"{model} fails {len(outcome.failed)} of {len(judgements)} thresholds: {named}")
     if outcome.verdict == "unproven":
         raise ThresholdMissedError(
-            f"{model} is proven to clear none of the {len(judgements)} thresholds: each lies inside its interval; "
+            f"{model} is not proven to meet any of the {len(judgements)} thresholds: each lies inside its interval; "
             "evaluate more images, or pass --lenient"
         )
 

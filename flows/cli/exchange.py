@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from storage.store import ArtifactRef, Store
     from tasks.common.stage_object import Stage
 
-imports = typer.Typer(no_args_is_help=True, help="Data made elsewhere.", rich_markup_mode=None)
-exports = typer.Typer(no_args_is_help=True, help="Data for other programs.", rich_markup_mode=None)
+imports = typer.Typer(no_args_is_help=True, help="Import data made elsewhere.", rich_markup_mode=None)
+exports = typer.Typer(no_args_is_help=True, help="Export data for other programs.", rich_markup_mode=None)
 
 
 @imports.command("pairs")
@@ -29,7 +29,7 @@ def import_pairs(
     root: Root = None,
     settings: Settings = None,
 ) -> None:
-    """Encode pairs of images that somebody compared, and print their key for `popalign train`."""
+    """Encode pairs of compared images, and print their key for `popalign train`."""
     from flows.terminal.options import build_config
     from flows.terminal.terminal_tables import import_line
     from tasks.stages.pairs import import_pairs as stage
@@ -47,7 +47,7 @@ def import_sets(
         typer.Argument(
             parser=filled_path,
             metavar="PATH...",
-            help="Parquet files, or folders of them, as `popalign export preferences --format datasets` writes.",
+            help="Parquet files, or folders of them, as written by `popalign export preferences --format datasets`.",
         ),
     ],
     preset: Preset = None,
@@ -55,7 +55,7 @@ def import_sets(
     root: Root = None,
     settings: Settings = None,
 ) -> None:
-    """Encode sets of images that were preferred to others, and print their key for `popalign train`."""
+    """Encode preferred and dispreferred sets of images, and print their key for `popalign train`."""
     from flows.terminal.options import build_config
     from flows.terminal.terminal_tables import sets_line
     from tasks.stages.sets import import_sets as stage
@@ -98,7 +98,7 @@ def import_images(
             parser=filled_path,
             metavar="PATH...",
             help="Parquet files with image and prompt_id, prompt, text or caption, or folders: with metadata.csv, "
-            "metadata.jsonl or metadata.parquet, or sub-folders named by the prompts' texts.",
+            "metadata.jsonl or metadata.parquet, or with one subfolder per prompt, named by its text.",
         ),
     ],
     preset: Preset = None,
@@ -106,7 +106,7 @@ def import_images(
     root: Root = None,
     settings: Settings = None,
 ) -> None:
-    """Import images of the evaluation prompts, made elsewhere, into the store, and print their key."""
+    """Import external images of the evaluation prompts, and print their key."""
     from flows.plan.execution import call_directly
     from flows.plan.runs import import_external_images
     from flows.terminal.options import build_config
@@ -127,11 +127,11 @@ def import_images(
 
 @exports.command("preferences")
 def export_preferences(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="Of stage preferences, as `popalign plan` lists it.")],
-    path: Annotated[Path, typer.Argument(parser=filled_path, metavar="PATH", help="Of the folder or file to make.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Key of stage preferences, as listed by `popalign plan`.")],
+    path: Annotated[Path, typer.Argument(parser=filled_path, metavar="PATH", help="Folder or file to write.")],
     form: Annotated[
         Literal["pickapic", "datasets"],
-        typer.Option("--format", help="Pairs as Diffusion-DPO trainers read them, or sets for HF `datasets`."),
+        typer.Option("--format", help="Pairs for Diffusion-DPO trainers, or sets for Hugging Face `datasets`."),
     ] = "pickapic",
     root: Root = None,
 ) -> None:
@@ -154,16 +154,16 @@ def export_preferences(
 
 @exports.command("model")
 def export_trained_model(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that trained, or the key of a training.")],
-    path: Annotated[Path, typer.Argument(parser=filled_path, metavar="PATH", help="Of the folder or file to make.")],
-    merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into the model, not beside it.")] = False,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or key of a training.")],
+    path: Annotated[Path, typer.Argument(parser=filled_path, metavar="PATH", help="Folder or file to write.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the model.")] = False,
     single_file: Annotated[
         bool,
-        typer.Option("--single-file", help="One .safetensors with the original names; SDXL and Stable Diffusion 1.5."),
+        typer.Option("--single-file", help="Write one .safetensors file with the original key names; SDXL and Stable Diffusion 1.5."),
     ] = False,
     root: Root = None,
 ) -> None:
-    """Write the model of a run as a folder that needs no other, or as one file; from any store."""
+    """Write the model of a run as a self-contained folder or a single file, from any store."""
     from flows.terminal.options import DEFAULT_ROOT
     from popalign_core.config import RuntimeConfig
     from tasks.publishing.export_model import export_model, export_single_file
@@ -175,6 +175,6 @@ def export_trained_model(
     else:
         is_apart = export_model(run, path, merge=merge, runtime=runtime)
     if is_apart:
-        typer.echo(f"the base model is in {path}, and its adapter in {path / 'lora'}; --merge makes one of both")
+        typer.echo(f"the base model is in {path}, and its adapter in {path / 'lora'}; --merge combines them")
     else:
         typer.echo(f"the model is in {path}")

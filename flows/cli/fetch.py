@@ -20,12 +20,12 @@ def fetch(
     settings: Settings = None,
     what: Annotated[
         str | None,
-        typer.Option(metavar="GROUPS", help="Of model,denoiser,vae,lora,safety-checker,classifiers,scorers; else all."),
+        typer.Option(metavar="GROUPS", help="Comma-separated subset of model,denoiser,vae,lora,safety-checker,classifiers,scorers; default: all."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show sizes and licenses, and download nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask: the licenses that are shown are agreed to.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files, sizes and licenses, and download nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; accept the licenses shown.")] = False,
 ) -> None:
-    """Download the weights that a configuration needs and that are not there; the same command again resumes."""
+    """Download missing weights of a configuration. The same command resumes."""
     from flows.plan.fetching import check_room, fetch_jobs, parse_groups, plan_fetch
     from flows.plan.preflight import list_needs
     from flows.plan.steps import PIPELINE
@@ -45,13 +45,13 @@ def fetch(
             _ask()
         with console_progress() as progress:
             fetch_jobs(plan.jobs, progress)
-        typer.echo(f"{len(plan.jobs)} thing(s) fetched and checked")
+        typer.echo(f"{len(plan.jobs)} item(s) downloaded and verified")
     _say_left(plan)
 
 
 def _ask() -> None:
     if not sys.stdin.isatty():
-        raise ConfigError("nothing was downloaded: there is no terminal to ask at; give --yes, or --dry-run")
+        raise ConfigError("nothing was downloaded: no terminal to ask on; pass --yes or --dry-run")
     if not typer.confirm("Download under these licenses?", default=False):
         typer.echo("nothing was downloaded", err=True)
         raise typer.Exit(_DECLINED)

@@ -9,9 +9,9 @@ from popalign_core.errors import ConfigError
 
 
 def deploy(
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the server to answer.")] = 120,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the server.")] = 120,
 ) -> None:
-    """Set up pool, deployments and an automation on the server at PREFECT_API_URL; again brings them up to date."""
+    """Create or update work pool, deployments and automation on the server at PREFECT_API_URL."""
     from flows.deployment import POOL, make_deployments, wait_for_server
     from tasks.workers.prefect_server import server_url
 
@@ -27,9 +27,9 @@ def deploy(
 
 
 def doctor(preset: Preset = None, config: Config = None, root: Root = None, settings: Settings = None) -> None:
-    """Say what is installed, which weights are where, which device there is, whether store and server answer.
+    """Check packages, weights, device, store and server.
 
-    With a preset or a configuration: all that a run of it needs, and what of that is missing.
+    With a preset or a configuration: check everything that its run needs.
     """
     from flows.cli.doctor import examine, examine_needs
     from flows.terminal.options import DEFAULT_ROOT, build_config

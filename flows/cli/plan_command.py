@@ -22,10 +22,10 @@ def plan(
     settings: Settings = None,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Work for a few seconds first, to see how fast this machine is, and keep it."),
+        typer.Option("--measure", help="Measure the speed of this machine first, and remember it."),
     ] = False,
 ) -> None:
-    """Show each stage's key, whether it is in the store, how much work it is, and how long it takes here."""
+    """Show each stage's key, whether it is cached, and the time, disk and paid calls left."""
     from flows.plan.costs import Cost, estimate_costs
     from flows.plan.planning import plan_run as plan_nodes
     from flows.terminal.options import build_config

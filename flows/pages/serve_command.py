@@ -15,21 +15,21 @@ PAGES_PORT = 8710
 
 def serve_pages(
     root: Root = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; another than this machine's own needs a token.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on; anything but this machine needs a token.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(help="To listen on.", min=1, max=65535)] = PAGES_PORT,
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = PAGES_PORT,
     token: Annotated[
         str | None,
         typer.Option(
             envvar="POPALIGN_SERVE_TOKEN",
-            help="What readers give as password: 16 characters or more. Other users of this machine can see it on the "
-            "command line: give the variable or --token-file.",
+            help="Password for readers, 16 characters or more. It is visible to other users of this machine on the "
+            "command line; prefer the variable or --token-file.",
         ),
     ] = None,
-    token_file: Annotated[Path | None, path_option("A file whose first line is the token.")] = None,
+    token_file: Annotated[Path | None, path_option("File whose first line is the token.")] = None,
 ) -> None:
-    """Show runs, reports and the leaderboard of a store in a browser; writes nothing."""
+    """Show runs, reports and the leaderboard of a store in a browser, read-only."""
     from flows.pages.pages_app import make_pages_app
     from flows.review.server_settings import ReviewSettings
     from flows.review.serving import listen, serve_app
@@ -44,5 +44,5 @@ def serve_pages(
     settings = ReviewSettings(host=host, port=port, token=token)
     pages = make_pages_app(ReadableRuns(root or DEFAULT_ROOT), settings)
     with listen(settings) as listening:
-        typer.echo(f"Runs: {settings.base_url}/ (Ctrl-C ends it)", err=True)
+        typer.echo(f"Runs: {settings.base_url}/ (Ctrl-C stops)", err=True)
         serve_app(pages, settings, listening)

@@ -60,7 +60,7 @@ def refuse(problems: Sequence[PopAlignError]) -> None:
     if not others:
         raise first
     texts = "".join(f"\n- {text}" for text in by_text)
-    raise type(first)(f"{len(by_text)} things are missing or wrong; nothing was run:{texts}")
+    raise type(first)(f"{len(by_text)} items are missing or wrong; nothing was run:{texts}")
 
 
 def check_disk(n_images: int, config: PipelineConfig, runtime: RuntimeConfig, trained_bytes: float = 0.0) -> None:

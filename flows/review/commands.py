@@ -20,7 +20,7 @@ from flows.review.study_arguments import (
 from flows.terminal.arguments import filled_path, path_option
 
 studies = typer.Typer(
-    no_args_is_help=True, help="Studies in which people judge, label or curate.", rich_markup_mode=None
+    no_args_is_help=True, help="Studies in which people judge, label or curate images.", rich_markup_mode=None
 )
 for command in (create_commands.create, create_commands.curate, create_commands.label):
     studies.command()(command)
@@ -28,7 +28,7 @@ for command in (create_commands.create, create_commands.curate, create_commands.
 
 @studies.command("list")
 def list_studies(root: Root = None, database: Database = None) -> None:
-    """All studies and how far they are."""
+    """List studies with their progress."""
     from flows.review.study_text import about
 
     opened = open_database(database, root)
@@ -46,7 +46,7 @@ def links(
     root: Root = None,
     database: Database = None,
 ) -> None:
-    """Every rater's link and completion code, a line each, separated by tabs; answers are in the third column."""
+    """Print one line per rater, tab-separated: number, link, progress, completion code."""
     from flows.review.server_settings import ReviewSettings
     from flows.review.sessions import invitation
     from tasks.studies.study_records import completion_code, invite
@@ -65,11 +65,11 @@ def links(
 @studies.command()
 def close(
     name: Name,
-    rater: Annotated[int, typer.Argument(metavar="RATER", help="Number, as `links` prints it.")],
+    rater: Annotated[int, typer.Argument(metavar="RATER", help="Number, as printed by `links`.")],
     root: Root = None,
     database: Database = None,
 ) -> None:
-    """End a rater's part; its unanswered questions go to raters invited later."""
+    """Close a rater; open questions go to raters invited later."""
     open_database(database, root).close_rater(name, rater)
     typer.echo(f"rater {rater} is closed; `{links_command(name, 1, database, root)}` invites another")
 
@@ -78,12 +78,12 @@ def close(
 def instructions(
     name: Name,
     file: Annotated[
-        Path | None, typer.Argument(parser=filled_path, metavar="[FILE]", help="Markdown to put in their place.")
+        Path | None, typer.Argument(parser=filled_path, metavar="[FILE]", help="Markdown file with new instructions.")
     ] = None,
     root: Root = None,
     database: Database = None,
 ) -> None:
-    """Print what raters read, or change it before the first vote."""
+    """Print the instructions for raters, or change them before the first vote."""
     opened = open_database(database, root)
     if file is not None:
         opened.set_instructions(name, read_text(file))
@@ -92,7 +92,7 @@ def instructions(
 
 @studies.command()
 def results(name: Name, root: Root = None, database: Database = None) -> None:
-    """Win rates, agreement and whom the checks flag; labels of each class; how near the target sets came."""
+    """Print results: win rates, agreement and flagged raters; labels per class; distance of curated sets."""
     from flows.review.study_text import study_lines
 
     for line in study_lines(open_database(database, root), name):
@@ -107,13 +107,13 @@ def report(
         typer.Argument(
             parser=filled_path,
             metavar="[PATH]",
-            help="Of an HTML page to write; without it, the run's report gets a section.",
+            help="HTML page to write; default: a section in the run's report.",
         ),
     ] = None,
     root: Root = None,
     database: Database = None,
 ) -> None:
-    """Write the results as one self-contained page, or as the last section of the report in the run's folder."""
+    """Write the results as a self-contained page, or as a section of the run's report."""
     from flows.review.templating import markdown
     from flows.terminal.options import DEFAULT_ROOT
     from storage.store import Store
@@ -130,19 +130,19 @@ def report(
 @studies.command()
 def export(
     name: Name,
-    path: Annotated[Path, typer.Argument(parser=filled_path, metavar="PATH", help="Ends in .parquet or .csv.")],
+    path: Annotated[Path, typer.Argument(parser=filled_path, metavar="PATH", help="File to write, ending in .parquet or .csv.")],
     known_only: Annotated[
         bool,
         typer.Option(
             "--known-only",
-            help="Labels: write classes that the run's configuration lacks as `cannot tell`, to hold its classifier "
-            "against them.",
+            help="Labels: write classes that the run's configuration lacks as `cannot tell`, to compare with its "
+            "classifier.",
         ),
     ] = False,
     root: Root = None,
     database: Database = None,
 ) -> None:
-    """Write all answers, raters under pseudonyms, as table `votes`, `labels` or `curated`."""
+    """Write all answers, with pseudonyms for raters, as table `votes`, `labels` or `curated`."""
     from tasks.studies.study_results import export_study
 
     n_rows = export_study(open_database(database, root), name, path, known_only=known_only)
@@ -151,7 +151,7 @@ def export(
 
 @studies.command()
 def publish(name: Name, root: Root = None, database: Database = None) -> None:
-    """Publish the finished sets of a study of curating, to train on; prints how."""
+    """Publish the finished sets of a curation study for training; prints the command."""
     from flows.terminal.options import DEFAULT_ROOT
     from storage.store import Store
     from tasks.studies.curation import publish_curated
@@ -161,34 +161,34 @@ def publish(name: Name, root: Root = None, database: Database = None) -> None:
 
 
 def review(
-    host: Annotated[str, typer.Option(help="Address to listen on; another than this machine's own needs --token.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on; anything but this machine needs a token.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(help="To listen on.")] = 8765,
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8765,
     token: Annotated[
         str | None,
         typer.Option(
             envvar="POPALIGN_REVIEW_TOKEN",
-            help="What the operator logs in with: 16 characters or more. Other users of this machine can see it on the "
-            "command line: give the variable or --token-file.",
+            help="Operator's password, 16 characters or more. It is visible to other users of this machine on the "
+            "command line; prefer the variable or --token-file.",
         ),
     ] = None,
-    token_file: Annotated[Path | None, path_option("A file whose first line is the token.")] = None,
+    token_file: Annotated[Path | None, path_option("File whose first line is the token.")] = None,
     url: Url = None,
     trusted_proxies: Annotated[
         list[str] | None,
         typer.Option(
-            "--trusted-proxy", help="Address of a proxy in front, whose X-Forwarded-For counts; repeat at will."
+            "--trusted-proxy", help="Address of a proxy whose X-Forwarded-For is trusted; repeatable."
         ),
     ] = None,
     root: Root = None,
     database: Database = None,
 ) -> None:
-    """Serve the review app: raters judge by their links, the operator sees progress and results."""
+    """Serve the review app for raters and operators."""
     from flows.review.app import serve
     from flows.review.server_settings import ReviewSettings
 
     token = choose_token(token, token_file)
     settings = ReviewSettings(host=host, port=port, token=token, url=url, trusted_proxies=tuple(trusted_proxies or ()))
-    typer.echo(f"Studies: {settings.base_url}/ (Ctrl-C ends it; every answer is kept)", err=True)
+    typer.echo(f"Studies: {settings.base_url}/ (Ctrl-C stops; every answer is saved)", err=True)
     serve(database_url(database, root), settings)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from storage.store import Store
 
-Run = Annotated[str, typer.Option(help="Folder under runs/ whose images are used.")]
+Run = Annotated[str, typer.Option(help="Run under runs/ whose images are used.")]
 Instructions = Annotated[
     Path | None,
-    path_option("A Markdown file; a shipped text when not given."),
+    path_option("Markdown file; default: a shipped text."),
 ]
 
 
@@ -27,22 +27,22 @@ def create(
     name: Name,
     systems: Annotated[
         tuple[str, str],
-        typer.Argument(metavar="SYSTEM REFERENCE", help="Such as aligned base: win rates are the first one's."),
+        typer.Argument(metavar="SYSTEM REFERENCE", help="Two systems, such as aligned base; win rates are for the first."),
     ],
-    run: Annotated[str, typer.Option(help="Folder under runs/ that has both: of a run or of a comparison.")],
+    run: Annotated[str, typer.Option(help="Run or comparison under runs/ that has both systems.")],
     root: Root = None,
     database: Database = None,
     kind: Annotated[
-        Literal["sets", "images"], typer.Option(help="Sets of 5 and three raters a pair, or single images and five.")
+        Literal["sets", "images"], typer.Option(help="Sets of 5 with three raters per pair, or single images with five.")
     ] = "sets",
-    benchmark: Annotated[str, typer.Option(help="Whose evaluation prompts to use.")] = "neutral",
+    benchmark: Annotated[str, typer.Option(help="Benchmark whose evaluation prompts are used.")] = "neutral",
     instructions: Instructions = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Such as n_raters=5, n_pairs=40, set_size=4, n_checks=6."),
+        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as n_raters=5, n_pairs=40, set_size=4, n_checks=6; repeatable."),
     ] = None,
 ) -> None:
-    """Make a study of what two systems sampled for the same prompts and seeds."""
+    """Create a study that compares two systems on the same prompts and seeds."""
     from popalign_core.config.review import KINDS, StudyConfig
     from tasks.studies.pairwise import create_study, find_samples
 
@@ -63,10 +63,10 @@ def curate(
     instructions: Instructions = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Such as set_size=8, n_sets=10, balance=hidden, n_raters=2."),
+        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as set_size=8, n_sets=10, balance=hidden, n_raters=2; repeatable."),
     ] = None,
 ) -> None:
-    """Make a study in which people make the preferred sets, an image at a time (PopAlign, Appendix B)."""
+    """Create a study in which people curate the preferred sets, one image at a time (Appendix B)."""
     from popalign_core.config.review import CurateConfig
     from tasks.studies.curation import create_curation
 
@@ -82,25 +82,25 @@ def label(
     name: Name,
     run: Run,
     images: Annotated[
-        str, typer.Option(help="Which: `sample`, sampled for preferences, or such as `sample-eval:base`.")
+        str, typer.Option(help="Images: `sample` (those of the preferences), or for example `sample-eval:base`.")
     ] = "sample",
     axes: Annotated[
         list[str] | None,
         typer.Option(
             "--axis",
             metavar="AXIS[=CLASS,...]",
-            help="What to ask, and classes beyond the run's own, such as gender=non-binary; all axes of the run as "
-            "they are when not given.",
+            help="Axis to label, with further classes, such as gender=non-binary; repeatable. Default: all axes of the "
+            "run.",
         ),
     ] = None,
     root: Root = None,
     database: Database = None,
     instructions: Instructions = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Such as n_images=200, n_raters=3.")
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as n_images=200, n_raters=3; repeatable.")
     ] = None,
 ) -> None:
-    """Make a study in which people say what they see in single images."""
+    """Create a study in which people label single images."""
     from popalign_core.config.review import LabelConfig
     from tasks.studies.labelling import create_labelling
 

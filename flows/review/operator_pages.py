@@ -44,7 +44,7 @@ def login(request: Request, form: Form) -> Response:
 
 @router.get("/")
 def studies(request: Request) -> HTMLResponse:
-    """All studies and how far they are."""
+    """List studies with their progress."""
     database = review_of(request).database
     rows = []
     for study in database.studies():

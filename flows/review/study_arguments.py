@@ -18,13 +18,13 @@ Database = Annotated[
     str | None,
     typer.Option(
         envvar=DATABASE_VARIABLE,
-        help="SQLAlchemy URL, such as postgresql://user@host/name; ROOT/reviews.sqlite when not given. A password in "
-        "it is seen by other users of this machine: give the variable, or PGPASSWORD.",
+        help="SQLAlchemy URL, such as postgresql://user@host/name; default: ROOT/reviews.sqlite. A password in it is "
+        "visible to other users of this machine; prefer the variable, or PGPASSWORD.",
     ),
 ]
-Root = Annotated[str | None, typer.Option(help="Store: a folder or any fsspec URL; 'artifacts' when not given.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the study.")]
-Url = Annotated[str | None, typer.Option(help="How people reach the app; http://127.0.0.1:8765 when not given.")]
+Root = Annotated[str | None, typer.Option(help="Store: a folder or any fsspec URL; default: artifacts.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the study.")]
+Url = Annotated[str | None, typer.Option(help="Public address of the app; default: http://127.0.0.1:8765.")]
 
 
 def open_database(database: str | None, root: str | None, *, create: bool = False) -> "ReviewDatabase":

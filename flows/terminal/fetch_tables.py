@@ -16,9 +16,9 @@ def fetch_lines(plan: "FetchPlan") -> Iterator[str]:
     n_files = sum(len(job.listing.files) for job in plan.jobs)
     n_bytes = sum(job.n_bytes for job in plan.jobs)
     if plan.jobs:
-        yield f"{size_text(n_bytes)} to download, {n_files} file(s); {plan.n_there} other thing(s) are there already"
+        yield f"{size_text(n_bytes)} to download, {n_files} file(s); {plan.n_there} other item(s) already present"
     else:
-        yield f"nothing to download: {plan.n_there} thing(s) that can be fetched are there"
+        yield f"nothing to download: {plan.n_there} item(s) present"
 
 
 def size_text(n_bytes: int) -> str:

@@ -63,8 +63,8 @@ def cost_lines(costs: Mapping[str, "Cost"]) -> list[str]:
     lines = [f"about {spell_seconds(seconds)}, {n_bytes / 2**20:.1f} MiB in the store{paid}"]
     if unknown:
         lines.append(
-            f"not counted in the time, since this machine was not seen at it: {', '.join(unknown)}; "
-            "`popalign plan --measure` finds out"
+            f"not included, no rate known on this machine: {', '.join(unknown)}; "
+            "`popalign plan --measure` measures them"
         )
     return lines
 
@@ -141,7 +141,7 @@ def outcome_lines(outcome: "GateOutcome") -> list[str]:
     subject = max([12, *(len(each.subject) + 2 for each in outcome.judgements)])
     return [
         f"{words[each.verdict]:<14}{each.threshold!s:<{wide}}{each.subject:<{subject}}{each.reason}"
-        + ("; more images would tell" if each.verdict == "unclear" else "")
+        + ("; evaluate more images" if each.verdict == "unclear" else "")
         for each in outcome.judgements
     ] + [f"{outcome.n_proven} of {len(outcome.judgements)} thresholds proven"]
 
@@ -174,7 +174,7 @@ def garbage_lines(report: "GarbageReport") -> list[str]:
     """What garbage collection deleted, or would delete, and how much room that makes."""
     goes = [*map(str, report.artifacts), *report.scratch, *report.leftovers]
     verb = "would delete" if report.dry_run else "deleted"
-    busy = [f"left alone, in use: {ref}" for ref in report.busy]
+    busy = [f"kept, in use: {ref}" for ref in report.busy]
     total = f"{verb} {len(goes)} folder(s), {report.freed_bytes / 2**20:.1f} MiB"
     return [*(f"{verb} {name}" for name in goes), *busy, total]
 

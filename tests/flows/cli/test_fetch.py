@@ -190,7 +190,7 @@ def test_from_nothing_to_a_clean_preflight(fetch: Fetch, server: WeightsServer, 
 
     n_asked = len(server.asked)
     again = fetch("fetch", "--config", "run.toml")
-    assert (again.returncode, again.stdout) == (0, "nothing to download: 10 thing(s) that can be fetched are there\n")
+    assert (again.returncode, again.stdout) == (0, "nothing to download: 10 item(s) present\n")
     assert len(server.asked) == n_asked
     assert TOKEN not in told.stdout + told.stderr
 
@@ -207,7 +207,7 @@ def test_nothing_is_downloaded_unasked(fetch: Fetch, server: WeightsServer, tmp_
         "license  DeepFace's code is MIT; weights trained on VGG-Face, non-commercial",
     ):
         assert text in shown.stdout, shown.stdout
-    assert f" to download, {len(expected_files(server))} file(s); 0 other thing(s) are there already" in shown.stdout
+    assert f" to download, {len(expected_files(server))} file(s); 0 other item(s) already present" in shown.stdout
     refused = fetch("fetch", "--config", "run.toml")
     assert refused.returncode == 2
     assert "nothing was downloaded: there is no terminal to ask at; give --yes" in refused.stderr

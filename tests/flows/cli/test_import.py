@@ -53,7 +53,7 @@ def test_pairs_are_imported_trained_on_and_gone_on_from(file: Path, options: lis
     assert result.exit_code == 0, result.output
     folder = tmp_path / "store" / "runs" / "tiny-dpo"
     model = folder / "model"
-    assert result.stdout == f"The model is in {model}; `popalign run --set model.name={model}` goes on from there\n"
+    assert result.stdout == f"The model is in {model}; `popalign run --set model.name={model}` continues from there\n"
     StableDiffusionXLPipeline.from_pretrained(model, add_watermarker=False)
     assert sorted(path.name for path in folder.iterdir()) == ["model", "reserved.json", "run.json"]
 

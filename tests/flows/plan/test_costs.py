@@ -128,4 +128,4 @@ def test_a_plan_with_its_costs_imports_no_torch(tiny_config: PipelineConfig, tmp
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
-    assert "`popalign plan --measure` finds out" in result.stdout
+    assert "`popalign plan --measure` measures them" in result.stdout

@@ -58,7 +58,7 @@ def test_each_thing_once(needs: list[Need], tiny_config: PipelineConfig, tmp_pat
     assert [done for _, done, _ in said] == sorted({done for _, done, _ in said})
     done = plan_fetch(needs, tiny_config, GROUPS)
     assert (done.jobs, done.n_there) == ((), 3)
-    assert list(fetch_lines(done)) == ["nothing to download: 3 thing(s) that can be fetched are there"]
+    assert list(fetch_lines(done)) == ["nothing to download: 3 item(s) present"]
 
 
 def test_of_an_unfinished_file_the_rest_counts(needs: list[Need], tiny_config: PipelineConfig, tmp_path: Path) -> None:
@@ -155,5 +155,5 @@ def test_sizes_in_words(
         f"  from     owner/clip at {'a' * 40}",
         f"  to       {tmp_path / 'clip'}",
         "  license  mit by its card: what it forbids is not known here; see URL (https://huggingface.co/owner/clip)",
-        "2.0 KiB to download, 2 file(s); 0 other thing(s) are there already",
+        "2.0 KiB to download, 2 file(s); 0 other item(s) already present",
     ]

@@ -224,7 +224,7 @@ def test_all_that_is_missing_is_said_at_once(make_fault: MakeFault) -> None:
     with pytest.raises(PopAlignError) as caught:
         plan_run(config, runtime)
     first, *said = str(caught.value).splitlines()
-    assert first == "6 things are missing or wrong; nothing was run:"
+    assert first == "6 items are missing or wrong; nothing was run:"
     for text in ("nowhere.txt", "not whole", "'gpu'", "gender_model", "race_model", "face_detection_yunet"):
         assert len([line for line in said if line.startswith("- ") and text in line]) == 1
     assert len(said) == 6

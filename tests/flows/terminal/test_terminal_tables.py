@@ -128,7 +128,7 @@ def test_the_plan_says_what_is_left_in_time_disk_and_calls() -> None:
     ]
     assert lines[-2] == "about 1 h 2 min, 3.0 MiB in the store, 3 or more calls of the language model"
     assert lines[-1] == (
-        "not counted in the time, since this machine was not seen at it: train; `popalign plan --measure` finds out"
+        "not included, no rate known on this machine: train; `popalign plan --measure` measures them"
     )
     assert len(cost_lines({"sample": Cost(1.0)})) == 1
 
