@@ -55,7 +55,7 @@ def read_run(store: Store, run: str, n_prompts: int, n_images: int) -> Pairs:
         SystemExit: When the run is not there, or did not sample both models.
     """
     record = store.run_folder(run).read_record()
-    nodes: Mapping[str, str] = (record or {}).get("nodes", {})
+    nodes: Mapping[str, str] = (record or {}).get("meta", {}).get("nodes", {})
     wanted = ("benchmarks", "sample-eval:base", "sample-eval:aligned")
     missing = [node for node in wanted if node not in nodes]
     if missing:

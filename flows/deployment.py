@@ -31,7 +31,7 @@ PROJECT = Path(__file__).with_name("prefect.yaml")
 POOL, POOL_TYPE = "popalign", "process"
 LOST_AFTER_S = 150
 """Without a heartbeat, of which a flow run sends one every 30 s (PREFECT_FLOWS_HEARTBEAT_FREQUENCY in the pool)."""
-AUTOMATION = "popalign: a lost run goes on"
+AUTOMATION = "popalign: a lost run resumes"
 _PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
 _BETWEEN_TRIES_S = 1.0
 _SIGNS = ("heartbeat", "Completed", "Failed", "Cancelling", "Cancelled", "Scheduled", "AwaitingRetry")
@@ -97,7 +97,7 @@ def _make_automation() -> None:
         threshold=1,
         within=timedelta(seconds=LOST_AFTER_S),
     )
-    said = f"no heartbeat for {LOST_AFTER_S} s: it goes on from what the store holds"
+    said = f"no heartbeat for {LOST_AFTER_S} s: it resumes from what the store holds"
     again = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=said)
     automation = Automation(
         name=AUTOMATION, trigger=trigger, actions=[again], description="Set up by `popalign deploy`."

@@ -2,6 +2,9 @@
 
 from popalign_core.models.torchvision_operators import watch_torchvision
 
+__version__ = "0.2.0"
+"""The version, and the only place where it stands: pyproject.toml reads it here."""
+
 watch_torchvision()  # whatever is imported below may import it
 
 __all__ = [

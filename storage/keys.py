@@ -95,7 +95,7 @@ def plain(value: object, where: str = "") -> Any:
     if isinstance(value, Mapping):
         wrong = [name for name in value if not isinstance(name, str)]
         if wrong:
-            raise StoreError(f"payload{where} has the key {wrong[0]!r}, which is no string; write it as one")
+            raise StoreError(f"payload{where} has the key {wrong[0]!r}, which is not a string; write it as one")
         return {str(name): plain(item, f"{where}.{name}") for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item, f"{where}.{index}") for index, item in enumerate(value)]

@@ -107,7 +107,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         return Manifest(files=files, **body)
     except (TypeError, AttributeError, KeyError) as error:
         raise StoreError(
-            f"{where} is whole, but has other fields than this version knows ({error}); use the version that wrote it"
+            f"{where} is intact, but has unknown fields ({error}); use the version that wrote it"
         ) from error
 
 

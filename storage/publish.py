@@ -123,7 +123,9 @@ def _upload(root: Root, build: Build, manifest: Manifest) -> None:
     arrived = root.sizes(f"{target}/{prefix}")
     wrong = [file for file, record in manifest.files.items() if arrived.get(file) != record.bytes]
     if wrong:
-        raise StoreError(f"{wrong[0]} of {build.ref} did not arrive whole at {root.url}; run the same command again")
+        raise StoreError(
+            f"{wrong[0]} of {build.ref} was not uploaded completely to {root.url}; run the same command again"
+        )
     ours = Manifest(**(vars(manifest) | {"prefix": prefix}))
     if not root.create(f"{target}/{MANIFEST}", ours.to_json()):
         root.remove_tree(f"{target}/{prefix}")

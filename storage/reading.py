@@ -136,7 +136,7 @@ def verify_artifact(root: Root, ref: ArtifactRef) -> Iterator[Problem]:
         yield Problem(ref, MANIFEST, str(error))
         return
     if manifest is None:
-        yield Problem(ref, MANIFEST, "is gone: the artifact counts as not published and will be made again")
+        yield Problem(ref, MANIFEST, "is gone: the artifact counts as not published and will be computed again")
         return
     sizes = size_problems(root, manifest)
     for file, record in manifest.files.items():

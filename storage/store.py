@@ -208,6 +208,10 @@ class Store:
         """Every published artifact, sorted."""
         return [ref for ref in self._folders() if self._root.exists(f"{ref}/{MANIFEST}")]
 
+    def run_names(self) -> list[str]:
+        """Names of the folders below `runs/`, complete or not."""
+        return sorted(self._root.folders(RUNS))
+
     def run_folder(self, name: str) -> RunFolder:
         """The folder `<root>/runs/<name>/`.
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+import popalign_core
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = {
@@ -111,4 +113,5 @@ def test_the_license_is_apache_2() -> None:
 
 
 def test_the_version_is_in_the_changelog() -> None:
-    assert f"## {PYPROJECT['project']['version']}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "version" in PYPROJECT["project"]["dynamic"]
+    assert f"## {popalign_core.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")

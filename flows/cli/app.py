@@ -8,14 +8,16 @@ import typer
 from typer.core import TyperGroup
 
 from flows.cli.compare import check, compare, sweep
+from flows.cli.configuration import AsJson, show_config, write_config
 from flows.cli.exchange import exports, imports
 from flows.cli.fetch import fetch
-from flows.cli.operations import deploy, doctor
+from flows.cli.operations import deploy, doctor, gc, verify
 from flows.cli.plan_command import plan
+from flows.cli.show import show_run
 from flows.pages.serve_command import serve_pages
 from flows.review.commands import review, studies
 from flows.terminal.arguments import Config, Force, Name, Preset, Replace, Root, Settings, path_option
-from popalign_core.errors import ConfigError, InputError, PopAlignError, StoreError
+from popalign_core.errors import ConfigError, InputError, PopAlignError
 from popalign_core.models.quiet import be_quiet
 
 if TYPE_CHECKING:
@@ -53,10 +55,8 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Make a text-to-image model fair at the level of populations, and measure it.",
     epilog=EXIT_CODES,
 )
 portraits = typer.Typer(no_args_is_help=True, help="The embedded model `portraits`.", rich_markup_mode=None)
@@ -64,8 +64,25 @@ app.add_typer(portraits, name="portraits")
 app.add_typer(imports, name="import")
 app.add_typer(exports, name="export")
 app.add_typer(studies, name="study")
-app.command()(review)
-app.command("serve")(serve_pages)
+app.command("init")(write_config)
+app.command("config")(show_config)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from popalign_core import __version__
+
+        typer.echo(f"popalign {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def show_version(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Make a text-to-image model fair at the level of populations, and measure it."""
 
 
 @app.command()
@@ -76,7 +93,9 @@ def run(
     name: Name = None,
     settings: Settings = None,
     replace: Replace = False,
-    prefect: Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow on the server at PREFECT_API_URL.")] = False,
+    prefect: Annotated[
+        bool, typer.Option("--prefect", help="Run as a Prefect flow on the server at PREFECT_API_URL.")
+    ] = False,
 ) -> None:
     """Run the whole pipeline. Cached stages are skipped."""
     from flows.plan.planning import plan_run as plan_nodes
@@ -95,6 +114,7 @@ def run(
 
 
 app.command()(plan)
+app.command("show")(show_run)
 
 
 @app.command()
@@ -173,7 +193,8 @@ def train_pairs(
     if "://" in model:
         whole = f"`popalign export model {name} PATH --root {runtime.root}` writes a complete model on this machine"
         typer.echo(
-            f"The trained weights are in {model}; {whole}, and `popalign run --set model.name=PATH` continues from there"
+            f"The trained weights are in {model}; {whole}, and "
+            "`popalign run --set model.name=PATH` continues from there"
         )
     else:
         typer.echo(f"The model is in {model}; `popalign run --set model.name={model}` continues from there")
@@ -181,18 +202,21 @@ def train_pairs(
 
 @app.command()
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Diffusers folders, .safetensors files, or 'portraits'.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Diffusers folders, .safetensors files, or 'portraits'.")
+    ],
     preset: Preset = None,
     config: Config = None,
     root: Root = None,
     settings: Settings = None,
+    as_json: AsJson = False,
 ) -> None:
     """Evaluate models that are not on the leaderboard yet, and print their rows."""
     from flows.plan.checkpoints import evaluate_checkpoints, evaluation_protocol, named_checkpoints
     from flows.plan.execution import call_directly
     from flows.terminal.options import build_config
     from flows.terminal.progress import console_progress
-    from flows.terminal.terminal_tables import board_lines, caveat_lines
+    from flows.terminal.terminal_tables import board_lines, caveat_lines, rows_json
     from tasks.publishing.leaderboard import read_leaderboard
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
@@ -203,39 +227,12 @@ def evaluate(
     asked = board[board["model_hash"].isin([checkpoint.model_hash for checkpoint in checkpoints])]
     asked = asked[asked["protocol"] == evaluation_protocol(pipeline, runtime)]
     rows = asked.to_dict("records")
-    for line in (*board_lines(rows), *caveat_lines(rows)):
+    for line in [rows_json(rows)] if as_json else (*board_lines(rows), *caveat_lines(rows)):
         typer.echo(line)
 
 
-for command in (compare, sweep, check, fetch, deploy, doctor):
+for command in (compare, sweep, check, fetch, deploy, doctor, verify, gc):
     app.command()(command)
-
-
-@app.command()
-def verify(root: Root = None) -> None:
-    """Check every artifact in the store against its checksums."""
-    store = _open(root, create=False)
-    problems = store.verify()
-    for problem in problems:
-        typer.echo(f"{problem.ref} {problem.file}: {problem.what}", err=True)
-    if problems:
-        raise StoreError(f"{len(problems)} problem(s) in {store.root}; delete the artifacts named and run again")
-    typer.echo(f"{len(store.list_artifacts())} artifact(s) in {store.root} are intact")
-
-
-@app.command()
-def gc(
-    root: Root = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be deleted, and delete nothing.")] = False,
-) -> None:
-    """Delete artifacts that no run refers to, and leftovers of killed runs."""
-    from flows.terminal.terminal_tables import garbage_lines
-
-    store = _open(root, create=False)
-    if not dry_run:
-        store.check_writable()
-    for line in garbage_lines(store.collect_garbage(dry_run=dry_run)):
-        typer.echo(line)
 
 
 @app.command()
@@ -280,6 +277,10 @@ def train(
 
         train_portraits(data, out, work or out.with_name(f"{out.name}-work"), recipe=recipe, on_step=on_step)
     typer.echo(f"The embedded model is in {out}")
+
+
+app.command()(review)
+app.command("serve")(serve_pages)
 
 
 def main() -> None:

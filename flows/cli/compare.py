@@ -8,10 +8,14 @@ from flows.terminal.arguments import Config, Preset, Replace, Root, Settings
 from popalign_core.errors import ThresholdMissedError
 
 Seeds = Annotated[
-    int, typer.Option("--seeds", metavar="N", help="Number of replicates, each with its own evaluation and training seeds.")
+    int,
+    typer.Option("--seeds", metavar="N", help="Number of replicates, each with its own evaluation and training seeds."),
 ]
 Scale = Annotated[
-    float, typer.Option(metavar="SHARE", help="Share of the evaluation images to sample, for a quick look. Training does not change.")
+    float,
+    typer.Option(
+        metavar="SHARE", help="Share of the evaluation images to sample, for a quick look. Training does not change."
+    ),
 ]
 Plan = Annotated[bool, typer.Option("--plan", help="Show what is cached and what is left to do, and run nothing.")]
 
@@ -23,12 +27,16 @@ def _threshold(help_text: str) -> Any:
 def compare(
     systems: Annotated[
         list[str],
-        typer.Argument(metavar="SYSTEM...", help="Systems, such as base sft dpo popalign cads. The first is the reference."),
+        typer.Argument(
+            metavar="SYSTEM...", help="Systems, such as base sft dpo popalign cads. The first is the reference."
+        ),
     ],
     preset: Preset = None,
     config: Config = None,
     root: Root = None,
-    name: Annotated[str | None, typer.Option(help="Folder under runs/; default: preset or file name, with '-comparison'.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Folder under runs/; default: preset or file name, with '-comparison'.")
+    ] = None,
     settings: Settings = None,
     n_seeds: Seeds = 1,
     scale: Scale = 1.0,
@@ -62,18 +70,19 @@ def compare(
 
 def sweep(
     parameters: Annotated[
-        list[str], typer.Argument(metavar="FIELD=VALUES...", help="Fields and values, as for --set: training.beta=10,20,40.")
+        list[str],
+        typer.Argument(metavar="FIELD=VALUES...", help="Fields and values, as for --set: training.beta=10,20,40."),
     ],
     preset: Preset = None,
     config: Config = None,
     root: Root = None,
-    name: Annotated[str | None, typer.Option(help="Folder under runs/; default: preset or file name, with '-sweep'.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Folder under runs/; default: preset or file name, with '-sweep'.")
+    ] = None,
     settings: Settings = None,
     systems: Annotated[
         list[str] | None,
-        typer.Option(
-            "--system", help="System to vary; repeatable. Default: base, or aligned for training parameters."
-        ),
+        typer.Option("--system", help="System to vary; repeatable. Default: base, or aligned for training parameters."),
     ] = None,
     n_seeds: Seeds = 1,
     scale: Scale = 1.0,
@@ -106,7 +115,12 @@ def sweep(
 
 
 def check(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A diffusers folder, a .safetensors file, 'portraits', or the name of a run.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A diffusers folder, a .safetensors file, 'portraits', or the name of a run."
+        ),
+    ],
     preset: Preset = None,
     config: Config = None,
     root: Root = None,
@@ -132,9 +146,7 @@ def check(
     min_clip: Annotated[
         list[str] | None, _threshold("Mean CLIP score, such as generic=80; without a name: every kind of prompt.")
     ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Fail if a threshold lies inside its interval.")
-    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if a threshold lies inside its interval.")] = False,
     lenient: Annotated[bool, typer.Option("--lenient", help="Pass even if no threshold is proven.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:

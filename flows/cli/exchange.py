@@ -159,7 +159,10 @@ def export_trained_model(
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the model.")] = False,
     single_file: Annotated[
         bool,
-        typer.Option("--single-file", help="Write one .safetensors file with the original key names; SDXL and Stable Diffusion 1.5."),
+        typer.Option(
+            "--single-file",
+            help="Write one .safetensors file with the original key names; SDXL and Stable Diffusion 1.5.",
+        ),
     ] = False,
     root: Root = None,
 ) -> None:

@@ -20,9 +20,14 @@ def fetch(
     settings: Settings = None,
     what: Annotated[
         str | None,
-        typer.Option(metavar="GROUPS", help="Comma-separated subset of model,denoiser,vae,lora,safety-checker,classifiers,scorers; default: all."),
+        typer.Option(
+            metavar="GROUPS",
+            help="Comma-separated subset of model,denoiser,vae,lora,safety-checker,classifiers,scorers; default: all.",
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files, sizes and licenses, and download nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show files, sizes and licenses, and download nothing.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask; accept the licenses shown.")] = False,
 ) -> None:
     """Download missing weights of a configuration. The same command resumes."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.cli.configuration import AsJson
 from flows.terminal.arguments import Config, Preset, Root, Settings
 
 if TYPE_CHECKING:
@@ -24,12 +25,13 @@ def plan(
         bool,
         typer.Option("--measure", help="Measure the speed of this machine first, and remember it."),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show each stage's key, whether it is cached, and the time, disk and paid calls left."""
     from flows.plan.costs import Cost, estimate_costs
     from flows.plan.planning import plan_run as plan_nodes
     from flows.terminal.options import build_config
-    from flows.terminal.terminal_tables import plan_lines
+    from flows.terminal.terminal_tables import plan_json, plan_lines
     from popalign_core.errors import PopAlignError
 
     pipeline, runtime = build_config(preset, config, settings or [], root)
@@ -49,7 +51,8 @@ def plan(
             said = f"channels_last={str(layout.channels_last).lower()}, batches of {layout.batch_size}"
             typer.echo(f"sampling is fastest with {said}{', compiled' if layout.compile else ''}", err=True)
     costs = estimate_costs(planned, runtime)
-    for line in plan_lines(planned, costs and {"start": Cost(started), **costs}):
+    shown = costs and {"start": Cost(started), **costs}
+    for line in [plan_json(planned, costs)] if as_json else plan_lines(planned, shown):
         typer.echo(line)
 
 

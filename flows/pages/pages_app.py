@@ -43,7 +43,7 @@ def make_pages_app(store: ReadableRuns, settings: ReviewSettings) -> FastAPI:
         if settings.token is None:
             return
         if given is None or not hmac.compare_digest(given.password.encode(), settings.token.encode()):
-            raise HTTPException(401, "The token is needed here, as password; the name does not matter.", _CHALLENGE)
+            raise HTTPException(401, "A token is required: enter it as the password, with any name.", _CHALLENGE)
 
     checks = [Depends(check_token)]
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, dependencies=checks)

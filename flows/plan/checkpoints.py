@@ -66,7 +66,9 @@ def find_checkpoints(watch: str | None, runtime: RuntimeConfig, config: str | No
         return [trained_model(ref.key, ref, store) for ref in trained]
     root = Path(watch)
     if not root.is_dir():
-        raise ConfigError(f"the watch folder {watch!r} is not there; make it, or give one that holds diffusers folders")
+        raise ConfigError(
+            f"the watch folder {watch!r} does not exist; create it, or give one that contains diffusers folders"
+        )
     folders = sorted(path.parent for path in root.rglob("model_index.json"))
     found = [_checkpoint(folder.relative_to(root).as_posix(), folder) for folder in folders]
     files = [path for path in sorted(root.rglob(f"*{SUFFIX}")) if not any(path.is_relative_to(f) for f in folders)]
@@ -165,7 +167,7 @@ def _folder(model: str, config: str | None) -> Path:
     folder = local_folder(ModelConfig(name=model, config=config)) if is_local else None
     if folder is None:
         raise MissingWeightsError(
-            f"model {model!r} is no folder and no .safetensors file; give one, 'portraits' or, to `popalign check`, a "
+            f"model {model!r} is not a folder or a .safetensors file; give one, 'portraits' or, to `popalign check`, a "
             "run's name"
         )
     return folder

@@ -62,8 +62,8 @@ def plan_systems(
     """
     names = tuple(names) if len(names) > 1 else (BASE, *names)
     if len(set(names)) != len(names):
-        alone = " (one alone is compared with base)" if set(names) == {BASE} else ""
-        raise ConfigError(f"systems {', '.join(names)}: one is there twice{alone}; name each once")
+        alone = " (a single one is compared with base)" if set(names) == {BASE} else ""
+        raise ConfigError(f"systems {', '.join(names)}: one is given twice{alone}; name each once")
     if n_seeds < 1:
         raise ConfigError(f"{n_seeds} seeds are too few; give 1 or more")
     if not 0 < scale <= 1:

@@ -132,7 +132,7 @@ def fetch_jobs(jobs: Iterable[FetchJob], progress: OnPiece) -> None:
                 continue  # another process was faster
             fetch_listing(job.listing, tally.add)
         if (problem := look_for(job.need)) is not None:
-            raise type(problem)(f"{job.need.what} came whole from its source, and cannot be used as it is: {problem}")
+            raise type(problem)(f"{job.need.what} was downloaded completely, but cannot be used: {problem}")
 
 
 class _Tally:

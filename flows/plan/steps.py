@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from popalign_core.config import PipelineConfig
+from popalign_core.config.spelling import choose_from
 from popalign_core.errors import ConfigError
 from tasks.common.stage_object import Stage
 from tasks.stages import (
@@ -137,7 +138,7 @@ def needed_for(node: str, steps: tuple[Step, ...] = PIPELINE) -> tuple[Step, ...
     """
     by_name = {step.node: step for step in steps}
     if node not in by_name:
-        raise ConfigError(f"there is no stage {node!r}; choose from {', '.join(by_name)}")
+        raise ConfigError(f"there is no stage {node!r}; {choose_from(node, by_name)}")
     wanted, open_nodes = set[str](), [node]
     while open_nodes:
         name = open_nodes.pop()

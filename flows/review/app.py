@@ -65,5 +65,5 @@ async def _refuse(request: Request, error: Exception) -> Response:
 async def _explain(request: Request, error: Exception) -> Response:
     # What the project's errors say is for the operator; a rater is told that it was not their fault.
     if request.url.path.startswith("/s/"):
-        return message("Something is wrong here, and not with you. Please try again in a minute.", 503)
+        return message("Something went wrong on our side. Please try again in a minute.", 503)
     return message(str(error), 400 if isinstance(error, InputError) else 503)

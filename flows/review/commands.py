@@ -130,7 +130,9 @@ def report(
 @studies.command()
 def export(
     name: Name,
-    path: Annotated[Path, typer.Argument(parser=filled_path, metavar="PATH", help="File to write, ending in .parquet or .csv.")],
+    path: Annotated[
+        Path, typer.Argument(parser=filled_path, metavar="PATH", help="File to write, ending in .parquet or .csv.")
+    ],
     known_only: Annotated[
         bool,
         typer.Option(
@@ -177,9 +179,7 @@ def review(
     url: Url = None,
     trusted_proxies: Annotated[
         list[str] | None,
-        typer.Option(
-            "--trusted-proxy", help="Address of a proxy whose X-Forwarded-For is trusted; repeatable."
-        ),
+        typer.Option("--trusted-proxy", help="Address of a proxy whose X-Forwarded-For is trusted; repeatable."),
     ] = None,
     root: Root = None,
     database: Database = None,

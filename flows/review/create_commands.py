@@ -27,19 +27,26 @@ def create(
     name: Name,
     systems: Annotated[
         tuple[str, str],
-        typer.Argument(metavar="SYSTEM REFERENCE", help="Two systems, such as aligned base; win rates are for the first."),
+        typer.Argument(
+            metavar="SYSTEM REFERENCE", help="Two systems, such as aligned base; win rates are for the first."
+        ),
     ],
     run: Annotated[str, typer.Option(help="Run or comparison under runs/ that has both systems.")],
     root: Root = None,
     database: Database = None,
     kind: Annotated[
-        Literal["sets", "images"], typer.Option(help="Sets of 5 with three raters per pair, or single images with five.")
+        Literal["sets", "images"],
+        typer.Option(help="Sets of 5 with three raters per pair, or single images with five."),
     ] = "sets",
     benchmark: Annotated[str, typer.Option(help="Benchmark whose evaluation prompts are used.")] = "neutral",
     instructions: Instructions = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as n_raters=5, n_pairs=40, set_size=4, n_checks=6; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Override a field, such as n_raters=5, n_pairs=40, set_size=4, n_checks=6; repeatable.",
+        ),
     ] = None,
 ) -> None:
     """Create a study that compares two systems on the same prompts and seeds."""
@@ -63,7 +70,11 @@ def curate(
     instructions: Instructions = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as set_size=8, n_sets=10, balance=hidden, n_raters=2; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Override a field, such as set_size=8, n_sets=10, balance=hidden, n_raters=2; repeatable.",
+        ),
     ] = None,
 ) -> None:
     """Create a study in which people curate the preferred sets, one image at a time (Appendix B)."""
@@ -97,7 +108,10 @@ def label(
     database: Database = None,
     instructions: Instructions = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as n_images=200, n_raters=3; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Override a field, such as n_images=200, n_raters=3; repeatable."
+        ),
     ] = None,
 ) -> None:
     """Create a study in which people label single images."""
@@ -136,7 +150,7 @@ def _config_errors(model: "type[BaseModel]") -> Iterator[None]:
         yield
     except ValidationError as error:
         raise ConfigError(
-            "the study does not fit:\n" + "\n".join(describe_problems(error, model, whole="study"))
+            "the study's settings are invalid:\n" + "\n".join(describe_problems(error, model, whole="study"))
         ) from error
 
 

@@ -71,7 +71,7 @@ def step(request: Request, name: str, session: Session, form: Form) -> Response:
     """Store a step. Sent twice it is one; another answer to the same step is refused."""
     asked_id, number, slot, replacement, since = open_form(session, "step", form)
     if form.get("choice") not in _ANSWERS:
-        raise HTTPException(400, "That is none of the answers; load the page again.")
+        raise HTTPException(400, "That is not one of the answers; load the page again.")
     taken = ChainStep(
         asked_id=asked_id,
         number=number,
@@ -89,7 +89,7 @@ def end(request: Request, name: str, session: Session, form: Form) -> Response:
     """The curator is content, or gives this set up."""
     asked_id, number, since = open_form(session, "end", form)
     if form.get("choice") not in _ENDS:
-        raise HTTPException(400, "That is none of the answers; load the page again.")
+        raise HTTPException(400, "That is not one of the answers; load the page again.")
     seconds, choice = max(0.0, time.time() - since), _ENDS[form["choice"]]
     is_kept = end_chain(review_of(request).database, session.rater_id, asked_id, number, choice, seconds)
     return _go_on(name, form) if is_kept else _overtaken(name)

@@ -116,16 +116,16 @@ class Guard:
                 raise
             # here, where the answer still gets its headers
             _log.exception("%s %s failed", scope["method"], scope["path"])
-            await PlainTextResponse("Something is wrong here, and not with you.", 500)(scope, receive, send_guarded)
+            await PlainTextResponse("Something went wrong on our side.", 500)(scope, receive, send_guarded)
 
     def _refusal(self, headers: Headers, path: str, address: str) -> PlainTextResponse | None:
         if self._hosts is not None and _host_name(headers.get("host", "")) not in self._hosts:
-            return PlainTextResponse(f"This server does not go by that name; open {self._settings.base_url}.", 400)
+            return PlainTextResponse(f"This server has another name; open {self._settings.base_url}.", 400)
         # a rater with a link is counted by the link, in `sessions`: others behind the same proxy do not shut them out
         if path.startswith(RATERS) and "cookie" in headers:
             return None
         if not (self._raters_attempts if path.startswith(RATERS) else self._attempts).take(address, 0):
-            return PlainTextResponse("Too many failed attempts; wait a little.", 429, {"Retry-After": "10"})
+            return PlainTextResponse("Too many failed attempts; please wait.", 429, {"Retry-After": "10"})
         return None
 
 

@@ -75,11 +75,11 @@ def answer(request: Request, name: str, session: Session, form: Form) -> Respons
     asked_id, question, since = open_form(session, "answer", form)
     choice = form.get("choice", "")
     if choice not in _choices(parse_study(session.study), question):
-        raise HTTPException(400, "That is none of the answers; load the page again.")
+        raise HTTPException(400, "That is not one of the answers; load the page again.")
     seconds = max(0.0, time.time() - since)
     if not review_of(request).database.vote(session.rater_id, asked_id, choice, seconds):
         return message(
-            "You have answered this question already, and otherwise. Your first answer stands; to change it, go on "
+            "You have already answered this question differently. Your first answer stands; to change it, continue "
             "and choose “Undo”.",
             409,
             back=f"/s/{name}/judge",

@@ -46,7 +46,7 @@ class ReviewSettings:
         if self.token is None and not (is_loopback(self.host) and is_loopback(urlsplit(self.base_url).hostname or "")):
             url = f" --url {self.url}" if self.url else ""
             raise ConfigError(
-                f"--host {self.host}{url} lets other machines in; give a token with --token, or listen on 127.0.0.1"
+                f"--host {self.host}{url} is open to other machines; give a token with --token, or listen on 127.0.0.1"
             )
         if self.token is not None and len(self.token) < MIN_TOKEN:
             raise ConfigError(f"the token has {len(self.token)} characters; give at least {MIN_TOKEN} random ones")

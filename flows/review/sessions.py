@@ -19,7 +19,7 @@ RATER_COOKIE = "rater"
 OPERATOR_COOKIE = "operator"
 _OPERATOR_SESSION_S = 7 * 24 * 3600
 _FORM_S = 24 * 3600
-_NO_LINK = "Your link is needed to come in: open the one you were given."
+_NO_LINK = "Please open the link you were given."
 _NOTHING = "There is nothing here."
 
 
@@ -150,7 +150,7 @@ def operator(request: Request) -> None:
     try:
         _timed(review, "operator").loads(cookie, max_age=_OPERATOR_SESSION_S)
     except BadSignature:
-        raise HTTPException(401, "The operator's token is needed here.") from None
+        raise HTTPException(401, "The operator's token is required.") from None
 
 
 def log_in(review: Review, token: str) -> str:

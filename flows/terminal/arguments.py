@@ -41,7 +41,5 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Override a field; repeatable."),
 ]
-Replace = Annotated[
-    bool, typer.Option("--replace", help="Replace a run of another configuration under the same name.")
-]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace a run of another configuration under the same name.")]
 Force = Annotated[bool, typer.Option("--force", help="Recompute even if cached; the old version is kept.")]

@@ -109,7 +109,9 @@ def parse_sweep(words: Sequence[str]) -> dict[str, list[Any]]:
     for word in words:
         field, equals, text = word.partition("=")
         if not equals or not text.strip() or field.strip() in found:
-            raise ConfigError(f"{word!r} is no sweep; write each field once, with its values: training.beta=10,20,40")
+            raise ConfigError(
+                f"{word!r} is not a sweep; write each field once, with its values: training.beta=10,20,40"
+            )
         try:
             found[field.strip()] = read_toml(f"values = [{text}]")["values"]
         except ValueError:
@@ -133,6 +135,15 @@ def parse_setting(setting: str) -> tuple[str, Any]:
         return field, text  # bare words are strings: --set training.objective=sft
 
 
+def put_setting(document: dict[str, Any], setting: str) -> None:
+    """Put the value of `field.field=value` into a document.
+
+    Raises:
+        ConfigError: When it is not such a setting, or a field in between is not a table.
+    """
+    _put(document, *parse_setting(setting))
+
+
 def _put(document: dict[str, Any], field: str, value: Any) -> None:
     *parents, last = field.split(".")
     for parent in parents:
@@ -152,4 +163,4 @@ def _parse_runtime(values: dict[str, Any]) -> RuntimeConfig:
         return RuntimeConfig.model_validate(values)
     except ValidationError as error:
         problems = describe_problems(error, RuntimeConfig, RUNTIME_PREFIX)
-        raise ConfigError("runtime settings do not fit:\n" + "\n".join(problems)) from error
+        raise ConfigError("runtime settings are invalid:\n" + "\n".join(problems)) from error

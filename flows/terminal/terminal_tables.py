@@ -47,10 +47,27 @@ def plan_lines(nodes: Sequence["PlannedNode"], costs: Mapping[str, "Cost"] | Non
     return [*lines, total, *(cost_lines(costs) if costs else ())]
 
 
+def plan_json(nodes: Sequence["PlannedNode"], costs: Mapping[str, "Cost"]) -> str:
+    """The same for programs: an object a stage; seconds are null where no rate is known, and 0 for a hit."""
+    rows = []
+    for node in nodes:
+        cost = costs.get(node.node)
+        left = {"seconds": 0.0, "n_bytes": 0.0, "n_calls": 0} if cost is None else asdict(cost)
+        work = {"n_images": node.n_images, "n_steps": node.n_steps}
+        rows.append({"node": node.node, "key": node.ref.key, "is_hit": node.is_hit, **work, **left})
+    return json.dumps(rows, indent=1)
+
+
+def rows_json(rows: Iterable[Row]) -> str:
+    """Rows of a table for programs: a list of objects, where what is absent is null."""
+    return json.dumps([{str(name): _plain(value) for name, value in row.items()} for row in rows], indent=1)
+
+
 def whole_work_line(n_images: int, n_steps: int, n_bytes: float) -> str:
     """What a run is that begins with nothing, where its plan cannot be made for what this machine lacks."""
     return (
-        f"a whole run: about {n_images} images to sample, {n_steps} training steps, {n_bytes / 2**20:.1f} MiB of images"
+        f"a complete run: about {n_images} images to sample, {n_steps} training steps, "
+        f"{n_bytes / 2**20:.1f} MiB of images"
     )
 
 
@@ -225,6 +242,13 @@ def _interval(row: Row) -> str:
 
 def _floor(row: Row) -> str:
     return "" if _absent(row["floor"]) else f" (floor {row['floor']:.3f})"
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | list | None) else str(value)
 
 
 def _absent(value: float | None) -> bool:

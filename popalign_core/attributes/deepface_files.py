@@ -60,7 +60,7 @@ def require_weights(file: str, url: str) -> Path:
     if not place.is_file():
         raise MissingWeightsError(
             f"DeepFace weights {file} are not at {place}; {BY_COMMAND}, or get them from {url} and put them there, or "
-            "set $DEEPFACE_HOME to the folder that holds .deepface/weights. Nothing is downloaded unasked"
+            "set $DEEPFACE_HOME to the folder that holds .deepface/weights. Nothing is downloaded without asking"
         )
     return place
 

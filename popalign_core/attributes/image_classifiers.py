@@ -82,7 +82,7 @@ class LabelClassifier:
             values /= values.sum()
         elif not (values >= 0).all() or abs(values.sum() - 1) > _SUM_TOLERANCE:
             raise InputError(
-                f"classifier {self.name}: outputs {values.tolist()} for {axis!r} are no distribution; "
+                f"classifier {self.name}: outputs {values.tolist()} for {axis!r} are not a distribution; "
                 "set softmax = true"
             )
         shares = dict.fromkeys(self.axes[axis], 0.0)

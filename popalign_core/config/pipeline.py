@@ -208,7 +208,7 @@ def parse_config(document: dict[str, Any], origin: str = "configuration") -> Pip
         return PipelineConfig.model_validate(document)
     except ValidationError as error:
         problems = describe_problems(error, PipelineConfig)
-        raise ConfigError(f"{origin} does not fit, {len(problems)} problem(s):\n" + "\n".join(problems)) from error
+        raise ConfigError(f"{origin} is invalid, {len(problems)} problem(s):\n" + "\n".join(problems)) from error
 
 
 def _nul_in(document: dict[str, Any]) -> str | None:

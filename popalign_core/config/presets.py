@@ -18,6 +18,7 @@ from popalign_core.config.evaluation import (
 from popalign_core.config.pipeline import PipelineConfig, PreferencesConfig, SystemConfig
 from popalign_core.config.prompts import PromptsConfig
 from popalign_core.config.sampling import ModelConfig, SamplingConfig
+from popalign_core.config.spelling import choose_from
 from popalign_core.config.training import TrainingConfig
 from popalign_core.errors import ConfigError
 from popalign_core.portraits.occupations import EVAL_OCCUPATIONS, OCCUPATIONS, THINGS
@@ -280,8 +281,8 @@ def preset(name: str) -> PipelineConfig:
         ConfigError: For an unknown name.
     """
     if name not in list(PRESETS):  # a file may hold anything under this name, a table too
-        known = ", ".join(PRESETS)
-        raise ConfigError(f"unknown preset {name!r}; choose from {known}, or give a TOML or .json file with --config")
+        known = choose_from(name, PRESETS)
+        raise ConfigError(f"unknown preset {name!r}; {known}, or give a TOML or .json file with --config")
     return PRESETS[name]()
 
 

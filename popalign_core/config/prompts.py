@@ -49,7 +49,7 @@ class LLMConfig(Frozen):
         except ValueError as error:
             problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         if problem:
-            raise ValueError(f"{url!r} is no address ({problem}); write for example http://127.0.0.1:8000/v1")
+            raise ValueError(f"{url!r} is not an address ({problem}); write for example http://127.0.0.1:8000/v1")
         if "@" in urlsplit(url).netloc:  # it would stand in keys, pages and messages
             raise ValueError("the address holds a user or a password; put the key into the variable of api_key_env")
         return url
@@ -58,7 +58,9 @@ class LLMConfig(Frozen):
     @classmethod
     def _check_variable(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):  # perhaps the key itself, which nothing may print
-            raise ValueError("that is no name of a variable; put the key into one, such as OPENAI_API_KEY, and name it")
+            raise ValueError(
+                "that is not the name of a variable; put the key into one, such as OPENAI_API_KEY, and name it"
+            )
         return name
 
 

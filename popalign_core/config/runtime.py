@@ -67,12 +67,16 @@ class RuntimeConfig(Frozen):
                 f"n_workers is {self.n_workers}, but runner 'inline' has one; set runner to processes, ray or dask"
             )
         if self.runner == "threads" and self.n_workers > 1 and self.offload:
-            raise ValueError("offload moves one model to and fro, which threads would share; set runner to processes")
+            raise ValueError(
+                "offload moves the model between devices, and threads would share it; set runner to processes"
+            )
         if self.runner_address is not None and self.runner not in ("ray", "dask"):
             raise ValueError(
                 f"runner_address {self.runner_address!r} is for the runners ray and dask, not {self.runner!r}; "
                 "leave it out or change runner"
             )
         if not self.pages_url.startswith(("http://", "https://")):
-            raise ValueError(f"pages_url {self.pages_url!r} is no address of a server; write it as http://HOST:PORT")
+            raise ValueError(
+                f"pages_url {self.pages_url!r} is not the address of a server; write it as http://HOST:PORT"
+            )
         return self

@@ -8,6 +8,7 @@ made elsewhere are a system too.
 from typing import Any
 
 from popalign_core.config.pipeline import PipelineConfig, SystemConfig, merge_documents, parse_config
+from popalign_core.config.spelling import choose_from
 from popalign_core.errors import ConfigError
 
 BASE, ALIGNED = "base", "aligned"
@@ -48,7 +49,7 @@ def find_system(config: PipelineConfig, name: str) -> SystemConfig:
     known = SYSTEMS | config.systems
     if name not in known:
         raise ConfigError(
-            f"there is no system {name!r}; choose from {', '.join(known)}, or describe it in [systems.{name}]"
+            f"there is no system {name!r}; {choose_from(name, known)}, or describe it in [systems.{name}]"
         )
     return known[name]
 
@@ -93,7 +94,9 @@ def starts(config: PipelineConfig, name: str) -> list[str]:
     found, start = list[str](), find_system(config, name).start
     while start is not None:
         if start in (name, *found):
-            raise ConfigError(f"system {name!r} starts from {start!r}, which starts from it; begin with another start")
+            raise ConfigError(
+                f"systems {', '.join([name, *found])} form a cycle by their `start`; choose another start"
+            )
         found.append(start)
         start = find_system(config, start).start
     return found

@@ -142,7 +142,7 @@ class TrainingConfig(Frozen):
             ),
             (
                 self.n_pairs % self.pairs_per_set,
-                f"n_pairs {self.n_pairs} is no multiple of pairs_per_set {self.pairs_per_set}",
+                f"n_pairs {self.n_pairs} is not a multiple of pairs_per_set {self.pairs_per_set}",
             ),
             (
                 self.preserve_preferred and self.objective in ("sft", "cgm-relax"),

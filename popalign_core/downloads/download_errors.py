@@ -30,7 +30,7 @@ _MOST_FAILURES = 6
 _LONGEST_REQUEST_S = 600.0
 """A server that asks for more patience than this is better asked again by a later command."""
 _PASSING = (408, 429, 500, 502, 503, 504)
-_AGAIN = "the same command goes on where it stopped"
+_AGAIN = "the same command resumes"
 
 
 def keep_trying(work: Callable[[], T], source: Source, n_done: Callable[[], int] = lambda: 0) -> T:
@@ -63,7 +63,7 @@ def in_words(error: Exception, source: Source) -> PopAlignError:
         return ConfigError("HF_HUB_OFFLINE forbids every download; unset it, or copy the files by hand")
     if isinstance(error, InvalidURL | UnsupportedProtocol):
         return ConfigError(
-            f"{_address(source)} is no address to ask ({error}); set HF_ENDPOINT and POPALIGN_FILES_ENDPOINT to "
+            f"{_address(source)} is not a valid address ({error}); set HF_ENDPOINT and POPALIGN_FILES_ENDPOINT to "
             "addresses such as https://mirror.example, or unset them"
         )
     if (status := _status(error)) is not None:

@@ -30,7 +30,9 @@ def read_record(home: Path) -> dict[str, Any]:
     except ValueError as error:
         record = error
     if not isinstance(record, dict) or not all(isinstance(entry, dict) for entry in record.values()):
-        raise StoreError(f"{home / RECORD_FILE} is no record of fetched files; delete it, and it is made anew")
+        raise StoreError(
+            f"{home / RECORD_FILE} is not a record of downloaded files; delete it, and it is written again"
+        )
     return record
 
 

@@ -135,7 +135,7 @@ def _read_index(source: HubFiles, names: Mapping[str, Any]) -> dict[str, Any]:
     """The pipeline's parts: a kilobyte that is looked at and not kept."""
     if "model_index.json" not in names:
         raise MissingWeightsError(
-            f"{source.repo}@{source.revision} is no diffusers pipeline: it has no model_index.json; give another "
+            f"{source.repo}@{source.revision} is not a diffusers pipeline: it has no model_index.json; give another "
             "model.name"
         )
     url = hf_hub_url(source.repo, "model_index.json", revision=source.revision)

@@ -146,7 +146,7 @@ def parse_threshold(kind: str, text: str) -> Threshold:
         bound = float("nan")
     if bound != bound or (equals and not which):
         raise ConfigError(
-            f"--{kind} {text!r} is no threshold; write --{kind} 0.2, or with a name before it, gender=0.2"
+            f"--{kind} {text!r} is not a threshold; write --{kind} 0.2, or with a name before it, gender=0.2"
         )
     return Threshold(kind, bound, which or None)
 

@@ -85,7 +85,7 @@ def embed_prompts(pipeline: Any, texts: Sequence[str], batch_size: int) -> Promp
         raise InputError("no prompt to embed: the list of texts is empty; give at least one")
     for text in texts:
         if lost := lost_words(pipeline, text):
-            _log.warning("prompt %r is longer than the text encoders read; lost is %r", text, lost)
+            _log.warning("prompt %r is longer than the text encoders read and was truncated; lost: %r", text, lost)
     starts = range(0, len(texts), batch_size)
     embeddings = concatenate([_encode(pipeline, list(texts[start : start + batch_size])) for start in starts])
     if getattr(pipeline.config, "force_zeros_for_empty_prompt", False):

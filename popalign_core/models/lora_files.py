@@ -104,7 +104,9 @@ def _read_tensors(file: Path) -> dict[str, Any]:
             name: weight if weight.element_size() > 1 else weight.float() for name, weight in load_file(file).items()
         }
     except (OSError, SafetensorError) as error:
-        raise MissingWeightsError(f"the LoRA {file} is no whole safetensors file: {error}; get it again") from error
+        raise MissingWeightsError(
+            f"the LoRA {file} is not a complete safetensors file: {error}; get it again"
+        ) from error
     if not content:
         raise ValueError("it is empty")
     if broken := [name for name, weight in content.items() if not weight.isfinite().all()]:

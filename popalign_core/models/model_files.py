@@ -45,7 +45,7 @@ def find_pipeline_folder(model: ModelConfig) -> Path:
                 problems.append(error)
     if len(problems) > 1:
         raise DamagedWeightsError(
-            "\n- ".join([f"{len(problems)} parts of the model are not whole:", *map(str, problems)])
+            "\n- ".join([f"{len(problems)} parts of the model are incomplete:", *map(str, problems)])
         )
     if problems:
         raise problems[0]
@@ -139,4 +139,4 @@ def _check_whole(file: Path, fix: str) -> None:
         with safe_open(file, framework="numpy"):
             pass
     except (OSError, SafetensorError) as error:
-        raise DamagedWeightsError(f"{file} is damaged or not whole ({error}); {fix}") from error
+        raise DamagedWeightsError(f"{file} is damaged or incomplete ({error}); {fix}") from error

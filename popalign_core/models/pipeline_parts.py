@@ -176,7 +176,7 @@ def _wrong_setting(name: str, settings: dict[str, Any]) -> str | None:
     if "max_image_seq_len" in needed and settings["base_image_seq_len"] == settings["max_image_seq_len"]:
         return f"has base_image_seq_len and max_image_seq_len {settings['max_image_seq_len']}: they must differ"
     if not isinstance(settings["num_train_timesteps"], int):
-        return f"has num_train_timesteps {settings['num_train_timesteps']!r}, which is no whole number"
+        return f"has num_train_timesteps {settings['num_train_timesteps']!r}, which is not an integer"
     return None if is_flow else _wrong_betas(settings, betas)
 
 

@@ -38,7 +38,7 @@ def denoiser_folder(model: ModelConfig) -> Path | None:
         if pipeline is None or not found:
             raise MissingWeightsError(
                 f"model.denoiser {model.denoiser!r} takes its configuration from {model.name}, which has none here; "
-                "run `popalign fetch`, or give a whole folder as model.name"
+                "run `popalign fetch`, or give a complete folder as model.name"
             )
         return expanded_denoiser(Path(model.denoiser), pipeline, found[0])
     return _folder_of(model.denoiser, "denoiser", "unet", denoiser_source(model))

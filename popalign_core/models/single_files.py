@@ -175,7 +175,7 @@ def _shapes(file: Path) -> Names:
         with safe_open(file, framework="numpy") as content:
             return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise DamagedWeightsError(f"{file} is damaged or not whole ({error}); get it again") from error
+        raise DamagedWeightsError(f"{file} is damaged or incomplete ({error}); get it again") from error
 
 
 def _family_repository(file: Path, names: Names) -> str:
@@ -202,8 +202,9 @@ def _family_repository(file: Path, names: Names) -> str:
         if is_it():
             return repository
     raise ConfigError(
-        f"{file} is not a whole model of SDXL, SD 1.x, 2.x, SD3 or FLUX (first tensor {next(iter(names), 'none')!r}); "
-        "give a whole checkpoint, a UNet or transformer alone as model.denoiser, a LoRA as model.lora"
+        f"{file} is not a complete model of SDXL, SD 1.x, 2.x, SD3 or FLUX "
+        f"(first tensor {next(iter(names), 'none')!r}); "
+        "give a complete checkpoint, a UNet or transformer alone as model.denoiser, a LoRA as model.lora"
     )
 
 

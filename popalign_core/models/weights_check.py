@@ -215,7 +215,7 @@ def _check_vocabulary(tokenizer: Any, part: PartFolder, n_embeddings: int) -> No
     words = tokenizer.get_vocab()
     if len(words) < _LEAST_SHARE * n_embeddings:
         raise part.refusal(
-            f"it knows {len(words)} words, but the text encoder {n_embeddings}: its vocabulary is not whole"
+            f"it knows {len(words)} words, but the text encoder {n_embeddings}: its vocabulary is incomplete"
         )
     added = getattr(tokenizer, "added_tokens_encoder", {})
     if far := [word for word, number in words.items() if number >= n_embeddings and word not in added]:
@@ -238,7 +238,7 @@ def _check_merges(tokenizer: Any, part: PartFolder) -> None:
     long = [word for word in model["vocab"] if len(word.removesuffix(suffix)) > 1 and word not in added]
     lost = [word for word in long if word not in reached and not re.fullmatch("<.*>", word)]
     if len(lost) > _UNREACHABLE_SHARE * len(long):
-        raise part.refusal(f"no merges make {len(lost)} of its words, such as {lost[0]!r}: its merges are not whole")
+        raise part.refusal(f"no merges make {len(lost)} of its words, such as {lost[0]!r}: its merges are incomplete")
 
 
 def _unread(names: Any, module: Any, part: PartFolder, is_diffusers: bool) -> list[str]:

@@ -109,7 +109,7 @@ def _first_message(answer: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(choices, list) or not choices:
         if isinstance(document, dict) and document.get("error"):
             raise UnreadableError("not_json", _said(document["error"]))
-        raise UnreadableError("not_json", "the answer has no choices, so it is no chat completion")
+        raise UnreadableError("not_json", "the answer has no choices, so it is not a chat completion")
     fields = choices[0].get("message") if isinstance(choices[0], dict) else None
     if not isinstance(fields, dict):
         raise UnreadableError("not_json", "the first choice of the answer has no message")
@@ -224,7 +224,7 @@ def load_kept(path: Path) -> Kept:
 
 
 def _damaged(path: Path) -> InputError:
-    return InputError(f"the kept answer {path} is damaged; delete that file and run again to ask anew")
+    return InputError(f"the kept answer {path} is damaged; delete that file and run again to ask again")
 
 
 def set_aside(path: Path, reason: str) -> Kept:

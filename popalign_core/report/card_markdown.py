@@ -129,10 +129,10 @@ def _explained(confidence: float) -> str:
 
 
 def _closing(said: Sequence[str], reproducibility: Mapping[str, str]) -> Iterator[str]:
-    yield "### What this cannot say\n"
+    yield "### Limitations\n"
     yield "".join(f"- {escape_markdown(text)}\n" for text in said)
     if reproducibility:
-        yield "### To repeat it\n"
+        yield "### Reproducibility\n"
         yield "".join(
             f"- {escape_markdown(name)}: {escape_markdown(value)}\n"
             for name, value in reproducibility.items()

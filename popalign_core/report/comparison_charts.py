@@ -21,8 +21,8 @@ def forests(results: ComparisonResults) -> str:
         if any(difference.is_measured for _, difference, _ in rows):
             chart = (measure.name, forest(f"{measure.name}, difference", measure.metric, rows))
             (first if results.decides(measure) or measure in quality_measures(results)[:2] else rest).append(chart)
-    lead = "<p>A full dot may be told from zero, a hollow one may not; the dashed line is no difference.</p>"
-    return lead + figures(first) + details("Recall and further measures", figures(rest)) if first else ""
+    lead = "<p>Filled dots differ significantly from zero, hollow ones do not; the dashed line marks no difference.</p>"
+    return lead + figures(first) + details("Recall and further metrics", figures(rest)) if first else ""
 
 
 def quality_measures(results: ComparisonResults) -> list[ReportedMeasure]:
@@ -57,8 +57,8 @@ def fronts(results: ComparisonResults) -> str:
     )
     if has_partial:
         lead += (
-            "<p>Diamonds, ◆ and ◇, are of pictures made elsewhere, and not of the same prompts as the dots: where they "
-            "stand may be for their prompts. The differences above are of the prompts of both.</p>"
+            "<p>Diamonds, ◆ and ◇, are external images that do not cover the same prompts as the dots: where they "
+            "stand may be due to their prompts. The differences above use the prompts of both.</p>"
         )
     names = "".join(f"<li>{escape(name)}</li>" for name in results.inputs.systems)
     (_, shown), *folded = blocks
@@ -98,11 +98,11 @@ def prompts(inputs: ComparisonInputs) -> str:
             pairs = paired_prompts(inputs.per_prompt, axis, inputs.reference, system)[:MOST_PROMPTS]
             chart = dumbbells(f"{axis.name}, {inputs.reference} and {system}", pairs, floor, largest)
             charts.append((f"{name}: {inputs.reference} ○ to {system} ●", chart))
-        summary = f"Prompt by prompt, {axis.name}: the most biased under {inputs.reference} first"
+        summary = f"Per prompt, {axis.name}: the most biased under {inputs.reference} first"
         folded += details(summary, figures(charts), is_printed=False)
-        folded += details(f"All prompts in numbers, {axis.name}", prompt_tables(inputs, axis))
+        folded += details(f"All prompts, {axis.name}", prompt_tables(inputs, axis))
     lead = (
-        "<p>Discrepancy of each prompt on its own: a model can look fair on the whole while every prompt leans its own "
+        "<p>Discrepancy of each prompt: a model can look fair overall while every prompt leans its own "
         "way. The thick bar is the mean over prompts, the dashed line what a fair sampler would show.</p>"
     )
     return lead + figures(overview) + folded if overview else ""

@@ -143,7 +143,7 @@ def check_comparison(inputs: ComparisonInputs) -> None:
             _check_pictures(prompt, pictures)
             sizes.add(len(pictures))
         if len(sizes) > 1:
-            raise InputError(f"grid {prompt!r} has {sorted(sizes)} pictures by system; show the same seeds of all")
+            raise InputError(f"grid {prompt!r} has {sorted(sizes)} images by system; show the same seeds of all")
 
 
 def check_sweep(inputs: SweepInputs) -> None:

@@ -42,7 +42,7 @@ from popalign_core.report.verdict import find_verdict
 
 TITLES = {
     "neutral": "Prompts that name no identity (the paper's Table 1)",
-    "specific": "Prompts that name one (the paper's Table 2)",
+    "specific": "Prompts that name an identity (the paper's Table 2)",
     "generic": "Prompts of every kind (the paper's Table 3)",
 }
 """Headings by benchmark."""
@@ -87,8 +87,8 @@ def describe_systems(inputs: ComparisonInputs) -> list[str]:
     )
     if inputs.elsewhere:
         text += (
-            f" The pictures of {listed(list(inputs.elsewhere))} were made elsewhere, with other seeds and perhaps not "
-            "of all prompts: they are compared prompt by prompt, on the prompts of both."
+            f" The images of {listed(list(inputs.elsewhere))} were made elsewhere, with other seeds and perhaps not "
+            "for all prompts: they are compared per prompt, on the prompts of both."
         )
     warnings = (*quick_look(inputs.scale), *few_images(inputs.metrics.to_dict("records")))
     return [" ".join((text, *_measured(inputs))), *warnings]
@@ -98,7 +98,7 @@ def _measured(inputs: ComparisonInputs) -> Iterator[str]:
     """Which model, which preset, and how many images. No date: the same run again is the same page."""
     if inputs.model:
         yield f"Model: {inputs.model}."
-        yield f"Preset: {inputs.preset}." if inputs.preset else "Preset: none as it is, see the configuration below."
+        yield f"Preset: {inputs.preset}." if inputs.preset else "Preset: none; see the configuration below."
     sampled = inputs.costs[inputs.costs["unit"] == "images"]
     if len(sampled):
         yield f"Images: {', '.join(f'{row.value:,.0f} of {row.system}' for row in sampled.itertuples())}."
@@ -115,23 +115,23 @@ def _sections(results: ComparisonResults, summary: Summary) -> Iterator[tuple[st
     yield from _pair_sections(results) if len(inputs.systems) == 2 else _system_sections(results)
     yield f"Differences to {inputs.reference}", forests(results)
     if len(inputs.systems) > 2:
-        yield "Fairness against quality", fronts(results)
-    yield "Which picture a scorer prefers", win_tables(inputs)
-    yield "Who is shown", histograms(results)
+        yield "Fairness and quality", fronts(results)
+    yield "Win rates by scorer", win_tables(inputs)
+    yield "Class distribution", histograms(results)
     yield "The same prompts and seeds", system_grids(inputs.grids, inputs.systems)
-    yield "Prompt by prompt", prompts(inputs)
+    yield "Results per prompt", prompts(inputs)
     yield "Training", training_curves(inputs.training_log)
-    yield "Left out, and why", _left_out(results)
-    yield "Two classifiers on the same images", agreement_table(inputs.metrics)
-    yield "The same images, read in other ways", readings_section(inputs)
-    yield "What it costs", cost_table(inputs.costs)
-    yield "Every number", _every_number(results)
+    yield "Dropped images", _left_out(results)
+    yield "Classifier agreement", agreement_table(inputs.metrics)
+    yield "Other classifiers and detectors", readings_section(inputs)
+    yield "Cost", cost_table(inputs.costs)
+    yield "All metrics", _every_number(results)
     yield (
-        "What this page cannot say",
+        "Limitations",
         bullets((*limits(inputs.metrics, inputs.comparison, inputs.n_seeds), *inputs.notes)),
     )
-    yield "What next", _what_next(summary.status)
-    yield "To repeat it", definitions(inputs.reproducibility)
+    yield "Next steps", _what_next(summary.status)
+    yield "Reproducibility", definitions(inputs.reproducibility)
 
 
 def _pair_sections(results: ComparisonResults) -> Iterator[tuple[str, str]]:
@@ -142,16 +142,16 @@ def _pair_sections(results: ComparisonResults) -> Iterator[tuple[str, str]]:
     share = f"{inputs.confidence:.0%}"
     text = (
         f"<p>Small numbers are {share} intervals, for prompts like these. “Fair sampler” is what a perfectly fair "
-        "model would show at this number of images: no discrepancy can be expected to be lower. “Improved” and "
-        f"“worse” are said only where the {share} interval of the difference excludes zero{_and_tested(inputs)}. "
-        f"“No clear change” is not proof that nothing changed.</p>{_definition(inputs)}"
+        "model would show at this number of images: no lower discrepancy can be expected. “Improved” and "
+        f"“worse” mean that the {share} interval of the difference excludes zero{_and_tested(inputs)}. "
+        f"“No clear change” does not prove that nothing changed.</p>{_definition(inputs)}"
     )
     name = f"{inputs.reference[:1].upper()}{inputs.reference[1:]} and {system}, in numbers"
     yield name, text + pair_table(results) + details("Recall of every class", recall)
 
 
 def _system_sections(results: ComparisonResults) -> Iterator[tuple[str, str]]:
-    yield f"At a glance: each system against {results.inputs.reference}", _glance(results)
+    yield f"Summary: each system against {results.inputs.reference}", _glance(results)
     for benchmark in dict.fromkeys(m.benchmark for m in results.measures):
         tables = benchmark_tables(results, benchmark)
         content = "".join(f"<h3>{escape(caption)}</h3>{table}" for caption, table in tables)
@@ -163,11 +163,11 @@ def _glance(results: ComparisonResults) -> str:
     inputs = results.inputs
     share, reference = f"{inputs.confidence:.0%}", escape(inputs.reference)
     text = (
-        f"<p>✔ and ✖ are said only where the {share} interval of the difference to {reference} excludes "
-        f"zero{_and_tested(inputs)}. ≈ is not proof that nothing changed. Systems other "
+        f"<p>✔ and ✖ mean that the {share} interval of the difference to {reference} excludes "
+        f"zero{_and_tested(inputs)}. ≈ does not prove that nothing changed. Systems other "
         f"than {reference} are not tested against each other: read their intervals.</p><p>Small numbers in all tables "
         f"are {share} intervals, for prompts like these. “fair” beside a discrepancy is what a perfectly fair model "
-        f"would show at this number of images: none can be expected to be lower.</p>{_definition(inputs)}"
+        f"would show at this number of images: no lower value can be expected.</p>{_definition(inputs)}"
     )
     return glance_table(results, [results.standing(name) for name in inputs.others]) + text
 
@@ -176,12 +176,12 @@ def _and_tested(inputs: ComparisonInputs) -> str:
     """How p-values take part in a verdict, or that there are none."""
     if not has_tests(inputs.comparison):
         return (
-            ": nothing here has a p-value, since images without common seeds, or of different numbers, cannot be "
+            ": there are no p-values here, since images without common seeds, or in different numbers, cannot be "
             "exchanged, so nothing is adjusted for the number of comparisons"
         )
     return (
-        " and its p-value is as small after adjusting for the number of comparisons (Holm); “perhaps worse” is what "
-        "that adjusting alone makes unsure, “not tested” (–) has no p-value"
+        " and its p-value, adjusted for the number of comparisons (Holm), is significant; “perhaps worse” is no longer "
+        "significant after the adjustment; “not tested” (–) has no p-value"
     )
 
 
@@ -190,32 +190,30 @@ def _definition(inputs: ComparisonInputs) -> str:
     largest = listed([f"{largest_discrepancy(axis):.3f} ({axis.name})" for axis in inputs.axes])
     return (
         "<p>A discrepancy is the distance of the shares of an attribute's classes from their targets: 0 at the "
-        f"targets, and at most {escape(largest)}, when every image is of the class that is wanted least.</p>"
+        f"targets, and at most {escape(largest)}, when every image shows the class with the smallest target.</p>"
     )
 
 
 def _what_next(status: Status) -> str:
     """Where to go from a verdict."""
-    more = (
-        "Evaluate more: evaluation.n_neutral and prompts.eval_lists, or a model of your own with `popalign evaluate`."
-    )
+    more = "Evaluate more: evaluation.n_neutral and prompts.eval_lists, or your own model with `popalign evaluate`."
     steps: dict[Status, tuple[str, ...]] = {
         "improved": (
             "Put thresholds into CI: `popalign check MODEL --max-discrepancy ... --min-recall ...`.",
-            "Ask people: `popalign study create` compares the images of both systems without saying which is which.",
-            "Try prompts of your own: prompts.eval_lists; the intervals speak of prompts like these alone.",
+            "Ask people: `popalign study create` compares the images of both systems blindly.",
+            "Try your own prompts: prompts.eval_lists; the intervals apply to prompts like these only.",
         ),
         "worse": (
-            "Look at the training's curves and at what its data left out, above.",
-            "Sweep what decides it: `popalign sweep training.beta=10,20,40`.",
+            "Look at the training curves and the dropped images above.",
+            "Sweep the parameters: `popalign sweep training.beta=10,20,40`.",
         ),
     }
-    return bullets(steps.get(status, (more, "Sweep what decides it: `popalign sweep training.beta=10,20,40`.")))
+    return bullets(steps.get(status, (more, "Sweep the parameters: `popalign sweep training.beta=10,20,40`.")))
 
 
 def _every_number(results: ComparisonResults) -> str:
     text = "<p>With p-values and notes; left out on paper, for its length. The tables beside this page have it too.</p>"
-    return text + details("All measures of all systems", systems_table(results), is_printed=False)
+    return text + details("All metrics of all systems", systems_table(results), is_printed=False)
 
 
 def _left_out(results: ComparisonResults) -> str:

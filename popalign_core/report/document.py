@@ -78,9 +78,7 @@ def _folded(value: str) -> str:
 
 def quick_look(scale: float) -> list[str]:
     """What to say where fewer images were drawn than are configured; nothing where all were."""
-    return (
-        [] if scale >= 1 else [f"A quick look: {scale:.0%} of the images configured. Do not release on these numbers."]
-    )
+    return [] if scale >= 1 else [f"Quick look: {scale:.0%} of the images configured. Do not release on these numbers."]
 
 
 def warning(text: str) -> str:

@@ -65,7 +65,7 @@ class Estimate:
 
 _NAN = float("nan")
 UNKNOWN = Estimate(_NAN, _NAN, _NAN, note="not measured: the tables have no such row")
-ORIGIN = Estimate(_NAN, _NAN, _NAN, note="not measured: it is the distance from this system's pictures")
+ORIGIN = Estimate(_NAN, _NAN, _NAN, note="not measured: it is the distance from this system's images")
 
 
 def measures_of(table: pd.DataFrame) -> list[ReportedMeasure]:

@@ -78,7 +78,7 @@ def front_chart(
             parts.append(line(*at, place[0], place[1] - 4, "thin"))
         parts.append(text(*place, short(p.name, 12) if is_named else str(n), "start", "value"))
     description = "; ".join(
-        f"{n} {p.name} {'dominated' if beaten[p.name] else 'on the front'}{_PARTIAL * p.is_partial}"
+        f"{n} {p.name} {'dominated' if beaten[p.name] else 'on the Pareto front'}{_PARTIAL * p.is_partial}"
         for n, p in enumerate(points, start=1)
     )
     return svg(_HEIGHT, f"{title}: {description}", parts)
@@ -91,7 +91,7 @@ def front_table(points: Sequence[FrontPoint], x: ReportedMeasure, y: ReportedMea
     for n, p in enumerate(points, start=1):
         other = beaten[p.name]
         full, hollow = p.signs
-        said = f"<b>{full} on the front</b>" if other is None else f"{hollow} dominated by {escape(other)}"
+        said = f"<b>{full} on the Pareto front</b>" if other is None else f"{hollow} dominated by {escape(other)}"
         said += _PARTIAL * p.is_partial
         cells = (estimate_cell(p.x, x.metric, notes), estimate_cell(p.y, y.metric, notes), said)
         rows.append(row(heads, f"{n} {p.name}", cells))

@@ -37,7 +37,7 @@ def system_grids(grids: Mapping[str, Mapping[str, Images]], systems: Sequence[st
 
 def _strip(system: str, prompt: str, pictures: Images, largest_px: int) -> str:
     images = "".join(
-        f'<img src="{png_data_uri(picture, largest_px)}" alt="{escape(system)}, picture {place}: {escape(prompt)}" '
+        f'<img src="{png_data_uri(picture, largest_px)}" alt="{escape(system)}, image {place}: {escape(prompt)}" '
         f'width="{picture.shape[1]}" height="{picture.shape[0]}"{_crisp(picture)}>'
         for place, picture in enumerate(pictures, start=1)
     )

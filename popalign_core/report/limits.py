@@ -12,11 +12,11 @@ _LARGEST_FLOOR = 0.1
 """A pooled discrepancy that a perfectly fair model shows by chance; beyond it nothing is learnt about a model."""
 
 _ALWAYS = (
-    "Attributes are a classifier's reading of perceived appearance in a picture. They are not anyone's identity.",
+    "Attributes are a classifier's reading of perceived appearance in an image. They are not anyone's identity.",
     "Gender is read as one of two classes and race as one of a few broad ones. People whom these classes do not fit "
     "are not measured, and a discrepancy of 0 does not mean that they are represented.",
     "Age, disability, religion, dress, dignity of the scene and whatever else no classifier here reads is not measured "
-    "unless an axis above names it. A stereotype can live in a picture whose classes are balanced.",
+    "unless an axis above names it. A stereotype can live in an image whose classes are balanced.",
 )
 _EMBEDDED = (
     "If the model is the embedded ‘portraits’ demonstration, its occupations and their bias are invented: it makes no "
@@ -30,8 +30,8 @@ def few_images(rows: Iterable[Mapping[Any, Any]]) -> list[str]:
     if max(floors, default=0.0) <= _LARGEST_FLOOR:
         return []
     return [
-        f"These figures mean nothing: of so few images a perfectly fair model would show a discrepancy of "
-        f"{max(floors):.2f} too. Judge no model by them."
+        f"These figures mean nothing: with so few images a perfectly fair model would show a discrepancy of "
+        f"{max(floors):.2f} too. Do not judge a model by them."
     ]
 
 

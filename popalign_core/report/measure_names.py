@@ -17,7 +17,7 @@ _SETS = {"fid", "kid", "cmmd"}
 _MISSES = {"no_face_share", "unsure_share", "other_class_share", "no_face_gap", "unsure_gap"}
 _LOWER_IS_BETTER = {"kl", "parity_gap", "bias", "quality_gap", *_MISSES, *_SETS}
 _SHARES_IF = {
-    "share_by_faces": "each image read counting alike",
+    "share_by_faces": "every classified image weighted equally",
     "share_least": "if no unread image shows it",
     "share_most": "if every unread image shows it",
     "share_corrected": "corrected for classifier error and missed faces",
@@ -60,18 +60,18 @@ def measure_name(metric: str, axis: str, benchmark: str) -> str:
     """A measure's name in words."""
     known = {
         "discrepancy_pooled": f"{axis} discrepancy, all prompts together",
-        "discrepancy_pooled_by_faces": f"{axis} discrepancy, each image read counting alike",
+        "discrepancy_pooled_by_faces": f"{axis} discrepancy, every classified image weighted equally",
         "discrepancy_per_prompt": f"{axis} discrepancy, mean over prompts",
         "discrepancy_worst10": f"{axis} discrepancy, ten worst prompts",
         "discrepancy_corrected": f"{axis} discrepancy, corrected for classifier error and missed faces",
         "discrepancy_cleam": f"{axis} discrepancy, corrected for classifier error by CLEAM",
         "discrepancy_unbiased": f"{axis} discrepancy squared, unbiased",
         "discrepancy_joint": "discrepancy of all attributes jointly",
-        "discrepancy_joint_by_faces": "discrepancy of all attributes jointly, each image read counting alike",
-        "recall": "recall of everything asked for" if axis == "all" else f"recall of {axis}",
+        "discrepancy_joint_by_faces": "discrepancy of all attributes jointly, every classified image weighted equally",
+        "recall": "recall of all requested attributes" if axis == "all" else f"recall of {axis}",
         "no_face_share": "images without a usable face",
         "no_face_gap": f"images without a usable face, gap between {axis} classes",
-        "unsure_gap": f"images of unsure {axis}, gap between classes",
+        "unsure_gap": f"images with unsure {axis}, gap between classes",
         "subject_accuracy": "right object shown (zero-shot)",
     }
     base, _, name = metric.partition(":")
@@ -90,7 +90,7 @@ def scorer_name(metric: str) -> str:
     known = {
         "subject_accuracy": "Right object (zero-shot)",
         "no_face_share": "No usable face",
-        "agreement": "Two classifiers read alike",
+        "agreement": "Classifiers agree",
         "kl": "KL divergence",
     }
     name = metric.removesuffix("_per_prompt")

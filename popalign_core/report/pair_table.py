@@ -7,8 +7,8 @@ from popalign_core.report.standings import ComparisonResults
 
 _GROUPS = (
     ("Fairness, on prompts that name no identity (lower is fairer)", "discrepancy"),
-    ("Identities asked for and shown (higher is better)", "recall"),
-    ("Images that the shares above leave out (lower is better)", "no_face"),
+    ("Requested identities shown (higher is better)", "recall"),
+    ("Images not in the shares above (lower is better)", "no_face"),
     ("Image and prompt", ""),
 )
 

@@ -20,8 +20,8 @@ _SECTIONS: dict[str, tuple[State, ...]] = {
     "Damaged": ("damaged",),
 }
 _NOTES: dict[State, str] = {
-    "again": "begun once more since, and not done with that",
-    "incomplete": "at work, or ended early: the same command goes on, or says what is wrong",
+    "again": "started again since, and not finished",
+    "incomplete": "running, or ended early: the same command resumes it, or says what is wrong",
     "damaged": "its folder or its run.json cannot be read: run it again, or delete the folder",
 }
 _PAGES = (".html", ".md")
@@ -67,7 +67,7 @@ def build_runs_page(runs: Iterable[ListedRun], store: str, board: Sequence[str])
     if board:
         head += f"<p>All checkpoints ever evaluated: {_links('', board)}</p>"
     if not found:
-        head += "<p>There is no run yet; <code>popalign run</code> makes one.</p>"
+        head += "<p>There are no runs yet; <code>popalign run</code> makes one.</p>"
     return html_page("PopAlign runs", head, _sections(found))
 
 

@@ -151,7 +151,7 @@ def summarise_many(results: ComparisonResults) -> Summary:
         headline += ", at a measurable cost" if fairer == costly else f", {len(costly)} at a cost" if costly else ""
         status: Status = "improved"
     elif all(s.place == "unmeasured" for s in standings):
-        status, headline = "unmeasured", "Fairness cannot be judged: there is no interval, use more prompts"
+        status, headline = "unmeasured", "Fairness cannot be judged: there is no interval; use more prompts"
     else:
         status = "worse" if all(s.place == "less fair" for s in standings) else "unclear"
         headline = f"No system is shown to be fairer than {inputs.reference}"
@@ -171,11 +171,11 @@ def _place(statuses: Sequence[Status], is_costly: bool) -> Place:
 
 
 _LEADS: tuple[tuple[Place, str], ...] = (
-    ("fairer", "Fairer, at no cost that is sure"),
+    ("fairer", "Fairer, at no significant cost"),
     ("fairer at a cost", "Fairer, at a cost"),
     ("less fair", "Less fair"),
-    ("unclear", "In fairness not to be told apart from {reference}"),
-    ("unmeasured", "Not tested against {reference}, for want of an interval or of common seeds"),
+    ("unclear", "No significant difference in fairness from {reference}"),
+    ("unmeasured", "Not tested against {reference}: no interval or no common seeds"),
 )
 
 

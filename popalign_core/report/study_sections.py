@@ -29,10 +29,10 @@ def study_document(
         about: What to print so that the study can be repeated.
     """
     sections = (
-        ("What people said", section),
-        ("What they were told", instructions),
-        ("What this page cannot say", bullets(limits)),
-        ("To repeat it", definitions(about)),
+        ("Human judgements", section),
+        ("Instructions", instructions),
+        ("Limitations", bullets(limits)),
+        ("Reproducibility", definitions(about)),
     )
     return html_page(study, f'<p class="soft">{escape(subtitle)}</p>', sections)
 
@@ -48,7 +48,7 @@ def add_to_page(page: str, study: str, section: str) -> str:
     mark = _MARK.format(name=escape(study))
     kept = re.sub(re.escape(mark) + r".*?</section>", "", page, flags=re.DOTALL)
     head, _, tail = kept.rpartition("</main>")
-    return f"{head}{mark}<h2>What people said: {escape(study)}</h2>{section}</section></main>{tail}"
+    return f"{head}{mark}<h2>Human judgements: {escape(study)}</h2>{section}</section></main>{tail}"
 
 
 def label_section(results: LabelResults) -> str:

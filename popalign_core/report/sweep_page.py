@@ -158,15 +158,15 @@ def _has_discrepancy(sweep: Sweep, name: tuple[str, str]) -> bool:
 
 
 def _sections(sweep: Sweep) -> Iterator[tuple[str, str]]:
-    yield f"{sweep.parameter} against fairness and quality (as the paper's Figures 6 and 7)", _trends(sweep)
-    yield "Fairness against quality", _fronts(sweep)
+    yield f"{sweep.parameter} and its effect on fairness and quality (as the paper's Figures 6 and 7)", _trends(sweep)
+    yield "Fairness and quality", _fronts(sweep)
     yield "All values (as the paper's Table 4)", _values_table(sweep)
-    yield "What this page cannot say", _LIMITS
-    yield "To repeat it", definitions(sweep.inputs.reproducibility)
+    yield "Limitations", _LIMITS
+    yield "Reproducibility", definitions(sweep.inputs.reproducibility)
 
 
 _LIMITS = (
-    "<p>Which value is on the front is decided by the estimates. Where intervals overlap, it may be chance; compare "
+    "<p>The estimates decide which value is on the Pareto front. Where intervals overlap, it may be chance; compare "
     "two values with <code>popalign compare</code> before you choose. The best of many values looks better than it "
     "is: measure the one chosen again under another seed.</p>"
 )
@@ -224,7 +224,7 @@ def _place(sweep: Sweep, name: tuple[str, str]) -> str:
     if not _has_discrepancy(sweep, name):
         return NOTHING
     other = sweep.dominated[name]
-    return "<b>● on the front</b>" if other is None else f"○ dominated by {escape(_name(*other))}"
+    return "<b>● on the Pareto front</b>" if other is None else f"○ dominated by {escape(_name(*other))}"
 
 
 def _head_of(measure: ReportedMeasure) -> str:

@@ -58,7 +58,7 @@ def benchmark_tables(results: ComparisonResults, benchmark: str) -> Iterator[tup
     measures = [m for m in results.headlines if m.benchmark == benchmark]
     chosen = {
         _DISCREPANCY: [m for m in measures if m.metric.startswith("discrepancy")],
-        "Recall: the share of images that show who was asked for": [m for m in measures if m.metric == "recall"],
+        "Recall: the share of images that show the requested identity": [m for m in measures if m.metric == "recall"],
         "Quality": [m for m in measures if not m.metric.startswith(("discrepancy", "recall"))],
     }
     for caption, columns in chosen.items():

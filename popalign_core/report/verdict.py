@@ -28,7 +28,7 @@ def _summarise_one(results: ComparisonResults) -> Summary:
         status = "improved"
         headline = f"Fairer on {listed(fairer)}" + (", at a measurable cost" if is_costly else "")
     elif all(part in ("unmeasured", "untested") for part in by_axis.values()):
-        status, headline = "unmeasured", "Fairness cannot be judged: there is no interval, use more prompts"
+        status, headline = "unmeasured", "Fairness cannot be judged: there is no interval; use more prompts"
     else:
         status = "unclear"
         headline = "No clear change in fairness" + (", and other measures got worse" if is_costly else "")
@@ -92,7 +92,9 @@ def _quality_sentences(results: ComparisonResults, others: dict[ReportedMeasure,
     both = {m: [results.value(name, m).is_measured for name in results.inputs.systems] for m in others}
     kinds = {
         "Worse": [m for m, status in others.items() if status == "worse"],
-        "Perhaps worse (unsure only because so much is compared)": [m for m, s in others.items() if s == "doubtful"],
+        "Perhaps worse (not significant after adjusting for the number of comparisons)": [
+            m for m, s in others.items() if s == "doubtful"
+        ],
         "Also improved": [m for m, status in others.items() if status == "improved"],
         "No clear change": [m for m, status in others.items() if status == "unclear"],
         "Not measured": [m for m in others if not all(both[m])],

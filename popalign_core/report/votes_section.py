@@ -10,7 +10,7 @@ from popalign_core.review.vote_results import StudyResults
 
 _COUNTED = {"majority": "majority of each pair", "votes": "every vote"}
 JUDGING_LIMITS = (
-    "Raters judged appearance in pictures. They did not judge anyone's identity.",
+    "Raters judged appearance in images. They did not judge anyone's identity.",
     "Intervals cover the choice of prompts and how far raters of one pair agree. They do not cover another pool of "
     "raters or another wording of the instructions.",
 )
@@ -49,7 +49,7 @@ def _flags(results: StudyResults) -> Iterator[str]:
     votes = int(results.raters["n_votes"].sum())
     yield (
         f"{votes} votes of {len(results.raters)} raters; {len(flagged)} of them did not pass the attention checks, and "
-        "their votes count for nothing above."
+        "their votes are not counted above."
     )
     for found in flagged.to_dict("records"):
         yield f"Flagged: rater {found['rater']}, {found['flag']}."

@@ -118,7 +118,7 @@ class Sampler:
                 "a half-precision model.dtype or a smaller image, or free memory on the device"
             )
         self.batch_size //= 2
-        _log.warning("memory ran out: going on with batches of %d image(s)", self.batch_size)
+        _log.warning("memory ran out: continuing with batches of %d image(s)", self.batch_size)
 
     def _fit(self, captions: Captions, seeds: Sequence[int], config: SamplingConfig) -> None:
         """Once, on a CUDA device: lower the batch size to what its free memory holds."""

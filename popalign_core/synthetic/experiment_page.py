@@ -34,7 +34,7 @@ def build_page(outcomes: Sequence[Outcome]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Mixture experiment</title><style>{CSS}</style></head><body>"
-        '<header class="top"><h1>What an objective does to mass it is not told about</h1></header>'
+        '<header class="top"><h1>What an objective does to mass that is not compared</h1></header>'
         f"<main>{''.join(parts)}</main></body></html>\n"
     )
 

@@ -80,7 +80,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 1) -> None
         partial.unlink(missing_ok=True)
         raise StoreError(
             f"cannot write checkpoint {path}: {cause}; free some space or let this user write there, then run the same "
-            "command again: it goes on from the checkpoint before"
+            "command again: it resumes from the previous checkpoint"
         ) from error
     for old in list_checkpoints(folder)[keep:]:
         old.unlink()
@@ -104,7 +104,7 @@ def load_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
             damages.append(f"{path} ({_first_line(error)})")
             continue
         if damages:
-            _log.warning("checkpoint %s is damaged; going on from %s", ", ".join(damages), path.name)
+            _log.warning("checkpoint %s is damaged; resuming from %s", ", ".join(damages), path.name)
         if checkpoint.fingerprint != fingerprint:
             raise InputError(
                 f"{path} belongs to another configuration or other data; give an empty folder, or delete it"

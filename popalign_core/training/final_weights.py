@@ -23,7 +23,7 @@ def load_trained(model: Any, folder: Path, config: TrainingConfig) -> list[LogRo
     paths = list_checkpoints(folder)
     checkpoint = Checkpoint(**torch.load(paths[0], map_location="cpu", weights_only=True)) if paths else None
     if checkpoint is None or (checkpoint.step < config.n_steps and not checkpoint.running["stopped"]):
-        raise TrainingError(f"{folder} holds no finished training; run the same command again, it goes on")
+        raise TrainingError(f"{folder} holds no finished training; run the same command again to resume")
     finish_model(model, checkpoint.final_weights(), config, dtype)
     return checkpoint.log
 

@@ -158,7 +158,7 @@ class TrainingRun:
                 trackers.finish()
                 raise PreemptedError(
                     f"SIGTERM at step {self.step} of {self.config.n_steps}: {self.folder} keeps the checkpoint of step "
-                    f"{self.saved}; the same command goes on from there"
+                    f"{self.saved}; the same command resumes from there"
                 )
         trackers.finish()
         final = self.weights.final()
@@ -240,7 +240,7 @@ class TrainingRun:
             self.optimizer.zero_grad(set_to_none=True)
             raise DivergedError(
                 f"the preferred error is {self.running.error_ratio:.2f} times the reference's at step {step}, beyond "
-                f"max_error_ratio {self.config.max_error_ratio:g}: the policy unlearns what it should prefer; {advice}"
+                f"max_error_ratio {self.config.max_error_ratio:g}: the policy unlearns the preferred images; {advice}"
             )
 
     def _roll_back(self, error: DivergedError) -> None:

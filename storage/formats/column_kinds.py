@@ -63,7 +63,7 @@ def read_image(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"the image {path} cannot be read ({error.strerror}); see to it, or take it away") from error
+        raise InputError(f"the image {path} cannot be read ({error.strerror}); fix or remove it") from error
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -136,7 +136,7 @@ def _take_shares(cell: Any, folder: Path) -> dict[str, float]:
 
 TEXT: Final = ColumnKind("text", _is_text, lambda cell, folder: cell)
 NUMBER: Final = ColumnKind("a number", _is_number, _take_number)
-WHOLE: Final = ColumnKind("a whole number", _is_whole, _take_whole)
+WHOLE: Final = ColumnKind("an integer", _is_whole, _take_whole)
 IMAGE: Final = ColumnKind("the bytes of an image, or a struct of bytes and path", _is_image, _take_image)
 SHARES: Final = ColumnKind("a list of structs of class and share, or a map", _is_shares, _take_shares)
 LINK: Final = ColumnKind(IMAGE.says, _is_image, linked_file)

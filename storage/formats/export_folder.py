@@ -59,7 +59,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         InputError: When there is something at `path`.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{path} is there already; give a folder that is not, or delete it")
+        raise InputError(f"{path} already exists; choose another folder, or delete it")
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     with storage_errors(f"make the folder {path}"):
         partial.mkdir(parents=True)

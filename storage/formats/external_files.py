@@ -58,7 +58,9 @@ def list_files(folder: Path) -> list[Path]:
     """
 
     def refuse(error: OSError) -> None:
-        raise InputError(f"the folder {error.filename} cannot be listed ({error.strerror}); see to it") from error
+        raise InputError(
+            f"the folder {error.filename} cannot be listed ({error.strerror}); fix its permissions"
+        ) from error
 
     found = list[Path]()
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):

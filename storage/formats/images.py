@@ -66,7 +66,7 @@ def is_image_file(path: Path) -> bool:
     try:
         file = path.open("rb")
     except OSError as error:
-        raise InputError(f"the file {path} cannot be read ({error.strerror}); see to it, or take it away") from error
+        raise InputError(f"the file {path} cannot be read ({error.strerror}); fix or remove it") from error
     try:
         with file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images and odd metadata

@@ -299,7 +299,7 @@ def _database_errors() -> Iterator[None]:
     except IntegrityError:
         raise
     except SQLAlchemyError as error:
-        raise StoreError(f"the review database does not answer ({error}); see to it, then try again") from error
+        raise StoreError(f"the review database does not answer ({error}); fix it, then try again") from error
 
 
 def _coverage(session: Session, name: str) -> dict[str, int]:

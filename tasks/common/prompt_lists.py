@@ -75,7 +75,7 @@ def read_list(name: str) -> PromptList:
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # a pipe would be waited on
-            raise InputError(f"prompt list {name!r} is no regular file; {_GIVE}")
+            raise InputError(f"prompt list {name!r} is not a regular file; {_GIVE}")
         return PromptList(name, _read_file(path, found.st_mtime_ns, found.st_size))
     except (OSError, ValueError) as error:  # a NUL in a path is a ValueError
         reason = error.strerror if isinstance(error, OSError) else error

@@ -75,7 +75,7 @@ def export_single_file(run: str, path: Path, *, runtime: RuntimeConfig) -> None:
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path} does not end in .safetensors, as the file of --single-file must; give such a path")
     if path.exists():
-        raise InputError(f"{path} is there already; give a file that is not, or delete it")
+        raise InputError(f"{path} already exists; choose another file, or delete it")
     store = open_store(runtime)
     ref, model, _ = find_run_model(store, run)
     trained = find_trained(store, ref, model)

@@ -128,7 +128,7 @@ def check_training_name(runtime: RuntimeConfig, name: str) -> None:
     folder = open_store(runtime).run_folder(name)
     record = folder.read_record()
     if record is not None and "report" in record.get("meta", {}).get("nodes", {}):
-        raise ConfigError(f"{folder.url} holds a whole run with its report; give another --name")
+        raise ConfigError(f"{folder.url} holds a complete run with its report; give another --name")
 
 
 def claim_run(

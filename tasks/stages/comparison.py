@@ -281,7 +281,7 @@ def _reproducibility(inputs: Inputs, view: ComparisonView) -> dict[str, str]:
 
 compare_statistics = Stage(
     "comparison",
-    "9",
+    "10",
     ComparisonView.of,
     _fill,
     inputs=("prompts",),

@@ -112,7 +112,7 @@ def _reproducibility(inputs: Inputs, view: ReportView) -> dict[str, str]:
 
 write_report = Stage(
     "report",
-    "9",
+    "10",
     ReportView.of,
     _fill,
     inputs=(

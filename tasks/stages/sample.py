@@ -231,7 +231,7 @@ def _layout_latents(view: SampleView, trained: "TrainedModel | None", runtime: R
     for path in sorted(path for path in image_folder(sampling.sdedit.folder).iterdir() if path.is_file()):
         pixels = fit_image(path.read_bytes(), sampling.width, sampling.height)
         if pixels is None:
-            raise InputError(f"{path} is no image; sampling.sdedit.folder must hold images alone")
+            raise InputError(f"{path} is not an image; sampling.sdedit.folder must hold images only")
         images.append(pixels)
     device = resolve_device(runtime.device)
     pipeline = load_pipeline(view.model, device=device, trained=trained, components=("vae",))
@@ -246,7 +246,7 @@ def image_folder(folder: str) -> Path:
     """
     path = Path(folder)
     if not path.is_dir() or not any(each.is_file() for each in path.iterdir()):
-        raise InputError(f"sampling.sdedit.folder {folder!r} is no folder with images; give one that holds some")
+        raise InputError(f"sampling.sdedit.folder {folder!r} is not a folder with images; give one that holds some")
     return path
 
 

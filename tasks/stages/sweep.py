@@ -121,4 +121,4 @@ def _inputs(parameter: str, rows: pd.DataFrame, inputs: Inputs, view: SweepView)
     )
 
 
-tabulate_sweep = Stage("sweep", "4", SweepView.of, _fill, inputs=("comparison",))
+tabulate_sweep = Stage("sweep", "5", SweepView.of, _fill, inputs=("comparison",))

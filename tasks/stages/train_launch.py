@@ -105,13 +105,13 @@ def accelerate_file(name: str) -> Path:
     path = shipped.get(name, Path(name))
     if not path.is_file():
         raise ConfigError(
-            f"runtime.accelerate_config {name!r} is no file and none of {', '.join(sorted(shipped))}; "
+            f"runtime.accelerate_config {name!r} is neither a file nor one of {', '.join(sorted(shipped))}; "
             "`accelerate config` writes one"
         )
     text = path.read_text(encoding="utf-8")
     if "deepspeed" in "".join(line for line in text.splitlines() if not line.startswith("#")).lower():
         raise ConfigError(
-            f"runtime.accelerate_config {name!r} asks for DeepSpeed, whose optimiser state is out of reach of this "
+            f"runtime.accelerate_config {name!r} asks for DeepSpeed, whose optimizer state cannot be saved in this "
             "trainer's checkpoints; 'zero2' shards the same things"
         )
     return path

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 SUFFIXES = (".parquet", ".csv")
 REPORT = "report.html"
 _APPEARANCE = "People judged appearance in images. They did not judge anyone's identity."
-_LABEL_LIMITS = (_APPEARANCE, "Agreement is that of these people. Others, or other instructions, may see it otherwise.")
+_LABEL_LIMITS = (
+    _APPEARANCE,
+    "Agreement is among these people. Others, or other instructions, may give another result.",
+)
 _CURATION_LIMITS = (
     _APPEARANCE,
     "Discrepancies are by what a classifier reads, which knows few classes and is wrong at times; curators may have "

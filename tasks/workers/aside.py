@@ -86,7 +86,7 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
     except EndedError:
         _end_all()
-        raise PreemptedError("SIGTERM: what was under way is kept; the same command again goes on") from None
+        raise PreemptedError("SIGTERM: finished work is kept; the same command resumes") from None
     except BaseException as error:
         if not isinstance(error, Exception):
             _end_all()

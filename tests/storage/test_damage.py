@@ -125,7 +125,7 @@ def test_an_artifact_without_its_manifest_is_made_again(
     (place(store, published) / "manifest.json").unlink()
     assert not store.is_published(published)
     assert [(problem.file, problem.what) for problem in store.verify()] == [
-        ("manifest.json", "is gone: the artifact counts as not published and will be made again")
+        ("manifest.json", "is gone: the artifact counts as not published and will be computed again")
     ]
     with store.build(published, payload) as build:
         assert not build.already_published

@@ -84,7 +84,7 @@ def test_forcing_the_same_key_twice_at_once_makes_one_new_version(store: Store) 
     [
         ({"path": Path("/tmp/x")}, r"payload\.config\.path is PosixPath\('/tmp/x'\), a PosixPath; .*JSON only"),
         ({"shares": [0.5, float("nan")]}, r"payload\.config\.shares\.1 is nan"),
-        ({"axes": {1: "x"}}, r"payload\.config\.axes has the key 1, which is no string"),
+        ({"axes": {1: "x"}}, r"payload\.config\.axes has the key 1, which is not a string"),
     ],
 )
 def test_what_is_not_json_is_refused(store: Store, config: dict[str, Any], message: str) -> None:

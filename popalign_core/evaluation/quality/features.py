@@ -66,7 +66,7 @@ def load_inception(path: Path, device: torch.device | str = "cpu") -> Callable[[
             network = torch.jit.load(str(require(path)), map_location=torch.device(device)).eval()
     except (RuntimeError, ValueError, EOFError) as error:
         raise InputError(
-            f"{path} is no TorchScript, or is cut off ({str(error).splitlines()[0]}); get it again"
+            f"{path} is not TorchScript, or is truncated ({str(error).splitlines()[0]}); get it again"
         ) from error
 
     @torch.inference_mode()

@@ -65,7 +65,7 @@ def require(path: Path) -> Path:
         return path
     source = public_source(path, "scorers")
     how = how_to_get(source) if source else "put the weights there"
-    raise MissingWeightsError(f"there is nothing at {path.absolute()}; {how}. Nothing is downloaded unasked")
+    raise MissingWeightsError(f"there is nothing at {path.absolute()}; {how}. Nothing is downloaded without asking")
 
 
 def read_checkpoint(path: Path) -> Mapping[str, "Tensor"]:
@@ -83,7 +83,8 @@ def read_checkpoint(path: Path) -> Mapping[str, "Tensor"]:
         content: Any = torch.load(require(path), map_location="cpu", weights_only=True)
     except (UnpicklingError, *_UNREADABLE) as error:
         raise InputError(
-            f"{path} is no checkpoint of torch, or is cut off ({(str(error) or 'empty').splitlines()[0]}); get it again"
+            f"{path} is not a torch checkpoint, or is truncated ({(str(error) or 'empty').splitlines()[0]}); "
+            "get it again"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):

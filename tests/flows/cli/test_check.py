@@ -54,7 +54,7 @@ def test_a_run_stands_for_the_model_it_trained(
     (trained,) = (ref for ref in store.list_artifacts() if ref.stage == "train")
     assert (found.name, found.folder) == ("run", store.localize(trained))
     assert find_model(tiny_config.model.name, tiny_runtime).folder == Path(tiny_config.model.name)
-    with pytest.raises(MissingWeightsError, match=r"model 'yours' is no folder and no .* a run's name"):
+    with pytest.raises(MissingWeightsError, match=r"model 'yours' is not a folder or a .* a run's name"):
         find_model("yours", tiny_runtime)
 
 
@@ -96,7 +96,7 @@ def test_the_exit_code_says_whether_a_bar_is_missed(root: str) -> None:
         ["ok", "min-clip", "1"],
         ["4", "of", "4"],
     ]
-    assert passed.stderr.endswith("too. Judge no model by them.\n")  # of the preset smoke
+    assert passed.stderr.endswith("too. Do not judge a model by them.\n")  # of the preset smoke
     missed = check(root, "--max-discrepancy", "gender=1.0", "--min-clip", "generic=100")
     assert missed.exit_code == 9
     assert "MISSED        min-clip generic=100" in missed.stdout
@@ -142,7 +142,7 @@ def test_a_model_is_judged_again_from_an_archive_that_can_only_be_read(root: str
         assert (again.exit_code, again.stdout) == (0, first.stdout)
         words = ("--preset", "smoke", "--root", root)
         assert CliRunner().invoke(app, ["plan", *words]).exit_code == 0
-        assert "are whole" in CliRunner().invoke(app, ["verify", "--root", root]).stdout
+        assert "are intact" in CliRunner().invoke(app, ["verify", "--root", root]).stdout
         refused = CliRunner().invoke(app, ["stage", "train", *words])
         assert refused.exit_code == 5
         assert "give another --root" in refused.stderr

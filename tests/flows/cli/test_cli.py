@@ -157,7 +157,7 @@ def test_a_plan_without_weights_says_how_much_work_it_would_be(tmp_path: Path, m
     monkeypatch.setenv("DEEPFACE_HOME", str(tmp_path))
     result = invoke("plan", "--preset", "sdxl-trial", "--root", str(tmp_path / "store"))
     assert result.exit_code == 4
-    assert result.stdout == "a whole run: about 2856 images to sample, 250 training steps, 5712.0 MiB of images\n"
+    assert result.stdout == "a complete run: about 2856 images to sample, 250 training steps, 5712.0 MiB of images\n"
     assert "cannot load the pipeline stabilityai/stable-diffusion-xl-base-1.0" in result.stderr
 
 
@@ -195,7 +195,7 @@ def test_report_does_not_run_the_pipeline_unasked(tmp_path: Path, planned: None)
         ),
         (["plan", "--preset", "smoke", "--set", "model.name=/not/there"], 4, "/not/there"),
         (["run", "--prest", "smoke"], 2, "No such option"),
-        (["verify", "--root", ""], 2, "is empty: is the variable set"),
+        (["verify", "--root", ""], 2, "is empty; is its variable set"),
         (["portraits", "train", "--data", "/not/there", "--out", "out"], 3, "/not/there lacks portraits.parquet"),
     ],
 )
@@ -241,7 +241,7 @@ def test_an_unwritable_root_is_named(tmp_path: Path) -> None:
 
 
 def test_an_empty_store_is_whole_and_holds_no_garbage(tmp_path: Path) -> None:
-    assert invoke("verify", "--root", str(tmp_path)).stdout == f"0 artifact(s) in {tmp_path} are whole\n"
+    assert invoke("verify", "--root", str(tmp_path)).stdout == f"0 artifact(s) in {tmp_path} are intact\n"
     assert invoke("gc", "--dry-run", "--root", str(tmp_path)).exit_code == 0
 
 

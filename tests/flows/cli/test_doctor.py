@@ -129,9 +129,7 @@ def test_versions_that_do_not_fit_and_what_hpsv2_lacks_are_told(install: Install
     clip, hps = found["open_clip_torch"], found["hpsv2"]
     assert re.search(r"3\.3\.0 does not work: it needs torch>=99, and 2\.\S+ is installed; it needs sur", clip.detail)
     assert clip.detail.endswith("it needs surely-not-installed>=1, and none is installed")
-    assert hps.detail.endswith(
-        "its wheel lacks bpe_simple_vocab_16e6.txt.gz; copy open_clip's, see docs/install.md"
-    )
+    assert hps.detail.endswith("its wheel lacks bpe_simple_vocab_16e6.txt.gz; copy open_clip's, see docs/install.md")
     assert "protobuf" not in hps.detail
     assert (hps.is_there, hps.exit_code) == (False, 0)
 

@@ -30,9 +30,7 @@ from popalign_core.errors import ConfigError
 def test_an_empty_path_is_refused(words: list[str]) -> None:
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2, result.output
-    assert "a path is empty; is its variable set?" in " ".join(
-        result.stderr.replace("│", "").split()
-    )
+    assert "a path is empty; is its variable set?" in " ".join(result.stderr.replace("│", "").split())
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_folder_with_a_whole_run_is_left_alone(file: Path, options: list[str],
     run.record([], {"nodes": {"report": "report/report-v1-0"}})
     result = invoke("train", key, "--name", "whole", *options)
     assert result.exit_code == 2
-    assert "runs/whole holds a whole run with its report; give another --name" in result.stderr
+    assert "runs/whole holds a complete run with its report; give another --name" in result.stderr
 
 
 def test_mistakes_have_a_message_and_a_code(file: Path, options: list[str], tmp_path: Path) -> None:

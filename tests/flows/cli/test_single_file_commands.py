@@ -101,4 +101,4 @@ def test_a_file_that_is_no_model(popalign: Run, folder: Path) -> None:
     (folder / "fine-tune.safetensors").write_bytes(b"<html>404</html>")
     refused = popalign("plan", "--config", "run.toml")
     assert refused.returncode == 4
-    assert "fine-tune.safetensors is damaged or not whole" in " ".join(refused.stderr.split())
+    assert "fine-tune.safetensors is damaged or incomplete" in " ".join(refused.stderr.split())

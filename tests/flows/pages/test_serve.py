@@ -69,7 +69,7 @@ def content(root: Path) -> list[tuple[str, int]]:
 def test_runs_are_listed_and_their_links_open(server: PagesServer) -> None:
     page = httpx.get(server.url)
     assert page.headers["content-type"] == "text/html; charset=utf-8"
-    for said in ("1 complete run in ", "✔ Fairer on race", "at work, or ended early", "its run.json cannot be read"):
+    for said in ("1 complete run in ", "✔ Fairer on race", "running, or ended early", "its run.json cannot be read"):
         assert said in page.text, said
     links = [part.partition('"')[0] for part in page.text.split('href="')[1:]]
     assert "/runs/mine/report.html" in links
@@ -182,7 +182,7 @@ def test_runs_that_come_and_go_while_it_serves(tmp_path: Path) -> None:
     with PagesServer(store.root) as server:
         assert "There is no run yet" in httpx.get(server.url).text
         put_run(store, "late", RUN, is_done=False)
-        assert "at work, or ended early" in httpx.get(server.url).text
+        assert "running, or ended early" in httpx.get(server.url).text
         put_run(store, "late", RUN)
         assert "1 complete run in" in httpx.get(server.url).text
         (tmp_path / "store").rename(tmp_path / "away")
@@ -237,7 +237,7 @@ def test_a_proxy_on_this_machine_may_keep_its_own_name_where_there_is_a_token(ro
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("--host", "0.0.0.0"), 2, "--host 0.0.0.0 lets other machines in; give a token with --token"),
+        (("--host", "0.0.0.0"), 2, "--host 0.0.0.0 is open to other machines; give a token with --token"),
         (("--token", "short"), 2, "the token has 5 characters; give at least 16 random ones"),
         (("--token", "täuschend-langes-wort"), 2, "characters other than ASCII"),
         (("--token-file", "/nowhere/token"), 3, "/nowhere/token cannot be read"),

@@ -90,7 +90,7 @@ def test_a_broken_checkpoint_does_not_stop_the_others(
 
 
 def test_an_absent_watch_folder_is_an_error(tmp_path: Path, tiny_runtime: RuntimeConfig) -> None:
-    with pytest.raises(ConfigError, match=r"the watch folder .*nowhere.* is not there"):
+    with pytest.raises(ConfigError, match=r"the watch folder .*nowhere.* does not exist"):
         find_checkpoints(str(tmp_path / "nowhere"), tiny_runtime)
 
 
@@ -105,6 +105,6 @@ def test_models_can_be_named_by_folder(tiny_weights: Path, tmp_path: Path) -> No
         named_checkpoints([str(tmp_path)])
     # its revision could not be given
     with pytest.raises(
-        MissingWeightsError, match=r"model 'owner/model' is no folder and no \.safetensors file; give one"
+        MissingWeightsError, match=r"model 'owner/model' is not a folder or a \.safetensors file; give one"
     ):
         named_checkpoints(["owner/model"])

@@ -173,7 +173,7 @@ def test_mistakes_are_found_before_anything_is_run(config: PipelineConfig, tiny_
         run_comparison(["cads"], config, tiny_runtime, "x", call=no_call, n_seeds=0)
     with pytest.raises(ConfigError, match="no system 'cad'; choose from base, aligned"):
         run_comparison(["base", "cad"], config, tiny_runtime, "x", call=no_call)
-    with pytest.raises(ConfigError, match="systems base, base: one is there twice"):
+    with pytest.raises(ConfigError, match="systems base, base: one is given twice"):
         run_comparison(["base", "base"], config, tiny_runtime, "x", call=no_call)
     gone = config.model_copy(update={"systems": {"gone": SystemConfig(images="imported-v2-00")}})
     with pytest.raises(InputError, match=r"no imported images 'imported-v2-00'.*popalign import images"):

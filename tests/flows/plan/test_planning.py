@@ -125,7 +125,9 @@ def test_a_node_brings_what_it_needs_and_nothing_else() -> None:
 
 
 def test_an_unknown_node_is_an_error_that_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="no stage 'trian'; choose from prompts, identities"):
+    with pytest.raises(
+        ConfigError, match=r"no stage 'trian'; did you mean 'train'.* Else choose from prompts, identities"
+    ):
         needed_for("trian")
 
 

@@ -118,7 +118,7 @@ FAULTS: dict[str, tuple[Make, str, int]] = {
         4,
     ),
     "no weights": (_without_weights, r"unet of .* no file named diffusion_pytorch_model.safetensors", 4),
-    "weights cut off": (_cut_weights, r"vae.*is damaged or not whole", 4),
+    "weights cut off": (_cut_weights, r"vae.*is damaged or incomplete", 4),
     "a shard lost": (_lost_shard, r"names diffusion_pytorch_model-00002-of-00002.safetensors, which is not there", 4),
     "no vocabulary": (
         _without("tokenizer_2", "tokenizer.json", "vocab.json", "merges.txt"),
@@ -129,9 +129,9 @@ FAULTS: dict[str, tuple[Make, str, int]] = {
     "no noise schedule": (_without("scheduler", "scheduler_config.json"), r"no file named scheduler_config.json", 4),
     "no denoiser": (_give(model__denoiser="nowhere"), r"model.denoiser 'nowhere' holds no denoiser", 4),
     "no LoRA": (_give(model__lora="nowhere.safetensors"), r"the LoRA 'nowhere.safetensors'", 4),
-    "a LoRA cut off": (_cut_lora, r"lora.safetensors is damaged or not whole", 4),
+    "a LoRA cut off": (_cut_lora, r"lora.safetensors is damaged or incomplete", 4),
     "no safety checker": (_give(sampling__safety_checker="nowhere"), r"the safety checker nowhere has no", 4),
-    "no layouts": (_give(sampling__sdedit={"folder": "nowhere", "strength": 0.5}), r"no folder with images", 3),
+    "no layouts": (_give(sampling__sdedit={"folder": "nowhere", "strength": 0.5}), r"not a folder with images", 3),
     "no DeepFace weights": (
         _give(attributes__classifier="deepface"),
         r"(?s)gender_model_weights.pth are not at.*race_model_single_batch.pth are not at",
@@ -225,7 +225,7 @@ def test_all_that_is_missing_is_said_at_once(make_fault: MakeFault) -> None:
         plan_run(config, runtime)
     first, *said = str(caught.value).splitlines()
     assert first == "6 items are missing or wrong; nothing was run:"
-    for text in ("nowhere.txt", "not whole", "'gpu'", "gender_model", "race_model", "face_detection_yunet"):
+    for text in ("nowhere.txt", "incomplete", "'gpu'", "gender_model", "race_model", "face_detection_yunet"):
         assert len([line for line in said if line.startswith("- ") and text in line]) == 1
     assert len(said) == 6
 
@@ -237,7 +237,7 @@ def test_every_part_of_a_model_that_is_not_whole_is_named(make_fault: MakeFault)
         return _without("tokenizer_2", "tokenizer.json", "vocab.json", "merges.txt")(folder, pipeline)
 
     config, runtime = make_fault(three)
-    with pytest.raises(PopAlignError, match="3 parts of the model are not whole") as caught:
+    with pytest.raises(PopAlignError, match="3 parts of the model are incomplete") as caught:
         plan_run(config, runtime)
     said = str(caught.value).splitlines()[1:]
     for line, text in zip(said, ("tokenizer_2", "unet", "vae"), strict=True):
@@ -288,7 +288,7 @@ def test_every_way_to_run_looks_first(make_fault: MakeFault) -> None:
         lambda: plan_systems(["base", "popalign"], config, runtime),
         lambda: plan_sweep({"training.beta": [1.0, 2.0]}, config, runtime),
     ):
-        with pytest.raises(PopAlignError, match="2 things are missing"):
+        with pytest.raises(PopAlignError, match="2 items are missing"):
             run()
 
 

@@ -58,7 +58,7 @@ def test_every_reading_is_a_row_beside_the_configured_one(
     }
     numbers = readings[readings["metric"] == "share:male"].set_index(["system", "reading"])["n"]
     assert (numbers.xs("sure", level="reading") <= numbers.xs("configured", level="reading")).all()
-    assert "The same images, read in other ways" in page
+    assert "Other classifiers and detectors" in page
     plain, _ = compared(["base", "cads"], tiny_config, tiny_runtime)
     assert plain["readings"].empty
     pd.testing.assert_frame_equal(plain["metrics"], metrics)

@@ -65,7 +65,7 @@ def test_a_quick_look_says_so(tiny_config: PipelineConfig, tiny_runtime: Runtime
             replace=True,
         )
         page = (Path(tiny_runtime.root) / "runs" / "quick" / "sampling.n_steps.html").read_text(encoding="utf-8")
-        assert ("A quick look: 50% of the images configured" in page) == said
+        assert ("Quick look: 50% of the images configured" in page) == said
 
 
 @pytest.mark.usefixtures("finished")
@@ -131,7 +131,7 @@ def test_fields_and_values_are_read_from_words() -> None:
         "sampling.guidance_interval": [[0.3, 5.0], [1.0, 2.0]],
     }
     for wrong in (["training.beta"], ["training.beta="], ["training.beta=1", "training.beta=2"]):
-        with pytest.raises(ConfigError, match="is no sweep; write each field once, with its values"):
+        with pytest.raises(ConfigError, match="is not a sweep; write each field once, with its values"):
             parse_sweep(wrong)
 
 

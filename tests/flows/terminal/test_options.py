@@ -150,7 +150,7 @@ def test_what_a_report_prints_is_a_configuration(name: str, tmp_path: Path) -> N
     [
         ("[training]", r"mine\.json is not JSON"),
         ("[1, 2]", r"mine\.json is not one JSON object but \[1, 2\]"),
-        ('{"preset": "smoke", "training": {"n_steps": 0}}', r"mine\.json does not fit, 1 problem"),
+        ('{"preset": "smoke", "training": {"n_steps": 0}}', r"mine\.json is invalid, 1 problem"),
     ],
 )
 def test_json_that_is_no_configuration_is_refused(content: str, message: str, tmp_path: Path) -> None:

@@ -127,9 +127,7 @@ def test_the_plan_says_what_is_left_in_time_disk_and_calls() -> None:
         ["report", "hit"],
     ]
     assert lines[-2] == "about 1 h 2 min, 3.0 MiB in the store, 3 or more calls of the language model"
-    assert lines[-1] == (
-        "not included, no rate known on this machine: train; `popalign plan --measure` measures them"
-    )
+    assert lines[-1] == ("not included, no rate known on this machine: train; `popalign plan --measure` measures them")
     assert len(cost_lines({"sample": Cost(1.0)})) == 1
 
 
@@ -156,6 +154,6 @@ def test_garbage_is_listed_with_what_it_frees() -> None:
     assert garbage_lines(report) == [
         "would delete train/train-v1-aa",
         "would delete /s/x",
-        "left alone, in use: sample/sample-v1-bb",
+        "kept, in use: sample/sample-v1-bb",
         "would delete 2 folder(s), 3.0 MiB",
     ]

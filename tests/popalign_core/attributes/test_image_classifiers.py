@@ -50,7 +50,9 @@ def test_mean_and_deviation_are_taken_from_the_configuration(tmp_path):
 
 
 def test_outputs_that_are_no_probabilities_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"outputs \[2.0, 0.0\] for 'gender' are no distribution; set softmax = true"):
+    with pytest.raises(
+        InputError, match=r"outputs \[2.0, 0.0\] for 'gender' are not a distribution; set softmax = true"
+    ):
         onnx_classifier(tmp_path, softmax=False).classify([RED])
 
 

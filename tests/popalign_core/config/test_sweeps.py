@@ -97,7 +97,7 @@ def test_sweeps_that_say_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"training\.beta is of a training, and system 'base' has none"):
         expand_sweep(config, ["base"], {"training.beta": [20]})
     broken, points = expand_sweep(config, ["base"], {"sampling.guidance": [2]})
-    with pytest.raises(ConfigError, match=r"(?s)system 'base\+sampling.guidance=2' does not fit.*sampling\.guidance"):
+    with pytest.raises(ConfigError, match=r"(?s)system 'base\+sampling.guidance=2' is invalid.*sampling\.guidance"):
         configure_system(broken, points[0].name)
 
 

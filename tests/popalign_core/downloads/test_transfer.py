@@ -123,7 +123,7 @@ def test_a_server_that_sends_all_again(web: WebFile, server: WeightsServer) -> N
 def test_connections_that_are_always_cut(web: WebFile, server: WeightsServer, waits: list[float]) -> None:
     server.faults.cuts = server.faults.ignores_range = 10**6  # each time the same half
     with pytest.raises(
-        ServiceError, match=r"connection to file.bin at 127.0.0.1.* fails.*same command goes on"
+        ServiceError, match=r"connection to file.bin at 127.0.0.1.* fails.*same command resumes"
     ) as caught:
         fetch(web)
     assert caught.value.exit_code == 7
@@ -256,7 +256,7 @@ def _no_address(server: WeightsServer, patch: pytest.MonkeyPatch) -> None:
         (_wrong_token, ConfigError, r"refuses the token \(401\); correct HF_TOKEN"),
         (_lose, MissingWeightsError, "owner/name@main has no file file.bin"),
         (_offline, ConfigError, "HF_HUB_OFFLINE forbids every download"),
-        (_no_address, ConfigError, "owner/name is no address to ask"),
+        (_no_address, ConfigError, "owner/name is not a valid address"),
     ],
 )
 def test_what_the_hub_refuses(
@@ -318,7 +318,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 def test_a_full_disk(server: WeightsServer, make_disk: Callable[[str], Path]) -> None:
     disk = make_disk("200k")
     source = WebFile(f"{server.url}/file.bin", disk / "file.bin", "classifiers")
-    with pytest.raises(StoreError, match=r"the disk is full .*make room; the same command goes on") as caught:
+    with pytest.raises(StoreError, match=r"the disk is full .*make room; the same command resumes") as caught:
         fetch_listing(list_source(source), lambda n: None)
     assert caught.value.exit_code == 5
 

@@ -74,7 +74,7 @@ def test_bars_are_read_from_words() -> None:
     assert parse_threshold("min-clip", "80") == Threshold("min-clip", 80.0, None)
     assert str(Threshold("min-recall", 0.95, "race")) == "min-recall race=0.95"
     for text in ("", "gender", "gender=", "=0.2", "nan"):
-        with pytest.raises(ConfigError, match=r"--max-discrepancy .* is no threshold; write --max-discrepancy 0\.2"):
+        with pytest.raises(ConfigError, match=r"--max-discrepancy .* is not a threshold; write --max-discrepancy 0\.2"):
             parse_threshold("max-discrepancy", text)
 
 

@@ -56,7 +56,9 @@ def test_a_prompt_past_the_token_limit_is_warned_of_with_the_words_it_loses(
     with caplog.at_level(logging.WARNING, logger="popalign_core"):
         embed_prompts(load_family("sd15"), ["abcdefg hijklmn Opq xyz", "short"], 2)
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("popalign_core")]
-    assert ours == ["prompt 'abcdefg hijklmn Opq xyz' is longer than the text encoders read; lost is 'Opq xyz'"]
+    assert ours == [
+        "prompt 'abcdefg hijklmn Opq xyz' is longer than the text encoders read and was truncated; lost: 'Opq xyz'"
+    ]
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd15", "sd3", "sd3-without-t5", "flux-dev"])

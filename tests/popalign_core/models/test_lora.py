@@ -387,7 +387,9 @@ def test_a_damaged_file(damage: str, tiny_pipeline: Any, tmp_path: Path) -> None
     file = write_diffusers(draw_layers(tiny_pipeline, {"unet": UNET}), tmp_path / "lora.safetensors")
     content = {"truncated": file.read_bytes()[:-8], "not safetensors": b"PK\x03\x04 a pickle", "empty file": b""}
     file.write_bytes(content[damage])
-    with pytest.raises(MissingWeightsError, match=r"lora\.safetensors is no whole safetensors file: .*; get it again"):
+    with pytest.raises(
+        MissingWeightsError, match=r"lora\.safetensors is not a complete safetensors file: .*; get it again"
+    ):
         fuse_lora(tiny_pipeline, file, 1.0)
 
 

@@ -54,7 +54,7 @@ def schedule(**changes: Any) -> Damage:
         ("sdxl", schedule(beta_schedule="nope"), "beta_schedule 'nope'; known are linear, scaled_linear"),
         ("sdxl", schedule(beta_start="0.1"), "beta_start '0.1', which is no positive number"),
         ("sdxl", schedule(beta_end=2.0), "beta_end 2.0, which is not between"),
-        ("sdxl", schedule(num_train_timesteps=9.5), "num_train_timesteps 9.5, which is no whole number"),
+        ("sdxl", schedule(num_train_timesteps=9.5), "num_train_timesteps 9.5, which is not an integer"),
         ("sdxl", schedule(prediction_type="flow_prediction"), "prediction_type 'flow_prediction'; known are epsilon"),
         ("sdxl", schedule(timestep_type="continuous"), "timestep_type 'continuous'"),
         ("sdxl", schedule(final_sigmas_type="one"), "final_sigmas_type 'one'; known are zero, sigma_min"),

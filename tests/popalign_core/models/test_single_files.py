@@ -164,7 +164,7 @@ def test_a_layer_too_many_is_anothers_configuration(folder: Path, cache: Path, t
 def test_a_file_cut_off_is_refused(folder: Path, cache: Path, tmp_path: Path) -> None:
     file = as_single_file(tmp_path / "x.safetensors")
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(DamagedWeightsError, match="damaged or not whole"):
+    with pytest.raises(DamagedWeightsError, match="damaged or incomplete"):
         model_hash(ModelConfig(name=str(file), config=str(folder)))
 
 
@@ -214,7 +214,7 @@ def test_sd15_without_its_safety_checker(cache: Path, tmp_path: Path) -> None:
 
 def test_what_is_no_whole_model(cache: Path, tmp_path: Path) -> None:
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
-    with pytest.raises(ConfigError, match=r"not a whole model .* a LoRA as model\.lora"):
+    with pytest.raises(ConfigError, match=r"not a complete model .* a LoRA as model\.lora"):
         model_hash(ModelConfig(name=str(tmp_path / "lora.safetensors")))
     (tmp_path / "old.ckpt").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"is a pickle, .* convert it to \.safetensors"):
@@ -246,7 +246,7 @@ def test_a_denoiser_alone_in_a_file(folder: Path, cache: Path, tmp_path: Path) -
         weights.update({name: weight + 1 for name, weight in weights.items()})
 
     file = as_single_file(tmp_path / "unet-alone.safetensors", keep_unet)
-    with pytest.raises(ConfigError, match=r"not a whole model .* as model\.denoiser"):
+    with pytest.raises(ConfigError, match=r"not a complete model .* as model\.denoiser"):
         model_hash(ModelConfig(name=str(file)))
     model = ModelConfig(name=str(folder), denoiser=str(file))
     found, own = weights_of(model), weights_of(ModelConfig(name=str(folder)))

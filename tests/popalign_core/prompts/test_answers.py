@@ -59,9 +59,9 @@ def test_the_subjects_are_read_where_the_server_put_them(answer: str) -> None:
 NESTED = 100_000
 UNREADABLE = {
     "nothing": ("", "not_json", "the answer cannot be read as JSON: Expecting value"),
-    "no choices": ('{"choices": []}', "not_json", "the answer has no choices, so it is no chat completion"),
-    "choices null": ('{"choices": null, "error": {}}', "not_json", "the answer has no choices, so it is no chat"),
-    "choices by name": ('{"choices": {"0": {}}}', "not_json", "the answer has no choices, so it is no chat"),
+    "no choices": ('{"choices": []}', "not_json", "the answer has no choices, so it is not a chat completion"),
+    "choices null": ('{"choices": null, "error": {}}', "not_json", "the answer has no choices, so it is not a chat"),
+    "choices by name": ('{"choices": {"0": {}}}', "not_json", "the answer has no choices, so it is not a chat"),
     "choice null": ('{"choices": [null]}', "not_json", "the first choice of the answer has no message"),
     "message null": ('{"choices": [{"message": null}]}', "not_json", "the first choice of the answer has no message"),
     "message a text": ('{"choices": [{"message": "x"}]}', "not_json", "the first choice of the answer has no message"),

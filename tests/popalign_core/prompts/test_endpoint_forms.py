@@ -142,7 +142,7 @@ def test_a_key_that_can_be_none_is_refused_and_not_printed(
     ],
 )
 def test_an_address_that_can_be_none_is_refused(url: str) -> None:
-    with pytest.raises(ValidationError, match=r"base_url\n.* is no address \(.*\); write for example http://127"):
+    with pytest.raises(ValidationError, match=r"base_url\n.* is not an address \(.*\); write for example http://127"):
         LLMConfig(base_url=url)
     assert LLMConfig(base_url=" http://[::1]:8000/v1\n").base_url == "http://[::1]:8000/v1"
 

@@ -14,7 +14,7 @@ def test_comparison_has_verdict_tables_reasons_and_limits() -> None:
     text = comparison_markdown(inputs(scale=0.5))
     for expected in (
         "**✔ fair and costly are fairer than base, 1 at a cost**",
-        "A quick look: 50% of the images configured.",
+        "Quick look: 50% of the images configured.",
         "| System | Gender, all prompts | Gender, mean | No usable face | CLIP score |",
         "| fair | 0.100 (0.060 to 0.140; fair 0.020) ✔ | 0.200 (0.160 to 0.240; fair 0.090) ✔ |",
         "| costly | 85.0% (81.0 to 89.0) ✖ |",

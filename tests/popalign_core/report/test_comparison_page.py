@@ -42,9 +42,9 @@ def test_verdict_tells_fairer_costly_and_not_told_apart() -> None:
     summary = find_verdict(ComparisonResults(inputs()))
     assert (summary.status, summary.headline) == ("improved", "fair and costly are fairer than base, 1 at a cost")
     assert dict(summary.sentences) == {
-        "Fairer, at no cost that is sure": "fair.",
+        "Fairer, at no significant cost": "fair.",
         "Fairer, at a cost": "costly (worse: CLIP score on neutral prompts −1.00 and recall −12.0 pts).",
-        "In fairness not to be told apart from base": "same.",
+        "No significant difference in fairness from base": "same.",
     }
 
 
@@ -71,7 +71,7 @@ def test_a_system_on_other_seeds_is_shown_and_not_judged() -> None:
     page = inputs(comparison=rows[rows["system"] != "same"])
     assert ComparisonResults(page).standing("same").place == "unmeasured"
     sentence = dict(find_verdict(ComparisonResults(page)).sentences)
-    assert sentence["Not tested against base, for want of an interval or of common seeds"] == "same."
+    assert sentence["Not tested against base: no interval or no common seeds"] == "same."
     assert "0.490" in _table(build_comparison(page), "Discrepancy, of all prompts")
 
 
@@ -99,8 +99,8 @@ def test_pictures_made_elsewhere_are_told_apart() -> None:
     at = (table["system"] == "fair") & (table["metric"] == "discrepancy_pooled")
     table.loc[at, "note"] = "on the 1 of 2 prompts of both; paired by prompt only: the seeds differ"
     html = build_comparison(inputs(comparison=table, elsewhere=("fair", "same")))
-    assert "The pictures of fair and same were made elsewhere, with other seeds" in text_of(html)
-    first = html[html.index("Prompts that name no identity") : html.index("Prompts that name one")]
+    assert "The images of fair and same were made elsewhere, with other seeds" in text_of(html)
+    first = html[html.index("Prompts that name no identity") : html.index("Prompts that name an identity")]
     marked = "<sup>a</sup> against base: on the 1 of 2 prompts of both; paired by prompt only: the seeds differ"
     assert marked in first
     assert "made elsewhere" not in build_comparison(inputs())
@@ -112,9 +112,9 @@ def test_a_partial_set_is_another_mark_in_the_fronts() -> None:
         at = (table["system"] == "fair") & (table["metric"] == "discrepancy_per_prompt")
         table.loc[at, "note"] = note
         html = build_comparison(inputs(comparison=table, elsewhere=(reference, "fair", "same")))
-        part = html[html.index("Fairness against quality") : html.index("Which picture a scorer prefers")]
+        part = html[html.index("Fairness and quality") : html.index("Win rates by scorer")]
         found = re.findall(r"<polygon [^>]*><title>([^:<]*):", part)
-        return sorted(set(found)), "Diamonds, ◆ and ◇, are of pictures made elsewhere" in part
+        return sorted(set(found)), "Diamonds, ◆ and ◇, are external images" in part
 
     assert marked("on the 1 of 2 prompts of both", "costly") == (["fair"], True)
     assert marked("not compared: no prompt in common", "costly") == (["fair"], True)
@@ -125,7 +125,7 @@ def test_a_partial_set_is_another_mark_in_the_fronts() -> None:
 def test_a_win_rate_whose_p_value_is_large_is_no_preference() -> None:
     def mark(p_value: float) -> str:
         html = build_comparison(inputs(wins=inputs().wins.assign(p_adjusted=p_value)))
-        wins = html[html.index("Which picture a scorer prefers") : html.index("Who is shown")]
+        wins = html[html.index("Win rates by scorer") : html.index("Class distribution")]
         row = re.search(r'<th scope="row">fair</th>(.*?)</tr>', wins)  # 65% [55, 75]
         assert row is not None
         return text_of(row[1])
@@ -137,14 +137,14 @@ def test_a_win_rate_whose_p_value_is_large_is_no_preference() -> None:
 def test_large_costs_are_written_out() -> None:
     costs = [("fair", "images drawn", 12960.0, "images"), ("fair", "time", 0.12345, "s")]
     html = build_comparison(inputs(costs=pd.DataFrame(costs, columns=["system", "what", "value", "unit"])))
-    cells = re.findall(r"<td[^>]*>([^<]*)</td>", html[html.index("What it costs") : html.index("Every number")])
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", html[html.index("<h2>Cost") : html.index("All metrics")])
     assert cells == ["12,960", "0.1235"]
 
 
 def test_seeds_scale_and_limits_are_said() -> None:
     text = text_of(build_comparison(inputs(scale=0.25, n_seeds=3)))
     assert "4 systems on the same prompts and seeds (3 seeds each); base is the reference" in text
-    assert "A quick look: 25% of the images configured" in text
+    assert "Quick look: 25% of the images configured" in text
     assert "come from 3 seeds" in text
     n_rows = int(comparison()["p_adjusted"].notna().sum())
     assert f"adjusted (Holm) for the {n_rows} headline differences" in text
@@ -167,14 +167,14 @@ def test_notes_of_replicates_and_two_classifiers_are_shown() -> None:
     pair = rows.head(2).assign(metric=["agreement", "kappa"], value=[0.9, 0.8], scorer="one|two", note="")
     html = build_comparison(inputs(metrics=pd.concat([rows, pair], ignore_index=True)))
     assert "seeds: 0.49 0.51" in html
-    table = text_of(_table(html, "Two classifiers on the same images"))
+    table = text_of(_table(html, "Classifier agreement"))
     assert "base | | one|two | | gender | | 90.0%" in table
     assert "0.800" in table
 
 
 def test_further_parts_hold_their_numbers() -> None:
     html = build_comparison(inputs())
-    wins = text_of(_table(html, "Which picture a scorer prefers"))
+    wins = text_of(_table(html, "Win rates by scorer"))
     assert "65.0% ✔ preferred 55.0 to 75.0; of 100, ties 10; p = 0.012" in wins
     assert "30.0% ✖ not preferred" in wins
     assert "50.0% ≈ unclear" in wins
@@ -182,7 +182,7 @@ def test_further_parts_hold_their_numbers() -> None:
     assert "adjusted for the 3 win rates tested here (Holm)" in text
     for expected in ("3 of 100", "no face", "training (steps)", "750", "Demonstration only.", "popalign compare base"):
         assert expected in text, expected
-    full = text_of(_table(html, "All measures of all systems"))
+    full = text_of(_table(html, "All metrics of all systems"))
     assert "Gender: KL divergence" in full
     assert "fair | | 0.100 0.060 to 0.140 | | 0.020 | | 100 | | −0.400 −0.440 to −0.360 | | 0.002" in full
 
@@ -230,7 +230,7 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match="comparison is with \\['fair'\\], not with 'base'"):
         build_comparison(replace(page, comparison=page.comparison.assign(reference="fair")))
     before = page.grids["a photo of a nurse"]["base"]
-    with pytest.raises(InputError, match="\\[1, 2\\] pictures by system"):
+    with pytest.raises(InputError, match="\\[1, 2\\] images by system"):
         build_comparison(replace(page, grids={"p": {"base": before, "fair": before[:1]}}))
     two = page.metrics.copy()
     two.loc[(two["metric"] == CLIP[1]) & (two["system"] == "fair"), "scorer"] = "clip_score@2"
@@ -252,7 +252,7 @@ def test_a_loss_that_only_the_adjusting_makes_unsure_is_told() -> None:
     rows.loc[chosen, "p_adjusted"] = 0.2
     results = ComparisonResults(inputs(comparison=rows))
     assert (results.standing("costly").place, results.standing("costly").lost) == ("fairer", ())
-    sentence = dict(find_verdict(results).sentences)["Fairer, at no cost that is sure"]
+    sentence = dict(find_verdict(results).sentences)["Fairer, at no significant cost"]
     assert sentence == "fair; costly (perhaps worse: CLIP score on neutral prompts −1.00 and recall −12.0 pts)."
 
 
@@ -286,5 +286,5 @@ def test_a_distance_from_the_reference_has_none_of_its_own() -> None:
     html = build_comparison(inputs(metrics=pd.concat([rows, far], ignore_index=True)))
     quality = _table(html, "<h3>Quality")
     assert text_of(quality).count("0.010 0.000 to 0.020; if equal 0.300") == 3
-    assert "it is the distance from this system&#x27;s pictures" in html
+    assert "it is the distance from this system&#x27;s images" in html
     assert "Against CMMD" not in html

@@ -30,7 +30,7 @@ def test_chart_and_table_agree() -> None:
     assert {name: kind for name, (_, _, kind) in found.items()} == {
         "base": "hollow", "fair": "full", "soft": "full", "bad": "hollow",
     }  # fmt: skip
-    assert "2 fair 0.200 0.150 to 0.250 30.50 30.00 to 31.00 ● on the front" in table
+    assert "2 fair 0.200 0.150 to 0.250 30.50 30.00 to 31.00 ● on the Pareto front" in table
     assert "1 base 0.700 0.650 to 0.750 30.00 29.50 to 30.50 ○ dominated by fair" in table
     # Places: a unit of discrepancy goes right, a unit of quality goes up, the same for all points.
     right = (found["base"][0] - found["fair"][0]) / 0.5

@@ -153,7 +153,7 @@ def test_numbers_are_written_as_they_are_read() -> None:
     assert number(-0.00001, "recall", signed=True) == "0.0 pts"
     assert number(30.456, "clip_score") == "30.46"
     assert number(float("nan"), "recall") == "–"
-    assert measure_name("recall", "all", "specific") == "Recall of everything asked for"
+    assert measure_name("recall", "all", "specific") == "Recall of all requested attributes"
     assert measure_name("pick_score", "", "generic") == "Pick score (generic prompts)"
 
 
@@ -175,7 +175,7 @@ def test_constant_curve_and_no_log() -> None:
 
 def test_every_prompt_has_its_leading_class() -> None:
     html = build_comparison(inputs_of())
-    table = html[html.index("All prompts in numbers, gender") :]
+    table = html[html.index("All prompts, gender") :]
     text = re.sub(r"<[^>]+>", "", table[: table.index("</table>")])
     assert "a photo of an engineer0.70 99% male, n = 600.10 55% male, n = 60" in text
     assert text.index("engineer") < text.index("nurse")  # the most biased under the base first
@@ -190,7 +190,7 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match="comparison is empty"):
         build_comparison(inputs_of(comparison=inputs.comparison.head(0)))
     before, after = inputs.grids["a photo of a nurse"].values()
-    with pytest.raises(InputError, match=r"has \[1, 2\] pictures by system"):
+    with pytest.raises(InputError, match=r"has \[1, 2\] images by system"):
         build_comparison(inputs_of(grids={"p": {"base": before, "aligned": after[:1]}}))
     with pytest.raises(InputError, match="uint8"):
         build_comparison(inputs_of(grids={"p": {"base": before / 255, "aligned": after / 255}}))
@@ -210,7 +210,10 @@ def test_adjusted_p_values_decide_beside_intervals_and_doubtful_losses_are_told(
         in dict(verdict.sentences)["Gender discrepancy"]
     )
     sentences = dict(verdict.sentences)
-    assert sentences["Perhaps worse (unsure only because so much is compared)"] == "recall of gender −5.0 pts."
+    assert (
+        sentences["Perhaps worse (not significant after adjusting for the number of comparisons)"]
+        == "recall of gender −5.0 pts."
+    )
     assert "Worse" not in sentences
 
 
@@ -218,7 +221,7 @@ def test_every_number_has_its_p_value_and_note() -> None:
     rows = _with_p_values(discrepancy_pooled=0.0123, recall=0.0004)
     rows.loc[rows["metric"] == "clip_score", "note"] = "seeds differ"
     html = build_comparison(inputs_of(comparison=rows))
-    full = html[html.index("Every number") :]
+    full = html[html.index("All metrics") :]
     marked = re.sub(r"</tr>", "\n", re.sub(r"</td>|</th>", " | ", full[: full.index("</table>")]))
     lines = [line.strip() for line in re.sub(r"<[^>]+>", "", marked).splitlines()]
     cells = {line.removesuffix(" |"): lines[at + 2] for at, line in enumerate(lines) if at + 2 < len(lines)}

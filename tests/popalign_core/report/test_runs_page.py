@@ -41,4 +41,4 @@ def test_names_from_outside_are_text() -> None:
 def test_an_empty_store_says_how_to_fill_it() -> None:
     text = text_of(build_runs_page([], "here", []))
     assert "0 complete runs in here." in text
-    assert "There is no run yet; popalign run makes one." in text
+    assert "There are no runs yet; popalign run makes one." in text

@@ -84,7 +84,9 @@ def test_box_table_and_card_say_the_same(cells: list[tuple[float, float, float]]
             leads = {"worse": "Worse", "improved": "Also improved", "no clear change": "No clear change"}
             for word, lead in leads.items():
                 assert (f"{name} " in sentences.get(lead, "")) == (word == words)
-            doubtful = sentences.get("Perhaps worse (unsure only because so much is compared)", "")
+            doubtful = sentences.get(
+                "Perhaps worse (not significant after adjusting for the number of comparisons)", ""
+            )
             assert (f"{name} " in doubtful) == (words == "perhaps worse")
         elif f"{words};" not in sentences["Gender discrepancy"]:
             raise AssertionError((measure, words, sentences["Gender discrepancy"]))
@@ -279,6 +281,6 @@ def test_a_configuration_is_read_off_the_page_as_it_was(values: dict[str, object
 def test_every_verdict_is_followed_by_a_command_to_go_on_with(cells: list[tuple[float, float, float]]) -> None:
     change = {key: (value, value - half, value + half) for key, (value, half, _) in zip(BETTER, cells, strict=True)}
     page = build_comparison(inputs_of(change, grids={}))
-    (after,) = re.findall(r"<h2>What next</h2>(.*?)</section>", page, re.S)
+    (after,) = re.findall(r"<h2>Next steps</h2>(.*?)</section>", page, re.S)
     assert re.search(r"<code>popalign (check|sweep|evaluate|study)\b", unescape(after))
-    assert page.index("<h2>What next</h2>") > page.index("<h2>What this page cannot say</h2>")
+    assert page.index("<h2>Next steps</h2>") > page.index("<h2>Limitations</h2>")

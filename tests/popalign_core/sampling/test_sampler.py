@@ -65,7 +65,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
     assert sampler.batch_size == 2  # remembered for the next shard
     torch.testing.assert_close(latents, whole, rtol=0, atol=1e-4)
     told = [record.getMessage() for record in caplog.records if record.name.startswith("popalign_core")]
-    assert told == [f"memory ran out: going on with batches of {n} image(s)" for n in (4, 2)]
+    assert told == [f"memory ran out: continuing with batches of {n} image(s)" for n in (4, 2)]
 
 
 def test_one_image_that_does_not_fit_is_an_error_that_says_what_to_do(

@@ -215,7 +215,7 @@ def test_the_newest_checkpoints_are_kept_and_a_damaged_one_falls_back(
     log = run(resumed, data, tmp_path / "run", lambda step, _: steps.append(step), n_steps=8, runtime=keep)
     assert steps == [5, 6, 7, 8]
     assert (
-        "checkpoint-0000006.pt (does not match its checksum) is damaged; going on from checkpoint-0000004.pt"
+        "checkpoint-0000006.pt (does not match its checksum) is damaged; resuming from checkpoint-0000004.pt"
         in caplog.text
     )
     assert log == expected
@@ -325,7 +325,7 @@ def test_a_flipped_bit_anywhere_in_the_directory_of_the_newest_falls_back(
     assert n_fallen == len(range(start, len(whole), 2))
     path.write_bytes(whole)
     assert (load_checkpoint(tmp_path, "mine") or older).step == 2
-    assert "going on from checkpoint-0000001.pt" in caplog.text
+    assert "resuming from checkpoint-0000001.pt" in caplog.text
     path.unlink()
     assert {found.name for found in tmp_path.iterdir()} >= {"checkpoint-0000001.pt", "checkpoint-0000001.sha256"}
     checkpoint_path(tmp_path, 1).write_bytes(whole[:start])

@@ -289,7 +289,7 @@ def test_pairs_of_a_set_come_together(tiny_pipeline: Any, data: PreferenceData) 
     for block in batch.set_index.view(2, 8, 8).flatten(0, 1):
         assert len(set(block.tolist())) == 1
     assert set(batch.set_index.tolist()) == {0, 1}
-    with pytest.raises(ValueError, match="n_pairs 64 is no multiple of pairs_per_set 7"):
+    with pytest.raises(ValueError, match="n_pairs 64 is not a multiple of pairs_per_set 7"):
         changed(n_pairs=64, pairs_per_set=7)
 
 

@@ -177,7 +177,9 @@ def test_a_value_that_does_not_fit_is_named_with_its_row(
 ) -> None:
     path = write_sets(tmp_path / "sets.parquet", two_sets())
     rewrite(path, **{column: lambda cells: pa.array([0] * 5 + [value] + [0] * (len(cells) - 6), kind)})
-    with pytest.raises(InputError, match=rf"column '{column}' is .* in row 5, counted from 0; it should hold a whole"):
+    with pytest.raises(
+        InputError, match=rf"column '{column}' is .* in row 5, counted from 0; it should hold an integer"
+    ):
         members(path)
 
 

@@ -64,6 +64,6 @@ def test_an_empty_folder_may_be_there_a_full_one_or_a_file_may_not(tmp_path: Pat
     with new_folder(tmp_path / "empty") as folder:
         (folder / "file").write_text("x")
     for path in (tmp_path / "empty", tmp_path / "empty" / "file"):
-        with pytest.raises(InputError, match="is there already"), new_folder(path):
+        with pytest.raises(InputError, match="already exists"), new_folder(path):
             pass
     assert (tmp_path / "empty" / "file").read_text() == "x"

@@ -146,7 +146,7 @@ def test_nothing_is_written_over_and_no_half_folder_is_left(
     there = tmp_path / "there"
     there.mkdir()
     (there / "mine").write_text("kept")
-    with pytest.raises(InputError, match=r"there is there already; give a folder that is not"):
+    with pytest.raises(InputError, match=r"there already exists; choose another folder"):
         export_preferences(made.key, there, "pickapic", runtime=tiny_runtime)
     assert (there / "mine").read_text() == "kept"
     with pytest.raises(InputError, match="there are no preferences 'preferences-v1-0'"):

@@ -179,7 +179,7 @@ def test_an_export_needs_nothing_else(
     fused = ModelConfig(name=str(tmp_path / "apart"), lora=str(tmp_path / "apart" / "lora"))
     assert_same(weights(load_pipeline(fused, device=CPU)), expected)
     again = CliRunner().invoke(app, [*words, str(tmp_path / "merged")])
-    assert (again.exit_code, "is there already" in again.stderr) == (3, True)
+    assert (again.exit_code, "already exists" in again.stderr) == (3, True)
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")] == []
 
 

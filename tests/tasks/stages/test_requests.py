@@ -65,9 +65,9 @@ GOLDEN = {
     "train": "train-v4-cf012b622d03e57ca1e4184e30ccc5a0",
     "scores": "scores-v3-997c5be96b5e1b2e14443a6a8b20a3f8",
     "evaluate": "evaluate-v7-fa7fbdd376855e3e0e4244aac7b00e7d",
-    "report": "report-v9-3536e831ca51ced964ff0622300556ed",
-    "comparison": "comparison-v9-41fb69d1db5a12f178d464d09e630806",
-    "sweep": "sweep-v4-acb225be8a0c6d0ce773f2aaa0fd8f24",
+    "report": "report-v10-889deba82a50e153e9c470753a198b44",
+    "comparison": "comparison-v10-428eab1c5aa574052125a0284374be32",
+    "sweep": "sweep-v5-f67beec04af819c889216fb9e389b6b4",
 }
 
 
@@ -190,7 +190,7 @@ def test_float8_is_refused_before_a_run_draws_what_it_cannot_train_on(
         ({"training__n_pairs": 8}, {"micro_pairs": 3}, r"n_pairs is 8: 1 processes with micro_pairs 3 do not divide"),
         ({"training__n_pairs": 8}, {"n_processes": 3}, r"n_pairs is 8: 3 processes"),
         ({"training__min_timestep": 1000}, {}, r"min_timestep reaches 1000, the model has the timesteps 0 to 999"),
-        ({}, {"accelerate_config": "dpp"}, r"accelerate_config 'dpp' is no file and none of ddp, fsdp2"),
+        ({}, {"accelerate_config": "dpp"}, r"accelerate_config 'dpp' is neither a file nor one of ddp, fsdp2"),
     ],
 )
 def test_settings_that_training_refuses_are_refused_before_a_run_draws_its_images(

@@ -228,7 +228,7 @@ def test_sdedit_starts_from_the_layouts_in_turn(
     (moved / "c.txt").write_text("no picture")
     with pytest.raises(InputError, match=r"c\.txt is no image"):
         sample_images(prompts, purpose="evaluation", config=same, runtime=tiny_runtime)
-    with pytest.raises(InputError, match="'nowhere' is no folder with images"):
+    with pytest.raises(InputError, match="'nowhere' is not a folder with images"):
         sample_images.request(changed(same, sdedit={"folder": "nowhere"}), prompts=prompts, purpose="evaluation")
 
 

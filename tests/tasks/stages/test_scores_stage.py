@@ -194,5 +194,5 @@ def test_a_corrupt_file_is_an_error_not_a_missing_one(
     drawn: tuple[ArtifactRef, ArtifactRef], files: Path, tiny_config: PipelineConfig, tiny_runtime: RuntimeConfig
 ) -> None:
     (files / "head.pth").write_bytes(b"html, as of a failed download")
-    with pytest.raises(InputError, match=r"\[scores/scores-v3-.*head\.pth is no checkpoint of torch"):
+    with pytest.raises(InputError, match=r"\[scores/scores-v3-.*head\.pth is not a torch checkpoint"):
         score_images(*drawn, config=all_of(files, tiny_config), runtime=tiny_runtime)

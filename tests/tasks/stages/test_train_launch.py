@@ -226,7 +226,7 @@ def test_what_the_launcher_cannot_read_is_refused(
 ) -> None:
     runtime = tiny_runtime.model_copy(update={"n_processes": 2})
     absent = runtime.model_copy(update={"accelerate_config": "nowhere.yaml"})
-    with pytest.raises(ConfigError, match=r"'nowhere\.yaml' is no file and none of ddp, fsdp2, zero2;"):
+    with pytest.raises(ConfigError, match=r"'nowhere\.yaml' is neither a file nor one of ddp, fsdp2, zero2;"):
         launch_command(absent, tmp_path / "job.json")
     deep = tmp_path / "deep.yaml"
     deep.write_text("distributed_type: DEEPSPEED\n")

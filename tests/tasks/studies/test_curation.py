@@ -132,7 +132,7 @@ def test_the_report_of_the_run_gets_a_section_once(tmp_path: Path) -> None:
         assert add_to_report(database, store, "sets") == f"{folder.url}/report.html"
     page = folder.read_text("report.html")
     assert page is not None
-    assert page.count("What people said: sets") == 1
+    assert page.count("Human judgements: sets") == 1
     assert page.startswith("<main><section><h2>Verdict</h2></section><section")
     assert page.endswith("</section></main><footer></footer>")
 

@@ -64,5 +64,5 @@ def test_what_is_no_such_file_is_refused(script: Callable[[nn.Module], Path], tm
         load_inception(script(Broken()))(pictures(2))
     path = script(Features())
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match="is no TorchScript, or is cut off"):
+    with pytest.raises(InputError, match="is not TorchScript, or is truncated"):
         load_inception(path)

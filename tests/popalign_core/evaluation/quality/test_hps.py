@@ -97,7 +97,7 @@ def test_what_is_no_checkpoint_is_refused(files: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingWeightsError, match=r"nothing at .*hf download xswu/HPSv2 HPS_v2_compressed.pt --local"):
         load_hps(bad, files / "tokenizer")
     bad.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="is no checkpoint of torch, or is cut off"):
+    with pytest.raises(InputError, match="is not a torch checkpoint, or is truncated"):
         load_hps(bad, files / "tokenizer")
     torch.save([1, 2], bad)
     with pytest.raises(InputError, match="holds no state dict but list"):

@@ -169,7 +169,7 @@ def test_what_is_not_there_is_said_and_the_rest_is_measured(clip: tuple[Path, An
     assert judges.unmeasured["hps_v2.1"] == (
         f"not measured: there is nothing at {gone}; run `popalign fetch` with the --preset, --config and --set of "
         f"this run, or `hf download xswu/HPSv2 HPS_v2.1_compressed.pt --local-dir {tmp_path / 'gone'}`. Nothing is "
-        "downloaded unasked"
+        "downloaded without asking"
     )
     assert "nvlabs-fi-cdn.nvidia.com" in judges.unmeasured["fid"]
 
