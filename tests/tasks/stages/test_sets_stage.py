@@ -191,7 +191,7 @@ def test_what_is_no_set_is_refused(tmp_path: Path, tiny_config: PipelineConfig, 
             open_sets([path])
     for column, kind, reason in (
         ("role", pa.int64(), "column 'role' is of type int64; it should hold text"),
-        ("slot", pa.string(), "column 'slot' is of type string; it should hold a whole number"),
+        ("slot", pa.string(), "column 'slot' is of type string; it should hold an integer"),
         ("target", pa.string(), "it should hold a list of structs of class and share"),
         ("image", pa.string(), "it should hold the bytes of an image, or a struct"),
     ):
