@@ -17,7 +17,8 @@ FORBIDDEN = {
     "storage": {"flows", "tasks", "torch", "prefect", "diffusers", "transformers", "tests"},
 }
 TOP_LEVEL = {
-    *(".ci", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md"),
+    *(".ci", ".github", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md"),
+    *("LICENSE", "Makefile", "README.md", "SECURITY.md"),
     *("benchmarks", "constraints.txt", "docs", "examples", "mkdocs.yml", "prefect.yaml", "pyproject.toml", "tests"),
     *PACKAGES,
 }

@@ -5,12 +5,17 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 import popalign_core
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+ISSUE_TEMPLATES = sorted(
+    path.relative_to(REPOSITORY) for path in (REPOSITORY / ".github" / "ISSUE_TEMPLATE").glob("*.yml")
+)
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = {
     name.lower(): version
@@ -115,3 +120,15 @@ def test_the_license_is_apache_2() -> None:
 def test_the_version_is_in_the_changelog() -> None:
     assert "version" in PYPROJECT["project"]["dynamic"]
     assert f"## {popalign_core.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == popalign_core.__version__
+
+
+def test_the_newest_release_says_what_was_added_changed_and_fixed() -> None:
+    newest = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1]
+    assert re.findall(r"^### (\w+)$", newest, re.MULTILINE) == ["Added", "Changed", "Fixed"]
+
+
+@pytest.mark.parametrize("path", [".pre-commit-config.yaml", "mkdocs.yml", *map(str, ISSUE_TEMPLATES)])
+def test_files_of_other_tools_are_yaml(path: str) -> None:
+    assert yaml.safe_load((REPOSITORY / path).read_text(encoding="utf-8"))
