@@ -120,3 +120,15 @@ def test_the_phrases_are_found_where_they_stand() -> None:
         "x: 'Lay a value over'; write 'override'",
     ]
     assert list(faults("x", "Override a field; repeatable. The base model's on the Pareto front.")) == []
+
+
+def test_troubleshooting_quotes_messages_as_they_are() -> None:
+    """What stands between the dots of a quoted message is in a message of the source."""
+    text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8").partition("## Configuration and command line")[2]
+    said = "\n".join(
+        text for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py") for text in strings(path)
+    )
+    quoted = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    pieces = [piece.strip() for message in quoted for piece in message.split("...")]
+    assert len(pieces) > 30
+    assert [piece for piece in pieces if piece not in said] == []
