@@ -61,7 +61,7 @@ def parse_groups(words: str | None) -> frozenset[str]:
         return frozenset(GROUPS)
     asked = [word.strip() for word in words.split(",")]
     if unknown := sorted(set(asked) - set(GROUPS)):
-        raise ConfigError(f"--what does not know {unknown}; choose from {', '.join(GROUPS)}")
+        raise ConfigError(f"--what has unknown groups {unknown}; choose from {', '.join(GROUPS)}")
     return frozenset(asked)
 
 

@@ -63,7 +63,7 @@ def _read_temperatures(part: PartFolder) -> dict[str, float]:
     found = part.read_settings("calibration.json").get("temperatures")
     known = found if isinstance(found, dict) else {}
     if not all(isinstance(known.get(head), float) and known[head] > 0 for head in HEADS):
-        raise part.refusal(f"calibration.json has the temperatures {found}, not one a head above 0")
+        raise part.refusal(f"calibration.json has the temperatures {found}, not one per head above 0")
     return known
 
 

@@ -77,7 +77,7 @@ class StudyConfig(AskConfig):
     def _check(self) -> Self:
         names = [question.name for question in self.questions]
         if len(set(names)) != len(names):
-            raise ValueError(f"questions {names} name one twice; name each once")
+            raise ValueError(f"questions {names} contain a duplicate; name each once")
         if self.set_size == 1 and any(question.check == "repeated" for question in self.questions):
             raise ValueError("a check 'repeated' needs sets of at least 2 images; set_size is 1")
         if self.n_checks and all(question.check is None for question in self.questions):
@@ -136,7 +136,7 @@ class LabelConfig(AskConfig):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len(set(self.asks)) != len(self.asks):
-            raise ValueError(f"axes {self.asks} name one twice; name each once")
+            raise ValueError(f"axes {self.asks} contain a duplicate; name each once")
         return self
 
 

@@ -84,7 +84,7 @@ class AnnealingConfig(Frozen):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.tau1 >= self.tau2 and self.tau1 != 1:
-            raise ValueError(f"tau1 {self.tau1} must be below tau2 {self.tau2} (or 1); usual are 0.6 and 0.9")
+            raise ValueError(f"tau1 {self.tau1} must be below tau2 {self.tau2} (or 1); typical values are 0.6 and 0.9")
         return self
 
 
@@ -194,7 +194,7 @@ class SamplingConfig(Frozen):
             (self.eta and self.scheduler != "ddim", f"eta {self.eta} is for ddim, scheduler is {self.scheduler!r}"),
             (
                 self.scheduler == "lcm" and self.n_steps > 50,
-                f"n_steps is {self.n_steps}; lcm was distilled at 50 timesteps and takes no more, usual are 2 to 8",
+                f"n_steps is {self.n_steps}; lcm was distilled at 50 timesteps and takes no more; typical are 2 to 8",
             ),
             (
                 self.sdedit is not None and int(self.n_steps * self.sdedit.strength) < 1,

@@ -14,7 +14,7 @@ from popalign_core.models.clip import ClipScorer, embed_images, embed_texts
 def clip_scores(image_embeds: Tensor, text_embeds: Tensor) -> NDArray[np.float64]:
     """100 x cosine of each image with its own text; both `[N, D]` of length 1, returns `[N]`."""
     if image_embeds.shape != text_embeds.shape:
-        raise InputError(f"{len(image_embeds)} images but {len(text_embeds)} texts; give one text an image")
+        raise InputError(f"{len(image_embeds)} images but {len(text_embeds)} texts; give one text per image")
     scores: NDArray[np.float64] = 100.0 * (image_embeds * text_embeds).sum(dim=1).double().numpy()
     return scores
 
@@ -51,7 +51,7 @@ def subject_accuracy(image_embeds: Tensor, candidate_embeds: Tensor, answers: Se
         InputError: When the number of answers is not that of the images.
     """
     if len(answers) != len(image_embeds):
-        raise InputError(f"{len(image_embeds)} images but {len(answers)} answers; give one answer an image")
+        raise InputError(f"{len(image_embeds)} images but {len(answers)} answers; give one answer per image")
     nearest = (image_embeds @ candidate_embeds.T).argmax(dim=1)
     right: NDArray[np.float64] = (nearest == torch.tensor(answers)).double().numpy()
     return right

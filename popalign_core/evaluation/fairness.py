@@ -207,7 +207,7 @@ def _drawn_floor(n: int, target: Sequence[float]) -> float:
 def _checked_counts(counts: ArrayLike) -> FloatArray:
     values = np.asarray(counts, dtype=np.float64)
     if values.ndim != 1 or values.size < 2:
-        raise InputError(f"discrepancy needs one count a class for at least 2 classes, got shape {values.shape}")
+        raise InputError(f"discrepancy needs one count per class for at least 2 classes, got shape {values.shape}")
     if not np.isfinite(values).all() or (values < 0).any():
         raise InputError(f"counts must be finite and at least 0, got {values.tolist()}")
     if values.sum() == 0:
@@ -218,7 +218,7 @@ def _checked_counts(counts: ArrayLike) -> FloatArray:
 def _checked_target(target: ArrayLike, k: int) -> FloatArray:
     goal = np.asarray(target, dtype=np.float64)
     if goal.shape != (k,):
-        raise InputError(f"the target has shape {goal.shape} but there are {k} classes; give one share a class")
+        raise InputError(f"the target has shape {goal.shape} but there are {k} classes; give one share per class")
     if not np.isfinite(goal).all() or (goal < 0).any() or abs(goal.sum() - 1.0) > 1e-6:
         raise InputError(f"target {goal.tolist()} is not a distribution; give shares >= 0 that sum to 1")
     return goal

@@ -132,7 +132,7 @@ def _scores(
         if len(versions) > 1:
             raise InputError(f"scorer {scorer!r} has scores of several versions, {versions}; keep one")
         if (np.bincount(place[chosen], minlength=len(labels)) > 1).any():
-            raise InputError(f"scorer {scorer!r} scored an image twice; keep one score an image")
+            raise InputError(f"scorer {scorer!r} scored an image twice; keep one score per image")
         values = np.full(len(labels), np.nan)
         values[place[chosen]] = scores.loc[chosen, "value"]
         missing = ~np.isfinite(values) & is_shown

@@ -155,7 +155,9 @@ def _explain(error: Exception, llm: LLMConfig, n_tries: int, hide: Callable[[str
     if not isinstance(error, openai.APIStatusError):
         return f"the call failed ({error}); look at the server's log"
     if _has_no_quota(error):
-        return "says that the quota is used up (429 insufficient_quota); the answers so far are kept: run again later"
+        return (
+            "reports that the quota is used up (429 insufficient_quota); the answers so far are kept: run again later"
+        )
     if (asked := asked_wait(error)) is not None and asked > MAX_RETRY_AFTER_S:
         return f"asks to wait {asked:.0f} s (HTTP {error.status_code}); the answers so far are kept: run again then"
     if error.status_code == 429:

@@ -150,7 +150,7 @@ def _check_batch(
 ) -> None:
     n_prompts = len(embeddings)
     if len(prompt_index) != len(seeds) or len(seeds) == 0:
-        raise InputError(f"{len(prompt_index)} prompts and {len(seeds)} seeds; give one seed an image, at least one")
+        raise InputError(f"{len(prompt_index)} prompts and {len(seeds)} seeds; give one seed per image, at least one")
     bad = [int(index) for index in prompt_index if not 0 <= index < n_prompts]
     if bad:
         raise InputError(f"prompt_index {bad[:5]} is outside the {n_prompts} prompt embeddings")
@@ -176,4 +176,4 @@ def _check_captions(captions: Captions, n_images: int, config: SamplingConfig) -
             state = "is set, but nothing is given for it" if given is None else "is not set, but something is given"
             raise InputError(f"sampling.{what} {state}: edits go with fair_diffusion, start_latents with sdedit")
         if given is not None and len(given) != n_images:
-            raise InputError(f"sampling.{what}: {len(given)} given for {n_images} images; give one an image")
+            raise InputError(f"sampling.{what}: {len(given)} given for {n_images} images; give one per image")

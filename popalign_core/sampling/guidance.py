@@ -37,7 +37,9 @@ def annealing_gamma(t: float | Tensor, tau1: float, tau2: float) -> float | Tens
     if tau1 == 1 and 0 <= tau2 <= 1:
         return torch.ones_like(t) if isinstance(t, Tensor) else 1.0
     if not 0 <= tau1 < tau2 <= 1:
-        raise ConfigError(f"annealing needs 0 <= tau1 < tau2 <= 1, got tau1={tau1}, tau2={tau2}; usual are 0.6 and 0.9")
+        raise ConfigError(
+            f"annealing needs 0 <= tau1 < tau2 <= 1, got tau1={tau1}, tau2={tau2}; typical values are 0.6 and 0.9"
+        )
     gamma = (tau2 - t) / (tau2 - tau1)
     if isinstance(gamma, Tensor):
         return gamma.clamp(0.0, 1.0)

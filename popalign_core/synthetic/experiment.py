@@ -179,4 +179,4 @@ def _check(setting: ExperimentSetting, n_samples: int) -> None:
     if setting.beta <= 0:
         raise InputError(f"beta must be above 0, got {setting.beta:g}")
     if n_samples < 2:
-        raise InputError(f"the preference data needs at least 2 samples a side, got {n_samples}")
+        raise InputError(f"the preference data needs at least 2 samples per side, got {n_samples}")

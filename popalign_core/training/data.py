@@ -138,7 +138,7 @@ class PreferenceData:
     def _check_embeddings(self) -> None:
         embeds, pooled = self.prompt_embeds, self.pooled_prompt_embeds
         if embeds.shape[:1] != pooled.shape[:1]:
-            raise InputError(f"{len(embeds)} prompt_embeds but {len(pooled)} pooled_prompt_embeds; give one a prompt")
+            raise InputError(f"{len(embeds)} prompt_embeds but {len(pooled)} pooled_prompt_embeds; give one per prompt")
         for name, full in (("empty_prompt_embeds", embeds), ("empty_pooled", pooled)):
             empty: Tensor = getattr(self, name)
             if empty.shape != (1, *full.shape[1:]):

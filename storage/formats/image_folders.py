@@ -105,7 +105,7 @@ def _named_by_file(metadata: Path, folder: Path) -> Iterator[Named]:
     """Every row's image."""
     columns, rows = _read_metadata(metadata)
     if not rows:
-        raise InputError(f"{metadata} has no rows; give it one an image, with {_FILE!r} and one of {list(NAMED_BY)}")
+        raise InputError(f"{metadata} has no rows; give it one per image, with {_FILE!r} and one of {list(NAMED_BY)}")
     column = naming_column(metadata, columns, _FILE)
     for where, row in rows:
         file, name = row.get(_FILE), row.get(column)
@@ -180,7 +180,7 @@ def _read_jsonl(path: Path, file: Iterable[str]) -> tuple[list[str], Rows]:
         if line.strip():
             row = json.loads(line, object_pairs_hook=to_row)
             if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number} is {row!r}; write one JSON object a line")
+                raise InputError(f"{path}, line {number} is {row!r}; write one JSON object per line")
             rows.append((f"line {number}", row))
     return list(dict.fromkeys(name for _, row in rows for name in row)), rows
 

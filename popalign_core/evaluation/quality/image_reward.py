@@ -66,7 +66,7 @@ class ImageRewardScorer:
     def score(self, images: Images, texts: Sequence[str]) -> NDArray[np.float64]:
         """One value an image."""
         if len(images) != len(texts):
-            raise InputError(f"{len(images)} images but {len(texts)} texts; give one text an image")
+            raise InputError(f"{len(images)} images but {len(texts)} texts; give one text per image")
         device = self._vision.device
         seen = self._vision(pixel_values=self._preprocessing.apply_all(images).to(device)).last_hidden_state
         tokens = self._tokenizer(

@@ -68,7 +68,7 @@ class CosineScorer:
     def score(self, images: Images, texts: Sequence[str]) -> NDArray[np.float64]:
         """One value an image."""
         if len(images) != len(texts):
-            raise InputError(f"{len(images)} images but {len(texts)} texts; give one text an image")
+            raise InputError(f"{len(images)} images but {len(texts)} texts; give one text per image")
         cosines = (self._embedder.embed_images(images) * self._embedder.embed_texts(texts)).sum(dim=1)
         return checked(self.name, self._factor * cosines)
 

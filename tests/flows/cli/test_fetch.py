@@ -237,7 +237,7 @@ def test_a_part_of_it(fetch: Fetch, server: WeightsServer, tmp_path: Path) -> No
     wrong = fetch("fetch", "--config", "run.toml", "--what", "modell")
     assert (wrong.returncode, wrong.stderr) == (
         2,
-        "popalign: --what does not know ['modell']; choose from model, denoiser, vae, lora, safety-checker, "
+        "popalign: --what has unknown groups ['modell']; choose from model, denoiser, vae, lora, safety-checker, "
         "classifiers, scorers\n",
     )
 

@@ -115,14 +115,14 @@ def test_what_came_whole_and_is_of_no_use(server: WeightsServer, tiny_config: Pi
         raise MissingWeightsError("a.pth is no model")
 
     plan = plan_fetch([Need("a", find, source=source)], tiny_config, GROUPS)
-    with pytest.raises(MissingWeightsError, match=r"^a came whole from its source, and cannot .*: a\.pth is no model"):
+    with pytest.raises(MissingWeightsError, match=r"^a was downloaded completely, but cannot .*: a\.pth is no model"):
         fetch_jobs(plan.jobs, lambda *said: None)
 
 
 def test_groups_by_name() -> None:
     assert parse_groups(None) == set(GROUPS)
     assert parse_groups("model, scorers") == {"model", "scorers"}
-    with pytest.raises(ConfigError, match=r"does not know \[''\]"):
+    with pytest.raises(ConfigError, match=r"has unknown groups \[''\]"):
         parse_groups("")
 
 

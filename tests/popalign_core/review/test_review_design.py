@@ -78,7 +78,7 @@ def test_a_study_of_single_pictures_checks_by_spoiling() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"questions": SETS.questions[:1] * 2}, "name one twice"),
+        ({"questions": SETS.questions[:1] * 2}, "contain a duplicate"),
         ({"set_size": 1}, "needs sets of at least 2"),
         ({"questions": [{"name": "x", "text": "Which?"}]}, "no question says how to check it"),
     ],

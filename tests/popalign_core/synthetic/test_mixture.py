@@ -90,7 +90,7 @@ def test_the_page_stands_alone(short: dict[str, Outcome], tmp_path: Path) -> Non
         (ExperimentSetting("kto"), 10, "objective 'kto'"),
         (ExperimentSetting(normaliser="ema"), 10, "normaliser 'ema'"),
         (ExperimentSetting(beta=0), 10, "beta must be above 0, got 0"),
-        (ExperimentSetting(), 1, "at least 2 samples a side, got 1"),
+        (ExperimentSetting(), 1, "at least 2 samples per side, got 1"),
     ],
 )
 def test_bad_settings_are_named(setting: ExperimentSetting, n_samples: int, message: str) -> None:

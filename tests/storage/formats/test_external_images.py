@@ -144,11 +144,11 @@ def test_metadata_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     for path, message in (
         (folder("1", b"file_name,seed\n0000.png,1\n"), rf"names no prompts, it has \['file_name', 'seed'\]; {needs}"),
         (folder("2", b"image,text\n0000.png,a cat\n"), r"lacks the column 'file_name', it has \['image', 'text'\]; "),
-        (folder("3", b""), r"metadata\.csv has no rows; give it one an image"),
+        (folder("3", b""), r"metadata\.csv has no rows; give it one per image"),
         (folder("4", b"file_name,text\n9.png,a cat\n"), r"line 2 names '9\.png', which is not in .*4; add it"),
         (folder("5", b"file_name,text\n,a cat\n"), r"line 2: 'file_name' is '', 'text' is 'a cat'; give text"),
         (folder("6", b"file_name,text\n\xff\n"), r"metadata\.csv cannot be read .*; write it again as UTF-8"),
-        (folder("7", b"[1]\n", jsonl), r"line 1 is \[1\]; write one JSON object a line"),
+        (folder("7", b"[1]\n", jsonl), r"line 1 is \[1\]; write one JSON object per line"),
         (folder("8", b'{"file_name"\n', jsonl), r"metadata\.jsonl cannot be read .*; write it again"),
         (folder("9", b'{"file_name": "0000.png", "text": 3}', jsonl), r"line 1: .* 'text' is 3; give text"),
     ):
@@ -223,5 +223,5 @@ def test_metadata_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "content"), [("metadata.csv", "file_name,text\n"), ("metadata.jsonl", "\n")])
 def test_metadata_without_rows_say_so(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=rf"{name} has no rows; give it one an image, with 'file_name' and one of"):
+    with pytest.raises(InputError, match=rf"{name} has no rows; give it one per image, with 'file_name' and one of"):
         open_external_images([tmp_path])

@@ -150,7 +150,7 @@ def test_no_score_depends_on_the_batch(clip: tuple[Path, Any]) -> None:
     (scorer,) = judges_of(clip[0], clip_score=ClipScoreConfig(kind="clip")).scorers
     alone = [scorer.score([picture], [text])[0] for picture, text in zip(SHOWN, TEXTS, strict=True)]
     np.testing.assert_allclose(scorer.score(SHOWN, TEXTS), alone, rtol=0, atol=1e-4)
-    with pytest.raises(InputError, match="3 images but 2 texts; give one text an image"):
+    with pytest.raises(InputError, match="3 images but 2 texts; give one text per image"):
         scorer.score(SHOWN, TEXTS[:2])
 
 
