@@ -104,7 +104,7 @@ def synthesise_prompts(
         except SpentError as spent:
             raise ServiceError(
                 f"{config.llm.base_url}: {len(harvest.accepted)} of {config.n_train} usable prompts after {spent}; "
-                "raise that limit and run again: answers so far are kept and will not be paid for again"
+                "raise that limit and run again: the answers so far are kept and will not be paid for again"
             ) from spent
     return _tables(config, harvest, f"llm:{config.llm.model}")
 

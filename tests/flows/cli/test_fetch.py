@@ -210,7 +210,7 @@ def test_nothing_is_downloaded_unasked(fetch: Fetch, server: WeightsServer, tmp_
     assert f" to download, {len(expected_files(server))} file(s); 0 other item(s) already present" in shown.stdout
     refused = fetch("fetch", "--config", "run.toml")
     assert refused.returncode == 2
-    assert "nothing was downloaded: there is no terminal to ask at; give --yes" in refused.stderr
+    assert "nothing was downloaded: no terminal to ask on; pass --yes" in refused.stderr
     assert fetched_files(tmp_path) == {}
     looked_at = [path for method, path, _ in server.asked if method == "GET" and not path.startswith("/api/")]
     assert looked_at == [f"/{MODEL}/resolve/{COMMIT}/model_index.json"] * 2

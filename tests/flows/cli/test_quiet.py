@@ -24,7 +24,7 @@ PRINTED = (
     r"(Gender|Race) shown: .*; the target is .*\.",
     r"(Gender|Race) discrepancy: all prompts together .*; mean over prompts .*\.",
     r"(Better|Worse|No clear change): .*\.",
-    r"⚠ These figures mean nothing: of so few images .*",
+    r"⚠ These figures mean nothing: with so few images .*",
     r"Report: \S+/runs/smoke/report\.html",
     r"sample: sample/sample-v\d+-[0-9a-f]{32} in \S+",
 )

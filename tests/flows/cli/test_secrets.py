@@ -129,7 +129,7 @@ def test_a_flow_that_fails_leaves_no_secret_in_prefects_database(
 
 
 WRONG = {
-    "a key where its variable is named": ("prompts.llm.api_key_env", KEY, "no name of a variable"),
+    "a key where its variable is named": ("prompts.llm.api_key_env", KEY, "not the name of a variable"),
     "a key in a field that is not there": ("prompts.llm.api_key", KEY, "unknown field; did you mean `api_key_env`"),
     "a token in a field that is not there": ("runtime.token", SECRETS["the token"], "unknown field"),
     "a password in an address": (

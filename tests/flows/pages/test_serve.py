@@ -159,7 +159,7 @@ def test_nothing_can_be_changed(method: str, server: PagesServer, root: Path) ->
 def test_other_names_are_refused(host: bytes, server: PagesServer) -> None:
     said = server.raw(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\nConnection: close\r\n\r\n")
     assert said.startswith(b"HTTP/1.1 400 ")
-    assert f"does not go by that name; open {server.url}.".encode() in said
+    assert f"has another name; open {server.url}.".encode() in said
     assert b"X-Frame-Options".lower() in said.lower()
 
 
@@ -180,7 +180,7 @@ def test_nothing_is_written_also_where_nothing_can_be(root: Path) -> None:
 def test_runs_that_come_and_go_while_it_serves(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     with PagesServer(store.root) as server:
-        assert "There is no run yet" in httpx.get(server.url).text
+        assert "There are no runs yet" in httpx.get(server.url).text
         put_run(store, "late", RUN, is_done=False)
         assert "running, or ended early" in httpx.get(server.url).text
         put_run(store, "late", RUN)

@@ -197,7 +197,7 @@ def _no_file(world: TableWorld, random: Random, folder: Path) -> Mutant:
     sort = world.any_sort(random, "pairs", "sets", "prompts", "images")
     (folder / "empty").mkdir()
     place = random.choice([folder / "none.parquet", folder / "empty", folder / ("x" * 300), folder / "a\0b.parquet"])
-    names = "is not there|is a folder|cannot be read|no regular file|holds no|there is nothing|NUL"
+    names = "is not there|is a folder|cannot be read|not a regular file|holds no|there is nothing|NUL"
     code = 2 if "\0" in str(place) and sort.name == "prompts" else WRONG  # there it is in the configuration
     return Mutant([place], Refused(code, names), sort.taker)
 

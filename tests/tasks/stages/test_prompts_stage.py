@@ -139,7 +139,11 @@ def test_a_benchmark_of_whole_prompts_keeps_their_carrier(tmp_path: Path, runtim
 
 def test_a_list_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
-    for name, message in (("pipe.txt", "is no regular file"), (".", "is no regular file"), ("a\0b.txt", "null byte")):
+    for name, message in (
+        ("pipe.txt", "is not a regular file"),
+        (".", "is not a regular file"),
+        ("a\0b.txt", "null byte"),
+    ):
         with pytest.raises(InputError, match=message):
             write_prompts.request(config(generic_lists=[str(tmp_path / name)]))
 

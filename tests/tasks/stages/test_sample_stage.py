@@ -226,7 +226,7 @@ def test_sdedit_starts_from_the_layouts_in_turn(
     Image.new("RGB", (64, 64), "green").save(moved / "b.jpg")
     assert reference(store, sample_images.request(same, prompts=prompts, purpose="evaluation")) != ref
     (moved / "c.txt").write_text("no picture")
-    with pytest.raises(InputError, match=r"c\.txt is no image"):
+    with pytest.raises(InputError, match=r"c\.txt is not an image"):
         sample_images(prompts, purpose="evaluation", config=same, runtime=tiny_runtime)
     with pytest.raises(InputError, match="'nowhere' is not a folder with images"):
         sample_images.request(changed(same, sdedit={"folder": "nowhere"}), prompts=prompts, purpose="evaluation")

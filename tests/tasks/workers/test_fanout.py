@@ -309,7 +309,7 @@ def test_a_runner_that_is_not_installed_is_named(runner: str, module: str, monke
     [
         ({"n_workers": 4}, "n_workers is 4, but runner 'inline' has one"),
         ({"runner": "threads", "runner_address": "ray://head:10001"}, "is for the runners ray and dask, not 'threads'"),
-        ({"runner": "threads", "n_workers": 2, "offload": True}, "which threads would share; set runner to processes"),
+        ({"runner": "threads", "n_workers": 2, "offload": True}, "threads would share it; set runner to processes"),
         ({"n_workers": 0}, "greater than or equal to 1"),
     ],
 )
