@@ -31,7 +31,7 @@ PROJECT = Path(__file__).with_name("prefect.yaml")
 POOL, POOL_TYPE = "popalign", "process"
 LOST_AFTER_S = 150
 """Without a heartbeat, of which a flow run sends one every 30 s (PREFECT_FLOWS_HEARTBEAT_FREQUENCY in the pool)."""
-AUTOMATION = "popalign: a lost run resumes"
+AUTOMATION = "popalign: a lost run goes on"
 _PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
 _BETWEEN_TRIES_S = 1.0
 _SIGNS = ("heartbeat", "Completed", "Failed", "Cancelling", "Cancelled", "Scheduled", "AwaitingRetry")

@@ -112,6 +112,16 @@ def test_the_readme_is_short() -> None:
     assert len(text.split()) <= MAX_README_WORDS
 
 
+def test_the_readmes_figures_are_those_of_the_figures_page() -> None:
+    """One run, told twice: no figure of README's table that the page does not have."""
+    readme, page = ((REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "docs/figures.md"))
+    table = readme.partition("## What comes out")[2].partition("## Your own model")[0]
+    default_run = page.partition("## The default run")[2].partition("\n## ")[0]
+    figures = re.findall(r"(?<=\| )\.\d+", table)
+    assert len(figures) == 8
+    assert [figure for figure in figures if figure not in default_run] == []
+
+
 def test_every_piece_of_configuration_loads(tmp_path: Path) -> None:
     path, n = tmp_path / "piece.toml", 0
     for name, text in pages().items():

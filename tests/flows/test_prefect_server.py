@@ -114,4 +114,4 @@ def test_the_lines_of_the_docs_work_as_they_stand(tmp_path: Path) -> None:
     said = (tmp_path / "shell.log").read_text(errors="replace")
     assert (tmp_path / "artifacts" / "runs" / "smoke" / "report.html").is_file(), said
     assert "Completed" in said
-    assert "automation 'popalign: a lost run resumes'" in said
+    assert "automation 'popalign: a lost run goes on'" in said
