@@ -87,6 +87,14 @@ def test_help_reads_native() -> None:
     assert list(faults("help", (DOCS / "reference" / "commands.md").read_text(encoding="utf-8"))) == []
 
 
+def test_what_raters_read_is_native() -> None:
+    paths = [*(REPOSITORY / "flows" / "review" / "templates").glob("*.html")]
+    paths += (REPOSITORY / "popalign_core" / "review").glob("*.md")
+    found = [fault for path in paths for fault in faults(path.name, path.read_text(encoding="utf-8"))]
+    assert len(paths) > 10
+    assert found == []
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_messages_read_native(package: str) -> None:
     found = []

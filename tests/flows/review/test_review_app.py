@@ -144,7 +144,7 @@ def test_every_picture_has_a_text_and_the_next_ones_are_named_ahead(world: World
     text = rater.get("/s/study/judge").text
     alts = re.findall(r'<img src="[^"]+" alt="([^"]+)"', text)
     assert len(alts) == 4
-    assert alts[1] == f"Set 1, picture 2 of 2, drawn for: {_turn(world).pair.prompt}"
+    assert alts[1] == f"Set 1, picture 2 of 2, made for: {_turn(world).pair.prompt}"
     ahead = re.search(r'data-ahead="([^"]*)"', text)
     assert ahead is not None
     for address in ahead[1].split():
