@@ -15,8 +15,8 @@ _ALWAYS = (
     "Attributes are a classifier's reading of perceived appearance in an image. They are not anyone's identity.",
     "Gender is read as one of two classes and race as one of a few broad ones. People whom these classes do not fit "
     "are not measured, and a discrepancy of 0 does not mean that they are represented.",
-    "Age, disability, religion, dress, dignity of the scene and whatever else no classifier here reads is not measured "
-    "unless an axis above names it. A stereotype can live in an image whose classes are balanced.",
+    "Age, disability, religion, dress, dignity of the scene and everything else that no axis above names is not "
+    "measured. A stereotype can live in an image whose classes are balanced.",
 )
 _EMBEDDED = (
     "If the model is the embedded ‘portraits’ demonstration, its occupations and their bias are invented: it makes no "
@@ -42,18 +42,18 @@ def limits(metrics: pd.DataFrame, comparison: pd.DataFrame, n_seeds: int = 1) ->
     errors = "The classifier errs, and may err more on some groups than on others; its errors move the shares shown."
     if is_corrected:
         yield (
-            f"{errors} Rows “corrected for classifier error and missed faces” undo what was measured on labelled "
-            "images, and their intervals carry how well that is known; they are wrong where the classifier errs, or "
-            "misses faces, otherwise than there. All other rows and their intervals leave the errors in."
+            f"{errors} Rows “corrected for classifier error and missed faces” apply the error rates measured "
+            "on labelled images, and their intervals include the uncertainty of these rates. They are wrong where the "
+            "classifier errs, or misses faces, at other rates. All other rows and intervals are uncorrected."
         )
     else:
         yield f"{errors} No interval here covers them."
     yield (
-        "Pictures without one usable face take no part in the shares, which are right if those would show the same. "
-        "They are counted above; the rows “if no unread image shows it” and “if every unread image shows it” say how "
-        "far they could move a share at most."
+        "Images without a usable face are not part of the shares; the shares are right if those images would "
+        "show the same. They are counted above. The rows “if no unread image shows it” and “if every unread image "
+        "shows it” bound how far they could move a share."
     )
-    seeds = f"; they come from {n_seeds} seeds and say little of" if n_seeds > 1 else ". They do not cover"
+    seeds = f"; they come from {n_seeds} seeds and say little about" if n_seeds > 1 else ". They do not cover"
     yield f"Intervals cover the choice of prompts and of images{seeds} another training run."
     if "p_adjusted" in comparison and comparison["p_adjusted"].notna().any():
         counted = comparison[comparison["p_adjusted"].notna()]

@@ -16,8 +16,8 @@ def readings_section(inputs: ComparisonInputs) -> str:
     if readings.empty:
         return ""
     text = (
-        "<p>Nothing differs within a system but how its images were read. Where rows of one system are further apart "
-        "than their intervals are wide, the figures of this page rest on the classifier or the detector.</p>"
+        "<p>The rows of a system differ only in how its images were classified. Where they are further apart than "
+        "their intervals are wide, the figures of this page depend on the classifier or the detector.</p>"
     )
     faces = readings[readings["axis"] == ""]
     for (benchmark, axis), rows in readings[readings["axis"] != ""].groupby(["benchmark", "axis"], sort=False):

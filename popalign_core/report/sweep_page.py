@@ -168,7 +168,7 @@ def _sections(sweep: Sweep) -> Iterator[tuple[str, str]]:
 _LIMITS = (
     "<p>The estimates decide which value is on the Pareto front. Where intervals overlap, it may be chance; compare "
     "two values with <code>popalign compare</code> before you choose. The best of many values looks better than it "
-    "is: measure the one chosen again under another seed.</p>"
+    "is: measure the chosen one again with another seed.</p>"
 )
 
 
@@ -181,8 +181,8 @@ def _trends(sweep: Sweep) -> str:
             (first if measure.metric in FAIRNESS or measure in sweep.quality else rest).append((measure.name, chart))
     share = f"{sweep.inputs.confidence:.0%}"
     lead = (
-        f"<p>Upright lines are {share} intervals; the dashed line is what a fair sampler would show; full dots are the "
-        f"value of the configuration. Below the axis: {escape(sweep.parameter)}.</p>"
+        f"<p>Vertical lines are {share} intervals; the dashed line is what a fair sampler would show; filled dots mark "
+        f"the value of the configuration. Horizontal axis: {escape(sweep.parameter)}.</p>"
     )
     return lead + figures(first) + details("Recall and images without a face", figures(rest))
 

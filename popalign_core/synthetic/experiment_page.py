@@ -18,7 +18,7 @@ _THEORY = (1.0, 2.0, 4.0)
 def build_page(outcomes: Sequence[Outcome]) -> str:
     """Densities, masses over training, and the table, as a page that loads nothing."""
     parts = [
-        "<p>G1 and G3 are a biased pair, G2 is what no preference speaks of (Eq. 12). Both sides of the preferences "
+        "<p>G1 and G3 are a biased pair; no preference compares G2 (Eq. 12). Both sides of the preferences "
         "come from G1 and G3. An objective should even out G1 and G3 and leave G2 where it was.</p>",
         *(_setting(outcomes, setting.name) for setting in MAIN),
         "<h2>All runs</h2>",
