@@ -156,7 +156,7 @@ def test_limits_know_of_rows_corrected_for_classifier_error() -> None:
     rows = metrics()
     corrected = rows[rows["metric"] == POOLED[1]].assign(metric="discrepancy_corrected")
     text = text_of(build_comparison(inputs(metrics=pd.concat([rows, corrected], ignore_index=True))))
-    assert "their intervals carry how well that is known" in text
+    assert "their intervals include the uncertainty of these rates" in text
     assert "No interval here covers them." not in text
     assert "Gender, all prompts, corrected for classifier error and missed faces" in text
 
