@@ -158,8 +158,8 @@ def fix_batches(runtime: RuntimeConfig, batch_size: int | None) -> RuntimeConfig
     """The runtime with batches of a given size, and with kernels and layout that no setting of a machine chooses.
 
     An image depends on its batch by rounding alone, but training on the policy's own images asks which class it is of,
-    and an image at the border may change sides: so here no setting of `runtime` has a say. What is left are device and
-    threads, and memory that does not hold the batch, of which a warning tells.
+    and an image at the border may change sides: so here neither batches, shards, workers, layout nor compilation have a
+    say. What is left are device, threads, and a device whose memory does not hold the batch, where it gets smaller.
 
     Args:
         runtime: Of this machine.
