@@ -20,6 +20,7 @@ from tasks.common.reservations import reserve_made
 from tasks.common.stage_object import open_store
 from tasks.common.trained_models import trained_hash, training_chain
 from tasks.publishing.leaderboard import append_leaderboard, read_leaderboard
+from tasks.stages.round_inputs import STATE_FILE
 from tasks.stages.train import train_model
 
 _log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class CandidateModel:
 
 
 def find_checkpoints(watch: str | None, runtime: RuntimeConfig, config: str | None = None) -> list[CandidateModel]:
-    """Every pipeline folder and every single file below `watch`; without `watch`, the trained models in the store.
+    """Every pipeline folder and every single file below `watch`; without `watch`, the trained models in the store, of
+    trainings in rounds the last ones.
 
     A single file that cannot be read, such as a LoRA or one that is still being copied, is logged and left out.
 
@@ -61,7 +63,8 @@ def find_checkpoints(watch: str | None, runtime: RuntimeConfig, config: str | No
     if watch is None:
         store = open_store(runtime)
         trained = sorted(
-            (ref for ref in store.list_artifacts() if ref.stage == train_model.name), key=lambda ref: ref.key
+            (ref for ref in store.list_artifacts() if ref.stage == train_model.name and not _is_followed(store, ref)),
+            key=lambda ref: ref.key,
         )
         return [trained_model(ref.key, ref, store) for ref in trained]
     root = Path(watch)
@@ -78,6 +81,11 @@ def find_checkpoints(watch: str | None, runtime: RuntimeConfig, config: str | No
         except PopAlignError as error:
             _log.warning("left out: %s", error)
     return found
+
+
+def _is_followed(store: Store, ref: ArtifactRef) -> bool:
+    """Whether it is a round of training that another one goes on from."""
+    return STATE_FILE in store.manifest(ref).files
 
 
 def trained_model(name: str, ref: ArtifactRef, store: Store) -> CandidateModel:

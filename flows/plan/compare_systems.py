@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from flows.plan.execution import Call, run_plan
 from flows.plan.planning import Plan, plan_run
-from flows.plan.steps import PROMPT_STEPS, TRAINING_STEPS, Step, statistics_steps
+from flows.plan.steps import PROMPT_STEPS, Step, statistics_steps, training_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig, SystemConfig
 from popalign_core.config.systems import (
     BASE,
@@ -19,7 +19,7 @@ from popalign_core.errors import ConfigError
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store
 from tasks.publishing.finished_run import check_training_name, claim_run, publish_comparison
-from tasks.stages import comparison
+from tasks.stages import comparison, train
 from tasks.stages.imported import find_imported
 
 NODE = comparison.compare_statistics.name
@@ -71,7 +71,7 @@ def plan_systems(
     config = config.scaled(scale)
     systems = {name: find_system(config, name) for name in names}
     given = _imported(systems, config, runtime)
-    steps, inputs = [*PROMPT_STEPS, *TRAINING_STEPS], {"prompts": "benchmarks"}
+    steps, inputs = [*PROMPT_STEPS, *training_steps(config)], {"prompts": "benchmarks"}
     for replicate in range(n_seeds):
         for name, system in systems.items():
             if system.images is None or replicate == 0:
@@ -145,12 +145,14 @@ def _training_steps(config: PipelineConfig, name: str, replicate: int) -> Iterat
         if not find_system(config, each).trains:
             continue
         suffix, changed = f":{_label(each, replicate)}", configure_training(config, each)
-        own = [step for step in TRAINING_STEPS if step.node != "calibration"]
+        own = [step for step in training_steps(changed) if step.node != "calibration"]
         nodes = {step.node for step in own}
         for step in own:
             inputs = {part: node + suffix if node in nodes else node for part, node in step.inputs.items()}
-            if step.node == "train" and start is not None:
+            if start is not None and step.stage is train.train_model:
                 inputs["start"] = start
+            if start is not None and step.options.get("purpose") == "round":
+                inputs.setdefault("model", start)
             yield replace(step, node=step.node + suffix, inputs=inputs, config=changed)
         start = f"train{suffix}"
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from flows.plan.planning import PlannedNode
+from flows.plan.planning import PlannedNode, is_followed
 from flows.plan.preflight import PIXEL_BYTES, size_of_training
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import PopAlignError
@@ -104,7 +104,7 @@ def _with_rate(node: PlannedNode, rate: Rate, *, is_first: bool) -> Cost:
 def _without_rate(node: PlannedNode, runtime: RuntimeConfig) -> Cost:
     """Images and what is trained take a known room whatever their speed."""
     if node.config is not None and node.step.stage is train.train_model:
-        return Cost(n_bytes=size_of_training(node.config, runtime).artifact)
+        return Cost(n_bytes=size_of_training(node.config, runtime).kept(is_followed=is_followed(node)))
     if node.config is None or node.step.stage is not sample.sample_images:
         return Cost()
     return Cost(n_bytes=node.n_images * node.config.sampling.width * node.config.sampling.height * PIXEL_BYTES)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from math import prod
 
-from flows.plan.steps import PIPELINE, Step
+from flows.plan.steps import Step, pipeline_steps
 from popalign_core.config import PipelineConfig
 from tasks.common.prompt_lists import count_listed, read_benchmarks
 from tasks.stages import attributes, sample, scores, train
@@ -15,34 +15,36 @@ def expected_images(step: Step, config: PipelineConfig) -> int:
     if step.stage not in (sample.sample_images, attributes.read_attributes, scores.score_images):
         return 0
     purpose: sample.Purpose = "preferences" if name in ("sample", "attributes") else "evaluation"
+    if "-round" in name:
+        purpose = "round"
     counts = sample.n_images(config, purpose)
     written, listed = config.prompts, count_listed(config.prompts)
     people = len(written.eval_subjects) + listed["eval_lists"]
     things = len(written.generic_subjects) + listed["generic_lists"]
-    if purpose == "preferences":
+    if purpose != "evaluation":
         given = len(written.train_subjects) + listed["train_lists"]
         people = written.n_train if written.source == "llm" else given
         things = len(written.retained_subjects) + listed["retained_lists"]
     people_only = name.startswith("attributes")
     cells = prod(len(axis.classes) for axis in config.identity_axes)
-    total = people * (counts["neutral"] + cells * counts["specific"]) + (
-        0 if people_only else things * counts["generic"]
+    total = people * (counts["neutral"] + cells * counts.get("specific", 0)) + (
+        0 if people_only else things * counts.get("generic", 0)
     )
-    return total + (0 if purpose == "preferences" else _expected_of_benchmarks(config, counts, people_only))
+    return total + (_expected_of_benchmarks(config, counts, people_only) if purpose == "evaluation" else 0)
 
 
-def expected_work(config: PipelineConfig, steps: Iterable[Step] = PIPELINE) -> tuple[int, int]:
+def expected_work(config: PipelineConfig, steps: Iterable[Step] | None = None) -> tuple[int, int]:
     """Images that some steps sample when nothing is in the store, and training steps; looks at no weights.
 
     Args:
         config: Of the run; a step with its own has that.
-        steps: Which.
+        steps: Which; all of a run's if None.
 
     Raises:
         InputError: When a prompt list cannot be read.
     """
     n_images = n_steps = 0
-    for step in steps:
+    for step in pipeline_steps(config) if steps is None else steps:
         own = step.config or config
         n_images += expected_images(step, own) if step.stage is sample.sample_images else 0
         n_steps += own.training.n_steps if step.stage is train.train_model else 0

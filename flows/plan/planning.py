@@ -6,7 +6,7 @@ from typing import Any, overload
 
 from flows.plan.expected_work import expected_images
 from flows.plan.preflight import check_disk, find_problems, list_needs, refuse, size_of_training
-from flows.plan.steps import PIPELINE, Step, needed_for
+from flows.plan.steps import Step, needed_for, pipeline_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from popalign_core.errors import PopAlignError, StoreError
 from storage.store import ArtifactRef, Store
@@ -83,7 +83,7 @@ _Keyed = tuple[Step, Request[Any] | ArtifactRef, ArtifactRef]
 def plan_run(
     config: PipelineConfig,
     runtime: RuntimeConfig,
-    steps: Iterable[Step] = PIPELINE,
+    steps: Iterable[Step] | None = None,
     given: Mapping[str, ArtifactRef] | None = None,
     *,
     target: str | None = None,
@@ -94,7 +94,7 @@ def plan_run(
     Args:
         config: Of the pipeline.
         runtime: Which store, and this machine.
-        steps: Which nodes, in the order of execution.
+        steps: Which nodes, in the order of execution; all of a run's if None.
         given: Artifacts that stand for nodes outside `steps`.
         target: The only node that is wanted. What it does not need is left out, and there is one node an artifact: of
             nodes with the same key the first stays, and who takes the others' takes its.
@@ -105,7 +105,7 @@ def plan_run(
             that of the first.
         StoreError: When the store cannot be opened, or its disk does not hold images and trained models.
     """
-    steps = tuple(steps)
+    steps = pipeline_steps(config) if steps is None else tuple(steps)
     try:
         plan = plan_keys(config, runtime, steps, given, target=target, forced=forced)
     except StoreError:
@@ -129,8 +129,14 @@ def _trained_bytes(
     sizes = [size_of_training(node.config or config, runtime) for node in trainings]
     if not sizes:
         return 0.0
-    published = sizes[0].merged if is_run and trainings[0].node == train.train_model.name else 0.0
-    return sum(size.artifact for size in sizes) + max(size.checkpoints for size in sizes) + published
+    published = sizes[-1].merged if is_run and trainings[-1].node == train.train_model.name else 0.0
+    kept = sum(size.kept(is_followed=is_followed(node)) for size, node in zip(sizes, trainings, strict=True))
+    return kept + max(size.checkpoints for size in sizes) + published
+
+
+def is_followed(node: PlannedNode) -> bool:
+    """Whether it is a round of training that another one goes on from."""
+    return node.request is not None and getattr(node.request.view, "is_followed", False)
 
 
 def plan_keys(

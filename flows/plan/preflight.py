@@ -94,7 +94,7 @@ def size_of_training(config: PipelineConfig, runtime: RuntimeConfig) -> Training
     try:
         return training_size(config.model, config.training, runtime.keep_checkpoints)
     except (PopAlignError, OSError, ValueError, LookupError, TypeError):
-        return TrainingSize(0.0, 0.0, 0.0)
+        return TrainingSize(0.0, 0.0, 0.0, 0.0)
 
 
 def free_bytes(path: Path) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flows.plan.execution import Call, run_plan
 from flows.plan.planning import Plan, plan_run
-from flows.plan.steps import PAIRS_STEP, PROMPT_STEPS, Step, needed_for
+from flows.plan.steps import PAIRS_STEP, PROMPT_STEPS, Step, needed_for, pipeline_steps
 from popalign_core.config import PipelineConfig, RuntimeConfig
 from storage.store import ArtifactRef
 from tasks.common.reservations import reserve_made
@@ -66,7 +66,8 @@ def run_stage(
     Raises:
         ConfigError: For an unknown node.
     """
-    planned = plan_run(config, runtime, needed_for(node), forced=node if force else None)
+    steps = needed_for(node, pipeline_steps(config))
+    planned = plan_run(config, runtime, steps, forced=node if force else None)
     if not all(each.is_hit for each in planned):
         reserve_made(planned.refs.values(), runtime, f"stage-{node}")
     return run_plan(planned, runtime, call)[node]

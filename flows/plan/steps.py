@@ -1,7 +1,7 @@
 """The table of steps: the nodes of a flow, the stage of each, and its inputs. Imports no torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from popalign_core.config import PipelineConfig
@@ -97,6 +97,41 @@ TRAINING_STEPS = (
         {"preferences": "preferences", "sample": "sample", "prompts": "identities", "attributes": "attributes"},
     ),
 )
+
+
+def training_steps(config: PipelineConfig) -> tuple[Step, ...]:
+    """Preference data and training; where the policy trains on images of its own, three nodes a round.
+
+    What a round samples, `sample-roundN`, comes from the model that the round before trained, `train-round(N-1)`. The
+    last round's training is node `train`, whose model is measured and published.
+    """
+    training = config.training
+    if not training.is_on_policy:
+        return TRAINING_STEPS
+    *data, offline = TRAINING_STEPS
+    return (
+        *data,
+        *(step for number in range(1, training.rounds + 1) for step in _round_steps(number, config, offline)),
+    )
+
+
+def _round_steps(number: int, config: PipelineConfig, offline: Step) -> tuple[Step, ...]:
+    images, faces, before = f"sample-round{number}", f"attributes-round{number}", f"train-round{number - 1}"
+    is_first, is_last = number == 1, number == config.training.rounds
+    own = {"round_sample": images, "round_attributes": faces} | ({} if is_first else {"before": before})
+    source = {"prompts": "identities"} | ({} if is_first else {"model": before})
+    return (
+        Step(images, sample.sample_images, source, {"purpose": "round", "number": number}),
+        Step(faces, attributes.read_attributes, {"prompts": "identities", "sample": images}, {"is_round": True}),
+        replace(
+            offline,
+            node=offline.node if is_last else f"train-round{number}",
+            inputs={**offline.inputs, **own},
+            options={"number": number},
+        ),
+    )
+
+
 REPORT_STEP = Step(
     "report",
     report.write_report,
@@ -118,13 +153,25 @@ REPORT_STEP = Step(
         )
     },
 )
-PIPELINE = (
-    *PROMPT_STEPS,
-    *TRAINING_STEPS,
-    *evaluation_steps("base", calibration="calibration"),
-    *evaluation_steps("aligned", model="train", calibration="calibration"),
-    REPORT_STEP,
-)
+
+
+def pipeline_steps(config: PipelineConfig) -> tuple[Step, ...]:
+    """All nodes of a run, in an order in which they can be run."""
+    return _run_steps(training_steps(config))
+
+
+def _run_steps(training: tuple[Step, ...]) -> tuple[Step, ...]:
+    return (
+        *PROMPT_STEPS,
+        *training,
+        *evaluation_steps("base", calibration="calibration"),
+        *evaluation_steps("aligned", model="train", calibration="calibration"),
+        REPORT_STEP,
+    )
+
+
+PIPELINE = _run_steps(TRAINING_STEPS)
+"""Those of a run without rounds; the stages are the same in every run."""
 
 PAIRS_STEP = Step("train", train.train_model, {"preferences": "pairs", "sample": "pairs", "prompts": "pairs"})
 """Training on imported pairs; they are no node of a flow, but given."""

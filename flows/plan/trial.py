@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flows.plan.costs import keep_seen
 from flows.plan.execution import OnProgress, make, tell_of
 from flows.plan.planning import Plan, plan_keys
-from flows.plan.steps import PROMPT_STEPS, REPORT_STEP, TRAINING_STEPS, Step, evaluation_steps
+from flows.plan.steps import PROMPT_STEPS, REPORT_STEP, Step, evaluation_steps, training_steps
 from popalign_core.config import PipelineConfig, PromptsConfig, RuntimeConfig
 from popalign_core.errors import PopAlignError
 from tasks.common.kept_speeds import find_rate, stage_speed
@@ -46,7 +46,7 @@ def run_trial(config: PipelineConfig, runtime: RuntimeConfig, on_progress: OnPro
     """
     with TemporaryDirectory(prefix="popalign-trial-", dir=runtime.scratch) as folder:
         small, here = reduce_config(config, runtime), reduce_runtime(config, runtime, Path(folder))
-        plan, seen, layout = plan_keys(small, here, _trial_steps()), set[str](), None
+        plan, seen, layout = plan_keys(small, here, _trial_steps(small)), set[str](), None
         for node in plan:
             if node.node == "sample-eval:base":  # the rate that counts is that of the layout found
                 layout = _choose_layout(plan, small, runtime, here)
@@ -90,7 +90,7 @@ def reduce_config(config: PipelineConfig, runtime: RuntimeConfig) -> PipelineCon
         retained_subjects=retained,
     )
     preferences = {"n_neutral": n_images, "n_specific": 1, "n_retained": 1, "set_size": 4, "n_sets": 1}
-    training = {"n_steps": N_STEPS, "n_warmup_steps": 1, "checkpoint_every": N_STEPS, "probe": None}
+    training = {"n_steps": N_STEPS, "n_warmup_steps": 1, "checkpoint_every": N_STEPS, "probe": None, "rounds": 1}
     evaluation = {"n_neutral": n_images, "n_specific": 1, "n_generic": 1}
     return config.model_copy(
         update={
@@ -118,17 +118,17 @@ def _batch_size(config: PipelineConfig, runtime: RuntimeConfig) -> int:
     return max(1, min(runtime.batch_size, _PIXELS // pixels))
 
 
-def _trial_steps() -> tuple[Step, ...]:
+def _trial_steps(small: PipelineConfig) -> tuple[Step, ...]:
     """A run's steps, but that it trains on any pair of sets, and measures the base model in the place of both."""
     base = evaluation_steps("base", calibration="calibration")
     again = replace(base[-1], node="evaluate:aligned", options={"system": "aligned"})
     inputs = {name: _of_base(node) for name, node in REPORT_STEP.inputs.items()} | {"preferences": "pairs"}
     report = replace(REPORT_STEP, inputs=inputs)
-    return (*PROMPT_STEPS, *_training_steps(), *base, again, report)
+    return (*PROMPT_STEPS, *_training_steps(small), *base, again, report)
 
 
-def _training_steps() -> Iterator[Step]:
-    for step in TRAINING_STEPS:
+def _training_steps(small: PipelineConfig) -> Iterator[Step]:
+    for step in training_steps(small):
         if step.stage is train.train_model:
             yield Step("pairs", trial_sets.pair_images, {"prompts": "identities", "sample": "sample"})
             step = replace(step, inputs={**step.inputs, "preferences": "pairs"})

@@ -36,7 +36,7 @@ from popalign_core.config.sampling import (
     SamplingConfig,
     SDEditConfig,
 )
-from popalign_core.config.training import ProbeConfig, TrainingConfig
+from popalign_core.config.training import PopulationConfig, ProbeConfig, TrainingConfig
 
 __all__ = [
     "BENCHMARKS",
@@ -64,6 +64,7 @@ __all__ = [
     "PeopleConfig",
     "PickScoreConfig",
     "PipelineConfig",
+    "PopulationConfig",
     "PreferencesConfig",
     "ProbeConfig",
     "PromptsConfig",

@@ -16,8 +16,10 @@ BASE, ALIGNED = "base", "aligned"
 SYSTEMS: dict[str, SystemConfig] = {
     BASE: SystemConfig(),
     ALIGNED: SystemConfig(aligned=True),
-    # sft has no beta, and diffusion-dpo no bins: whatever the pipeline has must not refuse them
-    "sft": SystemConfig(training={"objective": "sft", "beta": 1.0, "normaliser_bins": 1, "preserve_preferred": False}),
+    # sft has neither beta nor rounds, and diffusion-dpo no bins: whatever the pipeline has must not refuse them
+    "sft": SystemConfig(
+        training={"objective": "sft", "rounds": 1, "beta": 1.0, "normaliser_bins": 1, "preserve_preferred": False}
+    ),
     "dpo": SystemConfig(training={"objective": "diffusion-dpo", "normaliser_bins": 1}),
     "popalign": SystemConfig(training={"objective": "popalign"}),
     "dpo+popalign": SystemConfig(training={"objective": "popalign"}, start="dpo"),

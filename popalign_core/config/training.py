@@ -23,11 +23,53 @@ class ProbeConfig(Frozen):
     )
 
 
-class TrainingConfig(Frozen):
-    """Population DPO (Eq. 11) and its baselines."""
+class PopulationConfig(Frozen):
+    """What a round samples, and how the classes of its images become advantages."""
 
-    objective: Literal["popalign", "set-dpo", "diffusion-dpo", "diffusion-kto", "cgm-relax", "sft"] = Field(
-        default="popalign", description="training objective; 'popalign' is Eq. 11, 'set-dpo' Eq. 10"
+    n_images: int = Field(default=16, ge=2, description="sampled for each neutral training prompt in each round")
+    batch_size: int = Field(
+        default=16,
+        ge=1,
+        description="images a forward while a round samples and reads: fixed here and not in runtime, since an image "
+        "at the border of two classes may be read otherwise in a batch of another shape",
+    )
+    advantage: Literal["log-ratio", "leave-one-out"] = Field(
+        default="log-ratio",
+        description="log of target over smoothed share, or the gradient of the squared discrepancy, free of bias",
+    )
+    target_of: Literal["marginal", "joint"] = Field(
+        default="marginal", description="what comes near the target: each axis's classes, or their products"
+    )
+    clip: float = Field(default=2.0, gt=0, description="of a log-ratio, both ways; of objective 'ratio-matching' too")
+    smoothing: float = Field(default=0.5, gt=0, description="images added to each class before shares are taken")
+    faceless: float = Field(default=-0.5, le=0, description="advantage of an image in which nobody can be read")
+
+
+class TrainingConfig(Frozen):
+    """Population DPO (Eq. 11), its baselines, and population policy optimisation on images of the policy's own."""
+
+    objective: Literal[
+        "popalign",
+        "set-dpo",
+        "diffusion-dpo",
+        "diffusion-kto",
+        "cgm-relax",
+        "sft",
+        "ratio-matching",
+        "population-policy",
+        "dgpo",
+    ] = Field(default="popalign", description="training objective; 'popalign' is Eq. 11, 'set-dpo' Eq. 10")
+    rounds: int = Field(
+        default=1,
+        ge=1,
+        # 1 is left out of what is hashed: it changes nothing, and no key made before it was there
+        exclude_if=lambda n: n == 1,
+        description="in each the policy samples its training prompts anew, and trains for n_steps on what it sampled",
+    )
+    population: PopulationConfig = Field(
+        default=PopulationConfig(),
+        exclude_if=PopulationConfig().__eq__,
+        description="of rounds and of the objectives 'population-policy', 'dgpo' and 'ratio-matching'",
     )
     beta: float | Literal["auto"] = Field(
         default=20.0,
@@ -56,7 +98,8 @@ class TrainingConfig(Frozen):
     )
     learning_rate: float = Field(default=1e-4, gt=0, description="learning rate after the warm-up")
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="schedule after the warm-up; 'linear' and 'cosine' decay to 0 over the run"
+        default="constant",
+        description="schedule after the warm-up; 'linear' and 'cosine' decay to 0 over the run, all its rounds",
     )
     timesteps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(),
@@ -73,7 +116,7 @@ class TrainingConfig(Frozen):
     timestep_sampling: Literal["uniform", "logit_normal"] = Field(
         default="uniform", description="distribution of training timesteps"
     )
-    n_steps: int = Field(default=150, ge=1, description="optimizer steps")
+    n_steps: int = Field(default=150, ge=1, description="optimizer steps, of each round")
     n_warmup_steps: int = Field(default=15, ge=0, description="steps of linear warm-up")
     n_pairs: int = Field(
         default=32,
@@ -81,7 +124,10 @@ class TrainingConfig(Frozen):
         description="pairs per step, over all processes; the two images of a pair share timestep and noise",
     )
     pairs_per_set: int = Field(
-        default=1, ge=1, description="pairs from the same set pair that stay together in a batch"
+        default=1,
+        ge=1,
+        description="pairs from the same set pair that stay together in a batch; of 'population-policy' and 'dgpo' "
+        "half the images of a prompt, which all share timestep and noise",
     )
     empty_caption_rate: float = Field(default=0.1, ge=0, le=1, description="share of captions replaced by an empty one")
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradient clipping")
@@ -119,8 +165,19 @@ class TrainingConfig(Frozen):
         """Whether Z comes from retained images of generic prompts."""
         return self.objective == "popalign" and self.normaliser == "anchor"
 
+    @property
+    def has_advantages(self) -> bool:
+        """Whether images are weighed by their advantage among all that the policy sampled for their prompt."""
+        return self.objective in ("population-policy", "dgpo")
+
+    @property
+    def is_on_policy(self) -> bool:
+        """Whether it trains on images that the policy itself samples, in rounds."""
+        return self.rounds > 1 or self.has_advantages
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        no_sides = self.has_advantages or self.objective in ("sft", "cgm-relax")
         for problem, text in (
             (
                 self.beta != "auto" and not 0 < self.beta < inf,
@@ -145,11 +202,37 @@ class TrainingConfig(Frozen):
                 f"n_pairs {self.n_pairs} is not a multiple of pairs_per_set {self.pairs_per_set}",
             ),
             (
-                self.preserve_preferred and self.objective in ("sft", "cgm-relax"),
+                self.preserve_preferred and no_sides,
                 f"preserve_preferred scales a dispreferred side, which {self.objective!r} does not have",
             ),
             (self.beta == "auto" and self.objective == "sft", "beta is 'auto', but 'sft' has none; leave it out"),
+            *self._problems_of_rounds(),
         ):
             if problem:
                 raise ValueError(text)
         return self
+
+    def _problems_of_rounds(self) -> tuple[tuple[bool, str], ...]:
+        group, n_images = 2 * self.pairs_per_set, self.population.n_images
+        return (
+            (
+                self.rounds > 1 and self.objective in ("sft", "cgm-relax", "ratio-matching"),
+                f"rounds is {self.rounds}, but {self.objective!r} learns from the base model's images alone; set "
+                "rounds to 1, or choose another objective",
+            ),
+            (
+                self.rounds > 1 and self.uses_anchors,
+                f"normaliser is 'anchor', which compares with the base model, and from the second of {self.rounds} "
+                "rounds on the policy is compared with itself; choose batch, ema or zero",
+            ),
+            (
+                self.has_advantages and group > n_images,
+                f"pairs_per_set {self.pairs_per_set} takes {group} images of a prompt, and a round samples "
+                f"population.n_images {n_images}; lower the one or raise the other",
+            ),
+            (
+                self.beta == "auto" and (self.has_advantages or self.objective == "ratio-matching"),
+                f"beta is 'auto', which is found by preferred and dispreferred sides, and {self.objective!r} has a "
+                "scale of its own; give a number",
+            ),
+        )

@@ -30,11 +30,17 @@ class TrainingSize:
         artifact: Of what was trained, for good.
         merged: Of the denoiser that an adapter is merged into, in the folder of a run; 0 where the run shares it.
         checkpoints: While it trains: those that are kept, and one more that is being written.
+        state: What a round leaves, besides, to the next one.
     """
 
     artifact: float
     merged: float
     checkpoints: float
+    state: float
+
+    def kept(self, *, is_followed: bool) -> float:
+        """Bytes of the artifact, of a round that is followed by another with what that one needs."""
+        return self.artifact + (self.state if is_followed else 0.0)
 
 
 def training_size(model: ModelConfig, training: TrainingConfig, n_kept: int = 1) -> TrainingSize:
@@ -54,10 +60,11 @@ def training_size(model: ModelConfig, training: TrainingConfig, n_kept: int = 1)
     denoiser = float(n_weights * _BYTES[model.dtype])
     n_trained = _adapter_weights(shapes, training) if training.lora_rank else n_weights
     of_each = 1 + _MOMENTS.get(training.optimizer, 2.0) + (training.ema_decay > 0)
-    checkpoints = (n_kept + 1) * n_trained * _TRAINED_BYTES * of_each
+    state = n_trained * _TRAINED_BYTES * of_each
+    checkpoints = (n_kept + 1) * state
     if training.lora_rank:
-        return TrainingSize(float(n_trained * _TRAINED_BYTES), denoiser, checkpoints)
-    return TrainingSize(denoiser, 0.0, checkpoints)
+        return TrainingSize(float(n_trained * _TRAINED_BYTES), denoiser, checkpoints, state)
+    return TrainingSize(denoiser, 0.0, checkpoints, state)
 
 
 def _denoiser_files(model: ModelConfig) -> list[Path]:

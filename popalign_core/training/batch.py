@@ -9,17 +9,18 @@ from torch import Tensor
 
 from popalign_core.config import TrainingConfig
 from popalign_core.models.denoisers import Conditions
-from popalign_core.training.data import PreferenceData, draw_pairs, draw_retained
+from popalign_core.training.data import PreferenceData, draw_groups, draw_pairs, draw_retained
 from popalign_core.training.noising import ForwardProcess, draw_timesteps
 
 
 @dataclass(frozen=True)
 class Batch:
     """S samples of n pairs in blocks of n: M = 2n that are compared, n preferred and then their n dispreferred partners
-    (SFT: M = n, the preferred alone); then, where they are needed, n retained images under their own captions.
+    (SFT: M = n, the preferred alone; with advantages one half of each prompt's images and then the other); then, where
+    they are needed, n retained images under their own captions.
 
     Attributes:
-        noisy_latents: [S, C, h, w] float32; the two of a pair share noise and timestep.
+        noisy_latents: [S, C, h, w] float32; the two of a pair, or all images of a prompt, share noise and timestep.
         timesteps: [S], in the model's own numbers.
         target: [S, C, h, w] float32: noise, velocity or flow.
         prompt_embeds: [S, L, D]; the empty caption where the pair's was dropped.
@@ -27,10 +28,11 @@ class Batch:
         time_ids: [S, 6].
         guidance: [S], the guidance scale that models distilled from guidance are told.
         preferred: [M] bool.
-        set_index: [M] int64, the pair of sets of each compared sample.
+        set_index: [M] int64, the pair of sets, or the group, of each compared sample.
         bins: [M] int64, range of timesteps, of `normaliser_bins`.
         classes: [M] int64; empty unless the objective calibrates.
         priors: [M] float32, the reference's share of that class; empty likewise.
+        wanted: [M] float32, advantages or log-ratios; empty unless the objective reads them.
         generic: [S - M] bool, which retained images are of generic prompts; empty without retained images.
         n_pairs: n.
     """
@@ -47,6 +49,7 @@ class Batch:
     bins: Tensor
     classes: Tensor
     priors: Tensor
+    wanted: Tensor
     generic: Tensor
     n_pairs: int
 
@@ -86,10 +89,11 @@ def draw_batch(
     digest = hashlib.sha256(f"train/{config.seed}/{step}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     n = config.n_pairs
-    preferred, dispreferred = draw_pairs(data, n, generator, pairs_per_set=config.pairs_per_set)
-    noise = torch.randn((n, *data.latents.shape[1:]), generator=generator)
-    timesteps = draw_timesteps(process, config, n, generator)
-    dropped = torch.rand(n, generator=generator) < config.empty_caption_rate
+    draw, n_alike = (draw_groups, config.pairs_per_set) if config.has_advantages else (draw_pairs, 1)
+    preferred, dispreferred = draw(data, n, generator, pairs_per_set=config.pairs_per_set)
+    noise, timesteps = _draw_noise(data, process, config, n // n_alike, generator)
+    dropped = torch.rand(n // n_alike, generator=generator) < config.empty_caption_rate
+    noise, timesteps, dropped = (each.repeat_interleave(n_alike, 0) for each in (noise, timesteps, dropped))
     rows = preferred if config.objective == "sft" else torch.cat([preferred, dispreferred])
     n_compared = len(rows)
     n_sides = n_compared // n
@@ -102,12 +106,16 @@ def draw_batch(
         generic = data.retained_generic[retained]
         latents = torch.cat([latents, data.retained_latents[retained]])
         prompts = torch.cat([prompts, data.retained_prompt_index[retained]])
-        # the preferred samples' noise and timesteps once more
-        noise, timesteps = torch.cat([noise, noise[:n]]), torch.cat([timesteps, timesteps[:n]])
+        # the preferred samples' noise and timesteps once more; where a prompt's images share them, fresh ones
+        fresh = noise[:n], timesteps[:n]
+        if config.has_advantages:
+            fresh = _draw_noise(data, process, config, n, generator)
+        noise, timesteps = torch.cat([noise, fresh[0]]), torch.cat([timesteps, fresh[1]])
         dropped = torch.cat([dropped, torch.zeros(n, dtype=torch.bool)])
     classes, priors = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     if config.objective == "cgm-relax" and data.classes is not None:
         classes, priors = data.classes[rows], data.class_priors[rows]
+    wanted = data.advantages if config.has_advantages else data.log_ratios
     noised = process.add_noise(latents, noise, timesteps)
     return Batch(
         noisy_latents=noised.noisy_latents,
@@ -122,6 +130,15 @@ def draw_batch(
         bins=bins,
         classes=classes,
         priors=priors,
+        wanted=torch.zeros(0) if wanted is None else wanted[rows],
         generic=generic,
         n_pairs=n,
     )
+
+
+def _draw_noise(
+    data: PreferenceData, process: ForwardProcess, config: TrainingConfig, n: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Noise [n, C, h, w] and timesteps [n]."""
+    noise = torch.randn((n, *data.latents.shape[1:]), generator=generator)
+    return noise, draw_timesteps(process, config, n, generator)

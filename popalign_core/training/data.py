@@ -54,13 +54,15 @@ class StoredLatents:
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """N samples in pairs of sets. Preferred and dispreferred samples of a pair carry the same (neutral) caption.
+    """N samples in pairs of sets, or in groups of one prompt that have advantages in place of sides.
+
+    Preferred and dispreferred samples of a pair carry the same (neutral) caption.
 
     Attributes:
         latents: [N, C, h, w] float32, the sampler's final latents in the UNet's scaled space: what `add_noise` takes.
         preferred: [N] bool.
         prompt_index: [N] int64, the caption, a row of `prompt_embeds`.
-        set_index: [N] int64, the pair of sets a sample belongs to.
+        set_index: [N] int64, the pair of sets, or the group, a sample belongs to.
         prompt_embeds: [P, L, D] float32.
         pooled_prompt_embeds: [P, D2] float32.
         empty_prompt_embeds: [1, L, D] float32, of the empty caption.
@@ -71,6 +73,8 @@ class PreferenceData:
         classes: [N] int64, the class of each sample among those of `target`; None where unknown.
         target: [K] float32, the distribution to calibrate to; None where none is given.
         guidance_scale: What the sampler samples with; read by models that embed it (FLUX.1-dev) alone.
+        advantages: [N] float32, of each sample within its group, and `preferred` is not read; None in pairs of sets.
+        log_ratios: [N] float32, log of target over base for each sample; None where they are not matched.
     """
 
     latents: Latents
@@ -87,6 +91,8 @@ class PreferenceData:
     classes: Tensor | None = None
     target: Tensor | None = None
     guidance_scale: float = 1.0
+    advantages: Tensor | None = None
+    log_ratios: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.latents)
@@ -106,8 +112,10 @@ class PreferenceData:
             ("retained_generic", r, torch.bool),
         ):
             tensor: Tensor = getattr(self, name)
-            if tensor.shape != (size,) or tensor.dtype != dtype:
-                raise InputError(f"{name} must be [{size}] {dtype}, got {tuple(tensor.shape)} {tensor.dtype}")
+            _check_vector(name, tensor, size, dtype)
+        for name in ("advantages", "log_ratios"):
+            if (wanted := getattr(self, name)) is not None:
+                _check_vector(name, wanted, n, torch.float32)
         self._check_embeddings()
         self._check_sets()
         if (self.classes is None) != (self.target is None):
@@ -150,7 +158,8 @@ class PreferenceData:
 
     def _check_sets(self) -> None:
         names, pair = torch.unique(self.set_index, return_inverse=True)
-        for side, mask in (("preferred", self.preferred), ("dispreferred", ~self.preferred)):
+        sides = (("preferred", self.preferred), ("dispreferred", ~self.preferred))
+        for side, mask in sides if self.advantages is None else ():
             lacking = names[torch.bincount(pair[mask], minlength=len(names)) == 0].tolist()
             if lacking:
                 raise InputError(f"set pairs {lacking[:5]} have no {side} sample; drop them or give both sides")
@@ -182,6 +191,40 @@ def draw_pairs(
     return preferred, dispreferred
 
 
+def draw_groups(
+    data: PreferenceData, n: int, generator: torch.Generator, *, pairs_per_set: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Draw images of some groups, each group once before any comes again, and no image of a group twice.
+
+    Args:
+        data: With advantages.
+        n: Half the number of images.
+        generator: A CPU generator.
+        pairs_per_set: Half the images of each chosen group; divides n.
+
+    Returns:
+        Rows [n] and [n] int64: row i of both is of one group, and so are `pairs_per_set` rows that follow each other.
+
+    Raises:
+        InputError: When a group has too few images.
+    """
+    names, group = torch.unique(data.set_index, return_inverse=True)
+    n_groups = n // pairs_per_set
+    orders = [torch.randperm(len(names), generator=generator) for _ in range(-(-n_groups // len(names)))]
+    halves = []
+    for number in torch.cat(orders)[:n_groups].tolist():
+        members = (group == number).nonzero().squeeze(1)
+        if len(members) < 2 * pairs_per_set:
+            raise InputError(
+                f"group {number} has {len(members)} images, fewer than the {2 * pairs_per_set} that pairs_per_set "
+                f"{pairs_per_set} takes; sample more, or lower it"
+            )
+        chosen = members[torch.randperm(len(members), generator=generator)[: 2 * pairs_per_set]]
+        halves.append(chosen.view(2, pairs_per_set))
+    one, other = torch.cat(halves, dim=1)
+    return one, other
+
+
 def draw_retained(data: PreferenceData, n: int, generator: torch.Generator) -> Tensor:
     """Draw n retained images with replacement: generic or not at equal chances, then one of those uniformly.
 
@@ -201,3 +244,8 @@ def _draw_within(rows: Tensor, group: Tensor, chosen: Tensor, generator: torch.G
     # float64: a float32 draw times the count could round up to the count itself
     within = (torch.rand(len(chosen), generator=generator, dtype=torch.float64) * counts[chosen]).long()
     return rows[starts[chosen] + within]
+
+
+def _check_vector(name: str, tensor: Tensor, size: int, dtype: torch.dtype) -> None:
+    if tensor.shape != (size,) or tensor.dtype != dtype:
+        raise InputError(f"{name} must be [{size}] {dtype}, got {tuple(tensor.shape)} {tensor.dtype}")

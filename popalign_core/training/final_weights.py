@@ -12,7 +12,7 @@ from popalign_core.training.checkpoint import Checkpoint, LogRow, list_checkpoin
 from popalign_core.training.trainable_weights import choose_weights, trained_weights
 
 
-def load_trained(model: Any, folder: Path, config: TrainingConfig) -> list[LogRow]:
+def load_trained(model: Any, folder: Path, config: TrainingConfig, last_step: int) -> list[LogRow]:
     """Give a base model the weights that other processes trained in `folder`; returns the log.
 
     Raises:
@@ -20,12 +20,17 @@ def load_trained(model: Any, folder: Path, config: TrainingConfig) -> list[LogRo
     """
     dtype = model.dtype
     choose_weights(model, config)
-    paths = list_checkpoints(folder)
-    checkpoint = Checkpoint(**torch.load(paths[0], map_location="cpu", weights_only=True)) if paths else None
-    if checkpoint is None or (checkpoint.step < config.n_steps and not checkpoint.running["stopped"]):
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None or (checkpoint.step < last_step and not checkpoint.running["stopped"]):
         raise TrainingError(f"{folder} holds no finished training; run the same command again to resume")
     finish_model(model, checkpoint.final_weights(), config, dtype)
     return checkpoint.log
+
+
+def last_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest one, as training has just left it; None when there is none."""
+    paths = list_checkpoints(folder)
+    return Checkpoint(**torch.load(paths[0], map_location="cpu", weights_only=True)) if paths else None
 
 
 def finish_model(model: Any, weights: dict[str, Tensor], config: TrainingConfig, dtype: torch.dtype) -> None:

@@ -21,6 +21,7 @@ from popalign_core.training.objective import (
     to_floats,
     unpack,
 )
+from popalign_core.training.reference import Opponent
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class GlobalGradient:
         dtype: What the model computes in, under autocast.
         n_micro: Forwards a process.
         target: [K] distribution to calibrate to, or None.
+        opponent: Gives the model the weights that it is compared with, from the second round on; else the base is.
     """
 
     accelerator: Any
@@ -46,6 +48,7 @@ class GlobalGradient:
     dtype: torch.dtype
     n_micro: int
     target: Tensor | None
+    opponent: Opponent | None = None
 
     def take(self, batch: Batch, config: TrainingConfig, running: Running) -> tuple[dict[str, float], Running]:
         """Backward through this process's part of a batch.
@@ -89,7 +92,7 @@ class GlobalGradient:
     def measure(self, part: Batch, config: TrainingConfig) -> Errors:
         """Both models on a part."""
         with self.autocast():
-            return measure(self.policy, self.model, self.frozen, self.family, part, config)
+            return measure(self.policy, self.model, self.frozen, self.family, part, config, self.opponent)
 
     def autocast(self) -> torch.autocast:
         """Within it the model computes in its own dtype, though its trained weights are float32."""

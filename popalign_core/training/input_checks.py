@@ -42,8 +42,12 @@ def check_inputs(model: Any, data: PreferenceData, config: TrainingConfig) -> No
             "training.normaliser is 'anchor', but no image of a generic training prompt was sampled; "
             "give prompts.retained_subjects, or choose batch, ema or zero"
         )
-    if config.objective == "cgm-relax" and data.classes is None:
-        raise InputError("training.objective is 'cgm-relax', but the images' classes are unknown; choose another")
+    needed = {"cgm-relax": data.classes, "ratio-matching": data.log_ratios}
+    needed |= dict.fromkeys(("population-policy", "dgpo"), data.advantages)
+    if needed.get(config.objective, data.latents) is None:
+        raise InputError(
+            f"training.objective is {config.objective!r}, but the images' classes are unknown; choose another"
+        )
 
 
 def fingerprint(model: Any, data: PreferenceData, config: TrainingConfig) -> str:
@@ -54,7 +58,8 @@ def fingerprint(model: Any, data: PreferenceData, config: TrainingConfig) -> str
     latents = [
         part[torch.arange(0, len(part), max(1, len(part) // 64))] for part in (data.latents, data.retained_latents)
     ]
-    for tensor in (*latents, *compared, *retained, *model.parameters()):
+    wanted = (each for each in (data.advantages, data.log_ratios) if each is not None)
+    for tensor in (*latents, *compared, *retained, *wanted, *model.parameters()):
         flat = tensor.detach().flatten()
         picked = flat[:: max(1, len(flat) // 256)].float().cpu().numpy().tobytes()
         digest.update(f"{tuple(tensor.shape)}".encode() + picked)

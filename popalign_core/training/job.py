@@ -1,12 +1,13 @@
 """The inputs of a training: what is trained on what, and the callbacks."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from popalign_core.training.checkpoint import Checkpoint
 from popalign_core.training.data import PreferenceData
 
 OnStep = Callable[[int, dict[str, float]], None]
@@ -24,12 +25,16 @@ class TrainingSubject:
         noise_scheduler: Any diffusers scheduler of the model; its noise schedule and prediction type are read.
         data: Latents in the model's scaled space, and who is preferred.
         time_ids: [1, 6] micro-conditioning that the latents were sampled with; only SDXL reads it.
+        before: The end of the round before, which this one goes on from; None for the first.
+        seen: What is known of the round's images, to be logged before its first step.
     """
 
     model: Any
     noise_scheduler: Any
     data: PreferenceData
     time_ids: Tensor
+    before: Checkpoint | None = None
+    seen: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

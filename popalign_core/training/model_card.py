@@ -47,7 +47,8 @@ def model_card(
         + "tags: [popalign, fairness, preference-optimisation]\n---\n",
         f"# {name or 'A model'}, trained by PopAlign\n",
         f"Base model: {base}{_start(keys)}. Objective: `{training.objective}` ({what}), "
-        f"{training.n_steps} steps of {training.n_pairs} pairs.\n",
+        f"{f'{training.rounds} rounds of ' if training.rounds > 1 else ''}{training.n_steps} steps of "
+        f"{training.n_pairs} pairs.\n",
         _target(axes) if is_population else "The preferences are pairs of pictures made elsewhere.\n",
         "## Measured\n",
         _measured(metrics),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from popalign_core.config import TrainingConfig
-from popalign_core.models.denoisers import Family, family_of, predict
+from popalign_core.models.denoisers import Conditions, Family, family_of, predict
 from popalign_core.training.batch import Batch
 from popalign_core.training.losses import (
     anchor_normaliser,
@@ -30,7 +30,8 @@ from popalign_core.training.losses import (
     scale_gradient,
     set_dpo_loss,
 )
-from popalign_core.training.reference import reference_weights
+from popalign_core.training.policy_losses import group_preference_loss, population_policy_loss, ratio_matching_loss
+from popalign_core.training.reference import Opponent, reference_weights
 
 
 @dataclass
@@ -85,13 +86,13 @@ def put_own(everyone: Errors, own: Errors, first: int) -> Errors:
 
 
 def needs_reference(config: TrainingConfig) -> bool:
-    """SFT compares with nothing, unless it must retain."""
-    return config.objective != "sft" or config.retention > 0
+    """SFT and policy gradients compare with nothing, unless they must retain."""
+    return config.objective not in ("sft", "population-policy") or config.retention > 0
 
 
 def is_coupled(config: TrainingConfig) -> bool:
     """Whether the loss of a sample depends on other samples than its own partner."""
-    if config.preserve_preferred or config.objective in ("set-dpo", "diffusion-kto", "cgm-relax"):
+    if config.preserve_preferred or config.objective in ("set-dpo", "diffusion-kto", "cgm-relax", "dgpo"):
         return True
     return config.objective == "popalign" and config.normaliser != "zero"
 
@@ -123,13 +124,23 @@ def to_floats(terms: dict[str, Tensor]) -> dict[str, float]:
     return values
 
 
-def forward(model: Any, family: Family, batch: Batch) -> Tensor:
-    """What a model predicts for a batch: [S, C, h, w]."""
-    return predict(model, family, batch.noisy_latents, batch.timesteps, batch.conditions)
+def forward(model: Any, family: Family, batch: Batch, rows: slice = slice(None)) -> Tensor:
+    """What a model predicts for a batch, or for some of its rows: [S, C, h, w]."""
+    known = batch.conditions
+    conditions = Conditions(
+        known.prompt_embeds[rows], known.pooled_prompt_embeds[rows], known.time_ids[rows], known.guidance[rows]
+    )
+    return predict(model, family, batch.noisy_latents[rows], batch.timesteps[rows], conditions)
 
 
 def measure(
-    policy: Any, reference: Any, frozen: nn.Module | None, family: Family, batch: Batch, config: TrainingConfig
+    policy: Any,
+    reference: Any,
+    frozen: nn.Module | None,
+    family: Family,
+    batch: Batch,
+    config: TrainingConfig,
+    opponent: Opponent | None = None,
 ) -> Errors:
     """Both models on a batch.
 
@@ -140,12 +151,10 @@ def measure(
         family: Of the model.
         batch: On the model's device.
         config: Objective.
+        opponent: Gives `reference` the weights that compared samples are measured against in place of the base's.
     """
-    reference_pred = None
-    if needs_reference(config):
-        # the reference goes first: switching the adapter off and on again must not touch the policy's graph
-        with reference_weights(reference, frozen) as bare:
-            reference_pred = forward(bare, family, batch)
+    # the reference goes first: switching the adapter off and on again must not touch the policy's graph
+    compared, retained = _reference_preds(reference, frozen, family, batch, config, opponent)
     policy_pred = forward(policy, family, batch)
     n, m = batch.n_pairs, len(batch.preferred)
 
@@ -158,18 +167,43 @@ def measure(
         ("reference", "retained_policy", "retained_reference", "departure", "won_square", "together"), none
     )
     errors = {"policy": columns(policy_mse[:m])} | errors
-    if reference_pred is not None:
-        reference_mse = mean_squared_error(reference_pred, batch.target)
-        errors["reference"] = columns(reference_mse[:m])
-        if len(batch.generic):
-            errors["retained_policy"] = columns(policy_mse[m:].detach())
-            errors["retained_reference"] = columns(reference_mse[m:])
-            errors["departure"] = columns(retention_loss(policy_pred[m:], reference_pred[m:]))
+    if compared is not None:
+        errors["reference"] = columns(mean_squared_error(compared, batch.target[:m]))
+    if retained is not None:
+        errors["retained_policy"] = columns(policy_mse[m:].detach())
+        errors["retained_reference"] = columns(mean_squared_error(retained, batch.target[m:]))
+        errors["departure"] = columns(retention_loss(policy_pred[m:], retained))
     if config.preserve_preferred:
         won, lost = (policy_pred[:m].detach().float() - batch.target[:m]).flatten(1).chunk(2)
         errors["won_square"] = won.square().sum(1, keepdim=True)
         errors["together"] = (won * lost).sum(1, keepdim=True)
     return errors
+
+
+def _reference_preds(
+    reference: Any,
+    frozen: nn.Module | None,
+    family: Family,
+    batch: Batch,
+    config: TrainingConfig,
+    opponent: Opponent | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """What the compared samples are measured against, [M, ...], and the base's of the retained; None where unused."""
+    m, retains = len(batch.preferred), len(batch.generic) > 0
+    if not needs_reference(config):
+        return None, None
+    if opponent is None and config.objective != "population-policy":
+        with reference_weights(reference, frozen) as bare:
+            both = forward(bare, family, batch)
+        return both[:m], both[m:] if retains else None
+    compared = retained = None
+    if opponent is not None:
+        with torch.no_grad(), opponent():
+            compared = forward(reference, family, batch, slice(m))
+    if retains:
+        with reference_weights(reference, frozen) as bare:
+            retained = forward(bare, family, batch, slice(m, None))
+    return compared, retained
 
 
 def objective_loss(
@@ -187,6 +221,10 @@ def objective_loss(
     if config.objective == "sft":
         loss = errors["policy"].mean()
         terms = {"loss": loss.detach(), "policy_mse_preferred": loss.detach()}
+    elif config.has_advantages:
+        losses, terms = _advantage_losses(errors, batch, config)
+        loss = losses.mean()
+        terms = {"loss": loss.detach()} | terms
     else:
         losses, terms = _preference_losses(errors, batch, target, config, running)
         loss = losses.mean()
@@ -209,7 +247,9 @@ def _preference_losses(
         kept, scaled = policy_mse.chunk(2)
         policy_mse = torch.cat([kept, scale_gradient(scaled, scale)])
     beta, preferred = running.beta if config.beta == "auto" else config.beta, batch.preferred
-    if config.objective == "diffusion-dpo":
+    if config.objective == "ratio-matching":
+        losses = ratio_matching_loss(policy_mse, reference_mse, batch.wanted, beta=beta)
+    elif config.objective == "diffusion-dpo":
         losses = diffusion_dpo_loss(policy_mse, reference_mse, beta=beta)
     elif config.objective == "set-dpo":
         losses = set_dpo_loss(policy_mse, reference_mse, preferred, batch.set_index, beta=beta)
@@ -226,6 +266,16 @@ def _preference_losses(
         losses = popalign_loss(policy_mse, reference_mse, preferred, beta=beta, normaliser=z)
         terms["normaliser"] = z.mean()
     return losses, terms
+
+
+def _advantage_losses(errors: Errors, batch: Batch, config: TrainingConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    policy_mse, beta = errors["policy"].T.flatten(), float(config.beta)
+    terms = {"policy_mse": policy_mse.detach().mean()}
+    if config.objective == "population-policy":
+        return population_policy_loss(policy_mse, batch.wanted, beta=beta), terms
+    reference_mse = errors["reference"].T.flatten()
+    losses = group_preference_loss(policy_mse, reference_mse, batch.wanted, batch.set_index, beta=beta)
+    return losses, terms | {"reference_mse": reference_mse.mean()}
 
 
 def _normaliser(errors: Errors, batch: Batch, config: TrainingConfig, running: Running) -> Tensor:

@@ -40,9 +40,11 @@ def make_optimizer(weights: Iterable[nn.Parameter], config: TrainingConfig) -> t
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Of a step, counted from 1: up in a line over the warm-up; times what the schedule leaves over the whole run."""
+    """Of a step, counted from 1 over all rounds: up in a line over the warm-up; times what the schedule leaves over the
+    whole run.
+    """
     rate = config.learning_rate * min(1.0, step / max(1, config.n_warmup_steps))
-    done = (step - 1) / config.n_steps
+    done = (step - 1) / (config.rounds * config.n_steps)
     if config.learning_rate_schedule == "linear":
         return rate * (1 - done)
     if config.learning_rate_schedule == "cosine":

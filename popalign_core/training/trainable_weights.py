@@ -1,6 +1,7 @@
 """Which weights train: an adapter, all of the model's own, or those that read the caption."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -89,6 +90,16 @@ class MovingWeights:
         with torch.no_grad():
             for name, weight in weights.items():
                 self.current[name].copy_(shard_like(weight, self.current[name]))
+
+    @contextmanager
+    def replaced(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within the block the model has these weights; afterwards, whatever happens, its own again."""
+        kept = self.copy() if weights else {}
+        self.put(weights)
+        try:
+            yield
+        finally:
+            self.put(kept)
 
     def average(self, step: int) -> None:
         """Move the mean after a step, its decay growing from 0.1 so that the first weights are soon forgotten."""

@@ -1,5 +1,6 @@
 """The training loop, one for all objectives and model families, on one process or many (Accelerate)."""
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from popalign_core.training.objective import Running, needs_reference
 from popalign_core.training.optimizers import learning_rate, make_optimizer
 from popalign_core.training.preemption import watch_preemption
 from popalign_core.training.processes import full_tensor, make_accelerator, mean_over_processes, shard_like
-from popalign_core.training.reference import frozen_copy
+from popalign_core.training.reference import frozen_copy, opponent_of
 from popalign_core.training.settings_check import count_micro_batches
 from popalign_core.training.stopping import is_worth_keeping, next_error_ratio, reason_to_stop
 from popalign_core.training.trackers import Trackers
@@ -45,6 +46,13 @@ def train_preferences(
 ) -> list[LogRow]:
     """Train a denoiser in place. The same call on the same base model and folder resumes, on one machine bit for bit.
 
+    In rounds each has a folder and data of its own, and begins with all that the one before left (`subject.before`):
+    weights, optimiser, moving mean, the count of steps. So warm-up, schedule and the draws of (seed, step) go on over
+    all rounds, as in one training whose data change. Objectives that compare preferred with dispreferred samples take
+    the policy at the beginning of the round as reference, from the second round on: with dispreferred samples of that
+    same policy the fixed point is the preferred population (SPIN, Chen et al. 2024, arXiv:2401.01335; for diffusion,
+    arXiv:2402.10210). Retention, and the reference of `dgpo`, stay the base model.
+
     What trains is the model's own weights, all or those that read the caption (reference: a frozen copy), or, when
     `lora_rank > 0`, a LoRA adapter (reference: the adapter off). Trained weights are float32; a bfloat16 or float16
     model computes under autocast and is cast back at the end.
@@ -63,7 +71,8 @@ def train_preferences(
         training_log rows (step, name, value): loss; squared errors of policy and reference, and their difference g,
         on both sides; g_spread, its standard deviation; implicit_accuracy, the share of pairs whose preferred sample
         has the larger g (a tie is half); normaliser, grad_norm, learning_rate; beta when it is automatic; with
-        retention its mean before the weight; what the probe saw; rollbacks.
+        retention its mean before the weight; what the probe saw; rollbacks. Those of earlier rounds come first. With
+        advantages there are no sides: loss, policy_mse and, of dgpo, reference_mse.
 
     Raises:
         DivergedError: When loss or gradient is not finite, or the preferred error runs away; the last checkpoint stays.
@@ -95,6 +104,8 @@ class TrainingRun:
         self.process = forward_process(subject.noise_scheduler, config)
         check_inputs(model, data, config)
         self.data, self.config, self.folder, self.time_ids = data, config, folder, subject.time_ids
+        self.before, self.seen = subject.before, subject.seen
+        self.last_step = (subject.before.step if subject.before else 0) + config.n_steps
         self.runtime, self.on_step, self.probe = runtime, observers.on_step, observers.probe
         self.fingerprint = fingerprint(model, data, config)
         self.dtype = model.dtype
@@ -112,22 +123,29 @@ class TrainingRun:
         policy, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.model = self.accelerator.unwrap_model(policy, keep_torch_compile=True)
         target = None if data.target is None else data.target.to(self.accelerator.device)
-        self.gradient = GlobalGradient(
-            self.accelerator, policy, self.model, frozen, family_of(model), self.dtype, n_micro, target
-        )
         self.weights = MovingWeights(trained_weights(self.model), config.ema_decay)
+        self.gradient = GlobalGradient(
+            self.accelerator,
+            policy,
+            self.model,
+            frozen,
+            family_of(model),
+            self.dtype,
+            n_micro,
+            target,
+            opponent_of(self.weights, self.before, config),
+        )
         self.step, self.log, self.running = 0, list[LogRow](), Running()
         self.saved = 0
         self.n_skipped = 0
 
     def train(self, is_preempted: Callable[[], bool]) -> None:
         """To the last step, or until the probe or SIGTERM ends it."""
-        self._restore()
-        if self.step == 0:
+        if not self._restore():
             self._begin()
         trackers = Trackers(self.accelerator, self.step)
         started, first = time.perf_counter(), self.step
-        while self.step < self.config.n_steps and not self.running.stopped:
+        while self.step < self.last_step and not self.running.stopped:
             try:
                 terms = self._take_step(self.step + 1)
             except DivergedError as error:
@@ -140,7 +158,7 @@ class TrainingRun:
             if self.accelerator.num_processes > 1:
                 # all must save at the same step
                 preempted = mean_over_processes(self.accelerator, preempted) > 0
-            last = self.step == self.config.n_steps or bool(self.running.stopped)
+            last = self.step == self.last_step or bool(self.running.stopped)
             if last or (
                 (self.step % self.config.checkpoint_every == 0 or preempted)
                 and is_worth_keeping(self.running.error_ratio, self.config)
@@ -149,7 +167,7 @@ class TrainingRun:
             seconds = (time.perf_counter() - started) / (self.step - first) if self.step > first else 0.0
             speed = {
                 "samples_per_s": 2 * self.config.n_pairs / max(seconds, 1e-9),
-                "eta_s": seconds * (self.config.n_steps - self.step),
+                "eta_s": seconds * (self.last_step - self.step),
             }
             trackers.log(terms | speed, self.step)
             if self.on_step is not None:
@@ -157,7 +175,7 @@ class TrainingRun:
             if preempted:  # at the last step too: what comes after the training would not hear of it
                 trackers.finish()
                 raise PreemptedError(
-                    f"SIGTERM at step {self.step} of {self.config.n_steps}: {self.folder} keeps the checkpoint of step "
+                    f"SIGTERM at step {self.step} of {self.last_step}: {self.folder} keeps the checkpoint of step "
                     f"{self.saved}; the same command resumes from there"
                 )
         trackers.finish()
@@ -166,7 +184,13 @@ class TrainingRun:
             finish_model(self.model, final, self.config, self.dtype)
 
     def _begin(self) -> None:
-        """Before the first step: what the base samples, and beta."""
+        """Before the first step: what the round before left, or what the base samples, and beta."""
+        if self.before is not None:
+            self._take_over(copy.deepcopy(self.before))  # the optimiser changes its state in place
+            self._note(dict(self.seen))
+            self._save()
+            return
+        self._note(dict(self.seen))
         if self.config.beta == "auto":
             self.running.beta = self._calibrate()
         if self.probe is not None and self.config.probe is not None:
@@ -266,13 +290,8 @@ class TrainingRun:
 
     def _probe(self) -> dict[str, float]:
         assert self.probe is not None
-        kept = self.weights.copy() if self.weights.mean else {}
-        self.weights.put(self.weights.mean)
-        try:
-            with self.gradient.autocast():
-                return {f"probe/{name}": value for name, value in self.probe().items()}
-        finally:
-            self.weights.put(kept)
+        with self.weights.replaced(self.weights.mean), self.gradient.autocast():
+            return {f"probe/{name}": value for name, value in self.probe().items()}
 
     def _note(self, terms: dict[str, float]) -> None:
         self.log += [{"step": self.step, "name": name, "value": value} for name, value in terms.items()]
@@ -300,10 +319,16 @@ class TrainingRun:
         self.accelerator.wait_for_everyone()
         self.saved = self.step
 
-    def _restore(self) -> None:
+    def _restore(self) -> bool:
+        """Go on from the newest checkpoint; False when there is none."""
         checkpoint = load_checkpoint(self.folder, self.fingerprint)
         if checkpoint is None:
-            return
+            return False
+        self._take_over(checkpoint)
+        self.saved = self.step
+        return True
+
+    def _take_over(self, checkpoint: Checkpoint) -> None:
         self.weights.put(checkpoint.weights)
         weights = list(self.weights.current.values())
         state = {
@@ -315,4 +340,3 @@ class TrainingRun:
             self.accelerator.scaler.load_state_dict(checkpoint.scaler)
         self.weights.restore_mean(checkpoint.ema)
         self.step, self.log, self.running = checkpoint.step, list(checkpoint.log), Running(**checkpoint.running)
-        self.saved = self.step

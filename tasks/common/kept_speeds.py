@@ -31,7 +31,7 @@ _TRAINER_SPEEDS = ("n_processes", "accelerate_config", "micro_pairs", "gradient_
 _SAME_SPEED = (
     *("n_steps", "n_warmup_steps", "checkpoint_every", "seed", "probe", "beta", "alpha", "learning_rate"),
     *("learning_rate_schedule", "kl_weight", "retention", "max_grad_norm", "weight_decay", "max_error_ratio"),
-    *("on_divergence", "empty_caption_rate", "normaliser_decay", "min_timestep"),
+    *("on_divergence", "empty_caption_rate", "normaliser_decay", "min_timestep", "rounds", "population"),
 )
 """Settings of a training that change no step's seconds."""
 

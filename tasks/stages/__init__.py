@@ -16,6 +16,7 @@ __all__ = [
     "preferences",
     "prompts",
     "report",
+    "round_inputs",
     "sample",
     "sample_layouts",
     "sample_shards",

@@ -33,27 +33,33 @@ class AttributesView(View):
         attributes: Settings; of further classifiers only those that read.
         axes: Without words and targets.
         measured: Benchmark -> names of the axes measured on it.
+        batch_size: Images a batch where the configuration says so; None leaves it to the runtime.
     """
 
     attributes: AttributesConfig
     axes: tuple[Axis, ...]
     measured: dict[str, tuple[str, ...]]
+    batch_size: int | None = None
 
     @classmethod
-    def of(cls, config: PipelineConfig, inputs: Mapping[str, ArtifactRef]) -> Self:
-        """Only benchmarks with names of their own have axes that are only measured."""
+    def of(cls, config: PipelineConfig, inputs: Mapping[str, ArtifactRef], *, is_round: bool | None = None) -> Self:
+        """Only benchmarks with names of their own have axes that are only measured; what a round samples is read in
+        batches of the configuration's size.
+        """
         axes = config.axes if inputs["prompts"].stage == benchmarks.add_benchmarks.name else config.identity_axes
         names = ("neutral", "specific", *config.prompts.benchmarks)
         return cls(
             attributes=classifiers_in_use(config.attributes),
             axes=tuple(keep_fields(axis, "name", "classes", "of") for axis in axes),
             measured={name: tuple(axis.name for axis in config.measured_axes(name)) for name in names},
+            batch_size=config.training.population.batch_size if is_round else None,
         )
 
     def hashed(self) -> dict[str, Any]:
         """The classifier by its weights."""
         axes = [axis.model_dump(mode="json", include={"name", "classes", "of"}) for axis in self.axes]
-        return hashed_classifier(self.attributes) | {"axes": axes}
+        batches = {} if self.batch_size is None else {"batch_size": self.batch_size}
+        return hashed_classifier(self.attributes) | {"axes": axes} | batches
 
     def unhashed(self) -> dict[str, str]:
         """Which benchmark measures what."""
@@ -105,7 +111,8 @@ def read_shard(shard: ImageShard[AttributesView], /, on_images: Callable[[int], 
     images, name = shard.read(), f"{classifier.name}@{classifier.version}"
     chosen = images[images["prompt_id"].isin(list(measured))]
     seen = chosen["image"].notna()
-    readings = _read_images(classifier, chosen[seen], shard.runtime.batch_size, on_images)
+    batch_size = shard.view.batch_size or shard.runtime.batch_size
+    readings = _read_images(classifier, chosen[seen], batch_size, on_images)
     table = filter_readings(readings, chosen.loc[seen, "image_id"].tolist(), axes, settings, name)
     withheld = unread(chosen.loc[~seen, "image_id"].tolist(), axes, name, UNSAFE)
     table = _measured(pd.concat([table, withheld], ignore_index=True), chosen, measured)

@@ -1,7 +1,8 @@
 """Stage `sample`: images and their final latents, in shards that survive a kill.
 
-One request serves the preference data (training prompts) or the evaluation (evaluation prompts), of the configured
-model or of a trained one. The seed of an image depends on prompt and index only, so both models draw the same noise.
+One request serves the preference data (training prompts), the evaluation (evaluation prompts) or a round of training on
+the policy's own images (neutral training prompts), of the configured model or of a trained one. The seed of an image
+depends on prompt and index only, so both models draw the same noise.
 """
 
 import os
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
     from popalign_core.models.trained_weights import TrainedModel
     from popalign_core.sampling.captions import CaptionPlan
 
-Purpose = Literal["preferences", "evaluation"]
-SPLITS: dict[Purpose, str] = {"preferences": "train", "evaluation": "eval"}
+Purpose = Literal["preferences", "evaluation", "round"]
+SPLITS: dict[Purpose, str] = {"preferences": "train", "evaluation": "eval", "round": "train"}
 _LAYOUTS_VERSION = "2-"
 """How layouts are decoded: a part of the keys that have any, so that all others stay."""
 
@@ -52,6 +53,7 @@ class SampleView(View):
         model: The configured model; for a trained one it says how weights are kept, and may be its base.
         is_trained: Whether the images come from a trained model.
         axes: Where an identity is drawn for each image; else none.
+        batch_size: Images a forward where the configuration says so; None leaves it to the runtime.
     """
 
     purpose: Purpose
@@ -60,11 +62,16 @@ class SampleView(View):
     model: ModelConfig
     is_trained: bool
     axes: tuple[Axis, ...]
+    batch_size: int | None = None
 
     @classmethod
-    def of(cls, config: PipelineConfig, inputs: Mapping[str, ArtifactRef], *, purpose: Purpose) -> Self:
-        """Of one request: training or evaluation prompts, the configured or a trained model."""
-        sampling, is_trained = sampling_config(config, purpose), "model" in inputs
+    def of(
+        cls, config: PipelineConfig, inputs: Mapping[str, ArtifactRef], *, purpose: Purpose, number: int = 0
+    ) -> Self:
+        """Of one request: training or evaluation prompts, or those of the round of a number, from 1; the configured or
+        a trained model.
+        """
+        sampling, is_trained = sampling_config(config, purpose, number), "model" in inputs
         draws_identities = sampling.inject_identity or sampling.fair_diffusion is not None
         return cls(
             purpose=purpose,
@@ -73,6 +80,7 @@ class SampleView(View):
             model=config.model if is_trained else base_model(config.model),
             is_trained=is_trained,
             axes=config.identity_axes if draws_identities else (),
+            batch_size=config.training.population.batch_size if purpose == "round" else None,
         )
 
     def hashed(self) -> dict[str, Any]:
@@ -87,7 +95,7 @@ class SampleView(View):
             "n_images": self.n_images,
             "sampling": self._hashed_sampling(),
             "model": weights,
-        }
+        } | ({} if self.batch_size is None else {"batch_size": self.batch_size})
 
     def unhashed(self) -> dict[str, str]:
         """Where the base of a trained model lies."""
@@ -108,6 +116,8 @@ class SampleView(View):
 
 def n_images(config: PipelineConfig, purpose: Purpose) -> dict[str, int]:
     """Images a prompt, by benchmark."""
+    if purpose == "round":
+        return {"neutral": config.training.population.n_images}
     if purpose == "preferences":
         drawn = config.preferences
         return {"neutral": drawn.n_neutral, "specific": drawn.n_specific, "generic": drawn.n_retained}
@@ -117,10 +127,13 @@ def n_images(config: PipelineConfig, purpose: Purpose) -> dict[str, int]:
     return by_kind | {name: benchmark.n_images or by_kind[benchmark.kind] for name, benchmark in named}
 
 
-def sampling_config(config: PipelineConfig, purpose: Purpose) -> SamplingConfig:
-    """The sampler's settings; evaluation images have a seed of their own."""
+def sampling_config(config: PipelineConfig, purpose: Purpose, number: int = 0) -> SamplingConfig:
+    """The sampler's settings; evaluation images have a seed of their own, and so has each round of each replicate."""
     if purpose == "preferences":
         return config.sampling
+    if purpose == "round":
+        seed = image_seed(config.sampling.seed, f"round/{config.training.seed}", number)
+        return config.sampling.model_copy(update={"seed": seed})
     return config.sampling.model_copy(update={"seed": config.evaluation.seed})
 
 
@@ -131,6 +144,7 @@ def _fill(view: SampleView, inputs: Inputs, build: Build, runtime: RuntimeConfig
         InputError: When no prompt is of the purpose's split.
         MissingWeightsError: When the model's weights are absent.
     """
+    runtime = fix_batches(runtime, view.batch_size)
     table = inputs.read_table("prompts", "prompts")
     table = table[table["split"] == SPLITS[view.purpose]].reset_index(drop=True)
     if view.sampling.watermark:
@@ -138,6 +152,23 @@ def _fill(view: SampleView, inputs: Inputs, build: Build, runtime: RuntimeConfig
     images = list_images(table, view.n_images, build.ref.key, view.sampling)
     _sample_shards(build, table, images, inputs, view, runtime, on_progress)
     build.write_table("drops", drops_table(build.ref.stage, {UNSAFE: build.sum_counts().get(UNSAFE, 0)}))
+
+
+def fix_batches(runtime: RuntimeConfig, batch_size: int | None) -> RuntimeConfig:
+    """The runtime with batches of a given size, and with kernels and layout that no setting of a machine chooses.
+
+    An image depends on its batch by rounding alone, but training on the policy's own images asks which class it is of,
+    and an image at the border may change sides: so here neither batches, shards, workers, layout nor compilation have a
+    say. What is left are device, threads, and a device whose memory does not hold the batch, where it gets smaller.
+
+    Args:
+        runtime: Of this machine.
+        batch_size: Images a forward; None leaves the runtime as it is.
+    """
+    if batch_size is None:
+        return runtime
+    fixed = {"batch_size": batch_size, "shard_size": 8 * batch_size, "channels_last": True}
+    return runtime.model_copy(update=fixed | {"compile": False, "fuse_qkv": False})
 
 
 def list_images(

@@ -13,7 +13,7 @@ from storage.store import Build, Store
 from tasks.common.needs import Need, classifier_needs, machine_needs, model_needs
 from tasks.common.stage_object import Inputs, Progress, Stage, set_threads
 from tasks.common.trained_models import keep_base, read_training
-from tasks.stages.train_inputs import TrainingRefs
+from tasks.stages.round_inputs import STATE_FILE, TrainingRefs
 from tasks.stages.train_view import TrainView
 
 if TYPE_CHECKING:
@@ -51,12 +51,14 @@ def check_settings(view: TrainView, runtime: RuntimeConfig) -> None:
 
 def _fill(view: TrainView, inputs: Inputs, build: Build, runtime: RuntimeConfig, on_progress: Progress) -> None:
     """Write what was trained, `lora/` or the denoiser in `unet/` or `transformer/`, with `trained.json`, which says by
-    hash what it belongs to, and a card; table `training_log`. TensorBoard's files, which hold times, lie outside:
-    `logs/KEY/` below a local root.
+    hash what it belongs to, and a card; table `training_log`; `state.safetensors`, where another round goes on from
+    this one. The weights of a round are all that rounds have changed of the base model. TensorBoard's files, which hold
+    times, lie outside: `logs/KEY/` below a local root.
 
     Inputs are `preferences` (with table `retained`), `sample` (latents and embeddings of the images), `prompts` (their
     texts, for the probe's CLIP score), `attributes` (their classes, for the objectives that need them) and `start` (a
-    trained model that is start and reference, in place of the base model).
+    trained model that is start and reference, in place of the base model); of a round `round_sample` and
+    `round_attributes` (what the policy sampled for it) and, but for the first, `before` (the round before).
 
     Raises:
         InputError: When there are no preferences, or they do not fit model and objective.
@@ -64,8 +66,10 @@ def _fill(view: TrainView, inputs: Inputs, build: Build, runtime: RuntimeConfig,
         TrainingError: When training diverges.
         PreemptedError: On SIGTERM, after a checkpoint was written.
     """
+    from popalign_core.training.final_weights import last_checkpoint
     from popalign_core.training.model_card import model_card
     from popalign_core.training.model_folder import save_trained
+    from popalign_core.training.round_state import save_round_state
     from tasks.stages.train_inputs import run_training
     from tasks.stages.train_launch import launch_training
 
@@ -84,6 +88,8 @@ def _fill(view: TrainView, inputs: Inputs, build: Build, runtime: RuntimeConfig,
         denoiser, log = run_training(store, refs, view, runtime, work, on_progress, log_folder=log_folder)
     record = _describe(denoiser, view, refs, store)
     save_trained(denoiser.to("cpu"), record, build.folder)
+    if view.is_followed and (end := last_checkpoint(work)) is not None:
+        save_round_state(end, build.folder / STATE_FILE)
     # by its content: where the model lies is no part of the key, and must not be in the artifact either
     card = model_card(f"the weights `{record.base}`", view.training, view.axes, refs.keys(), log)
     (build.folder / CARD).write_text(card, encoding="utf-8")
@@ -127,7 +133,7 @@ train_model = Stage(
     TrainView.of,
     _fill,
     inputs=("preferences", "sample"),
-    optional=("prompts", "attributes", "start"),
+    optional=("prompts", "attributes", "start", "round_*", "before"),
     check=check_settings,
     needs=_needs,
 )

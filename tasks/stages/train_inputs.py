@@ -1,61 +1,28 @@
 """What training reads out of the store, and the training itself in this process."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from math import prod
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from popalign_core.config import Axis, ModelConfig, RuntimeConfig
-from storage.store import ArtifactRef, Store
+from popalign_core.config import Axis, RuntimeConfig, TrainingConfig
+from storage.store import Store
 from tasks.common.stage_object import Progress
-from tasks.common.trained_models import find_trained
+from tasks.stages.round_inputs import TrainingRefs, latent_places, open_latents, read_class_numbers, read_members
 from tasks.stages.train_view import TrainView
 
 if TYPE_CHECKING:
     import torch
 
-    from popalign_core.models.trained_weights import TrainedModel
     from popalign_core.training.checkpoint import LogRow
-    from popalign_core.training.data import PreferenceData, StoredLatents
+    from popalign_core.training.data import PreferenceData
     from popalign_core.training.probe import PopulationProbe
 
 
 DENOISER_PARTS = ("unet", "transformer", "scheduler")
 """What training needs of a pipeline: latents and embeddings come from the store."""
-
-
-@dataclass(frozen=True)
-class TrainingRefs:
-    """The artifacts that training reads.
-
-    Attributes:
-        preferences: Tables `preferences` and `retained`.
-        sample: Latents and embeddings.
-        prompts: The texts, or None.
-        attributes: The images' classes, or None.
-        start: A trained model that training starts from, or None for the base model.
-    """
-
-    preferences: ArtifactRef
-    sample: ArtifactRef
-    prompts: ArtifactRef | None = None
-    attributes: ArtifactRef | None = None
-    start: ArtifactRef | None = None
-
-    def keys(self) -> dict[str, str]:
-        """Input -> key of those that there are."""
-        return {name: ref["key"] for name, ref in asdict(self).items() if ref is not None}
-
-    def find_start(self, store: Store, model: ModelConfig) -> "TrainedModel | None":
-        """The trained model that training starts from; None is the base model.
-
-        Raises:
-            MissingWeightsError: As `find_trained`.
-        """
-        return None if self.start is None else find_trained(store, self.start, model)
 
 
 def run_training(
@@ -81,38 +48,43 @@ def run_training(
     parts = (*DENOISER_PARTS, "vae") if view.training.probe else DENOISER_PARTS
     start = refs.find_start(store, view.model)
     pipeline = load_pipeline(view.model, device=resolve_device(runtime.device), trained=start, components=parts)
-    data = replace(read_preferences(store, refs, view.axes), guidance_scale=view.sampling.guidance_scale)
+    data = read_preferences(store, refs, view.axes, view.training)
+    data = replace(data, guidance_scale=view.sampling.guidance_scale)
     denoiser = find_denoiser(pipeline)
     observers = Observers(
-        on_step=lambda step, *_: on_progress(step, view.training.n_steps),
+        on_step=lambda step, *_: on_progress(step - view.last_step + view.training.n_steps, view.training.n_steps),
         probe=_make_probe(store, refs, pipeline, data, view, runtime),
         is_orphaned=is_orphaned,
         log_folder=log_folder,
     )
-    subject = TrainingSubject(denoiser, pipeline.scheduler, data, time_ids(view.sampling))
+    ids, before, seen = time_ids(view.sampling), refs.read_before(store), _describe_round(store, refs, view.axes)
+    subject = TrainingSubject(denoiser, pipeline.scheduler, data, ids, before, seen)
     return denoiser, train_preferences(subject, view.training, work, runtime, observers)
 
 
-def read_preferences(store: Store, refs: TrainingRefs, axes: Sequence[Axis]) -> "PreferenceData":
+def read_preferences(
+    store: Store, refs: TrainingRefs, axes: Sequence[Axis], training: TrainingConfig | None = None
+) -> "PreferenceData":
     """Join set members, their latents and their captions' embeddings.
 
     An image in two sets is two rows. Both sides of a pair carry the neutral prompt.
+
+    Args:
+        store: Where everything is.
+        refs: Of the training.
+        axes: With their targets.
+        training: What it needs besides: the members of a round, advantages, log-ratios; None needs nothing.
 
     Raises:
         InputError: When there are no preferences.
     """
     import torch
 
-    from popalign_core.errors import InputError
     from popalign_core.training.data import PreferenceData
-    from tasks.common.image_tables import read_images
     from tasks.common.tensors import read_embeddings
 
-    members = store.read_table(refs.preferences, "preferences")
-    if members.empty:
-        raise InputError("there are no preferences to train on; see the drops of stage preferences, sample more images")
-    places = read_images(store, refs.sample)[["image_id", "latents_file", "latents_row"]]
-    members = members.merge(places, on="image_id")
+    members = read_members(store, refs, training)
+    places = latent_places(store, refs.sample).drop(columns="prompt_id")
     retained = store.read_table(refs.preferences, "retained").merge(places, on="image_id")
     ids, embeddings = read_embeddings(store.localize(refs.sample, "embeddings.safetensors"))
     captions = _list_captions(members, retained)
@@ -121,10 +93,11 @@ def read_preferences(store: Store, refs: TrainingRefs, axes: Sequence[Axis]) -> 
     number_of = {prompt_id: number for number, prompt_id in enumerate(captions)}
     rows = torch.tensor([row_of[prompt_id] for prompt_id in captions])
     empty = row_of[""]
-    files = sorted({*members["latents_file"], *retained["latents_file"]})
-    classes, target = _read_classes(store, refs.attributes, members, axes)
+    files = sorted({*members["path"], *retained["path"]})
+    classes, target = _read_classes(store, refs, members, axes)
+    advantages, log_ratios = _read_wanted(store, refs, members, axes, training)
     return PreferenceData(
-        latents=_stored_latents(store, refs.sample, files, members),
+        latents=open_latents(members, files),
         preferred=torch.tensor((members["role"] == "preferred").tolist()),
         prompt_index=torch.tensor([number_of[prompt_id] for prompt_id in members["prompt_id"]]),
         set_index=torch.tensor(pd.factorize(members["set_id"])[0]),
@@ -132,13 +105,15 @@ def read_preferences(store: Store, refs: TrainingRefs, axes: Sequence[Axis]) -> 
         pooled_prompt_embeds=embeddings.pooled_prompt_embeds[rows],
         empty_prompt_embeds=embeddings.prompt_embeds[empty : empty + 1],
         empty_pooled=embeddings.pooled_prompt_embeds[empty : empty + 1],
-        retained_latents=_stored_latents(store, refs.sample, files, retained),
+        retained_latents=open_latents(retained, files),
         retained_prompt_index=torch.tensor(
             [number_of[prompt_id] for prompt_id in retained["prompt_id"]], dtype=torch.int64
         ),
         retained_generic=torch.tensor((retained["kind"] == "generic").tolist(), dtype=torch.bool),
         classes=classes,
         target=target,
+        advantages=advantages,
+        log_ratios=log_ratios,
     )
 
 
@@ -147,40 +122,65 @@ def _list_captions(members: pd.DataFrame, retained: pd.DataFrame) -> list[str]:
     return sorted({*members["prompt_id"], *retained["prompt_id"]})
 
 
-def _stored_latents(store: Store, sample: ArtifactRef, files: list[str], members: pd.DataFrame) -> "StoredLatents":
-    """[N, C, h, w] in the order of `members`, read from the store's files when they are asked for."""
-    from popalign_core.training.data import StoredLatents
-
-    numbers = {name: number for number, name in enumerate(files)}
-    places = [
-        (numbers[file], int(row)) for file, row in zip(members["latents_file"], members["latents_row"], strict=True)
-    ]
-    return StoredLatents([store.localize(sample, name) for name in files], places)
-
-
 def _read_classes(
-    store: Store, attributes: ArtifactRef | None, members: pd.DataFrame, axes: Sequence[Axis]
+    store: Store, refs: TrainingRefs, members: pd.DataFrame, axes: Sequence[Axis]
 ) -> "tuple[torch.Tensor | None, torch.Tensor | None]":
-    """Joint class of each member over all axes, and the target; one class more, of share 0, is for the unread."""
+    """Joint class of each member over all axes, and the target; one class more, of share 0, is for the unread.
+
+    Of pairs of sets, for the objective that calibrates.
+    """
     import numpy as np
     import torch
 
-    if attributes is None:
+    if refs.attributes is None or refs.round_sample is not None:
         return None, None
-    from popalign_core.attributes.filtering import classes_by_image
+    from popalign_core.training.population import joint_cells, joint_shares
 
-    seen = classes_by_image(store.read_table(attributes, "attributes"))
-    sizes = [len(axis.classes) for axis in axes]
-    unread = prod(sizes)
-    numbers = []
-    for image_id in members["image_id"]:
-        names = [seen[image_id].get(axis.name, (None, None))[0] for axis in axes]
-        known = [axis.classes.index(name) for axis, name in zip(axes, names, strict=True) if name in axis.classes]
-        numbers.append(int(np.ravel_multi_index(known, sizes)) if len(known) == len(axes) else unread)
-    target = np.ones(1)
-    for axis in axes:
-        target = np.outer(target, axis.shares()).ravel()
-    return torch.tensor(numbers), torch.tensor([*target, 0.0], dtype=torch.float32)
+    numbers = read_class_numbers(store, refs.attributes, members["image_id"].tolist(), axes)
+    target = joint_shares([np.array(axis.shares()) for axis in axes]).ravel()
+    cells = joint_cells(numbers, [len(axis.classes) for axis in axes])
+    return (
+        torch.from_numpy(np.where(cells < 0, len(target), cells)),
+        torch.tensor([*target, 0.0], dtype=torch.float32),
+    )
+
+
+def _read_wanted(
+    store: Store,
+    refs: TrainingRefs,
+    members: pd.DataFrame,
+    axes: Sequence[Axis],
+    training: TrainingConfig | None,
+) -> "tuple[torch.Tensor | None, torch.Tensor | None]":
+    """Advantages of what the policy sampled in a round, or log-ratios to the target of what the base sampled."""
+    import numpy as np
+    import torch
+
+    from popalign_core.training.population import advantages_by_prompt, log_ratios_by_prompt
+
+    targets, prompts = [np.array(axis.shares()) for axis in axes], pd.factorize(members["prompt_id"])[0]
+    ids = members["image_id"].tolist()
+    if training is not None and training.has_advantages and refs.round_attributes is not None:
+        classes = read_class_numbers(store, refs.round_attributes, ids, axes)
+        found = advantages_by_prompt(classes, prompts, targets, training.population)
+        return torch.from_numpy(found).float(), None
+    if training is not None and training.objective == "ratio-matching" and refs.attributes is not None:
+        classes = read_class_numbers(store, refs.attributes, ids, axes)
+        base = (members["role"] == "dispreferred").to_numpy()
+        found = log_ratios_by_prompt(classes, prompts, base, targets, training.population)
+        return None, torch.from_numpy(found).float()
+    return None, None
+
+
+def _describe_round(store: Store, refs: TrainingRefs, axes: Sequence[Axis]) -> dict[str, float]:
+    """What the policy sampled in this round, in numbers for the log; nothing offline."""
+    from popalign_core.training.population import describe_round
+
+    if refs.round_sample is None or refs.round_attributes is None:
+        return {}
+    images = latent_places(store, refs.round_sample)
+    classes = read_class_numbers(store, refs.round_attributes, images["image_id"].tolist(), axes)
+    return describe_round(classes, pd.factorize(images["prompt_id"])[0], axes)
 
 
 def _make_probe(

@@ -15,7 +15,8 @@ from popalign_core.config import RuntimeConfig
 from popalign_core.errors import ConfigError, PreemptedError, TrainingError
 from popalign_core.training import accelerate
 from tasks.common.stage_object import Progress, open_store
-from tasks.stages.train_inputs import DENOISER_PARTS, TrainingRefs
+from tasks.stages.round_inputs import TrainingRefs
+from tasks.stages.train_inputs import DENOISER_PARTS
 from tasks.stages.train_view import TrainView
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def launch_training(
         components=DENOISER_PARTS,
     )
     denoiser = find_denoiser(parts)
-    return denoiser, load_trained(denoiser, work, view.training)
+    return denoiser, load_trained(denoiser, work, view.training, view.last_step)
 
 
 def describe_job(

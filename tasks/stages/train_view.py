@@ -24,6 +24,7 @@ class TrainView(View):
         sampling: The size of the images, the guidance scale where the model is told it; with a probe how it samples.
         axes: Classes and targets; none where no class is read (pairs made elsewhere, without a probe).
         attributes: Who reads the probe's images; None without a probe.
+        number: Of the round, from 1; 0 where training is offline.
     """
 
     training: TrainingConfig
@@ -32,16 +33,17 @@ class TrainView(View):
     sampling: SamplingConfig
     axes: tuple[Axis, ...]
     attributes: AttributesConfig | None
+    number: int = 0
 
     @classmethod
-    def of(cls, config: PipelineConfig, inputs: Mapping[str, ArtifactRef]) -> Self:
-        """Of a training on these inputs.
+    def of(cls, config: PipelineConfig, inputs: Mapping[str, ArtifactRef], *, number: int = 0) -> Self:
+        """Of a training on these inputs, or of a round of one.
 
         Raises:
             ConfigError: When the weights are kept in a way that cannot be trained, or the normaliser has nothing to
                 look at: here, so that no run samples images first.
         """
-        _refuse(config)
+        _refuse(config, is_round=number > 0)
         probe, has_start = config.training.probe is not None, "start" in inputs
         axes = config.identity_axes if probe or "attributes" in inputs else ()
         return cls(
@@ -51,7 +53,18 @@ class TrainView(View):
             sampling=drop_fields(config.sampling, *_NOT_PROBED) if probe else sampling_told(config),
             axes=tuple(keep_fields(axis, "name", "classes", "target", "of") for axis in axes),
             attributes=classifiers_in_use(config.attributes) if probe else None,
+            number=number,
         )
+
+    @property
+    def last_step(self) -> int:
+        """The step that it ends with; steps are counted over all rounds."""
+        return self.training.n_steps * max(1, self.number)
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether another round goes on from this one."""
+        return 0 < self.number < self.training.rounds
 
     def hashed(self) -> dict[str, Any]:
         """Weights by their content; a start is an input."""
@@ -66,6 +79,8 @@ class TrainView(View):
         }
         if self.attributes is not None:
             hashed["probe"] = hashed_classifier(self.attributes) | {"clip": folder_digest(clip_folder())}
+        if self.number:  # absent from the keys of all others
+            hashed["round"] = self.number
         return hashed
 
     def unhashed(self) -> dict[str, str]:
@@ -73,7 +88,13 @@ class TrainView(View):
         return unhashed_base() if self.has_start else {}
 
 
-def _refuse(config: PipelineConfig) -> None:
+def _refuse(config: PipelineConfig, *, is_round: bool) -> None:
+    if config.training.is_on_policy and not is_round:
+        raise ConfigError(
+            f"training.objective {config.training.objective!r} with rounds {config.training.rounds} trains on images "
+            "that the model samples itself, and pairs made elsewhere are none; set rounds to 1, and an objective on "
+            "pairs"
+        )
     if config.model.storage is not None:
         raise ConfigError(
             f"model.storage is {config.model.storage!r}, which is for sampling alone; leave it out to train, and "

@@ -10,7 +10,8 @@ from popalign_core.errors import PopAlignError
 from storage.roots import write_atomic
 from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store, set_threads
-from tasks.stages.train_inputs import TrainingRefs, run_training
+from tasks.stages.round_inputs import TrainingRefs
+from tasks.stages.train_inputs import run_training
 from tasks.stages.train_launch import ERROR_FILE
 from tasks.stages.train_view import TrainView
 

@@ -61,7 +61,9 @@ def changes(config: PipelineConfig, path: Leaf, folder: Path) -> Iterator[Pipeli
     owner = look_up(config, path[:-1])
     annotation = type(owner).model_fields[str(path[-1])].annotation if isinstance(owner, BaseModel) else None
     document = config.model_dump(mode="json")
-    place = look_up(document, path[:-1])
+    place = document
+    for step in path[:-1]:  # what is at its default may be left out of documents
+        place = place[step] if isinstance(place, list) else place.setdefault(step, {})
     before = place[path[-1]] if isinstance(place, list) else place.get(path[-1])
     for candidate in _candidates(look_up(config, path), annotation, folder / dotted(path)):
         place[path[-1]] = candidate

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,8 +7,8 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from training_runs import TIME_IDS, draw, run
 
-from popalign_core.errors import ConfigError
-from popalign_core.training.data import PreferenceData
+from popalign_core.errors import ConfigError, InputError
+from popalign_core.training.data import PreferenceData, draw_groups
 
 
 def test_pairs_share_noise_timestep_and_caption(tiny_pipeline: Any, data: PreferenceData) -> None:
@@ -25,6 +26,32 @@ def test_pairs_share_noise_timestep_and_caption(tiny_pipeline: Any, data: Prefer
     assert bool((latents[64:].mean((1, 2, 3)) < -0.5).all())
     assert batch.preferred.tolist() == [True] * 64 + [False] * 64
     assert torch.equal(batch.time_ids, TIME_IDS.expand(128, 6))
+
+
+def test_all_images_of_a_prompt_share_noise_timestep_and_caption(tiny_pipeline: Any, data: PreferenceData) -> None:
+    """Two prompts of four images, in two blocks of four rows, of which a part is one prompt whole; not so retained."""
+    grouped = replace(data, advantages=torch.arange(12) / 12)
+    changes = {"objective": "population-policy", "n_pairs": 4, "pairs_per_set": 2, "retention": 1}
+    batch = draw(tiny_pipeline, grouped, **changes)
+    assert len(batch.timesteps) == 12
+    for number in (0, 1):
+        part = batch.part(number, 2)
+        assert len(set(part.set_index.tolist())) == 1
+        assert len(set(part.timesteps[:4].tolist())) == 1
+        assert len(set(part.wanted.tolist())) == 4  # no image twice
+        for embeds in part.prompt_embeds[1:4]:
+            assert torch.equal(embeds, part.prompt_embeds[0])
+        alphas = tiny_pipeline.scheduler.alphas_cumprod[part.timesteps][:, None, None, None]
+        noise = (1 - alphas).sqrt() * part.noisy_latents + alphas.sqrt() * part.target
+        torch.testing.assert_close(noise[1:4], noise[:1].expand(3, -1, -1, -1), rtol=0, atol=1e-5)
+        assert float((noise[4] - noise[5]).abs().max()) > 0.1
+    assert set(batch.set_index.tolist()) == {0, 1}  # each prompt once before one comes again
+
+
+def test_a_group_with_too_few_images_is_refused(data: PreferenceData) -> None:
+    grouped = replace(data, advantages=torch.zeros(12))
+    with pytest.raises(InputError, match=r"group [01] has 6 images, fewer than the 8 that pairs_per_set 4 takes"):
+        draw_groups(grouped, 8, torch.Generator().manual_seed(0), pairs_per_set=4)
 
 
 def test_epsilon_models_learn_the_noise(tiny_pipeline: Any, data: PreferenceData) -> None:

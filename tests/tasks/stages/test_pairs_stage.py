@@ -28,8 +28,9 @@ from tasks.common.tensors import read_embeddings
 from tasks.common.trained_models import find_trained
 from tasks.stages.encoding import EncodingView
 from tasks.stages.pairs import find_pairs, import_pairs
+from tasks.stages.round_inputs import TrainingRefs
 from tasks.stages.train import train_model
-from tasks.stages.train_inputs import TrainingRefs, read_preferences
+from tasks.stages.train_inputs import read_preferences
 
 
 @pytest.fixture

@@ -25,9 +25,10 @@ from storage.store import ArtifactRef
 from tasks.common.stage_object import open_store, reference
 from tasks.publishing.export import export_preferences
 from tasks.stages.encoding import EncodingView
+from tasks.stages.round_inputs import TrainingRefs
 from tasks.stages.sets import find_sets, import_sets
 from tasks.stages.train import train_model
-from tasks.stages.train_inputs import TrainingRefs, read_preferences
+from tasks.stages.train_inputs import read_preferences
 
 
 @pytest.fixture

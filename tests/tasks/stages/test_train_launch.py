@@ -26,7 +26,8 @@ from popalign_core.training.checkpoint import list_checkpoints
 from storage.store import ArtifactRef
 from tasks.common.stage_object import no_progress, open_store
 from tasks.stages import train_launch, train_worker
-from tasks.stages.train_inputs import TrainingRefs, run_training
+from tasks.stages.round_inputs import TrainingRefs
+from tasks.stages.train_inputs import run_training
 from tasks.stages.train_launch import launch_command, launch_training
 from tasks.stages.train_view import TrainView
 

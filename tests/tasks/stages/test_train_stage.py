@@ -32,8 +32,9 @@ from storage.store import ArtifactRef
 from tasks.common.measuring import CLASSIFIERS
 from tasks.common.stage_object import no_progress, open_store
 from tasks.common.tensors import read_embeddings
+from tasks.stages.round_inputs import TrainingRefs
 from tasks.stages.train import train_model
-from tasks.stages.train_inputs import TrainingRefs, read_preferences, run_training
+from tasks.stages.train_inputs import read_preferences, run_training
 from tasks.stages.train_view import TrainView
 
 

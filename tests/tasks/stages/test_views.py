@@ -43,6 +43,13 @@ PROMPTS, NAMED, IMAGES, READ, SCORED, SETS, TRAINED = (
 )
 MEASURED = {"prompts": NAMED, "sample": IMAGES}
 TRAINED_ON = {"preferences": SETS, "sample": IMAGES}
+IN_ROUND = {"round_sample": IMAGES, "round_attributes": READ, "before": TRAINED}
+
+
+def round_of(config: PipelineConfig) -> dict[str, int]:
+    """Offline a training has no number."""
+    return {"number": 1} if config.training.is_on_policy else {}
+
 
 Ask = Callable[[PipelineConfig], Request[Any] | ArtifactRef]
 ASKED: dict[str, Ask] = {
@@ -52,13 +59,16 @@ ASKED: dict[str, Ask] = {
     "sample": lambda c: sample_images.request(c, prompts=PROMPTS, purpose="preferences"),
     "sample-eval": lambda c: sample_images.request(c, prompts=NAMED, purpose="evaluation"),
     "sample-trained": lambda c: sample_images.request(c, prompts=NAMED, model=TRAINED, purpose="evaluation"),
+    "sample-round": lambda c: sample_images.request(c, prompts=PROMPTS, purpose="round", number=2),
     "attributes": lambda c: read_attributes.request(c, prompts=PROMPTS, sample=IMAGES),
+    "attributes-round": lambda c: read_attributes.request(c, prompts=PROMPTS, sample=IMAGES, is_round=True),
     "attributes-eval": lambda c: read_attributes.request(c, **MEASURED),
     "calibration": lambda c: calibrate_classifier.request(c, prompts=PROMPTS, sample=IMAGES, attributes=READ),
     "preferences": lambda c: build_preferences.request(c, prompts=PROMPTS, sample=IMAGES, attributes=READ),
-    "train": lambda c: train_model.request(c, **TRAINED_ON, prompts=PROMPTS, attributes=READ),
-    "train-pairs": lambda c: train_model.request(c, **TRAINED_ON),
-    "train-started": lambda c: train_model.request(c, **TRAINED_ON, attributes=READ, start=TRAINED),
+    "train": lambda c: train_model.request(c, **TRAINED_ON, prompts=PROMPTS, attributes=READ, **round_of(c)),
+    "train-pairs": lambda c: train_model.request(c, **TRAINED_ON, **round_of(c)),
+    "train-started": lambda c: train_model.request(c, **TRAINED_ON, attributes=READ, start=TRAINED, **round_of(c)),
+    "train-round": lambda c: train_model.request(c, **TRAINED_ON, attributes=READ, **IN_ROUND, number=2),
     "scores": lambda c: score_images.request(c, **MEASURED),
     "evaluate": lambda c: evaluate_system.request(c, **MEASURED, attributes=READ, scores=SCORED, system="base"),
     "report": lambda c: write_report.ask(ReportView.of(c, {}), {"train": TRAINED}),
@@ -302,7 +312,10 @@ def test_the_revision_of_a_hub_id_is_in_every_key_that_its_weights_are_in(tiny_c
     assert before is not None
     assert after is not None
     differ = {name for name, request in before.items() if request != after[name]}
-    assert differ == {"sample", "sample-eval", "train", "train-pairs", "pairs", "report", "comparison", "sweep"}
+    rounds = {"sample-round", "train-round"}
+    assert differ == rounds | {
+        *("sample", "sample-eval", "train", "train-pairs", "pairs", "report", "comparison", "sweep")
+    }
 
 
 @contextmanager
