@@ -136,7 +136,7 @@ def nearest_shares(base: FloatArray, targets: Sequence[FloatArray]) -> FloatArra
             shares = shares * (target / np.maximum(shares.sum(axis=others), 1e-300)).reshape(shape)
         if np.abs(shares - before).max() < 1e-12:
             break
-    return shares
+    return np.asarray(shares, np.float64)
 
 
 def target_log_ratios(
