@@ -56,6 +56,8 @@ def _section_lines(model: BaseModel, changes: Mapping[str, Any]) -> Iterator[str
             yield f"{_key(name)} = {_value(changes[name])}\n"
             continue
         value = values.get(name, getattr(model, name))
+        if isinstance(value, BaseModel):  # at its default, which a dump leaves out
+            value = value.model_dump(mode="json")
         if value is None or (isinstance(value, list | tuple | dict) and not value):
             yield f"# {_key(name)} is not set\n"
             continue

@@ -27,7 +27,7 @@ class PopulationConfig(Frozen):
     """What a round samples, and how the classes of its images become advantages."""
 
     n_images: int = Field(default=16, ge=2, description="sampled for each neutral training prompt in each round")
-    batch_size: int = Field(
+    round_batch: int = Field(
         default=16,
         ge=1,
         description="images a forward while a round samples and reads: fixed here and not in runtime, since an image "

@@ -52,7 +52,7 @@ class AttributesView(View):
             attributes=classifiers_in_use(config.attributes),
             axes=tuple(keep_fields(axis, "name", "classes", "of") for axis in axes),
             measured={name: tuple(axis.name for axis in config.measured_axes(name)) for name in names},
-            batch_size=config.training.population.batch_size if is_round else None,
+            batch_size=config.training.population.round_batch if is_round else None,
         )
 
     def hashed(self) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class SampleView(View):
             model=config.model if is_trained else base_model(config.model),
             is_trained=is_trained,
             axes=config.identity_axes if draws_identities else (),
-            batch_size=config.training.population.batch_size if purpose == "round" else None,
+            batch_size=config.training.population.round_batch if purpose == "round" else None,
         )
 
     def hashed(self) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def test_a_model_is_judged_again_from_an_archive_that_can_only_be_read(root: str
 def test_wrong_bars_are_a_wrong_command_line(root: str) -> None:
     for words, message in (
         ((), "there is nothing to check"),
-        (("--min-recall", "much"), "--min-recall 'much' is no threshold"),
+        (("--min-recall", "much"), "--min-recall 'much' is not a threshold"),
         (("--max-no-face", "gender=0.1"), "--max-no-face names 'gender'; choose from neutral"),
     ):
         result = check(root, *words)

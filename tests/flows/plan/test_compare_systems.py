@@ -171,7 +171,7 @@ def test_mistakes_are_found_before_anything_is_run(config: PipelineConfig, tiny_
         run_comparison(["cads"], config, tiny_runtime, "x", call=no_call, scale=1.5)
     with pytest.raises(ConfigError, match="0 seeds are too few"):
         run_comparison(["cads"], config, tiny_runtime, "x", call=no_call, n_seeds=0)
-    with pytest.raises(ConfigError, match="no system 'cad'; choose from base, aligned"):
+    with pytest.raises(ConfigError, match=r"no system 'cad'; did you mean 'cads'.* Or choose from base, aligned"):
         run_comparison(["base", "cad"], config, tiny_runtime, "x", call=no_call)
     with pytest.raises(ConfigError, match="systems base, base: one is given twice"):
         run_comparison(["base", "base"], config, tiny_runtime, "x", call=no_call)

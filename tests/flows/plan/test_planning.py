@@ -126,7 +126,7 @@ def test_a_node_brings_what_it_needs_and_nothing_else() -> None:
 
 def test_an_unknown_node_is_an_error_that_lists_the_known() -> None:
     with pytest.raises(
-        ConfigError, match=r"no stage 'trian'; did you mean 'train'.* Else choose from prompts, identities"
+        ConfigError, match=r"no stage 'trian'; did you mean 'train'.* Or choose from prompts, identities"
     ):
         needed_for("trian")
 

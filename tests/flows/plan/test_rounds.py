@@ -35,7 +35,7 @@ ROUNDS = {
     "learning_rate": 1e-3,
     "learning_rate_schedule": "linear",
     "n_warmup_steps": 0,
-    "population": {"n_images": 5, "batch_size": 3},
+    "population": {"n_images": 5, "round_batch": 3},
 }
 NODES = ("sample-round1", "attributes-round1", "train-round1", "sample-round2", "attributes-round2", "train")
 

@@ -33,7 +33,7 @@ def test_all_are_there() -> None:
     assert list(PRESETS) == names
     with pytest.raises(
         ConfigError,
-        match=r"unknown preset 'sd16'; did you mean 'sd15'.* Else choose from portraits, smoke, sdxl, sdxl-trial",
+        match=r"unknown preset 'sd16'; did you mean 'sd15'.* Or choose from portraits, smoke, sdxl, sdxl-trial",
     ):
         preset("sd16")
 

@@ -104,7 +104,7 @@ def test_a_configurations_own_systems_come_first() -> None:
 def test_wrong_systems_are_refused() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"no system 'cad'; did you mean 'cads'.* Else choose from base, aligned, sft.*cads.*or describe it in",
+        match=r"no system 'cad'; did you mean 'cads'.* Or choose from base, aligned, sft.*cads.*or describe it in",
     ):
         find_system(preset("portraits"), "cad")
     bad = with_systems(mine=SystemConfig(sampling={"guidance": 3}))

@@ -57,5 +57,5 @@ def test_changes_are_set_and_comments_can_be_uncommented(tmp_path: Path) -> None
 
 
 def test_a_name_that_is_nearly_right_is_suggested() -> None:
-    assert choose_from("trian", ["prompts", "train"]) == "did you mean 'train'? Else choose from prompts, train"
+    assert choose_from("trian", ["prompts", "train"]) == "did you mean 'train'? Or choose from prompts, train"
     assert choose_from("zzz", ["prompts", "train"]) == "choose from prompts, train"

@@ -109,7 +109,7 @@ def test_a_run_that_is_ended_leaves_no_stage_behind_and_lets_a_training_save(
         process.send_signal(sign)
         _, said = process.communicate(timeout=60)
     if sign == signal.SIGTERM:
-        assert b"PreemptedError: SIGTERM: what was under way is kept" in said
+        assert b"PreemptedError: SIGTERM: finished work is kept; the same command resumes" in said
         assert (root / "saved").exists()
     deadline = time.monotonic() + 20
     while any(map(_is_alive, ids)) and time.monotonic() < deadline:
