@@ -1,41 +1,17 @@
 """`kill -9` at many moments, then the same command: the same tables, byte for byte."""
 
 import os
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from forking import skip_with_several_threads
+from forking import run_and_die
 
-from flows.plan.execution import call_directly
+from flows.plan.execution import OnProgress, call_directly
 from flows.plan.runs import run_pipeline
 from popalign_core.config import PipelineConfig, RuntimeConfig
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-
-
-def run_and_die(config: PipelineConfig, runtime: RuntimeConfig, n_calls: int) -> bool:
-    """Run the pipeline in a process that gets SIGKILL at its n-th sign of progress; whether it ended before that."""
-    skip_with_several_threads()
-    child = os.fork()
-    if child == 0:
-        left = [n_calls]
-
-        def count_down(node: str, done: int, total: int) -> None:
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        code = 1
-        try:
-            run_pipeline(config, runtime, "run", call=call_directly(count_down))
-            code = 0
-        finally:
-            os._exit(code)
-    status = os.waitpid(child, 0)[1]
-    assert status in (0, signal.SIGKILL), f"the run failed with {status}"
-    return status == 0
 
 
 def tables(root: str) -> dict[str, bytes]:
@@ -51,7 +27,11 @@ def test_a_run_killed_at_many_moments_ends_with_the_same_bytes(
     tiny_runtime = tiny_runtime.model_copy(update={"n_threads": 1})
     rng = np.random.default_rng(0)  # stages tell of their batches too, so that shards are cut short
     n_kills = 0
-    while not run_and_die(tiny_config, tiny_runtime, int(rng.integers(2, 12))):
+
+    def run(on_progress: OnProgress) -> None:
+        run_pipeline(tiny_config, tiny_runtime, "run", call=call_directly(on_progress))
+
+    while not run_and_die(run, int(rng.integers(2, 12))):
         n_kills += 1
         assert n_kills < 100, "no progress between kills"
     assert n_kills >= 8

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from forking import skip_with_several_threads
+from forking import run_and_die
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -188,7 +189,7 @@ def test_a_run_killed_at_many_moments_ends_with_the_same_bytes(
     runtime = tiny_runtime.model_copy(update={"n_threads": 1})
     config = in_rounds(tiny_config, n_steps=3, checkpoint_every=1)
     rng, n_kills = np.random.default_rng(1), 0
-    while not _run_and_die(config, runtime, int(rng.integers(2, 9))):
+    while not run_and_die(partial(run, config, runtime), int(rng.integers(2, 9))):
         n_kills += 1
         assert n_kills < 60, "no progress between kills"
     assert n_kills >= 4
@@ -206,31 +207,6 @@ def test_a_run_killed_at_many_moments_ends_with_the_same_bytes(
         again = content(store, whole[node])
         latents = [name for name in again if name.startswith("latents")]
         assert [again[name] == found[node][name] for name in latents] == [True] * len(latents)
-
-
-def _run_and_die(config: PipelineConfig, runtime: RuntimeConfig, n_calls: int) -> bool:
-    """Run in a process that gets SIGKILL at its n-th sign of progress; whether it ended before that."""
-    import signal
-
-    skip_with_several_threads()
-    child = os.fork()
-    if child == 0:
-        left = [n_calls]
-
-        def count_down(node: str, done: int, total: int) -> None:
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        code = 1
-        try:
-            run(config, runtime, count_down)
-            code = 0
-        finally:
-            os._exit(code)
-    status = os.waitpid(child, 0)[1]
-    assert status in (0, signal.SIGKILL), f"the run failed with {status}"
-    return status == 0
 
 
 def test_systems_train_in_rounds_and_start_from_others(
